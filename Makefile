@@ -1,0 +1,51 @@
+# Every target is one command; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+OPENAPI := $(BIN)/python -c 'import json, app.main; print(json.dumps(app.main.create_app().openapi(), indent=2))'
+T ?= tests
+export PYTHONPATH := backend
+
+.PHONY: help install run test check format migrate openapi clean
+.DEFAULT_GOAL := help
+
+help: ## List the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: .venv/installed ## Make .venv and install everything, once
+
+.venv/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
+	@exec $(BIN)/python -m app
+
+test: install ## Run the tests; T=path narrows
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(T)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report $(if $(filter-out tests,$(T)),--fail-under=0)
+
+check: install ## Format, lint, types, imports, migrations, OpenAPI
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	EMBEDDED_POSTGRES_DIR=.data/check $(BIN)/alembic upgrade head
+	EMBEDDED_POSTGRES_DIR=.data/check $(BIN)/alembic check
+	$(OPENAPI) | diff -u docs/openapi.json -
+
+format: install ## Format the code and sort the imports
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+migrate: install ## Bring the database to the newest revision
+	$(BIN)/alembic upgrade head
+
+openapi: install ## Write docs/openapi.json
+	$(OPENAPI) > docs/openapi.json
+
+clean: ## Remove what the other commands made, the embedded database included
+	rm -rf .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,54 @@
+"""Runs migrations on the database of the settings, or on the one that the caller names."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from alembic import context
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlmodel import SQLModel
+
+import app.models.task  # noqa: F401  # fills the metadata
+from app.core.config import Settings
+from app.core.dsn import parse_dsn
+from app.core.embedded import embedded_postgres
+
+_LOCK: Final = 7_461_736_531  # any number that no other program on this database uses
+
+
+@contextmanager
+def _dsn() -> Iterator[str]:
+    """The caller's database, else the one of the settings, else the embedded one."""
+    settings = Settings()
+    given = context.config.attributes.get("dsn") or settings.migration_dsn
+    if given:
+        yield given
+    else:
+        with embedded_postgres(settings.embedded_postgres_dir) as dsn:
+            yield dsn
+
+
+def _migrate(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=SQLModel.metadata)
+    with context.begin_transaction():
+        # The second of two services that start at once waits here, then finds nothing left to do. A lock
+        # of the transaction, not of the session, because a transaction-mode pooler keeps no sessions.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+        context.run_migrations()
+
+
+async def _run(dsn: str) -> None:
+    url, connect_args = parse_dsn(dsn)
+    engine = create_async_engine(url, connect_args=connect_args, poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(_migrate)
+        await connection.commit()
+    await engine.dispose()
+
+
+with _dsn() as dsn:
+    asyncio.run(_run(dsn))

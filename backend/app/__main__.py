@@ -1,0 +1,83 @@
+"""`python -m app`: start the embedded PostgreSQL if DATABASE_URL is unset, migrate, serve."""
+
+import logging.config
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from app.core.config import Settings
+from app.core.embedded import embedded_postgres
+from app.core.errors import StartupError
+from app.core.logging import log_config
+from app.core.migrations import migrate
+
+_SHUTDOWN_TIMEOUT: Final = 10  # seconds for requests in flight
+
+_logger = logging.getLogger("app")
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM. Exits with one sentence on stderr where it cannot start."""
+    logging.config.dictConfig(log_config())
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        settings = Settings()
+        with _database(settings):
+            _serve(settings)
+    except ValidationError as error:
+        sys.exit("\n".join(_setting_error(item) for item in error.errors(include_url=False, include_input=False)))
+    except StartupError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[None]:
+    """Have DATABASE_URL lead to a migrated database, for this process and its workers."""
+    if settings.migration_dsn:
+        migrate(settings.migration_dsn)
+        yield
+        return
+    with embedded_postgres(settings.embedded_postgres_dir) as dsn:
+        migrate(dsn)
+        os.environ["DATABASE_URL"] = dsn
+        yield
+
+
+def _serve(settings: Settings) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    _logger.info("docs will be at http://%s:%d/docs", host, settings.port)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.web_concurrency,
+        log_config=log_config(),
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT,
+    )
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM unwinds the stack, so that the embedded PostgreSQL is stopped too."""
+    sys.exit(0)
+
+
+def _setting_error(error: ErrorDetails) -> str:
+    name = str(error["loc"][0]).upper()
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+
+
+if __name__ == "__main__":
+    main()

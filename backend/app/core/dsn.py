@@ -1,0 +1,49 @@
+"""A pasted connection string becomes what SQLAlchemy and asyncpg take."""
+
+import ssl
+from typing import Any, Final
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+_SCHEMES: Final = {"postgres", "postgresql", "postgresql+asyncpg"}
+# asyncpg cannot bind the channel. A verified server certificate keeps the same attacker out.
+_VERIFIED: Final = {"verify-ca", "verify-full"}
+_UNVERIFIED: Final = {"disable", "allow", "prefer", "require"}
+
+
+def parse_dsn(dsn: str) -> tuple[URL, dict[str, Any]]:
+    """Returns the URL for the engine and the keyword arguments for `asyncpg.connect`.
+
+    TLS is verified for `sslmode=verify-ca` and `verify-full`, for `channel_binding=require`
+    and for every host of Neon. Raises ValueError, which names the part but never its value.
+    """
+    url = _parsed(dsn)
+    query = dict(url.query)
+    sslmode = str(query.pop("sslmode", "prefer"))
+    binding = query.pop("channel_binding", None)
+    if unknown := query.keys() - {"host", "port"}:
+        message = f"has a parameter that is not supported: {', '.join(sorted(unknown))}"
+        raise ValueError(message)
+    verified = sslmode in _VERIFIED or binding == "require" or (url.host or "").endswith(".neon.tech")
+    return url.set(drivername="postgresql+asyncpg", query=query), _tls(sslmode, verified=verified)
+
+
+def _parsed(dsn: str) -> URL:
+    try:
+        url = make_url(dsn)
+    except (ArgumentError, ValueError):
+        url = None
+    if url is None or url.drivername not in _SCHEMES:
+        message = "must look like postgresql://user:password@host/database"
+        raise ValueError(message) from None
+    return url
+
+
+def _tls(sslmode: str, *, verified: bool) -> dict[str, Any]:
+    if sslmode not in _VERIFIED | _UNVERIFIED:
+        message = f"has an unknown sslmode; use one of {', '.join(sorted(_VERIFIED | _UNVERIFIED))}"
+        raise ValueError(message)
+    if verified and sslmode != "disable":
+        return {"ssl": ssl.create_default_context()}
+    return {"ssl": sslmode}

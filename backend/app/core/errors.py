@@ -1,0 +1,176 @@
+"""Everything the service answers instead of a result. `routes/errors.py` renders it.
+
+AppError
+├── MalformedBodyError         400  the body is not JSON text
+├── PreflightRefusedError      400  CORS does not allow it
+├── NotFoundError              404
+│   ├── RouteNotFoundError          no such path
+│   └── TaskNotFoundError           no such task, or another user's
+├── MethodNotAllowedError      405
+├── BodyTooLargeError          413
+├── UnsupportedMediaTypeError  415
+├── InvalidRequestError        422  well-formed, but a field breaks a rule
+├── InternalError              500  a defect of ours
+└── DatabaseUnavailableError   503
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, NamedTuple
+
+
+class FieldError(NamedTuple):
+    """One broken rule and where it is.
+
+    `pointer` is `#/name` for the body (RFC 6901 section 6, as in RFC 9457 section 3.1.3),
+    and `query/name`, `path/name` or `header/name` elsewhere.
+    """
+
+    pointer: str
+    detail: str
+
+
+class AppError(Exception):
+    """Base of the tree: a status, a stable kind, a fixed title, a sentence for this occurrence."""
+
+    status: ClassVar[int]
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    errors: tuple[FieldError, ...] = ()
+
+    def __init__(self, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+class MalformedBodyError(AppError):
+    """The body is cut off or is not JSON text (RFC 8259)."""
+
+    status = 400
+    kind = "malformed-body"
+    title = "Malformed body"
+
+
+class PreflightRefusedError(AppError):
+    """The settings do not allow this origin, method or header."""
+
+    status = 400
+    kind = "preflight-refused"
+    title = "Preflight refused"
+
+
+class NotFoundError(AppError):
+    """Nothing is there."""
+
+    status = 404
+    title = "Not found"
+
+
+class RouteNotFoundError(NotFoundError):
+    """No route has this path."""
+
+    kind = "route-not-found"
+
+    def __init__(self) -> None:
+        super().__init__("There is nothing at this path.")
+
+
+class TaskNotFoundError(NotFoundError):
+    """No such task, or another user's: the two are never told apart."""
+
+    kind = "task-not-found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such task.")
+
+
+class MethodNotAllowedError(AppError):
+    """The path exists, the method does not. `allowed` goes into `Allow` (RFC 9110 section 15.5.6)."""
+
+    status = 405
+    kind = "method-not-allowed"
+    title = "Method not allowed"
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        methods = ", ".join(allowed)
+        super().__init__(f"This path answers {methods}.", {"Allow": methods})
+
+
+class BodyTooLargeError(AppError):
+    """The body is longer than `limit` bytes."""
+
+    status = 413
+    kind = "body-too-large"
+    title = "Body too large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"A request body may have {limit:,} bytes at most.")
+
+
+class UnsupportedMediaTypeError(AppError):
+    """The body is not declared as JSON, or is compressed."""
+
+    status = 415
+    kind = "unsupported-media-type"
+    title = "Unsupported media type"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Send JSON, uncompressed, with the header Content-Type: application/json.",
+            {"Accept": "application/json"},
+        )
+
+
+class InvalidRequestError(AppError):
+    """One or more fields break a rule; `errors` names each."""
+
+    status = 422
+    kind = "invalid-request"
+    title = "Invalid request"
+
+    def __init__(self, errors: Iterable[FieldError], headers: Mapping[str, str] | None = None) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(map(_sentence, self.errors[:3])), headers)
+
+
+class InternalError(AppError):
+    """A defect of ours. What happened is in the log under the same request id."""
+
+    status = 500
+    kind = "internal-error"
+    title = "Internal error"
+
+    def __init__(self) -> None:
+        super().__init__("Something went wrong on our side. Please quote the request id when you report it.")
+
+
+class DatabaseUnavailableError(AppError):
+    """The database cannot be reached, or has no connection to spare. `retry_after` is in seconds."""
+
+    status = 503
+    kind = "database-unavailable"
+    title = "Database unavailable"
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__(
+            "The database cannot be reached at the moment. Please try again.",
+            {"Retry-After": str(retry_after)},
+        )
+
+
+class StatementError(Exception):
+    """A statement failed in a way that it never should. Names the driver's class and SQLSTATE;
+    the driver's own text is left out because it may quote the user's data.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"{type(error).__name__} {getattr(error, 'sqlstate', None)}")
+
+
+class StartupError(Exception):
+    """The service cannot start. The text is one sentence for the operator."""
+
+
+def _sentence(error: FieldError) -> str:
+    name = error.pointer.rpartition("/")[2].replace("#", "body")
+    return f"{name}: {error.detail}"

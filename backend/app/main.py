@@ -1,0 +1,119 @@
+"""Builds the application. Nothing happens at import."""
+
+import asyncio
+import multiprocessing
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, TypedDict
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+
+from app import __version__
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.errors import StartupError
+from app.routes import health, tasks
+from app.routes.docs import install_docs
+from app.routes.errors import install_error_handlers
+from app.routes.middleware import DefectMiddleware, ProblemCORSMiddleware, RequestMiddleware
+from app.routes.openapi import DESCRIPTION, install_openapi
+
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_REQUEST_HEADERS: Final = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "Prefer",
+    "X-Request-ID",
+)
+_EXPOSED_HEADERS: Final = (
+    "ETag",
+    "Link",
+    "Location",
+    "Retry-After",
+    "Idempotent-Replayed",
+    "Ignored-Fields",
+    "Preference-Applied",
+    "X-Request-ID",
+)
+
+
+class _State(TypedDict):
+    database: Database
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Returns the service, which connects to `settings.database_url` when it is started."""
+    settings = settings or Settings()
+    app = FastAPI(
+        title="Tasks API",
+        version=__version__,
+        description=DESCRIPTION,
+        contact={"name": "Tasks API"},
+        license_info={"name": "MIT", "identifier": "MIT"},
+        openapi_tags=[
+            {"name": "tasks", "description": "Create, list, read, change, complete and delete a user's tasks."},
+            {"name": "health", "description": "For load balancers and orchestrators."},
+        ],
+        lifespan=_lifespan(settings),
+        middleware=[
+            Middleware(RequestMiddleware),
+            Middleware(
+                ProblemCORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=_METHODS,
+                allow_headers=_REQUEST_HEADERS,
+                allow_credentials=True,
+                expose_headers=_EXPOSED_HEADERS,
+            ),
+            Middleware(DefectMiddleware),
+        ],
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.include_router(tasks.router)
+    app.include_router(health.router)
+    install_docs(app)
+    install_error_handlers(app)
+    install_openapi(app)
+    return app
+
+
+def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[_State]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[_State]:
+        _stop_with_parent()
+        if settings.database_url is None:
+            message = "DATABASE_URL is not set; `python -m app` starts an embedded PostgreSQL instead."
+            raise StartupError(message)
+        database = Database(
+            settings.database_url.get_secret_value(),
+            pool_size=settings.database_pool_size,
+            pool_timeout=settings.database_pool_timeout,
+        )
+        try:
+            await database.check()
+            yield {"database": database}
+        finally:
+            await database.close()
+
+    return lifespan
+
+
+def _stop_with_parent() -> None:
+    """A worker whose parent was killed would keep the port: have it stop like on SIGTERM."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        asyncio.get_running_loop().add_reader(parent.sentinel, signal.raise_signal, signal.SIGTERM)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

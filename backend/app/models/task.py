@@ -1,0 +1,65 @@
+"""The table `tasks`: one row a task, the owner first in every key."""
+
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, DateTime, Index, Text, false, func
+from sqlmodel import Field, SQLModel
+
+TITLE_MAX: Final = 200
+DESCRIPTION_MAX: Final = 5_000
+USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
+
+SQLModel.metadata.naming_convention = {
+    "pk": "pk_%(table_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+}
+
+
+class Task(SQLModel, table=True):
+    """A task. `updated_at` strictly grows with every change, so it is the row's version."""
+
+    __tablename__ = "tasks"
+
+    user_id: str = Field(primary_key=True, sa_type=Text)
+    id: UUID = Field(primary_key=True)
+    title: str = Field(sa_type=Text)
+    description: str | None = Field(sa_type=Text)
+    completed: bool = Field(sa_column_kwargs={"server_default": false()})
+    created_at: datetime = Field(
+        sa_type=DateTime(timezone=True),
+        sa_column_kwargs={"server_default": func.now()},
+    )
+    updated_at: datetime = Field(
+        sa_type=DateTime(timezone=True),
+        sa_column_kwargs={"server_default": func.now()},
+    )
+
+    # COLLATE "C" makes a rule mean the same on every server, whatever its locale.
+    __table_args__ = (
+        CheckConstraint(f"user_id COLLATE \"C\" ~ '{USER_ID_PATTERN}'", name="user_id"),
+        CheckConstraint(
+            f"char_length(title) <= {TITLE_MAX} AND title COLLATE \"C\" ~ '[^[:space:]]'",
+            name="title",
+        ),
+        CheckConstraint(f"char_length(description) <= {DESCRIPTION_MAX}", name="description"),
+    )
+
+
+class TaskRow(NamedTuple):
+    """A task as a statement returns it, its fields in the order of `COLUMNS`."""
+
+    id: UUID
+    user_id: str
+    title: str
+    description: str | None
+    completed: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+_table: Any = SQLModel.metadata.tables["tasks"]
+COLUMNS: Final = tuple(_table.c[name] for name in TaskRow._fields)
+Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())

@@ -1,0 +1,97 @@
+"""Every error becomes RFC 9457 `application/problem+json` here, and nowhere else."""
+
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+
+from app.core.errors import (
+    AppError,
+    FieldError,
+    InternalError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    RouteNotFoundError,
+)
+
+MEDIA_TYPE: Final = "application/problem+json"
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+# pydantic's own words for these quote the input, or speak of Python.
+_WORDS: Final = {
+    "missing": "is required",
+    "uuid_parsing": "must be a UUID",
+    "bool_parsing": "must be true or false",
+    "string_pattern_mismatch": "has characters that are not allowed here",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+}
+
+
+def request_id_of(headers: Headers) -> str:
+    """Returns the request id, which the middleware has put among the request's `headers`."""
+    return headers["x-request-id"]
+
+
+def problem(headers: Headers, error: AppError) -> Response:
+    """Returns `error` as problem details, for the request with these `headers`."""
+    content = {
+        "type": f"urn:problem-type:{error.kind}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": request_id_of(headers),
+    }
+    if error.errors:
+        content["errors"] = [item._asdict() for item in error.errors]
+    return JSONResponse(content, error.status, error.headers, MEDIA_TYPE)
+
+
+def body_pointer(*path: object) -> str:
+    """Returns a JSON Pointer into the body as a URI fragment (RFC 6901 section 6)."""
+    return "#" + "".join("/" + quote(str(part).replace("~", "~0").replace("/", "~1")) for part in path)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Have `app` answer our errors, the framework's and the router's as problems."""
+    app.exception_handler(AppError)(_app_error)
+    app.exception_handler(RequestValidationError)(_validation_error)
+    app.exception_handler(HTTPException)(_http_exception)
+
+
+async def _app_error(request: Request, error: AppError) -> Response:
+    return problem(request.headers, error)
+
+
+async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+    return problem(request.headers, InvalidRequestError(map(_field_error, error.errors())))
+
+
+def _field_error(error: Mapping[str, Any]) -> FieldError:
+    part, *path = error["loc"]
+    pointer = body_pointer(*path) if part == "body" else "/".join(map(str, (part, *path)))
+    return FieldError(pointer, _WORDS.get(error["type"], error["msg"]))
+
+
+async def _http_exception(request: Request, error: HTTPException) -> Response:
+    """Starlette and FastAPI raise 404 and 405 here; everything else is raised as our own."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return problem(request.headers, RouteNotFoundError())
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return problem(request.headers, MethodNotAllowedError(_allowed(request)))
+    return problem(request.headers, InternalError())
+
+
+def _allowed(request: Request) -> Iterator[str]:
+    """Yields every method of the path: Starlette itself names only those of the first route."""
+    for method in _METHODS:
+        scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            yield method

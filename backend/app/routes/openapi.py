@@ -1,0 +1,41 @@
+"""The OpenAPI document: FastAPI's, with errors described as they are sent."""
+
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from app.routes.errors import MEDIA_TYPE
+from app.schemas.problem import Problem
+
+DESCRIPTION: Final = """\
+Tasks, each owned by one user.
+
+* Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem details with a `detail` that can be shown.
+* Unknown body fields and query parameters are ignored and named in the reply header `Ignored-Fields`;
+  with the request header `Prefer: handling=strict` they are refused with 422.
+* Every reply has an `X-Request-ID`; a valid one that you send is kept.
+"""
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def problems(*statuses: int) -> Responses:
+    """Returns FastAPI's `responses` for the error statuses that an operation answers besides 500."""
+    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in (*statuses, 500)}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Have `app` describe its errors under their own media type."""
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = build()
+        for path in document["paths"].values():
+            for operation in path.values():
+                for status, response in operation["responses"].items():
+                    if int(status) >= HTTPStatus.BAD_REQUEST and "application/json" in response["content"]:
+                        response["content"][MEDIA_TYPE] = response["content"].pop("application/json")
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's documentation gives

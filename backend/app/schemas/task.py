@@ -1,0 +1,141 @@
+"""Tasks on the wire: what a client may send and what it gets."""
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    with_config,
+)
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
+
+from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN
+
+SEARCH_MAX: Final = 200
+LIMIT_MAX: Final = 1_000
+
+Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
+
+_EXAMPLE: Final[JsonDict] = {
+    "id": "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa",
+    "user_id": "ada",
+    "title": "Buy oat milk",
+    "description": "The barista one",
+    "completed": False,
+    "created_at": "2026-11-22T09:30:00.123456Z",
+    "updated_at": "2026-11-22T09:30:00.123456Z",
+}
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "must not contain a NUL character")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if text.isspace():
+        raise PydanticCustomError("blank", "must contain something other than white space")
+    return text
+
+
+def _boolean(text: object) -> object:
+    """`true` and `false` in any case, `1` and `0`; anything else is left for pydantic to refuse."""
+    return {"true": True, "false": False, "1": True, "0": False}.get(str(text).lower(), "not a boolean")
+
+
+def _rfc3339(moment: datetime) -> str:
+    """UTC with `Z` and always six digits of a second, so that times sort as text."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+UserIdText = Annotated[
+    str, Field(pattern=USER_ID_PATTERN, min_length=1, max_length=128, description="The owner, an opaque name.")
+]
+Title = Annotated[
+    str,
+    Field(min_length=1, max_length=TITLE_MAX, json_schema_extra={"pattern": r"^[^\0]*[^\s\0][^\0]*$"}),
+    AfterValidator(_storable),
+    AfterValidator(_not_blank),
+]
+Description = Annotated[
+    str, Field(max_length=DESCRIPTION_MAX, json_schema_extra={"pattern": r"^[^\0]*$"}), AfterValidator(_storable)
+]
+Timestamp = Annotated[
+    datetime, PlainSerializer(_rfc3339, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+
+
+class TaskCreate(BaseModel):
+    """A new task."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={"example": {"title": "Buy oat milk", "description": "The barista one"}},
+    )
+
+    title: Title
+    description: Description | None = None
+    completed: bool = False
+
+
+@with_config(strict=True, json_schema_extra={"example": {"title": "Buy two oat milks"}})
+class TaskUpdate(TypedDict, total=False):
+    """What to change. An absent field keeps its value; `"description": null` clears the description."""
+
+    title: Title
+    description: Description | None
+    completed: bool
+
+
+@with_config(strict=True, json_schema_extra={"example": {"completed": True}})
+class Completion(TypedDict, total=False):
+    """The state to set. Without `completed` the task is toggled."""
+
+    completed: bool
+
+
+class TaskResponse(BaseModel):
+    """A task. All seven fields are always present."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"example": _EXAMPLE})
+
+    id: UUID = Field(description="UUIDv7 (RFC 9562), made by the server.")
+    user_id: UserIdText
+    title: Annotated[str, Field(min_length=1, max_length=TITLE_MAX)]
+    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None
+    completed: bool
+    created_at: Timestamp
+    updated_at: Timestamp = Field(description="Strictly later after every change.")
+
+
+class TaskQuery(BaseModel):
+    """Which tasks to list, in which order, and how many."""
+
+    status: Literal["all", "pending", "completed"] = Field(default="all", description="Which tasks by state.")
+    completed: Annotated[bool, BeforeValidator(_boolean, json_schema_input_type=bool)] | None = Field(
+        default=None, description="The same as `status`, as a boolean. Given both, both apply."
+    )
+    search: Annotated[str, AfterValidator(_storable)] | None = Field(
+        default=None,
+        max_length=SEARCH_MAX,
+        description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters.",
+    )
+    sort: Sort = Field(
+        default="-created_at", description="`-` for descending; ties by `id`. Titles sort by code point."
+    )
+    limit: int = Field(
+        default=LIMIT_MAX, ge=1, le=LIMIT_MAX, description="How many at most. More follow under `Link: rel=next`."
+    )
+    cursor: str | None = Field(
+        default=None, max_length=2_048, description="Where to go on, as given in `Link`. Only with the same filters."
+    )

@@ -1,0 +1,1 @@
+"""The statements and the rules. Knows nothing of HTTP."""

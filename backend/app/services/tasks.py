@@ -1,0 +1,176 @@
+"""The six operations on tasks. Each is one SQL statement that names the owner."""
+
+import re
+from functools import cache
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Boolean, Text, Uuid, bindparam, case, delete, func, insert, or_, select, text, tuple_, update
+from sqlmodel import col
+from uuid_utils.compat import uuid7
+
+from app.core.database import Database, Statement, statement
+from app.core.errors import TaskNotFoundError
+from app.models.task import COLUMNS, Task, TaskRow
+from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
+from app.services.cursors import Position, decode_cursor, encode_cursor
+
+_OWNER: Final = col(Task.user_id) == bindparam("owner")
+_OWNED: Final = (_OWNER, col(Task.id) == bindparam("task_id"))
+_NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("interval '1 microsecond'"))
+
+_GET: Final = statement(select(*COLUMNS).where(*_OWNED))
+_CREATE: Final = statement(
+    insert(Task)
+    .values(
+        user_id=bindparam("owner"),
+        id=bindparam("task_id"),
+        title=bindparam("new_title"),
+        description=bindparam("new_description"),
+        completed=bindparam("new_completed"),
+    )
+    .returning(*COLUMNS)
+)
+_UPDATE: Final = statement(
+    update(Task)
+    .where(*_OWNED)
+    .values(
+        title=func.coalesce(bindparam("new_title", type_=Text), col(Task.title)),
+        description=case(
+            (bindparam("sets_description", type_=Boolean), bindparam("new_description", type_=Text)),
+            else_=col(Task.description),
+        ),
+        completed=func.coalesce(bindparam("new_completed", type_=Boolean), col(Task.completed)),
+        updated_at=_NEXT_VERSION,
+    )
+    .returning(*COLUMNS)
+)
+_COMPLETE: Final = statement(
+    update(Task)
+    .where(*_OWNED)
+    .values(
+        completed=func.coalesce(bindparam("new_completed", type_=Boolean), ~col(Task.completed)),
+        updated_at=_NEXT_VERSION,
+    )
+    .returning(*COLUMNS)
+)
+_DELETE: Final = statement(delete(Task).where(*_OWNED).returning(*COLUMNS))
+
+_FILTERS: Final = {
+    "status": col(Task.completed) == bindparam("status", type_=Boolean),
+    "completed": col(Task.completed) == bindparam("completed", type_=Boolean),
+    "search": or_(
+        col(Task.title).ilike(bindparam("search", type_=Text)),
+        col(Task.description).ilike(bindparam("search", type_=Text)),
+    ),
+}
+_WILDCARDS: Final = re.compile(r"[\\%_]")
+# COLLATE "C" sorts by code point on every server, and keeps cursors valid across upgrades of its locales.
+_SORT_KEYS: Final[dict[str, Any]] = {
+    "created_at": col(Task.created_at),
+    "updated_at": col(Task.updated_at),
+    "title": col(Task.title).collate("C"),
+}
+
+
+class TaskPage(NamedTuple):
+    """Tasks in the order asked for; `next_cursor` is None on the last page."""
+
+    tasks: list[TaskRow]
+    next_cursor: str | None
+
+
+async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
+    """Returns one page. Raises InvalidRequestError for a cursor of another list."""
+    filters = _filters(query)
+    scope = repr((user_id, filters))
+    values = {"owner": user_id, "limit": query.limit + 1, **filters}
+    if query.cursor:
+        values["key"], values["after"] = decode_cursor(query.cursor, query.sort, scope)
+    records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
+    tasks = [TaskRow(*record) for record in records[: query.limit]]
+    if len(records) == len(tasks):
+        return TaskPage(tasks, None)
+    return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
+
+
+async def get_task(db: Database, user_id: str, task_id: UUID) -> TaskRow:
+    """Returns the task. Raises TaskNotFoundError."""
+    return await _one(db, _GET, owner=user_id, task_id=task_id)
+
+
+async def create_task(db: Database, user_id: str, new: TaskCreate) -> TaskRow:
+    """Returns the new task. Its id is a UUIDv7 made here, its times are the database's."""
+    return await _one(
+        db,
+        _CREATE,
+        owner=user_id,
+        task_id=uuid7(),
+        new_title=new.title,
+        new_description=new.description,
+        new_completed=new.completed,
+    )
+
+
+async def update_task(db: Database, user_id: str, task_id: UUID, changes: TaskUpdate) -> TaskRow:
+    """Returns the task with `changes` merged in; without any it is not touched. Raises TaskNotFoundError."""
+    if not changes:
+        return await get_task(db, user_id, task_id)
+    return await _one(
+        db,
+        _UPDATE,
+        owner=user_id,
+        task_id=task_id,
+        new_title=changes.get("title"),
+        sets_description="description" in changes,
+        new_description=changes.get("description"),
+        new_completed=changes.get("completed"),
+    )
+
+
+async def complete_task(db: Database, user_id: str, task_id: UUID, completed: bool | None) -> TaskRow:
+    """Returns the task, `completed` set as asked or, with None, flipped atomically. Raises TaskNotFoundError."""
+    return await _one(db, _COMPLETE, owner=user_id, task_id=task_id, new_completed=completed)
+
+
+async def delete_task(db: Database, user_id: str, task_id: UUID) -> None:
+    """Delete the task. Raises TaskNotFoundError."""
+    await _one(db, _DELETE, owner=user_id, task_id=task_id)
+
+
+async def _one(db: Database, query: Statement, **values: object) -> TaskRow:
+    records = await db.fetch(query, **values)
+    if not records:
+        raise TaskNotFoundError
+    return TaskRow(*records[0])
+
+
+def _filters(query: TaskQuery) -> dict[str, Any]:
+    """Returns the filters asked for, by name, with the values that their conditions compare with."""
+    asked: dict[str, Any] = {}
+    if query.status != "all":
+        asked["status"] = query.status == "completed"
+    if query.completed is not None:
+        asked["completed"] = query.completed
+    if query.search is not None:
+        asked["search"] = "%" + _WILDCARDS.sub(r"\\\g<0>", query.search) + "%"
+    return asked
+
+
+@cache
+def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
+    """Keyset pagination: a page starts after a position, so it costs the same wherever it is."""
+    key, task_id = _SORT_KEYS[sort.removeprefix("-")], col(Task.id)
+    after = tuple_(bindparam("key", type_=key.type), bindparam("after", type_=Uuid))
+    query = select(*COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
+    if sort.startswith("-"):
+        query = query.where(tuple_(key, task_id) < after) if resumed else query
+        query = query.order_by(key.desc(), task_id.desc())
+    else:
+        query = query.where(tuple_(key, task_id) > after) if resumed else query
+        query = query.order_by(key, task_id)
+    return statement(query.limit(bindparam("limit")))
+
+
+def _position(task: TaskRow, sort: Sort) -> Position:
+    return Position(getattr(task, sort.removeprefix("-")), task.id)

@@ -1,0 +1,108 @@
+"""One PostgreSQL and one service for the whole run, spoken to over HTTP.
+
+Tests share the tables: each has users of its own, and nobody sees another's tasks.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+import uvicorn
+from pydantic import SecretStr
+
+from app.core.config import Settings
+from app.core.embedded import embedded_postgres
+from app.core.migrations import migrate
+from app.main import create_app
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated database."""
+    with embedded_postgres(tmp_path_factory.mktemp("data") / "postgres") as dsn:
+        migrate(dsn)
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def settings(dsn: str) -> Settings:
+    return make_settings(dsn)
+
+
+@pytest.fixture(scope="session")
+async def base_url(settings: Settings) -> AsyncIterator[str]:
+    async with serving(settings) as url:
+        yield url
+
+
+@pytest.fixture
+async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A look past the service at what is stored."""
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def new_user() -> Callable[[], str]:
+    return lambda: f"user-{next(_numbers)}"
+
+
+@pytest.fixture
+def user(new_user: Callable[[], str]) -> str:
+    """A user nobody else has."""
+    return new_user()
+
+
+@pytest.fixture
+def tasks(user: str) -> str:
+    """The path of this user's tasks."""
+    return f"/api/{user}/tasks"
+
+
+@pytest.fixture
+async def task(client: httpx.AsyncClient, tasks: str) -> dict[str, Any]:
+    """One open task of this user's."""
+    reply = await client.post(tasks, json={"title": "Buy oat milk", "description": "The barista one"})
+    assert reply.status_code == 201
+    created: dict[str, Any] = reply.json()
+    return created
+
+
+def make_settings(dsn: str, **others: Any) -> Settings:
+    """Settings that depend on no environment and no .env file."""
+    return Settings(_env_file=None, database_url=SecretStr(dsn), **others)
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[str]:
+    """Yields the address of a service of its own, with a real server in front, in this process."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False))
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not running.done(), running
+        await asyncio.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        await running
