@@ -4,7 +4,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.dsn import parse_dsn
@@ -42,6 +42,13 @@ def _dsn(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _beside_pooled(secret: SecretStr, info: ValidationInfo) -> SecretStr:
+    if "database_url" in info.data and info.data["database_url"] is None:
+        message = "needs DATABASE_URL beside it"
+        raise ValueError(message)
+    return secret
+
+
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 
 
@@ -55,7 +62,7 @@ class Settings(BaseSettings):
     database_url: Dsn | None = Field(
         default=None, description="PostgreSQL to use, 14 to 18. Unset: an embedded PostgreSQL is started."
     )
-    database_url_unpooled: Dsn | None = Field(
+    database_url_unpooled: Annotated[Dsn, AfterValidator(_beside_pooled)] | None = Field(
         default=None, description="Direct URL for migrations, where DATABASE_URL goes through a pooler."
     )
     database_pool_size: int = Field(

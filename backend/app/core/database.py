@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.core.dsn import parse_dsn
-from app.core.errors import DatabaseUnavailableError, StatementError
+from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, UnavailableError
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
 _COMMAND_TIMEOUT: Final = 10  # seconds; asyncpg's default is to wait for ever
@@ -67,7 +67,7 @@ class Database:
         self.reachable = False
 
     async def fetch(self, query: Statement, **values: object) -> list[asyncpg.Record]:
-        """Run one statement, committed when it returns. Raises DatabaseUnavailableError."""
+        """Run one statement, committed when it returns. Raises UnavailableError, one of the two."""
         try:
             records = await greenlet_spawn(self._fetch, query.sql, [values[name] for name in query.names])
         except DatabaseUnavailableError as error:
@@ -80,7 +80,7 @@ class Database:
         """Ask the database once. Returns whether it answered."""
         try:
             await self.fetch(_PING)
-        except DatabaseUnavailableError:
+        except UnavailableError:
             return False
         return True
 
@@ -93,6 +93,8 @@ class Database:
     def _fetch(self, sql: str, values: list[Any]) -> list[asyncpg.Record]:
         try:
             connection = self._engine.sync_engine.raw_connection()
+        except exc.TimeoutError:
+            raise OverloadedError from None
         except Exception as error:
             raise DatabaseUnavailableError from error
         try:

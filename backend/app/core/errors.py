@@ -11,7 +11,9 @@ AppError
 ├── UnsupportedMediaTypeError  415
 ├── InvalidRequestError        422  well-formed, but a field breaks a rule
 ├── InternalError              500  a defect of ours
-└── DatabaseUnavailableError   503
+└── UnavailableError           503
+    ├── DatabaseUnavailableError    no answer
+    └── OverloadedError             no free connection
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,8 +23,8 @@ from typing import ClassVar, NamedTuple
 class FieldError(NamedTuple):
     """One broken rule and where it is.
 
-    `pointer` is `#/name` for the body (RFC 6901 section 6, as in RFC 9457 section 3.1.3),
-    and `query/name`, `path/name` or `header/name` elsewhere.
+    `pointer` is `#/name` for the body (RFC 6901 section 6, as in the example of RFC 9457 section 3),
+    and `query/name` or `path/name` elsewhere.
     """
 
     pointer: str
@@ -144,18 +146,34 @@ class InternalError(AppError):
         super().__init__("Something went wrong on our side. Please quote the request id when you report it.")
 
 
-class DatabaseUnavailableError(AppError):
-    """The database cannot be reached, or has no connection to spare. `retry_after` is in seconds."""
+class UnavailableError(AppError):
+    """The request cannot be served now; `Retry-After` is in seconds (RFC 9110 section 10.2.3)."""
 
     status = 503
+    title = "Unavailable"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, {"Retry-After": "1"})
+
+
+class DatabaseUnavailableError(UnavailableError):
+    """The database cannot be reached."""
+
     kind = "database-unavailable"
     title = "Database unavailable"
 
-    def __init__(self, retry_after: int = 1) -> None:
-        super().__init__(
-            "The database cannot be reached at the moment. Please try again.",
-            {"Retry-After": str(retry_after)},
-        )
+    def __init__(self) -> None:
+        super().__init__("The database cannot be reached at the moment. Please try again.")
+
+
+class OverloadedError(UnavailableError):
+    """Every connection to the database was in use for as long as a request may wait."""
+
+    kind = "overloaded"
+    title = "Overloaded"
+
+    def __init__(self) -> None:
+        super().__init__("The service is busy at the moment. Please try again.")
 
 
 class StatementError(Exception):

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from app.core.errors import DatabaseUnavailableError
 from app.routes.deps import Db
@@ -12,27 +12,23 @@ from app.routes.openapi import problems
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-class Live(BaseModel):
-    """The process runs."""
+class Health(BaseModel):
+    """What is well."""
 
-    status: Literal["live"] = "live"
+    model_config = ConfigDict(json_schema_extra={"example": {"status": "ready"}})
 
-
-class Ready(BaseModel):
-    """The service can work."""
-
-    status: Literal["ready"] = "ready"
+    status: Literal["live", "ready"]
 
 
-@router.get("/live")
-async def get_liveness() -> Live:
+@router.get("/live", responses=problems())
+async def get_liveness() -> Health:
     """Whether the process runs. Touches nothing else."""
-    return Live()
+    return Health(status="live")
 
 
-@router.get("/ready", responses=problems(503))
-async def get_readiness(db: Db) -> Ready:
+@router.get("/ready", responses=problems(DatabaseUnavailableError))
+async def get_readiness(db: Db) -> Health:
     """Whether the database answered when it was last asked. Asks nothing itself."""
     if not db.reachable:
         raise DatabaseUnavailableError
-    return Ready()
+    return Health(status="ready")

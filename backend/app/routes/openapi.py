@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
+from app.core.errors import AppError, InternalError
 from app.routes.errors import MEDIA_TYPE
 from app.schemas.problem import Problem
 
@@ -20,9 +21,10 @@ Tasks, each owned by one user.
 Responses = dict[int | str, dict[str, Any]]
 
 
-def problems(*statuses: int) -> Responses:
-    """Returns FastAPI's `responses` for the error statuses that an operation answers besides 500."""
-    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in (*statuses, 500)}
+def problems(*errors: type[AppError]) -> Responses:
+    """Returns FastAPI's `responses` for the errors that an operation answers, besides a defect of ours."""
+    every: tuple[type[AppError], ...] = (*errors, InternalError)
+    return {error.status: {"model": Problem, "description": error.title} for error in every}
 
 
 def install_openapi(app: FastAPI) -> None:

@@ -1,10 +1,18 @@
 """The six task endpoints."""
 
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.core.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    MalformedBodyError,
+    TaskNotFoundError,
+    UnavailableError,
+    UnsupportedMediaTypeError,
+)
 from app.models.task import TaskRow
 from app.routes.contract import ContractRoute
 from app.routes.deps import Db, TaskId, UserId
@@ -12,10 +20,14 @@ from app.routes.openapi import problems
 from app.schemas.task import Completion, TaskCreate, TaskQuery, TaskResponse, TaskUpdate
 from app.services import tasks
 
+_ALWAYS: Final = (InvalidRequestError, UnavailableError)
+_ONE: Final = (TaskNotFoundError, *_ALWAYS)
+_BODY: Final = (MalformedBodyError, BodyTooLargeError, UnsupportedMediaTypeError)
+
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=ContractRoute)
 
 
-@router.get("", response_model=list[TaskResponse], responses=problems(422, 503))
+@router.get("", response_model=list[TaskResponse], responses=problems(*_ALWAYS))
 async def list_tasks(
     db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request, response: Response
 ) -> list[TaskRow]:
@@ -29,7 +41,7 @@ async def list_tasks(
     return page.tasks
 
 
-@router.post("", response_model=TaskResponse, status_code=201, responses=problems(400, 413, 415, 422, 503))
+@router.post("", response_model=TaskResponse, status_code=201, responses=problems(*_ALWAYS, *_BODY))
 async def create_task(db: Db, user_id: UserId, body: TaskCreate, request: Request, response: Response) -> TaskRow:
     """Create a task. `Location` is its address."""
     task = await tasks.create_task(db, user_id, body)
@@ -37,25 +49,25 @@ async def create_task(db: Db, user_id: UserId, body: TaskCreate, request: Reques
     return task
 
 
-@router.get("/{task_id}", response_model=TaskResponse, responses=problems(404, 422, 503))
+@router.get("/{task_id}", response_model=TaskResponse, responses=problems(*_ONE))
 async def get_task(db: Db, user_id: UserId, task_id: TaskId) -> TaskRow:
     """Read one task."""
     return await tasks.get_task(db, user_id, task_id)
 
 
-@router.put("/{task_id}", response_model=TaskResponse, responses=problems(400, 404, 413, 415, 422, 503))
+@router.put("/{task_id}", response_model=TaskResponse, responses=problems(*_ONE, *_BODY))
 async def update_task(db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate) -> TaskRow:
     """Change the fields that are sent and keep the others. `"description": null` clears the description."""
     return await tasks.update_task(db, user_id, task_id, body)
 
 
-@router.patch("/{task_id}/complete", response_model=TaskResponse, responses=problems(400, 404, 413, 415, 422, 503))
+@router.patch("/{task_id}/complete", response_model=TaskResponse, responses=problems(*_ONE, *_BODY))
 async def complete_task(db: Db, user_id: UserId, task_id: TaskId, body: Completion | None = None) -> TaskRow:
     """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat."""
     return await tasks.complete_task(db, user_id, task_id, (body or {}).get("completed"))
 
 
-@router.delete("/{task_id}", status_code=204, responses=problems(404, 422, 503))
+@router.delete("/{task_id}", status_code=204, responses=problems(*_ONE))
 async def delete_task(db: Db, user_id: UserId, task_id: TaskId) -> None:
     """Delete a task for good."""
     await tasks.delete_task(db, user_id, task_id)

@@ -6,11 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 class ProblemField(BaseModel):
     """One field that broke a rule."""
 
-    pointer: str = Field(
-        description="`#/name` in the body, `query/name`, `path/name` or `header/name` elsewhere.",
-        examples=["#/title"],
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"pointer": "#/title", "detail": "must contain something other than white space"}}
     )
-    detail: str = Field(examples=["must contain something other than white space"])
+
+    pointer: str = Field(
+        description="`#/name` in the body, `query/name` or `path/name` elsewhere.",
+    )
+    detail: str
 
 
 class Problem(BaseModel):
@@ -31,7 +34,7 @@ class Problem(BaseModel):
 
     type: str = Field(description="Stable name of the kind of problem, a URN.")
     title: str = Field(description="The kind of problem in words; always the same for one `type`.")
-    status: int = Field(description="The HTTP status code.", ge=400, le=599)
+    status: int = Field(description="The HTTP status code.")
     detail: str = Field(description="What went wrong this time, in a sentence.")
     instance: str = Field(description="The request id, also in `X-Request-ID` and in the server's log.")
     errors: list[ProblemField] = Field(

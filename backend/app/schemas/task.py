@@ -63,12 +63,12 @@ UserIdText = Annotated[
 ]
 Title = Annotated[
     str,
-    Field(min_length=1, max_length=TITLE_MAX, json_schema_extra={"pattern": r"^[^\0]*[^\s\0][^\0]*$"}),
+    Field(min_length=1, max_length=TITLE_MAX, json_schema_extra={"pattern": r"^[^\x00]*[^\s\x00][^\x00]*$"}),
     AfterValidator(_storable),
     AfterValidator(_not_blank),
 ]
 Description = Annotated[
-    str, Field(max_length=DESCRIPTION_MAX, json_schema_extra={"pattern": r"^[^\0]*$"}), AfterValidator(_storable)
+    str, Field(max_length=DESCRIPTION_MAX, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_storable)
 ]
 Timestamp = Annotated[
     datetime, PlainSerializer(_rfc3339, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
@@ -122,11 +122,11 @@ class TaskQuery(BaseModel):
     """Which tasks to list, in which order, and how many."""
 
     status: Literal["all", "pending", "completed"] = Field(default="all", description="Which tasks by state.")
-    completed: Annotated[bool, BeforeValidator(_boolean, json_schema_input_type=bool)] | None = Field(
+    completed: Annotated[bool | None, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})] = Field(
         default=None, description="The same as `status`, as a boolean. Given both, both apply."
     )
-    search: Annotated[str, AfterValidator(_storable)] | None = Field(
-        default=None,
+    search: Annotated[str, AfterValidator(_storable)] = Field(
+        default="",
         max_length=SEARCH_MAX,
         description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters.",
     )
@@ -136,6 +136,6 @@ class TaskQuery(BaseModel):
     limit: int = Field(
         default=LIMIT_MAX, ge=1, le=LIMIT_MAX, description="How many at most. More follow under `Link: rel=next`."
     )
-    cursor: str | None = Field(
-        default=None, max_length=2_048, description="Where to go on, as given in `Link`. Only with the same filters."
+    cursor: str = Field(
+        default="", max_length=2_048, description="Where to go on, as given in `Link`. Only with the same filters."
     )

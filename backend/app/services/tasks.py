@@ -152,7 +152,7 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
         asked["status"] = query.status == "completed"
     if query.completed is not None:
         asked["completed"] = query.completed
-    if query.search is not None:
+    if query.search:
         asked["search"] = "%" + _WILDCARDS.sub(r"\\\g<0>", query.search) + "%"
     return asked
 
