@@ -47,9 +47,18 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
 
     Raises StartupError where the platform has no wheel or the server does not start.
     """
-    server = _Server(directory.resolve())
-    with server.lease(), _short_path(server.data) as socket_directory:
-        yield f"postgresql://postgres@/postgres?host={quote(str(socket_directory))}"
+    directory = directory.resolve()
+    try:
+        server = _Server(directory)
+        lease = server.join()
+    except OSError as error:
+        message = f"The embedded PostgreSQL cannot use {directory}: {error.strerror}."
+        raise StartupError(message) from error
+    try:
+        with _socket_directory(directory) as socket_directory:
+            yield f"postgresql://postgres@/postgres?host={quote(str(socket_directory))}"
+    finally:
+        server.leave(lease)
 
 
 class _Server:
@@ -62,29 +71,27 @@ class _Server:
             _let_pass(data)
             _let_pass(self._bin)
 
-    @contextmanager
-    def lease(self) -> Iterator[None]:
-        """Keep the server running for as long as the context lasts."""
-        with self._lock("used") as used:
-            with self._lock("start") as start:
-                fcntl.flock(start, fcntl.LOCK_EX)
-                self._ensure_running()
-                fcntl.flock(used, fcntl.LOCK_SH)
-            try:
-                yield
-            finally:
-                with self._lock("start") as start:
-                    fcntl.flock(start, fcntl.LOCK_EX)
-                    if _is_last(used):
-                        self._call("pg_ctl", "stop", "--mode=fast")
+    def join(self) -> IO[str]:
+        """Returns a lease: while it is open, the server runs."""
+        with self._lock("start", fcntl.LOCK_EX):
+            self._ensure_running()
+            return self._lock("used", fcntl.LOCK_SH)
 
-    def _lock(self, name: str) -> IO[str]:
-        return self.data.with_name(f"{self.data.name}.{name}.lock").open("w")
+    def leave(self, lease: IO[str]) -> None:
+        """Give the lease back, and stop the server if nobody else has one."""
+        with self._lock("start", fcntl.LOCK_EX), lease:
+            if _is_last(lease):
+                self._call("pg_ctl", "stop", "--mode=fast")
+
+    def _lock(self, name: str, kind: int) -> IO[str]:
+        lock = self.data.with_name(f"{self.data.name}.{name}.lock").open("w")
+        fcntl.flock(lock, kind)
+        return lock
 
     def _ensure_running(self) -> None:
         if not (self.data / "PG_VERSION").exists():
             self._create()
-        with _short_path(self.data) as socket_directory:
+        with _socket_directory(self.data) as socket_directory:
             if self._probe(socket_directory) == _NO_SERVER:
                 self._start()
             self._wait(socket_directory)
@@ -171,9 +178,9 @@ def _let_pass(path: Path) -> None:
 
 
 @contextmanager
-def _short_path(data: Path) -> Iterator[Path]:
-    """Yields `data`, or a link to it where the name of the socket would be too long for the system."""
-    if len(os.fsencode(data)) <= _SOCKET_PATH_MAX:
+def _socket_directory(data: Path) -> Iterator[Path]:
+    """Yields `data`, or a link to it where its name is too long for a socket, or has the comma that parts hosts."""
+    if len(os.fsencode(data)) <= _SOCKET_PATH_MAX and "," not in str(data):
         yield data
         return
     with tempfile.TemporaryDirectory(prefix="tasks-") as private:
@@ -182,9 +189,9 @@ def _short_path(data: Path) -> Iterator[Path]:
         yield link
 
 
-def _is_last(used: IO[str]) -> bool:
+def _is_last(lease: IO[str]) -> bool:
     try:
-        fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
