@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 from urllib.parse import quote
 
 from app.core.errors import StartupError
@@ -129,10 +129,14 @@ class _Server:
         return self._run("pg_isready", f"--host={socket_directory}").returncode
 
     def _call(self, program: str, *arguments: str, data: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return self._run(program, f"--pgdata={data or self.data}", *arguments)
+        """Run a program on the data, as the account that owns it."""
+        arguments = (f"--pgdata={data or self.data}", *arguments)
+        if self._account is None:
+            return self._run(program, *arguments)
+        uid, gid = self._account.pw_uid, self._account.pw_gid
+        return self._run(program, *arguments, user=uid, group=gid, extra_groups=[])
 
-    def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        account = self._account
+    def _run(self, program: str, *arguments: str, **identity: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603  # our own wheel's programs, arguments from settings only
             [self._bin / program, *arguments],
             check=False,
@@ -141,9 +145,7 @@ class _Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            user=account.pw_uid if account else None,
-            group=account.pw_gid if account else None,
-            extra_groups=[] if account else None,
+            **identity,
         )
 
 
