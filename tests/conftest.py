@@ -4,8 +4,9 @@ Tests share the tables: each has users of its own, and nobody sees another's tas
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -30,8 +31,9 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A migrated database."""
-    with embedded_postgres(tmp_path_factory.mktemp("data") / "postgres") as dsn:
+    """A migrated database: embedded, or the empty one that TEST_DATABASE_URL names."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    with nullcontext(given) if given else embedded_postgres(tmp_path_factory.mktemp("data") / "postgres") as dsn:
         migrate(dsn)
         yield dsn
 
@@ -47,7 +49,7 @@ async def base_url(settings: Settings) -> AsyncIterator[str]:
         yield url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
         yield client
