@@ -1,6 +1,7 @@
 # Every target is one command; `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OPENAPI := $(BIN)/python -c 'import json, app.main; print(json.dumps(app.main.create_app().openapi(), indent=2))'
 T ?= tests
 export PYTHONPATH := backend
@@ -16,7 +17,8 @@ install: .venv/installed ## Make .venv and install everything, once
 .venv/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt || { $(PIP) -r requirements.txt && \
+	    echo "Installed what the service needs, but not the tests nor the embedded PostgreSQL: set DATABASE_URL."; }
 	@touch $@
 
 run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
@@ -33,8 +35,8 @@ check: install ## Format, lint, types, imports, migrations, OpenAPI
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	EMBEDDED_POSTGRES_DIR=.data/check $(BIN)/alembic upgrade head
-	EMBEDDED_POSTGRES_DIR=.data/check $(BIN)/alembic check
+	$(BIN)/alembic -x embedded=.data/check upgrade head
+	$(BIN)/alembic -x embedded=.data/check check
 	$(OPENAPI) | diff -u docs/openapi.json -
 
 format: install ## Format the code and sort the imports

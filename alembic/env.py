@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from alembic import context
@@ -21,13 +22,14 @@ _LOCK: Final = 7_461_736_531  # any number that no other program on this databas
 
 @contextmanager
 def _dsn() -> Iterator[str]:
-    """The caller's database, else the one of the settings, else the embedded one."""
+    """The caller's database, else an embedded one that `-x embedded=DIRECTORY` names, else that of the settings."""
     settings = Settings()
+    apart = context.get_x_argument(as_dictionary=True).get("embedded")
     given = context.config.attributes.get("dsn") or settings.migration_dsn
-    if given:
+    if given and not apart:
         yield given
     else:
-        with embedded_postgres(settings.embedded_postgres_dir) as dsn:
+        with embedded_postgres(Path(apart or settings.embedded_postgres_dir)) as dsn:
             yield dsn
 
 

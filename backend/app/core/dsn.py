@@ -44,6 +44,9 @@ def _tls(sslmode: str, *, verified: bool) -> dict[str, Any]:
     if sslmode not in _VERIFIED | _UNVERIFIED:
         message = f"has an unknown sslmode; use one of {', '.join(sorted(_VERIFIED | _UNVERIFIED))}"
         raise ValueError(message)
-    if verified and sslmode != "disable":
-        return {"ssl": ssl.create_default_context()}
-    return {"ssl": sslmode}
+    if not verified:
+        return {"ssl": sslmode}
+    if sslmode == "disable":
+        message = "has sslmode=disable where the connection must be encrypted"
+        raise ValueError(message)
+    return {"ssl": ssl.create_default_context()}

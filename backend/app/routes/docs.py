@@ -5,7 +5,7 @@ from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 _ASSETS: Final = "/docs/assets"
@@ -13,7 +13,11 @@ _ASSETS: Final = "/docs/assets"
 
 def install_docs(app: FastAPI) -> None:
     """Have `app` serve `/docs`, and lead there from `/`."""
-    app.mount(_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
+    assets = StaticFiles(directory=str(files("fastapi_offline") / "static"))
+
+    @app.get(_ASSETS + "/{name}", include_in_schema=False)
+    async def get_asset(name: str, request: Request) -> Response:
+        return await assets.get_response(name, request.scope)
 
     @app.get("/docs", include_in_schema=False)
     async def get_docs(request: Request) -> HTMLResponse:

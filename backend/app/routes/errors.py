@@ -1,5 +1,6 @@
 """Every error becomes RFC 9457 `application/problem+json` here, and nowhere else."""
 
+import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -33,6 +34,7 @@ _WORDS: Final = {
     "model_type": "must be a JSON object",
     "dict_type": "must be a JSON object",
 }
+_SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
 
 
 def request_id_of(headers: Headers) -> str:
@@ -77,7 +79,7 @@ async def _validation_error(request: Request, error: RequestValidationError) -> 
 def _field_error(error: Mapping[str, Any]) -> FieldError:
     part, *path = error["loc"]
     pointer = body_pointer(*path) if part == "body" else "/".join(map(str, (part, *path)))
-    return FieldError(pointer, _WORDS.get(error["type"], error["msg"]))
+    return FieldError(pointer, _WORDS.get(error["type"]) or _SUBJECT.sub("must", error["msg"]))
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:

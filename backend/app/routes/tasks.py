@@ -67,7 +67,7 @@ async def complete_task(db: Db, user_id: UserId, task_id: TaskId, body: Completi
     return await tasks.complete_task(db, user_id, task_id, (body or {}).get("completed"))
 
 
-@router.delete("/{task_id}", status_code=204, responses=problems(*_ONE))
+@router.delete("/{task_id}", status_code=204, response_class=Response, responses=problems(*_ONE))
 async def delete_task(db: Db, user_id: UserId, task_id: TaskId) -> None:
     """Delete a task for good."""
     await tasks.delete_task(db, user_id, task_id)

@@ -1,0 +1,297 @@
+"""The documentation is true: the commands it shows are run, the tables it holds are compared with the code."""
+
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import anyio
+import httpx
+import playwright
+import pytest
+from dotenv import dotenv_values
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from app.core.config import Settings
+from app.core.errors import AppError
+from app.main import create_app
+from app.schemas.task import TaskQuery
+from tests.conftest import make_settings, serving
+
+ROOT: Final = Path(__file__).parents[1]
+README: Final = (ROOT / "README.md").read_text()
+API: Final = (ROOT / "docs/api.md").read_text()
+ENV_EXAMPLE: Final = (ROOT / ".env.example").read_text()
+DOCUMENTS: Final = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not any(part.startswith((".", "node_modules")) for part in path.relative_to(ROOT).parts)
+]
+DECISIONS: Final = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
+
+_SHOWN_ADDRESS: Final = "http://127.0.0.1:8000"
+_COMMANDS: Final = re.compile(r"^```sh\n(.*?)^```\n(?:```http\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+_FENCED: Final = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_LINK: Final = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+_VOLATILE: Final = re.compile(
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}|\d{4}-\d\d-\d\dT[\d:.]+Z|(?<=cursor=)[\w-]+"
+)
+
+
+class Example(NamedTuple):
+    """A ```sh block that uses curl, and the ```http block below it: status, some of the headers, body."""
+
+    commands: str
+    shown: str
+
+    @property
+    def status(self) -> str:
+        return self.shown[9:12]
+
+
+def _examples(document: str) -> list[Example]:
+    return [Example(*found) for found in _COMMANDS.findall(document) if "curl " in found[0]]
+
+
+EXAMPLES: Final = {"README.md": _examples(README), "docs/api.md": _examples(API)}
+REPLIES: Final = [
+    pytest.param(document, number, id=f"{document} {example.status} {number}")
+    for document, examples in EXAMPLES.items()
+    for number, example in enumerate(examples)
+    if example.shown
+]
+
+
+def _table(document: str, first_column: str) -> list[list[str]]:
+    """Returns the cells of the table whose first heading is `first_column`, without quotation as code."""
+    rows = document.partition(f"\n| {first_column} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split(" |")] for row in rows]
+
+
+class TestCommands:
+    @pytest.fixture(scope="class")
+    async def unready_url(self) -> AsyncIterator[str]:
+        """The address of a service whose database is away."""
+        async with serving(make_settings("postgresql://postgres@127.0.0.1:1/postgres")) as url:
+            yield url
+
+    @pytest.fixture(scope="class")
+    async def printed(
+        self, base_url: str, unready_url: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> dict[tuple[str, int], str]:
+        """What the commands of each document print, run one after the other in one shell."""
+        directory = tmp_path_factory.mktemp("printed")
+        printed = {}
+        for document, examples in EXAMPLES.items():
+            address = [unready_url if example.status == "503" else base_url for example in examples]
+            await _bash(
+                f"{{\n{_moved(example.commands, address[number])}}} >{directory / str(number)}\n"
+                for number, example in enumerate(examples)
+            )
+            for number in range(len(examples)):
+                output = (directory / str(number)).read_bytes().decode()
+                printed[document, number] = output.replace("reader-", "").replace("\r\n", "\n")
+        return printed
+
+    @pytest.mark.parametrize(("document", "number"), REPLIES)
+    async def test_the_reply_shown_is_the_reply(
+        self, printed: Mapping[tuple[str, int], str], document: str, number: int
+    ) -> None:
+        shown = EXAMPLES[document][number].shown
+
+        assert _comparable(printed[document, number], shown) == _comparable(shown, shown)
+
+    def test_each_kind_of_reply_is_shown(self) -> None:
+        assert {example.status for example in EXAMPLES["README.md"]} >= {"200", "201", "204"}
+        assert {example.status for example in EXAMPLES["docs/api.md"]} >= {
+            *("200", "201", "204"),
+            *("400", "404", "405", "413", "415", "422", "503"),
+        }
+
+    def test_every_command_that_prints_a_reply_shows_it(self) -> None:
+        examples = [example for examples in EXAMPLES.values() for example in examples]
+
+        assert [example for example in examples if ("curl -i" in example.commands) != bool(example.shown)] == []
+
+    @pytest.mark.parametrize(
+        ("language", "interpreter"),
+        [
+            ("js", [str(Path(playwright.__file__).parent / "driver/node"), "--input-type=module"]),
+            ("python", [sys.executable, "-"]),
+        ],
+    )
+    async def test_the_loop_over_pages_lists_every_task(
+        self, client: httpx.AsyncClient, base_url: str, tasks: str, language: str, interpreter: list[str]
+    ) -> None:
+        for number in range(5):
+            await client.post(tasks, json={"title": f"Task {number}"})
+        (code,) = re.findall(rf"^```{language}\n(.*?)^```", API, re.DOTALL | re.MULTILINE)
+        code = code.replace(f"{_SHOWN_ADDRESS}/api/grace/tasks", f"{base_url}{tasks}")
+
+        finished = await anyio.run_process(interpreter, input=code.encode())
+
+        assert finished.stdout.decode().split("\n") == ["Task 4", "Task 3", "Task 2", "Task 1", "Task 0", ""]
+
+
+async def _bash(commands: Iterator[str]) -> None:
+    await anyio.run_process(["bash", "-euo", "pipefail", "-c", "".join(commands)])
+
+
+def _moved(commands: str, address: str) -> str:
+    """Returns `commands` for a service at `address`, for users that only the documentation has."""
+    return commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
+
+
+def _comparable(reply: str, shown: str) -> tuple[str, str]:
+    """Returns the status code, and the headers that are `shown` with the body. There, an id, a time or a cursor
+    is replaced by its number, so that two that are equal stay equal.
+    """
+    names = [line.partition(": ")[0] for line in shown.partition("\n\n")[0].splitlines()[1:]]
+    head, _, body = reply.partition("\n\n")
+    headers = dict(line.split(": ", 1) for line in head.splitlines()[1:])
+    content = "\n".join([*(f"{name}: {headers[name]}" for name in names), body.strip()])
+    seen: dict[str, str] = {}
+    return reply[9:12], _VOLATILE.sub(lambda found: seen.setdefault(found[0], f"<{len(seen)}>"), content)
+
+
+class TestSettings:
+    @pytest.fixture(autouse=True)
+    def clean_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in Settings.model_fields:
+            monkeypatch.delenv(name.upper(), raising=False)
+
+    def test_the_readme_lists_every_setting_with_its_default_and_meaning(self) -> None:
+        expected = [
+            [name.upper(), _text(field.default) or "unset", field.description]
+            for name, field in Settings.model_fields.items()
+        ]
+
+        assert _table(README, "Name") == expected
+
+    def test_env_example_lists_every_setting_with_its_meaning(self) -> None:
+        listed = re.findall(r"^# (.*)\n#?([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE)
+
+        assert listed == [(field.description, name.upper()) for name, field in Settings.model_fields.items()]
+
+    def test_env_example_as_it_is_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        untouched = Settings(_env_file=None)
+
+        assert _loaded(ENV_EXAMPLE, monkeypatch) == untouched
+
+    def test_env_example_without_its_comment_signs_holds_the_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded = _loaded(re.sub(r"^#(?=[A-Z])", "", ENV_EXAMPLE, flags=re.MULTILINE), monkeypatch).model_dump()
+
+        for name in ("database_url", "database_url_unpooled"):  # examples, as there is no default
+            assert "neon.tech" in loaded.pop(name).get_secret_value()
+        assert loaded == {name: Settings.model_fields[name].default for name in loaded}
+
+
+def _text(default: Any) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default or "")
+
+
+def _loaded(env_file: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name, value in dotenv_values(stream=StringIO(env_file)).items():
+        monkeypatch.setenv(name, str(value))
+    return Settings(_env_file=None)
+
+
+class TestTables:
+    @pytest.fixture
+    def app(self) -> FastAPI:
+        return create_app(make_settings("postgresql://postgres@127.0.0.1/postgres"))
+
+    def test_the_readme_lists_every_route(self, app: FastAPI) -> None:
+        pages = {f"GET {route.path}" for route in app.routes if isinstance(route, Route)}
+
+        assert {call for call, _, _ in _table(README, "Call")} == {*_operations(app), *pages}
+
+    def test_the_readme_lists_the_status_of_every_operation(self, app: FastAPI) -> None:
+        listed = {call: status for call, _, status in _table(README, "Call")}
+
+        assert listed.items() >= _operations(app).items()
+
+    async def test_the_statuses_of_plain_pages_are_as_listed(self, client: httpx.AsyncClient) -> None:
+        pages = [
+            (call.removeprefix("GET "), int(status)) for call, _, status in _table(README, "Call") if "{" not in call
+        ]
+
+        assert [(path, (await client.get(path)).status_code) for path, _ in pages] == pages
+
+    def test_the_parameters_of_lists_are_as_listed(self) -> None:
+        expected = [(name, _text(field.default)) for name, field in TaskQuery.model_fields.items()]
+
+        assert [(name, default) for name, default, _ in _table(API, "Parameter")] == expected
+
+    def test_the_kinds_of_errors_are_as_listed(self) -> None:
+        expected = {(f"urn:problem-type:{error.kind}", str(error.status)) for error in _errors(AppError)}
+
+        assert {(kind, status) for kind, status, _ in _table(API, "Type")} == expected
+
+
+def _operations(app: FastAPI) -> dict[str, str]:
+    """Returns the status of success of every operation in the OpenAPI document."""
+    return {
+        f"{method.upper()} {path}": min(operation["responses"])
+        for path, operations in app.openapi()["paths"].items()
+        for method, operation in operations.items()
+    }
+
+
+def _errors(base: type[AppError]) -> Iterator[type[AppError]]:
+    for error in base.__subclasses__():
+        yield from [error] if hasattr(error, "kind") else _errors(error)
+
+
+class TestDocuments:
+    @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+    def test_every_link_leads_somewhere(self, document: Path) -> None:
+        links = _LINK.findall(_FENCED.sub("", document.read_text()))
+
+        assert [link for link in links if not _leads_somewhere(document, *link)] == []
+
+    @pytest.mark.parametrize("link", [("docs/nothing.md", ""), ("docs/api.md", "nothing"), ("", "nothing")])
+    def test_a_link_that_leads_nowhere_is_noticed(self, link: tuple[str, str]) -> None:
+        assert not _leads_somewhere(ROOT / "README.md", *link)
+
+    def test_every_make_target_is_explained(self) -> None:
+        listed = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        targets = [line.split()[0] for line in listed.stdout.splitlines()]
+        explained = README + (ROOT / "CONTRIBUTING.md").read_text()
+
+        assert "run" in targets
+        assert [target for target in targets if f"`make {target}" not in explained] == []
+
+    def test_the_changelog_has_a_place_for_what_comes_next(self) -> None:
+        headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+        assert headings[0] == "[Unreleased]"
+
+    def test_the_index_of_decisions_is_complete_and_in_order(self) -> None:
+        titles = [path.read_text().partition("\n")[0].removeprefix("# ") for path in DECISIONS]
+        index = (ROOT / "docs/adr/README.md").read_text()
+
+        assert re.findall(r"^- \[(.*)\]\((.*)\)$", index, re.MULTILINE) == [
+            (title, path.name) for title, path in zip(titles, DECISIONS, strict=True)
+        ]
+
+    @pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name)
+    def test_a_decision_has_its_four_parts(self, decision: Path) -> None:
+        assert _headings(decision) == ["Context", "Decision", "Consequences", "Alternatives"]
+
+
+def _leads_somewhere(document: Path, path: str, fragment: str) -> bool:
+    target = document.parent / path if path else document
+    return target.exists() and (not fragment or fragment in map(_anchor, _headings(target)))
+
+
+def _headings(document: Path) -> list[str]:
+    return re.findall(r"^##+ (.*)$", _FENCED.sub("", document.read_text()), re.MULTILINE)
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
