@@ -1,5 +1,6 @@
 """Settings, read once from the environment and `.env`. README.md and .env.example list them too."""
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,16 @@ from app.core.dsn import parse_dsn
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 
 
+# What a browser sends (RFC 6454 section 6.2): lower case, no path, no user.
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
 def _split(text: object) -> object:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
 
 
 def _origin(text: str) -> str:
-    scheme, separator, host = text.partition("://")
-    if scheme not in {"http", "https"} or not separator or not host or set(host) & set("/*?# "):
+    if not _ORIGIN.fullmatch(text):
         message = "must list origins such as https://app.example.com, without a path and without *"
         raise ValueError(message)
     return text

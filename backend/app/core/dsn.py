@@ -6,6 +6,7 @@ from typing import Any, Final
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+_PORT_MAX: Final = 65_535
 _SCHEMES: Final = {"postgres", "postgresql", "postgresql+asyncpg"}
 # asyncpg cannot bind the channel. A verified server certificate keeps the same attacker out.
 _VERIFIED: Final = {"verify-ca", "verify-full"}
@@ -25,7 +26,7 @@ def parse_dsn(dsn: str) -> tuple[URL, dict[str, Any]]:
     if unknown := query.keys() - {"host", "port"}:
         message = f"has a parameter that is not supported: {', '.join(sorted(unknown))}"
         raise ValueError(message)
-    verified = sslmode in _VERIFIED or binding == "require" or (url.host or "").endswith(".neon.tech")
+    verified = sslmode in _VERIFIED or binding == "require" or _is_neon(url)
     return url.set(drivername="postgresql+asyncpg", query=query), _tls(sslmode, verified=verified)
 
 
@@ -34,10 +35,15 @@ def _parsed(dsn: str) -> URL:
         url = make_url(dsn)
     except (ArgumentError, ValueError):
         url = None
-    if url is None or url.drivername not in _SCHEMES:
+    if url is None or url.drivername not in _SCHEMES or (url.port or 0) > _PORT_MAX:
         message = "must look like postgresql://user:password@host/database"
         raise ValueError(message) from None
     return url
+
+
+def _is_neon(url: URL) -> bool:
+    hosts = (url.host or "", *url.normalized_query.get("host", ()))
+    return any(host.lower().endswith(".neon.tech") for host in hosts)
 
 
 def _tls(sslmode: str, *, verified: bool) -> dict[str, Any]:
@@ -47,6 +53,6 @@ def _tls(sslmode: str, *, verified: bool) -> dict[str, Any]:
     if not verified:
         return {"ssl": sslmode}
     if sslmode == "disable":
-        message = "has sslmode=disable where the connection must be encrypted"
+        message = "has sslmode=disable, but its host or channel_binding asks for encryption"
         raise ValueError(message)
     return {"ssl": ssl.create_default_context()}

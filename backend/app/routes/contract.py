@@ -21,7 +21,7 @@ from app.routes.errors import body_pointer
 
 BODY_LIMIT: Final = 65_536  # bytes
 _NAMES_SHOWN: Final = 20
-_NAME_LENGTH: Final = 64  # characters; with the number of names, a bound on the header
+_NAME_LENGTH: Final = 40  # bytes; with the number of names, a bound on the header
 
 
 class ContractRoute(APIRoute):
@@ -134,4 +134,5 @@ def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldErro
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(quote(name[:_NAME_LENGTH], safe="")[: 3 * _NAME_LENGTH] for name in names[:_NAMES_SHOWN])
+    shown = (name.encode()[:_NAME_LENGTH].decode(errors="ignore") for name in names[:_NAMES_SHOWN])
+    return ", ".join(quote(name, safe="") for name in shown)

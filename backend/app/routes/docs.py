@@ -6,18 +6,27 @@ from typing import Final
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.staticfiles import StaticFiles
+
+from app.core.errors import RouteNotFoundError
 
 _ASSETS: Final = "/docs/assets"
+_CACHED: Final = {"Cache-Control": "public, max-age=3600"}
+_MEDIA_TYPES: Final = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
 
 
 def install_docs(app: FastAPI) -> None:
     """Have `app` serve `/docs`, and lead there from `/`."""
-    assets = StaticFiles(directory=str(files("fastapi_offline") / "static"))
+    folder = files("fastapi_offline") / "static"
 
     @app.get(_ASSETS + "/{name}", include_in_schema=False)
-    async def get_asset(name: str, request: Request) -> Response:
-        return await assets.get_response(name, request.scope)
+    def get_asset(name: str) -> Response:
+        if name not in _MEDIA_TYPES:
+            raise RouteNotFoundError
+        return Response((folder / name).read_bytes(), headers=_CACHED, media_type=_MEDIA_TYPES[name])
 
     @app.get("/docs", include_in_schema=False)
     async def get_docs(request: Request) -> HTMLResponse:

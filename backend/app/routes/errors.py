@@ -44,16 +44,21 @@ def request_id_of(headers: Headers) -> str:
 
 def problem(headers: Headers, error: AppError) -> Response:
     """Returns `error` as problem details, for the request with these `headers`."""
-    content = {
+    return JSONResponse(problem_details(error, request_id_of(headers)), error.status, error.headers, MEDIA_TYPE)
+
+
+def problem_details(error: AppError, request_id: str) -> dict[str, Any]:
+    """Returns the members of the problem, in the order of `schemas.problem.Problem`."""
+    details = {
         "type": f"urn:problem-type:{error.kind}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "instance": request_id_of(headers),
+        "instance": request_id,
     }
     if error.errors:
-        content["errors"] = [item._asdict() for item in error.errors]
-    return JSONResponse(content, error.status, error.headers, MEDIA_TYPE)
+        details["errors"] = [item._asdict() for item in error.errors]
+    return details
 
 
 def body_pointer(*path: object) -> str:

@@ -26,7 +26,7 @@ async def get_liveness() -> Health:
     return Health(status="live")
 
 
-@router.get("/ready", responses=problems(DatabaseUnavailableError))
+@router.get("/ready", responses=problems(DatabaseUnavailableError()))
 async def get_readiness(db: Db) -> Health:
     """Whether the database answered when it was last asked. Asks nothing itself."""
     if not db.reachable:

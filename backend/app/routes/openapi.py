@@ -6,8 +6,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from app.core.errors import AppError, InternalError
-from app.routes.errors import MEDIA_TYPE
-from app.schemas.problem import Problem
+from app.routes.errors import MEDIA_TYPE, problem_details
+from app.schemas.problem import EXAMPLE_ID, Problem
 
 DESCRIPTION: Final = """\
 Tasks, each owned by one user.
@@ -21,10 +21,12 @@ Tasks, each owned by one user.
 Responses = dict[int | str, dict[str, Any]]
 
 
-def problems(*errors: type[AppError]) -> Responses:
-    """Returns FastAPI's `responses` for the errors that an operation answers, besides a defect of ours."""
-    every: tuple[type[AppError], ...] = (*errors, InternalError)
-    return {error.status: {"model": Problem, "description": error.title} for error in every}
+def problems(*errors: AppError) -> Responses:
+    """Returns FastAPI's `responses` for the errors that an operation answers, besides a defect of ours.
+
+    Of two with one status, the last is the example.
+    """
+    return {error.status: _response(error) for error in (*errors, InternalError())}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -36,8 +38,13 @@ def install_openapi(app: FastAPI) -> None:
         for path in document["paths"].values():
             for operation in path.values():
                 for status, response in operation["responses"].items():
-                    if int(status) >= HTTPStatus.BAD_REQUEST and "application/json" in response["content"]:
-                        response["content"][MEDIA_TYPE] = response["content"].pop("application/json")
+                    if int(status) >= HTTPStatus.BAD_REQUEST:
+                        response["content"][MEDIA_TYPE] |= response["content"].pop("application/json", {})
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's documentation gives
+
+
+def _response(error: AppError) -> dict[str, Any]:
+    example = problem_details(error, EXAMPLE_ID)
+    return {"model": Problem, "description": error.title, "content": {MEDIA_TYPE: {"example": example}}}

@@ -7,22 +7,31 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.core.errors import (
     BodyTooLargeError,
+    DatabaseUnavailableError,
+    FieldError,
     InvalidRequestError,
     MalformedBodyError,
     TaskNotFoundError,
-    UnavailableError,
     UnsupportedMediaTypeError,
 )
 from app.models.task import TaskRow
-from app.routes.contract import ContractRoute
+from app.routes.contract import BODY_LIMIT, ContractRoute
 from app.routes.deps import Db, TaskId, UserId
 from app.routes.openapi import problems
 from app.schemas.task import Completion, TaskCreate, TaskQuery, TaskResponse, TaskUpdate
 from app.services import tasks
 
-_ALWAYS: Final = (InvalidRequestError, UnavailableError)
-_ONE: Final = (TaskNotFoundError, *_ALWAYS)
-_BODY: Final = (MalformedBodyError, BodyTooLargeError, UnsupportedMediaTypeError)
+_ALWAYS: Final = (
+    InvalidRequestError([FieldError("path/user_id", "has characters that are not allowed here")]),
+    DatabaseUnavailableError(),
+)
+_ONE: Final = (TaskNotFoundError(), *_ALWAYS)
+_BODY: Final = (
+    MalformedBodyError("The body is not JSON: EOF while parsing a string at line 1 column 15."),
+    BodyTooLargeError(BODY_LIMIT),
+    UnsupportedMediaTypeError(),
+    InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
+)
 
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=ContractRoute)
 

@@ -1,6 +1,10 @@
 """Errors on the wire: RFC 9457 problem details."""
 
+from typing import Final
+
 from pydantic import BaseModel, ConfigDict, Field
+
+EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
 
 class ProblemField(BaseModel):
@@ -26,7 +30,7 @@ class Problem(BaseModel):
                 "title": "Invalid request",
                 "status": 422,
                 "detail": "title: must contain something other than white space",
-                "instance": "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915",
+                "instance": EXAMPLE_ID,
                 "errors": [{"pointer": "#/title", "detail": "must contain something other than white space"}],
             }
         }
