@@ -103,10 +103,10 @@ class Database:
             connection.close()
 
     def _lost(self, error: DatabaseUnavailableError) -> None:
-        cause = error.__cause__
-        _logger.warning("database unavailable: %s %s", type(cause).__name__, getattr(cause, "sqlstate", ""))
         self.reachable = False
         if self._recovery is None or self._recovery.done():
+            cause = error.__cause__
+            _logger.warning("database unavailable: %s %s", type(cause).__name__, getattr(cause, "sqlstate", ""))
             self._recovery = asyncio.create_task(self._recover())
 
     async def _recover(self) -> None:

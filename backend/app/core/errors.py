@@ -18,6 +18,7 @@ AppError
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
+from urllib.parse import unquote
 
 
 class FieldError(NamedTuple):
@@ -190,5 +191,5 @@ class StartupError(Exception):
 
 
 def _sentence(error: FieldError) -> str:
-    name = error.pointer.rpartition("/")[2].replace("#", "body")
+    name = unquote(error.pointer.partition("/")[2]) or "body"
     return f"{name}: {error.detail}"

@@ -21,7 +21,7 @@ from app.routes.errors import body_pointer
 
 BODY_LIMIT: Final = 65_536  # bytes
 _NAMES_SHOWN: Final = 20
-_NAME_LENGTH: Final = 40  # bytes; with the number of names, a bound on the header
+_NAME_LENGTH: Final = 40  # bytes; with the number of names, a bound on what a reply repeats
 
 
 class ContractRoute(APIRoute):
@@ -95,7 +95,7 @@ def _parse(request: Request, content: bytes) -> Any:
     is_json = media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
     )
-    if not is_json or "content-encoding" in request.headers:
+    if not is_json or request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaTypeError
     try:
         return from_json(content, allow_inf_nan=False)
@@ -129,10 +129,16 @@ def _handling(request: Request) -> str | None:
 
 
 def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldError]:
-    pointers = [*(body_pointer(name) for name in fields), *(f"query/{quote(name)}" for name in parameters)]
+    pointers = [
+        *(body_pointer(_cut(name)) for name in fields),
+        *(f"query/{quote(_cut(name), safe='')}" for name in parameters),
+    ]
     return [FieldError(pointer, "is not known here") for pointer in pointers[:_NAMES_SHOWN]]
 
 
 def _listed(names: list[str]) -> str:
-    shown = (name.encode()[:_NAME_LENGTH].decode(errors="ignore") for name in names[:_NAMES_SHOWN])
-    return ", ".join(quote(name, safe="") for name in shown)
+    return ", ".join(quote(_cut(name), safe="") for name in names[:_NAMES_SHOWN])
+
+
+def _cut(name: str) -> str:
+    return name.encode()[:_NAME_LENGTH].decode(errors="ignore")

@@ -15,5 +15,5 @@ async def _database(request: Request) -> Database:
 
 
 Db = Annotated[Database, Depends(_database)]
-UserId = Annotated[UserIdText, Path(examples=["ada"])]
+UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
 TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.")]

@@ -30,11 +30,15 @@ def problems(*errors: AppError) -> Responses:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Have `app` describe its errors under their own media type."""
+    """Have `app` describe its errors under their own media type, and show examples in the order of replies."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = build()
+        for schema in document["components"]["schemas"].values():
+            schema["example"] = {
+                name: schema["example"][name] for name in schema["properties"] if name in schema["example"]
+            }
         for path in document["paths"].values():
             for operation in path.values():
                 for status, response in operation["responses"].items():

@@ -1,9 +1,9 @@
 """The six task endpoints."""
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 
 from app.core.errors import (
     BodyTooLargeError,
@@ -31,6 +31,9 @@ _BODY: Final = (
     BodyTooLargeError(BODY_LIMIT),
     UnsupportedMediaTypeError(),
     InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
+)
+_TOGGLE_OR_SET: Final[Any] = Body(
+    openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
 )
 
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=ContractRoute)
@@ -71,7 +74,9 @@ async def update_task(db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate
 
 
 @router.patch("/{task_id}/complete", response_model=TaskResponse, responses=problems(*_ONE, *_BODY))
-async def complete_task(db: Db, user_id: UserId, task_id: TaskId, body: Completion | None = None) -> TaskRow:
+async def complete_task(
+    db: Db, user_id: UserId, task_id: TaskId, body: Annotated[Completion | None, _TOGGLE_OR_SET] = None
+) -> TaskRow:
     """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat."""
     return await tasks.complete_task(db, user_id, task_id, (body or {}).get("completed"))
 

@@ -1,0 +1,307 @@
+"""No input is answered with 5xx, every refusal is a problem, and what is stored comes back as it was sent."""
+
+import asyncio
+import json
+import re
+from typing import Any, Final, get_args
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from app.schemas.task import Sort
+from app.services.cursors import Position, encode_cursor
+
+MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
+JSON: Final = {"Content-Type": "application/json"}
+# What is not HTTP is refused before our code sees it, by the server.
+NOT_HTTP: Final = (400, b"Invalid HTTP request received.")
+
+hostile: Final = settings(
+    max_examples=50,
+    deadline=None,  # the machine may be busy
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one user may well serve all examples
+)
+
+any_text: Final = st.text(st.characters(exclude_categories=()), max_size=220)  # NUL and lone surrogates too
+any_json: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=8,
+)
+any_segment: Final = st.binary(max_size=150).map(lambda segment: quote(segment, safe="").replace(".", "%2E"))
+# What ends a header is left out; what no header may hold is not.
+any_header: Final = st.binary(max_size=150).map(lambda value: value.translate(None, b"\r\n"))
+
+good_text: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
+sorts: Final = st.sampled_from(get_args(Sort))
+
+Documented = dict[tuple[str, str], set[int]]
+
+
+@pytest.fixture
+async def documented(client: httpx.AsyncClient) -> Documented:
+    """The statuses that each operation declares, without those that no request should bring about."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    return {
+        (method.upper(), path): {int(status) for status in operation["responses"]} - {500, 503}
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    }
+
+
+def check(reply: httpx.Response, statuses: set[int]) -> None:
+    """Check what every reply promises."""
+    assert reply.status_code in statuses
+    assert (reply.headers["Content-Type"] == "application/problem+json") == (reply.status_code >= 400)
+    assert reply.status_code < 400 or reply.json()["status"] == reply.status_code
+
+
+class TestBody:
+    @hostile
+    @given(content=any_json.map(json.dumps).map(str.encode) | st.binary())
+    @pytest.mark.parametrize(
+        ("method", "template"),
+        [
+            ("POST", "/api/{user_id}/tasks"),
+            ("PUT", "/api/{user_id}/tasks/{task_id}"),
+            ("PATCH", "/api/{user_id}/tasks/{task_id}/complete"),
+        ],
+    )
+    async def test_any_json_and_any_bytes(
+        self,
+        client: httpx.AsyncClient,
+        task: dict[str, Any],
+        documented: Documented,
+        *,
+        method: str,
+        template: str,
+        content: bytes,
+    ) -> None:
+        path = template.format(user_id=task["user_id"], task_id=task["id"])
+
+        reply = await client.request(method, path, content=content, headers=JSON)
+
+        check(reply, documented[method, template])
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", ",", "a\r\nSet-Cookie: b", "\0", "\U0001f418", "__proto__", "a" + "\u00e9" * 100, "n" * 60_000],
+        ids=lambda name: repr(name[:20]),
+    )
+    async def test_an_odd_name_is_named_in_a_header_so_that_it_can_be_decoded(
+        self, client: httpx.AsyncClient, tasks: str, name: str
+    ) -> None:
+        reply = await client.post(tasks, json={"title": "a", name: 1})
+
+        assert reply.status_code == 201
+        assert name.startswith(unquote(reply.headers["Ignored-Fields"], errors="strict"))
+        assert "Set-Cookie" not in reply.headers
+
+    async def test_thousands_of_unknown_names_make_no_endless_header(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        reply = await client.post(tasks, json={"title": "a", **{f"name-{number}": 1 for number in range(3_000)}})
+
+        assert reply.status_code == 201
+        assert len(reply.headers["Ignored-Fields"]) < 4_000
+
+    @pytest.mark.parametrize("value", [b"1e400", b"-0.0", b"[" * 150 + b"]" * 150, b'{"title": "b"}'])
+    async def test_an_odd_value_of_an_unknown_field_is_ignored(
+        self, client: httpx.AsyncClient, tasks: str, value: bytes
+    ) -> None:
+        reply = await client.post(tasks, content=b'{"title": "a", "nope": %s}' % value, headers=JSON)
+
+        assert (reply.status_code, reply.headers["Ignored-Fields"]) == (201, "nope")
+
+
+class TestText:
+    @hostile
+    @given(title=good_text.filter(str.strip), description=good_text | st.none(), completed=st.booleans())
+    @example(title="\x01\t\n\x7f\x85\u200b\u202e\ufeff\ufffe\U0010ffff", description="", completed=True)
+    @example(title=" a ", description="\r\n", completed=False)
+    @example(title="\u00e9e\u0301", description="%_\\'\";--$1", completed=False)  # not normalized
+    @example(title="\U0001f418" * 200, description="\U0001f418" * 5_000, completed=False)
+    async def test_what_fits_comes_back_as_it_was_sent(
+        self, client: httpx.AsyncClient, task: dict[str, Any], title: str, description: str | None, completed: bool
+    ) -> None:
+        sent = {"title": title, "description": description, "completed": completed}
+        tasks = f"/api/{task['user_id']}/tasks"
+
+        created = (await client.post(tasks, json=sent)).json()
+        updated = (await client.put(f"{tasks}/{task['id']}", json=sent)).json()
+
+        assert created.items() >= sent.items()
+        assert updated.items() >= sent.items()
+        assert (await client.get(f"{tasks}/{created['id']}")).json() == created
+        assert (await client.get(f"{tasks}/{task['id']}")).json() == updated
+
+    @hostile
+    @given(before=any_text, bad=st.sampled_from("\0\ud800\udbff\udc00\udfff"), after=good_text)
+    @pytest.mark.parametrize("field", ["title", "description", "completed"])
+    async def test_what_postgresql_cannot_store_is_refused(
+        self, client: httpx.AsyncClient, task: dict[str, Any], *, field: str, before: str, bad: str, after: str
+    ) -> None:
+        tasks = f"/api/{task['user_id']}/tasks"
+        content = json.dumps({"title": "a"} | {field: before + bad + after})  # writes surrogates as escapes
+
+        check(await client.post(tasks, content=content, headers=JSON), {400, 422})
+        check(await client.put(f"{tasks}/{task['id']}", content=content, headers=JSON), {400, 422})
+        assert (await client.get(tasks)).json() == [task]
+
+
+class TestPathAndQuery:
+    @hostile
+    @given(owner=any_segment, task_id=any_segment, method=st.sampled_from(["GET", "PUT", "DELETE"]))
+    @example(owner="%00", task_id=MISSING, method="DELETE")
+    @example(owner="%FF%FE", task_id=MISSING, method="GET")
+    @example(owner="a", task_id="%7B" + MISSING + "%7D", method="GET")
+    @example(owner="%2E%2E", task_id="%2E%2E", method="GET")
+    async def test_any_path(self, client: httpx.AsyncClient, owner: str, task_id: str, method: str) -> None:
+        check(await client.request(method, f"/api/{owner}/tasks/{task_id}"), {404, 422})
+        check(await client.request(method, f"/nope/{owner}/{task_id}"), {404, 422})
+
+    @hostile
+    @given(
+        query=st.lists(
+            st.tuples(
+                st.sampled_from(["status", "completed", "search", "sort", "limit", "cursor"]) | any_segment,
+                st.sampled_from(["", "all", "true", "-title", "1", "-1", "1e3", "1_0", "%2B1", "NaN"]) | any_segment,
+            ),
+            max_size=8,
+        ),
+        separator=st.sampled_from("&;?=#"),
+    )
+    async def test_any_query(
+        self,
+        client: httpx.AsyncClient,
+        tasks: str,
+        documented: Documented,
+        query: list[tuple[str, str]],
+        separator: str,
+    ) -> None:
+        reply = await client.get(tasks + "?" + separator.join("=".join(pair) for pair in query))
+
+        check(reply, documented["GET", "/api/{user_id}/tasks"])
+
+    @hostile
+    @given(key=any_text.map(lambda text: text.encode(errors="ignore").decode()) | st.datetimes().map(str), sort=sorts)
+    @example(key="0001-01-01T00:00:00+14:00", sort="created_at")
+    @example(key="9999-12-31T23:59:59.999999-14:00", sort="-created_at")
+    @example(key="0001-01-01T00:00:00Z", sort="-updated_at")
+    @example(key="", sort="title")
+    @example(key="a\0", sort="-title")
+    async def test_any_position_in_a_cursor_that_someone_made_up(
+        self, client: httpx.AsyncClient, task: dict[str, Any], key: str, sort: Sort
+    ) -> None:
+        owner = task["user_id"]
+        cursor = encode_cursor(Position(key, UUID(task["id"])), sort, repr((owner, {})))
+
+        reply = await client.get(f"/api/{owner}/tasks", params={"sort": sort, "cursor": cursor})
+
+        check(reply, {200, 422})
+
+    async def test_such_a_cursor_passes_as_ours(self, client: httpx.AsyncClient, task: dict[str, Any]) -> None:
+        position = Position("2000-01-01T00:00:00+00:00", UUID(task["id"]))
+        params = {"sort": "created_at", "cursor": encode_cursor(position, "created_at", repr((task["user_id"], {})))}
+
+        reply = await client.get(f"/api/{task['user_id']}/tasks", params=params)
+
+        assert reply.json() == [task]
+
+
+async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:
+    """Send bytes as they are (httpx would refuse or mend them). Returns status, head and body of the reply."""
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(request)
+    async with asyncio.timeout(10):
+        reply = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    head, _, body = reply.partition(b"\r\n\r\n")
+    return int(head.split()[1]), head.lower(), body
+
+
+class TestHeaders:
+    @hostile
+    @given(value=any_header)
+    @example(value=b"application/json;" * 500)
+    @example(value=b"handling=strict, handling=lenient" * 200)
+    @example(value=b"\x00")
+    @example(value=b"\xff")
+    @pytest.mark.parametrize(
+        "name",
+        ["Accept", "Authorization", "Content-Type", "Cookie", "Host", "If-Match", "Origin", "Prefer", "X-Request-ID"],
+    )
+    async def test_any_value(self, client: httpx.AsyncClient, tasks: str, name: str, value: bytes) -> None:
+        lines = {b"Host": b"a", b"Content-Type": b"application/json", name.encode(): value}
+        fields = b"".join(b"%s: %s\r\n" % line for line in lines.items())
+        request = b"POST %s HTTP/1.1\r\n%sContent-Length: 14\r\nConnection: close\r\n\r\n" % (tasks.encode(), fields)
+
+        status, head, body = await exchange(client.base_url, request + b'{"title": "a"}')
+
+        assert status in {201, 415} or (status, body) == NOT_HTTP
+        assert (b"application/problem+json" in head) == (status == 415)
+        assert len(re.findall(rb"\r\nx-request-id: [a-z0-9._=@+-]{1,128}(?=\r\n)", head)) == (
+            (status, body) != NOT_HTTP
+        )
+
+
+class TestProtocol:
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            b"nonsense\r\n\r\n",
+            b"NONSENSE / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+            b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX-Request-ID: a\nSet-Cookie: b\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX-Request-ID: a\rSet-Cookie: b\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\na",
+            b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
+            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        ],
+        ids=lambda request: repr(request[:60]),
+    )
+    async def test_what_is_not_http_is_refused_by_the_server(self, client: httpx.AsyncClient, request_: bytes) -> None:
+        status, _, body = await exchange(client.base_url, request_)
+
+        assert (status, body) == NOT_HTTP
+
+    @pytest.mark.parametrize(
+        ("request_", "expected"),
+        [
+            (b"GET /health/live HTTP/1.0\r\n\r\n", 200),
+            (b"GET http://elsewhere/health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 200),
+            (b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n", 200),
+            (b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
+            (b"GET /health/live HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade, close\r\n\r\n", 200),
+            (b"GET /health/live HTTP/1.1\r\nX: %s\r\nConnection: close\r\n\r\n" % (b"a" * 60_000), 200),
+            (b"GET /health/live HTTP/1.1\r\n%sConnection: close\r\n\r\n" % (b"X: a\r\n" * 5_000), 200),
+        ],
+        ids=lambda value: repr(value)[:60],
+    )
+    async def test_http_of_an_unusual_form_is_answered(
+        self, client: httpx.AsyncClient, request_: bytes, expected: int
+    ) -> None:
+        status, head, _ = await exchange(client.base_url, request_)
+
+        assert status == expected
+        assert b"x-request-id: " in head
+
+    async def test_a_body_that_is_too_long_is_refused_before_it_is_sent(self, client: httpx.AsyncClient) -> None:
+        fields = (
+            b"Content-Type: application/json\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\nConnection: close"
+        )
+
+        status, _, body = await exchange(client.base_url, b"POST /api/ada/tasks HTTP/1.1\r\n%s\r\n\r\n" % fields)
+
+        assert (status, json.loads(body)["type"]) == (413, "urn:problem-type:body-too-large")

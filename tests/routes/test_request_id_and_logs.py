@@ -1,0 +1,302 @@
+"""Each request has an id and one line in the log, which say what happened and nothing of what was sent."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from logging.config import DictConfigurator
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import asyncpg
+import httpx
+import pytest
+
+from app.core.logging import log_config
+
+ROOT: Final = Path(__file__).parents[2]
+MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
+TASKS: Final = "/api/ada/tasks"
+TASK: Final = f"{TASKS}/{MISSING}"
+MADE: Final = re.compile(r"[0-9a-f]{32}")
+LIVE: Final = "/health/live"
+
+
+class Log(logging.Handler):
+    """Keeps the lines as they leave in production."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(DictConfigurator({}).configure_formatter(log_config()["formatters"]["json"]))
+        self.lines: list[str] = []
+        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+        if record.name == "app.requests" and record.levelno == logging.INFO:
+            self._requests.put_nowait(json.loads(self.lines[-1]))
+
+    async def request(self) -> dict[str, Any]:
+        """Returns the next request's line, parsed."""
+        async with asyncio.timeout(10):
+            return await self._requests.get()
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.WARNING, "httpx")  # the client's own
+    handler = Log()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+
+
+async def _defect(*_: object) -> NoReturn:
+    raise RuntimeError("first line\nsecond line")
+
+
+async def exchange(url: httpx.URL, request: bytes) -> bytes:
+    """Send bytes as they are; httpx would refuse some and hides others."""
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(request)
+    async with asyncio.timeout(10):
+        reply = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return reply
+
+
+class TestRequestId:
+    @pytest.mark.parametrize("sent", ["a", "a" * 128, "01K9-z_Z.=@+", MISSING])
+    async def test_a_valid_one_is_kept(self, client: httpx.AsyncClient, sent: str) -> None:
+        reply = await client.get(TASK, headers={"X-Request-ID": sent})
+
+        assert reply.headers.get_list("X-Request-ID") == [sent]
+        assert reply.json()["instance"] == sent
+
+    @pytest.mark.parametrize(
+        "sent", [b"", b"a" * 129, b"a b", b"a\tb", b"a,b", b"a/b", b"<a>", b'"a"', "é".encode(), "é".encode("latin-1")]
+    )
+    async def test_another_is_replaced(self, client: httpx.AsyncClient, sent: bytes) -> None:
+        reply = await client.get(TASK, headers=[(b"X-Request-ID", sent)])
+
+        [made] = reply.headers.get_list("X-Request-ID")
+        assert MADE.fullmatch(made)
+        assert reply.json()["instance"] == made
+
+    async def test_without_one_each_request_gets_its_own(self, client: httpx.AsyncClient) -> None:
+        made = [(await client.get(LIVE)).headers["X-Request-ID"] for _ in range(3)]
+
+        assert len(set(made)) == 3
+        assert all(map(MADE.fullmatch, made))
+
+    async def test_of_two_the_reply_has_one(self, client: httpx.AsyncClient) -> None:
+        reply = await client.get(LIVE, headers=[("X-Request-ID", "one"), ("X-Request-ID", "two")])
+
+        assert reply.headers.get_list("X-Request-ID") == ["one"]
+
+    @pytest.mark.parametrize("end", [b"\r\n", b"\n", b"\r", b"\r\n ", b"\0"])
+    async def test_it_cannot_bring_a_header_into_the_reply(self, client: httpx.AsyncClient, end: bytes) -> None:
+        request = b"GET /health/live HTTP/1.1\r\nX-Request-ID: a%sSet-Cookie: b\r\nConnection: close\r\n\r\n" % end
+
+        assert b"set-cookie" not in (await exchange(client.base_url, request)).lower()
+
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [
+            ("GET", TASKS, 200),
+            ("HEAD", TASKS, 200),
+            ("GET", TASK, 404),
+            ("GET", "/nope", 404),
+            ("PUT", TASKS, 405),
+            ("POST", TASKS, 422),
+            ("GET", "/", 307),
+            ("GET", "/docs", 200),
+            ("GET", "/docs/assets/swagger-ui.css", 200),
+            ("GET", "/docs/assets/nope", 404),
+            ("GET", "/openapi.json", 200),
+            ("GET", LIVE, 200),
+            ("OPTIONS", TASKS, 200),
+        ],
+    )
+    async def test_it_is_on_every_reply(self, client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+        headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "GET", "X-Request-ID": "mine"}
+
+        reply = await client.request(method, path, headers=headers)
+
+        assert (reply.status_code, reply.headers["X-Request-ID"]) == (status, "mine")
+
+
+class TestLine:
+    @pytest.mark.parametrize(
+        ("method", "path", "route", "status"),
+        [
+            ("GET", TASKS, "/api/{user_id}/tasks", 200),
+            ("HEAD", TASKS, "/api/{user_id}/tasks", 200),
+            ("POST", TASKS, "/api/{user_id}/tasks", 422),
+            ("PATCH", TASKS, "/api/{user_id}/tasks", 405),
+            ("GET", TASK, "/api/{user_id}/tasks/{task_id}", 404),
+            ("PUT", TASK, "/api/{user_id}/tasks/{task_id}", 422),
+            ("DELETE", TASK, "/api/{user_id}/tasks/{task_id}", 404),
+            ("PATCH", f"{TASK}/complete", "/api/{user_id}/tasks/{task_id}/complete", 404),
+            ("GET", "/docs", "/docs", 200),
+            ("GET", LIVE, LIVE, 200),
+            ("GET", "/nope", None, 404),
+            ("OPTIONS", TASKS, None, 200),
+        ],
+    )
+    async def test_it_says_what_happened(
+        self, client: httpx.AsyncClient, log: Log, method: str, path: str, *, route: str | None, status: int
+    ) -> None:
+        before = datetime.now().astimezone()
+        headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "GET"}
+        reply = await client.request(method, path, headers=headers)
+
+        line = await log.request()
+        assert before <= datetime.fromisoformat(line.pop("time")) <= before + timedelta(minutes=1)
+        assert 0 < line.pop("duration_ms") < 60_000
+        assert line.pop("message").startswith(f"{method} {route or '(no route)'} {status} in ")
+        assert line == {
+            "level": "INFO",
+            "logger": "app.requests",
+            "request_id": reply.headers["X-Request-ID"],
+            "method": method,
+            "route": route,
+            "status": status,
+        }
+
+    async def test_there_is_one_for_each_request_and_none_else(self, client: httpx.AsyncClient, log: Log) -> None:
+        replies = [await client.get(path) for path in (TASKS, TASK, "/nope", LIVE, "/docs")]
+
+        logged = [(await log.request())["request_id"] for _ in replies]
+        assert logged == [reply.headers["X-Request-ID"] for reply in replies]
+        assert len(log.lines) == len(replies)
+
+    async def test_a_defect_is_one_line_of_its_own_with_the_same_id(
+        self, client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.services.tasks.get_task", _defect)
+
+        await client.get(TASK, headers={"X-Request-ID": "mine"})
+
+        assert (await log.request())["status"] == 500
+        assert not [line for line in log.lines if "\n" in line]
+        defect, request = map(json.loads, log.lines)
+        assert (defect["level"], defect["request_id"], request["request_id"]) == ("ERROR", "mine", "mine")
+        assert "RuntimeError: first line\nsecond line" in defect["exc_info"]
+
+    async def test_a_client_that_leaves_in_the_middle_is_logged_as_its_own_error(
+        self, client: httpx.AsyncClient, log: Log
+    ) -> None:
+        fields = b"Content-Type: application/json\r\nContent-Length: 99"
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b'POST /api/ada/tasks HTTP/1.1\r\n%s\r\n\r\n{"title": ' % fields)
+        await writer.drain()
+        writer.close()
+
+        assert (await log.request())["status"] == 400
+        assert len(log.lines) == 1
+
+
+MARK: Final = "zq9"
+OWNER: Final = f"/api/{MARK}-owner/tasks"
+
+
+class TestPrivacy:
+    """The log is read by more people than the tasks are."""
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", OWNER),
+            ("GET", f"{OWNER}?limit={MARK}"),
+            ("POST", OWNER),
+            ("PATCH", OWNER),
+            ("GET", f"{OWNER}/{MISSING}"),
+            ("GET", f"{OWNER}/{MARK}"),
+            ("PUT", f"{OWNER}/{MISSING}"),
+            ("DELETE", f"{OWNER}/{MISSING}"),
+            ("PATCH", f"{OWNER}/{MISSING}/complete"),
+            ("GET", f"/{MARK}"),
+            ("GET", f"/docs/assets/{MARK}"),
+        ],
+    )
+    @pytest.mark.parametrize("content", [f'{{"title": "{MARK}", "{MARK}": 1}}', MARK], ids=["task", "junk"])
+    async def test_no_line_repeats_what_was_sent(
+        self, client: httpx.AsyncClient, log: Log, method: str, path: str, content: str
+    ) -> None:
+        headers = {
+            "Authorization": f"Bearer {MARK}",
+            "Content-Type": "application/json",
+            "Cookie": f"session={MARK}",
+            "Idempotency-Key": MARK,
+            "Prefer": MARK,
+            "User-Agent": MARK,
+            "X-Request-ID": f"{MARK}!",
+        }
+
+        await client.request(method, path, params={"search": MARK}, headers=headers, content=content)
+
+        await log.request()
+        assert not [line for line in log.lines if MARK in line.lower()]
+
+    async def test_nor_does_the_line_about_a_failed_statement(
+        self, client: httpx.AsyncClient, database: asyncpg.Connection, log: Log, tasks: str
+    ) -> None:
+        """PostgreSQL's own words about a broken constraint quote the whole row."""
+        await database.execute(f"ALTER TABLE tasks ADD CONSTRAINT passing CHECK (title <> '{MARK}') NOT VALID")
+        try:
+            reply = await client.post(tasks, json={"title": MARK})
+        finally:
+            await database.execute("ALTER TABLE tasks DROP CONSTRAINT passing")
+
+        assert reply.status_code == 500
+        assert "CheckViolationError 23514" in log.lines[0]
+        assert not [line for line in log.lines if MARK in line.lower()]
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        "path", [TASKS, TASK, LIVE, "/health/ready", "/openapi.json", "/docs", "/docs/assets/swagger-ui.css", "/"]
+    )
+    async def test_it_answers_as_get_without_a_body(self, client: httpx.AsyncClient, path: str) -> None:
+        head, get = [
+            await exchange(
+                client.base_url,
+                b"%s %s HTTP/1.1\r\nHost: a\r\nX-Request-ID: a\r\nConnection: close\r\n\r\n" % (method, path.encode()),
+            )
+            for method in (b"HEAD", b"GET")
+        ]
+
+        assert without_date(head) == without_date(get).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+
+
+def without_date(reply: bytes) -> bytes:
+    return re.sub(rb"\r\ndate: [^\r]+", b"", reply)
+
+
+def test_the_configuration_writes_a_defect_as_one_json_line_to_stdout() -> None:
+    script = """
+import logging.config
+from app.core.logging import log_config
+logging.config.dictConfig(log_config())
+try:
+    raise RuntimeError("first line\\nsecond line")
+except RuntimeError:
+    logging.getLogger("app").exception("a defect", extra={"request_id": "mine"})
+"""
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": "backend"}
+
+    run = subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environment, text=True)
+
+    [line] = map(json.loads, run.stdout.splitlines())
+    assert (line["level"], line["message"], line["request_id"]) == ("ERROR", "a defect", "mine")
+    assert "RuntimeError: first line\nsecond line" in line["exc_info"]
+    assert run.stderr == ""

@@ -1,0 +1,176 @@
+"""The promises under load: no toggle is lost, and nobody sees or changes another user's tasks."""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from itertools import cycle, pairwise, product
+from operator import itemgetter
+from typing import Any, Final
+
+import asyncpg
+import httpx
+import pytest
+
+CLIENTS: Final = 50
+TOGGLES: Final = 1_000
+MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
+
+Client = httpx.AsyncClient
+Task = dict[str, Any]
+Work = Callable[[Client], Awaitable[Any]]
+
+
+@pytest.fixture(scope="module")
+async def clients(base_url: str) -> AsyncIterator[list[Client]]:
+    """Each with a connection of its own."""
+    context = ssl.create_default_context()  # unused, and slow to make fifty times
+    async with AsyncExitStack() as stack:
+        made = [Client(base_url=base_url, timeout=60, verify=context) for _ in range(CLIENTS)]
+        yield [await stack.enter_async_context(client) for client in made]
+
+
+async def share(clients: list[Client], works: Iterable[Work]) -> list[Any]:
+    """Have all clients work at once, each taking the next piece when it is done with one. Returns the results."""
+    pieces = iter(works)
+    results: list[Any] = []
+
+    async def serve(client: Client) -> None:
+        results.extend([await work(client) for work in pieces])
+
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(serve(client))
+    return results
+
+
+def create(owner: str) -> Work:
+    async def work(client: Client) -> Task:
+        reply = await client.post(f"/api/{owner}/tasks", json={"title": f"A secret of {owner}"})
+        assert reply.status_code == 201
+        task: Task = reply.json()
+        assert task["user_id"] == owner
+        return task
+
+    return work
+
+
+def look(owner: str) -> Work:
+    """List, and read one of the list."""
+
+    async def work(client: Client) -> None:
+        tasks = (await client.get(f"/api/{owner}/tasks")).json()
+        one = (await client.get(f"/api/{owner}/tasks/{tasks[-1]['id']}")).json()
+        assert {task["user_id"] for task in (*tasks, one)} == {owner}
+
+    return work
+
+
+def toggle(task: Task) -> Work:
+    async def work(client: Client) -> Task:
+        reply = await client.patch(f"/api/{task['user_id']}/tasks/{task['id']}/complete")
+        assert reply.status_code == 200
+        toggled: Task = reply.json()
+        assert toggled["user_id"] == task["user_id"]
+        return toggled
+
+    return work
+
+
+def read_flip_write(task: Task) -> Work:
+    """What a client does that knows no toggle."""
+
+    async def work(client: Client) -> Task:
+        path = f"/api/{task['user_id']}/tasks/{task['id']}"
+        completed = (await client.get(path)).json()["completed"]
+        flipped: Task = (await client.put(path, json={"completed": not completed})).json()
+        return flipped
+
+    return work
+
+
+def alternate(replies: list[Task]) -> bool:
+    """Whether in the order of versions each reply is the opposite of the one before, and no version comes twice."""
+    return all(
+        earlier["updated_at"] < later["updated_at"] and earlier["completed"] != later["completed"]
+        for earlier, later in pairwise(sorted(replies, key=itemgetter("updated_at")))
+    )
+
+
+async def test_a_thousand_concurrent_toggles_leave_the_task_as_it_was_while_others_look(
+    clients: list[Client], new_user: Callable[[], str]
+) -> None:
+    ada, bob = new_user(), new_user()
+    tasks = await share(clients, [create(owner) for owner in (ada, bob) for _ in range(200)])
+    task = next(task for task in tasks if task["user_id"] == ada)
+    looks = [look(owner) for owner in (ada, bob) for _ in range(TOGGLES // 20)]
+
+    results = await share(clients, [work for look_ in looks for work in (look_, *[toggle(task)] * 10)])
+
+    replies = [result for result in results if result]
+    assert len(replies) == TOGGLES
+    assert alternate(replies)
+    after = (await clients[0].get(f"/api/{ada}/tasks/{task['id']}")).json()
+    assert after["completed"] is False
+    assert after["updated_at"] == max(reply["updated_at"] for reply in replies)
+
+
+async def test_a_fifth_of_that_load_of_read_flip_and_write_does_lose_updates(
+    clients: list[Client], task: dict[str, Any]
+) -> None:
+    """The positive control of the test above."""
+    replies = await share(clients, [read_flip_write(task)] * (TOGGLES // 5))
+
+    assert len(replies) == TOGGLES // 5
+    assert not alternate(replies)
+
+
+def reach(method: str, path: str, content: Task | None) -> Work:
+    """Try an operation on a task that is not there, or not there for this user. Returns all that the reply tells."""
+
+    async def work(client: Client) -> tuple[int, str, frozenset[str]]:
+        reply = await client.request(method, path, json=content)
+        return reply.status_code, reply.text.replace(reply.headers["X-Request-ID"], ""), frozenset(reply.headers)
+
+    return work
+
+
+async def test_foreign_tasks_are_as_good_as_missing_and_stay_as_they_are(
+    clients: list[Client], database: asyncpg.Connection, new_user: Callable[[], str]
+) -> None:
+    owners = [new_user() for _ in range(3)]
+    tasks = await share(clients, [create(owner) for owner in owners for _ in range(8)])
+
+    async def fingerprint() -> str:
+        query = "SELECT md5(string_agg(t::text, '\n' ORDER BY t.id)) FROM tasks t WHERE t.id = ANY($1)"
+        digest: str = await database.fetchval(query, [task["id"] for task in tasks])
+        return digest
+
+    before = await fingerprint()
+    paths = [
+        f"/api/{owner}/tasks/{task['id']}"
+        for task, owner in product([*tasks, {"id": MISSING, "user_id": None}], owners)
+        if task["user_id"] != owner
+    ]
+    reaches = [
+        work
+        for path in paths
+        for work in (
+            reach("GET", path, None),
+            reach("PUT", path, {"title": "Stolen", "completed": True}),
+            reach("PATCH", f"{path}/complete", None),
+            reach("PATCH", f"{path}/complete", {"completed": True}),
+            reach("DELETE", path, None),
+        )
+    ]
+    ordinary = cycle([*map(look, owners), *map(create, owners)])
+    results = await share(clients, [work for pair in zip(reaches, ordinary, strict=False) for work in pair])
+
+    [(status, problem, _)] = {result for result in results if isinstance(result, tuple)}
+    assert status == 404
+    assert json.loads(problem)["type"] == "urn:problem-type:task-not-found"
+    assert await fingerprint() == before
+
+    await share(clients, [toggle(tasks[0])])
+    assert await fingerprint() != before

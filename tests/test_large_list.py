@@ -1,0 +1,117 @@
+"""A user with 100,000 tasks: the last page costs what the first costs."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+import httpx
+import pytest
+
+from app.schemas.task import Sort
+from app.services.cursors import Position
+from app.services.tasks import _page  # the very statement that the service runs
+
+COUNT: Final = 100_000
+LIMIT: Final = 1_000
+OWNER: Final = "collector"
+INDEX: Final = "ix_tasks_user_id_created_at_id"
+
+
+@pytest.fixture(scope="module")
+async def collection(dsn: str) -> list[Position]:
+    """The places of 100,000 tasks, newest first; some were created at the same moment, none in the order of the ids."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(
+        """
+        INSERT INTO tasks (user_id, id, title, description, completed, created_at, updated_at)
+        SELECT $1, gen_random_uuid(), 'Task ' || n, 'One of many', n % 2 = 0, moment, moment
+        FROM (
+            SELECT n, timestamptz '2026-01-01' + (n / 2 + n * 7919 % 997) * interval '1 second' AS moment
+            FROM generate_series(1, $2) AS n
+        ) AS spread
+        """,
+        OWNER,
+        COUNT,
+    )
+    await connection.execute("VACUUM ANALYZE tasks")
+    query = "SELECT created_at, id FROM tasks WHERE user_id = $1 ORDER BY created_at DESC, id DESC"
+    rows = await connection.fetch(query, OWNER)
+    await connection.close()
+    return [Position(*row) for row in rows]
+
+
+class Cost(NamedTuple):
+    """How the server made one page, and how many blocks it looked at for that."""
+
+    nodes: list[str]
+    indexes: set[str]
+    blocks: int
+
+
+async def explain(connection: asyncpg.Connection, query: str, values: Iterable[object]) -> Cost:
+    """Run a prepared statement, as the driver does."""
+    literals = ", ".join(f"'{value}'" for value in values)
+    await connection.execute(f"PREPARE page AS {query}")
+    plan = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE page({literals})")
+    await connection.execute("DEALLOCATE page")
+    top = json.loads(plan)[0]["Plan"]
+    nodes = list(_nodes(top))
+    return Cost(
+        [node["Node Type"] for node in nodes],
+        {node["Index Name"] for node in nodes if "Index Name" in node},
+        top["Shared Hit Blocks"] + top["Shared Read Blocks"],
+    )
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+# PostgreSQL plans a prepared statement for its values at first, later perhaps for any values. Where it knows that few
+# rows are left, to sort them costs about as much as to follow the index; at 1,000 rows it is a matter of luck.
+@pytest.mark.parametrize(("planning", "limit"), [("force_custom_plan", 200), ("force_generic_plan", 1_000)])
+@pytest.mark.parametrize("sort", ["-created_at", "created_at"])
+async def test_first_middle_and_last_page_are_read_from_the_index_at_the_same_cost(
+    database: asyncpg.Connection, collection: list[Position], sort: Sort, planning: str, limit: int
+) -> None:
+    await database.execute(f"SET plan_cache_mode = {planning}")
+    ordered = collection if sort == "-created_at" else collection[::-1]
+    values = {"owner": OWNER, "limit": limit + 1}
+    costs = []
+
+    for start in (0, COUNT // 2, COUNT - limit):
+        resumed = {"key": ordered[start - 1].key, "after": ordered[start - 1].id} if start else {}
+        statement = _page(sort, frozenset(), resumed=bool(resumed))
+        costs.append(await explain(database, statement.sql, [(values | resumed)[name] for name in statement.names]))
+
+    assert [cost.nodes for cost in costs] == [["Limit", "Index Scan"]] * 3
+    assert [cost.indexes for cost in costs] == [{INDEX}] * 3
+    blocks = [cost.blocks for cost in costs]
+    assert max(blocks) < 1.1 * min(blocks)
+
+
+async def test_an_offset_would_have_cost_far_more_on_the_last_page(
+    database: asyncpg.Connection, collection: list[Position]
+) -> None:
+    """The positive control of the test above."""
+    statement = _page("-created_at", frozenset(), resumed=False)
+    with_offset = statement.sql.replace("LIMIT", f"OFFSET {len(collection) - LIMIT} LIMIT")
+
+    first, last = [await explain(database, sql, [OWNER, LIMIT]) for sql in (statement.sql, with_offset)]
+
+    assert last.blocks > 50 * first.blocks
+
+
+async def test_walking_all_pages_meets_each_task_once(client: httpx.AsyncClient, collection: list[Position]) -> None:
+    url: str | None = f"/api/{OWNER}/tasks?limit={LIMIT}"
+    seen: list[str] = []
+
+    while url:
+        reply = await client.get(url)
+        seen += [task["id"] for task in reply.json()]
+        url = reply.links.get("next", {}).get("url")
+
+    assert seen == [str(position.id) for position in collection]
