@@ -312,7 +312,9 @@ class TestLimit:
         assert reply.json() == added[::-1][:number]
         assert ("Link" in reply.headers) == more
 
-    @pytest.mark.parametrize("limit", ["0", "-1", "1001", "abc", "", "1e2", "0x10", "1.5", "9" * 30, "\0"])
+    @pytest.mark.parametrize(
+        "limit", ["0", "-1", "1001", "abc", "", "1e2", "0x10", "1.5", "5.0", "1_0", "+5", " 5", "٥", "9" * 30, "\0"]
+    )
     async def test_anything_but_1_to_1000_is_refused(self, client: httpx.AsyncClient, tasks: str, limit: str) -> None:
         assert _pointers(await client.get(tasks, params={"limit": limit})) == ["query/limit"]
 
@@ -355,8 +357,10 @@ class TestLink:
         added = await _add(client, tasks, *"abc")
 
         pages = [page async for page in _pages(client, tasks, limit=1)]
+        url = (await client.get(tasks, params={"limit": 1})).links["next"]["url"]
 
         assert pages == [[task] for task in reversed(added)]
+        assert set(url) <= set(string.ascii_letters + string.digits + "/?&=%._~-")
         assert {task["user_id"] for task in added} == {shape.format(user)}
 
 

@@ -189,6 +189,7 @@ class TestInTheDatabase:
     @example(_ID.bytes + b"0001-01-01T00:00:00-14:00", "updated_at")
     @example(_ID.bytes + b"2026-01-01T00:00:00+23:59:59.999999", "-updated_at")
     @example(_ID.bytes, "title")
+    @example(_ID.bytes + b"a\0b", "title")
     @example(_ID.bytes + "\ufffe\U0010ffff\x01".encode(), "-title")
     @pytest.mark.usefixtures("task")
     async def test_a_made_up_cursor_is_a_page_or_422(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, get_args
 from urllib.parse import quote
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic_core import from_json
@@ -11,13 +12,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.core.errors import (
+    AppError,
     BodyTooLargeError,
     FieldError,
     InvalidRequestError,
     MalformedBodyError,
     UnsupportedMediaTypeError,
 )
-from app.routes.errors import body_pointer
+from app.routes.errors import body_pointer, invalid_request
 
 BODY_LIMIT: Final = 65_536  # bytes
 _NAMES_SHOWN: Final = 20
@@ -47,7 +49,13 @@ class ContractRoute(APIRoute):
                 if handling == "strict":
                     raise InvalidRequestError(_unknown(fields, parameters), headers)
                 headers["Ignored-Fields"] = _listed([*fields, *parameters])
-            response = await handle(request)
+            try:
+                response = await handle(request)
+            except RequestValidationError as error:
+                raise invalid_request(error, headers) from None
+            except AppError as error:
+                error.headers.update(headers)
+                raise
             response.headers.update(headers)
             return response
 
@@ -95,7 +103,7 @@ def _parse(request: Request, content: bytes) -> Any:
     is_json = media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
     )
-    if not is_json or request.headers.get("content-encoding", "identity") != "identity":
+    if not is_json or request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaTypeError
     try:
         return from_json(content, allow_inf_nan=False)

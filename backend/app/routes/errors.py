@@ -66,6 +66,11 @@ def body_pointer(*path: object) -> str:
     return "#" + "".join("/" + quote(str(part).replace("~", "~0").replace("/", "~1")) for part in path)
 
 
+def invalid_request(error: RequestValidationError, headers: Mapping[str, str] | None = None) -> InvalidRequestError:
+    """Returns what FastAPI found wrong, in our words and without the input."""
+    return InvalidRequestError(map(_field_error, error.errors()), headers)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Have `app` answer our errors, the framework's and the router's as problems."""
     app.exception_handler(AppError)(_app_error)
@@ -78,7 +83,7 @@ async def _app_error(request: Request, error: AppError) -> Response:
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
-    return problem(request.headers, InvalidRequestError(map(_field_error, error.errors())))
+    return problem(request.headers, invalid_request(error))
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:

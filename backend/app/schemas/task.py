@@ -53,6 +53,11 @@ def _boolean(text: object) -> object:
     return {"true": True, "false": False, "1": True, "0": False}.get(str(text).lower(), "not a boolean")
 
 
+def _digits(text: object) -> object:
+    """Pydantic also takes `1_000`, `+5` and `5.0`; nobody means these."""
+    return text if str(text).isascii() and str(text).isdigit() else "not a number"
+
+
 def _rfc3339(moment: datetime) -> str:
     """UTC with `Z` and always six digits of a second, so that times sort as text."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -133,7 +138,7 @@ class TaskQuery(BaseModel):
     sort: Sort = Field(
         default="-created_at", description="`-` for descending; ties by `id`. Titles sort by code point."
     )
-    limit: int = Field(
+    limit: Annotated[int, BeforeValidator(_digits)] = Field(
         default=LIMIT_MAX, ge=1, le=LIMIT_MAX, description="How many at most. More follow under `Link: rel=next`."
     )
     cursor: str = Field(

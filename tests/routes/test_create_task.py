@@ -1,0 +1,259 @@
+"""POST /api/{user_id}/tasks."""
+
+import re
+import string
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_ALPHABET = string.ascii_letters + string.digits + "_-|.:@+=~"
+_USER_IDS = {
+    "Better Auth": "k3JQ9zVb1TnYxW7sRfHcLmP2dAeU8gKo",
+    "Auth0": "auth0|64f1c0ffee64f1c0ffee64f1",
+    "Google through Auth0": "google-oauth2|103547991597142817347",
+    "Clerk": "user_2abcDEFghiJKLmnoPQRstuVWXyz",
+    "UUID": "7f9c24e8-3b12-4e5f-9c1a-2d8e6f0b4a17",
+    "e-mail": "ada.lovelace+todo@example.com",
+    "DID": "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK",
+    "base64": "YWRhCg==",
+    "all characters": _ALPHABET,
+    "one character": "a",
+    "128 characters": "u" * 128,
+}
+_WRONG_USER_IDS = {
+    "129 characters": "u" * 129,
+    "space": "a%20b",
+    "NUL": "a%00b",
+    "newline": "a%0Ab",
+    "newline at the end": "a%0A",
+    "non-ASCII letter": "%C3%A9",
+    "non-ASCII digit": "%D9%A3",
+    "zero-width space": "a%E2%80%8Bb",
+    "invalid UTF-8": "a%FFb",
+    "percent sign": "a%25b",
+    "semicolon": "a;b",
+    "comma": "a,b",
+    "quote": "a'b",
+    "asterisk": "a*b",
+    "backslash": "a%5Cb",
+}
+_WHITE_SPACE = (
+    *(" ", "\t", "\n", "\r\n", "\v", "\f", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u2029", "\u202f"),
+    *("\u205f", "\u3000", " \t\u3000\n" * 50),
+)
+
+
+def _short(value: object) -> str:
+    """The name of a case in the output."""
+    return ascii(value)[:24]
+
+
+def _pointers(reply: httpx.Response) -> list[str]:
+    """The fields that a refusal names."""
+    assert reply.status_code == 422, reply.text
+    assert reply.headers["Content-Type"] == "application/problem+json"
+    return [error["pointer"] for error in reply.json()["errors"]]
+
+
+class TestReply:
+    async def test_a_title_is_enough(self, client: httpx.AsyncClient, user: str, tasks: str) -> None:
+        reply = await client.post(tasks, json={"title": "Buy oat milk"})
+
+        created = reply.json()
+        assert reply.status_code == 201
+        assert created == {
+            "id": created["id"],
+            "user_id": user,
+            "title": "Buy oat milk",
+            "description": None,
+            "completed": False,
+            "created_at": created["created_at"],
+            "updated_at": created["updated_at"],
+        }
+
+    async def test_all_three_fields_are_kept(self, client: httpx.AsyncClient, tasks: str) -> None:
+        sent = {"title": "Buy oat milk", "description": "The barista one", "completed": True}
+
+        reply = await client.post(tasks, json=sent)
+
+        assert sent.items() <= reply.json().items()
+
+    async def test_the_id_is_a_uuid_of_version_7(self, task: dict[str, Any]) -> None:
+        assert UUID(task["id"]).version == 7
+        assert str(UUID(task["id"])) == task["id"]
+
+    async def test_both_times_are_utc_with_microseconds_and_the_same(self, task: dict[str, Any]) -> None:
+        assert _TIMESTAMP.fullmatch(task["created_at"])
+        assert task["updated_at"] == task["created_at"]
+
+    async def test_the_times_are_the_database_s(
+        self, database: asyncpg.Connection, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        before = await database.fetchval("SELECT now()")
+        reply = await client.post(tasks, json={"title": "Buy oat milk"})
+        after = await database.fetchval("SELECT now()")
+
+        stored = await database.fetchval("SELECT created_at FROM tasks WHERE id = $1", UUID(reply.json()["id"]))
+        assert before <= stored <= after
+        assert reply.json()["created_at"] == stored.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    async def test_location_leads_to_the_task(self, client: httpx.AsyncClient, tasks: str) -> None:
+        reply = await client.post(tasks, json={"title": "Buy oat milk"})
+
+        assert reply.headers["Location"] == f"{tasks}/{reply.json()['id']}"
+        assert (await client.get(reply.headers["Location"])).json() == reply.json()
+
+    async def test_the_same_twice_makes_two_tasks(self, client: httpx.AsyncClient, tasks: str) -> None:
+        replies = [await client.post(tasks, json={"title": "Buy oat milk"}) for _ in range(2)]
+
+        listed = (await client.get(tasks)).json()
+        assert listed == [reply.json() for reply in reversed(replies)]
+        assert listed[0]["id"] != listed[1]["id"]
+
+    async def test_what_the_server_makes_cannot_be_sent(
+        self, client: httpx.AsyncClient, user: str, tasks: str, task: dict[str, Any]
+    ) -> None:
+        long_ago = "2000-01-01T00:00:00.000000Z"
+        made = {"id": task["id"], "user_id": "somebody", "created_at": long_ago, "updated_at": long_ago}
+
+        reply = await client.post(tasks, json={"title": "Mine", **made})
+
+        created = reply.json()
+        assert created["user_id"] == user
+        assert not made.items() & created.items()
+        assert reply.headers["Ignored-Fields"] == "id, user_id, created_at, updated_at"
+
+
+class TestTitle:
+    @pytest.mark.parametrize(
+        "title",
+        [
+            "x",
+            "x" * 200,
+            "\U0001f600" * 200,
+            "e\u0301" * 100,
+            "\u540d" * 200,
+            "\U0010ffff",
+            "line one\nline two\tafter a tab",
+            "  spaces at both ends  ",
+            "\u200bzero width",
+            "\x01\x1b[31m\x7f",
+            "\u202ereversed",
+            "'; DROP TABLE tasks; --",
+            "<script>alert(1)</script>",
+            "%s {0} $1 \\ \"quoted\" 'quoted'",
+        ],
+        ids=_short,
+    )
+    async def test_any_text_up_to_200_code_points_is_kept_as_it_is(
+        self, client: httpx.AsyncClient, tasks: str, title: str
+    ) -> None:
+        reply = await client.post(tasks, json={"title": title})
+
+        assert reply.status_code == 201
+        assert (await client.get(reply.headers["Location"])).json()["title"] == title
+
+    @pytest.mark.parametrize(
+        "title",
+        ["", "x" * 201, "\U0001f600" * 201, "e\u0301" * 100 + "x", "x" * 60_000, "\0", "a\0b", *_WHITE_SPACE],
+        ids=_short,
+    )
+    async def test_an_empty_or_long_one_one_of_white_space_and_one_with_nul_are_refused(
+        self, client: httpx.AsyncClient, tasks: str, title: str
+    ) -> None:
+        assert _pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
+        assert (await client.get(tasks)).json() == []
+
+    @pytest.mark.parametrize("title", [None, 0, 1, 1.5, True, [], ["a"], {}, {"a": "b"}])
+    async def test_only_text_is_a_title(self, client: httpx.AsyncClient, tasks: str, title: object) -> None:
+        assert _pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
+
+    async def test_it_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
+        reply = await client.post(tasks, json={"description": "The barista one"})
+
+        assert _pointers(reply) == ["#/title"]
+        assert reply.json()["detail"] == "title: is required"
+
+    async def test_without_any_body_the_body_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
+        assert _pointers(await client.post(tasks)) == ["#"]
+
+
+class TestDescription:
+    @pytest.mark.parametrize(
+        "description", [None, "", " ", "x" * 5_000, "\U0001f600" * 5_000, "one\r\ntwo\tthree"], ids=_short
+    )
+    async def test_null_and_any_text_up_to_5000_code_points_are_kept_as_they_are(
+        self, client: httpx.AsyncClient, tasks: str, description: str | None
+    ) -> None:
+        reply = await client.post(tasks, json={"title": "Buy oat milk", "description": description})
+
+        assert reply.status_code == 201
+        assert (await client.get(reply.headers["Location"])).json()["description"] == description
+
+    @pytest.mark.parametrize(
+        "description", ["x" * 5_001, "\U0001f600" * 5_001, "a\0b", 0, 1.5, False, [], {}], ids=_short
+    )
+    async def test_a_longer_one_one_with_nul_and_other_types_are_refused(
+        self, client: httpx.AsyncClient, tasks: str, description: object
+    ) -> None:
+        reply = await client.post(tasks, json={"title": "Buy oat milk", "description": description})
+
+        assert _pointers(reply) == ["#/description"]
+
+
+@pytest.mark.parametrize("completed", [None, 0, 1, "true", "yes", "", [], {}])
+async def test_only_true_and_false_are_a_state(client: httpx.AsyncClient, tasks: str, completed: object) -> None:
+    reply = await client.post(tasks, json={"title": "Buy oat milk", "completed": completed})
+
+    assert _pointers(reply) == ["#/completed"]
+
+
+async def test_every_wrong_field_is_named_and_none_is_quoted(client: httpx.AsyncClient, tasks: str) -> None:
+    reply = await client.post(tasks, json={"title": ["oat milk"], "description": 4711, "completed": "perhaps"})
+
+    assert _pointers(reply) == ["#/title", "#/description", "#/completed"]
+    assert all(name in reply.json()["detail"] for name in ("title", "description", "completed"))
+    assert not re.search("oat milk|4711|perhaps", reply.text)
+
+
+class TestUserId:
+    @pytest.mark.parametrize("user_id", _USER_IDS.values(), ids=_USER_IDS)
+    @pytest.mark.parametrize("spelling", ["raw", "percent-encoded"])
+    async def test_every_shape_works_raw_and_percent_encoded(
+        self, client: httpx.AsyncClient, user_id: str, spelling: str
+    ) -> None:
+        spelled = user_id if spelling == "raw" else "".join(f"%{ord(letter):02X}" for letter in user_id)
+        target = f"/api/{spelled}/tasks".encode()
+
+        reply = await client.post("/", json={"title": "Buy oat milk"}, extensions={"target": target})
+
+        assert reply.status_code == 201
+        assert reply.json()["user_id"] == user_id
+        assert set(reply.headers["Location"]) <= set(string.ascii_letters + string.digits + "/%._~-")
+        found = await client.get("/", extensions={"target": reply.headers["Location"].encode()})
+        assert found.json() == reply.json()
+
+    async def test_case_matters(self, client: httpx.AsyncClient, user: str, tasks: str, task: dict[str, Any]) -> None:
+        listed = (await client.get(f"/api/{user.upper()}/tasks")).json()
+
+        assert listed == []
+        assert (await client.get(tasks)).json() == [task]
+
+    @pytest.mark.parametrize("user_id", _WRONG_USER_IDS.values(), ids=_WRONG_USER_IDS)
+    async def test_other_characters_and_lengths_are_refused(self, client: httpx.AsyncClient, user_id: str) -> None:
+        target = f"/api/{user_id}/tasks".encode()
+
+        reply = await client.post("/", json={"title": "Buy oat milk"}, extensions={"target": target})
+
+        assert _pointers(reply) == ["path/user_id"]
+
+    @pytest.mark.parametrize("path", ["/api//tasks", "/api/a%2Fb/tasks", "/api/a/b/tasks"])
+    async def test_an_empty_one_and_one_with_a_slash_have_no_route(self, client: httpx.AsyncClient, path: str) -> None:
+        reply = await client.post("/", json={"title": "Buy oat milk"}, extensions={"target": path.encode()})
+
+        assert reply.status_code == 404
+        assert reply.json()["type"] == "urn:problem-type:route-not-found"

@@ -1,0 +1,178 @@
+"""PUT /api/{user_id}/tasks/{task_id}."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+_WRONG: dict[str, list[object]] = {
+    "title": [None, "", " \t\n", "\u3000\u2003", "x" * 201, "\U0001f600" * 201, "a\0b", 1, True, [], {}],
+    "description": ["x" * 5_001, "a\0b", 1, False, [], {}],
+    "completed": [None, 0, 1, "true", "yes", "", [], {}],
+}
+
+
+@pytest.fixture
+def path(tasks: str, task: dict[str, Any]) -> str:
+    """Where this user's task is."""
+    return f"{tasks}/{task['id']}"
+
+
+class TestMerge:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"title": "Buy two oat milks"},
+            {"description": "Any brand"},
+            {"description": ""},
+            {"description": None},
+            {"completed": True},
+            {"title": "Buy soy milk", "completed": True},
+            {"title": "Buy soy milk", "description": None, "completed": True},
+        ],
+    )
+    async def test_what_is_sent_changes_and_the_rest_stays(
+        self, client: httpx.AsyncClient, path: str, task: dict[str, Any], changes: dict[str, Any]
+    ) -> None:
+        reply = await client.put(path, json=changes)
+
+        changed = reply.json()
+        assert reply.status_code == 200
+        assert changed == task | changes | {"updated_at": changed["updated_at"]}
+        assert changed["updated_at"] > task["updated_at"]
+        assert (await client.get(path)).json() == changed
+
+    async def test_a_completed_task_stays_completed(self, client: httpx.AsyncClient, path: str) -> None:
+        await client.put(path, json={"completed": True})
+
+        assert (await client.put(path, json={"title": "Buy soy milk"})).json()["completed"] is True
+
+    async def test_a_cleared_description_stays_cleared(self, client: httpx.AsyncClient, path: str) -> None:
+        await client.put(path, json={"description": None})
+
+        assert (await client.put(path, json={"title": "Buy soy milk"})).json()["description"] is None
+
+    @pytest.mark.parametrize("body", [{}, {"priority": "high"}, {"id": str(uuid4()), "created_at": None}])
+    async def test_without_a_known_field_nothing_changes_not_even_updated_at(
+        self, client: httpx.AsyncClient, path: str, task: dict[str, Any], body: dict[str, Any]
+    ) -> None:
+        reply = await client.put(path, json=body)
+
+        assert reply.status_code == 200
+        assert reply.json() == task
+        assert reply.headers.get("Ignored-Fields", "") == ", ".join(body)
+        assert (await client.get(path)).json() == task
+
+    async def test_a_whole_task_can_be_sent_back(
+        self, client: httpx.AsyncClient, path: str, task: dict[str, Any]
+    ) -> None:
+        reply = await client.put(path, json=task | {"title": "Buy soy milk", "user_id": "somebody"})
+
+        changed = reply.json()
+        assert changed == task | {"title": "Buy soy milk", "updated_at": changed["updated_at"]}
+        assert reply.headers["Ignored-Fields"] == "id, user_id, created_at, updated_at"
+
+
+class TestTimes:
+    async def test_updated_at_grows_with_every_change_and_created_at_stays(
+        self, client: httpx.AsyncClient, path: str, task: dict[str, Any]
+    ) -> None:
+        changed = [(await client.put(path, json={"title": f"Title {number}"})).json() for number in range(20)]
+
+        times = [task["updated_at"], *(item["updated_at"] for item in changed)]
+        assert times == sorted(set(times))
+        assert {item["created_at"] for item in changed} == {task["created_at"]}
+
+    async def test_updated_at_grows_even_where_the_clock_is_behind(
+        self, database: asyncpg.Connection, client: httpx.AsyncClient, path: str, task: dict[str, Any]
+    ) -> None:
+        ahead = "UPDATE tasks SET updated_at = '2100-01-01 00:00:00.999999Z' WHERE id = $1"
+        await database.execute(ahead, UUID(task["id"]))
+
+        reply = await client.put(path, json={"title": "Buy soy milk"})
+
+        assert reply.json()["updated_at"] == "2100-01-01T00:00:01.000000Z"
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"title": "x"},
+            {"title": "\U0001f600" * 200},
+            {"title": "e\u0301" * 100},
+            {"title": "line one\nline two\tafter a tab"},
+            {"description": "\U0001f600" * 5_000},
+        ],
+        ids=["short", "200 emoji", "200 combined", "control characters", "5,000 emoji"],
+    )
+    async def test_everything_up_to_the_limits_is_kept(
+        self, client: httpx.AsyncClient, path: str, changes: dict[str, str]
+    ) -> None:
+        reply = await client.put(path, json=changes)
+
+        assert reply.status_code == 200
+        assert changes.items() <= (await client.get(path)).json().items()
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [(field, value) for field, values in _WRONG.items() for value in values],
+        ids=lambda value: ascii(value)[:24],
+    )
+    async def test_what_breaks_a_rule_is_refused_and_nothing_changes(
+        self, client: httpx.AsyncClient, path: str, task: dict[str, Any], field: str, value: object
+    ) -> None:
+        sound = {"title": "Buy soy milk", "description": "Any brand", "completed": True}
+
+        reply = await client.put(path, json=sound | {field: value})
+
+        assert reply.status_code == 422
+        assert [error["pointer"] for error in reply.json()["errors"]] == [f"#/{field}"]
+        assert (await client.get(path)).json() == task
+
+    async def test_every_wrong_field_is_named(self, client: httpx.AsyncClient, path: str) -> None:
+        reply = await client.put(path, json={"title": None, "description": 1, "completed": "yes"})
+
+        assert [error["pointer"] for error in reply.json()["errors"]] == ["#/title", "#/description", "#/completed"]
+
+    async def test_a_body_is_required(self, client: httpx.AsyncClient, path: str) -> None:
+        reply = await client.put(path)
+
+        assert reply.status_code == 422
+        assert reply.json()["errors"] == [{"pointer": "#", "detail": "is required"}]
+
+    async def test_ids_that_break_the_rules_are_refused(self, client: httpx.AsyncClient) -> None:
+        reply = await client.put("/api/a%20b/tasks/1", json={"title": "Buy soy milk"})
+
+        assert reply.status_code == 422
+        assert [error["pointer"] for error in reply.json()["errors"]] == ["path/user_id", "path/task_id"]
+
+
+_BODIES = [{"title": "Mine now"}, {}, {"priority": "high"}]
+
+
+@pytest.mark.parametrize("body", _BODIES)
+async def test_a_missing_task_is_404_and_is_not_made(
+    client: httpx.AsyncClient, tasks: str, body: dict[str, str]
+) -> None:
+    reply = await client.put(f"{tasks}/{uuid4()}", json=body)
+
+    assert reply.status_code == 404
+    assert reply.json()["type"] == "urn:problem-type:task-not-found"
+    assert (await client.get(tasks)).json() == []
+
+
+@pytest.mark.parametrize("body", _BODIES)
+async def test_another_user_s_task_looks_like_a_missing_one_and_stays(
+    client: httpx.AsyncClient, new_user: Callable[[], str], path: str, task: dict[str, Any], body: dict[str, str]
+) -> None:
+    own = f"/api/{new_user()}/tasks"
+
+    foreign, missing = [await client.put(f"{own}/{item}", json=body) for item in (task["id"], uuid4())]
+
+    assert foreign.status_code == missing.status_code == 404
+    assert foreign.json() | {"instance": ""} == missing.json() | {"instance": ""}
+    assert (await client.get(path)).json() == task
