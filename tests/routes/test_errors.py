@@ -441,7 +441,9 @@ MARK: Final = "zq9mark"
 
 
 def _echoes(reply: httpx.Response) -> bool:
-    return any(MARK in text.lower() for text in (reply.text, *reply.headers.keys(), *reply.headers.values()))
+    """`Ignored-Fields` is left out, as names are its point."""
+    headers = {name: value for name, value in reply.headers.items() if name != "ignored-fields"}
+    return any(MARK in text.lower() for text in (reply.text, *headers.keys(), *headers.values()))
 
 
 class TestEcho:
