@@ -27,6 +27,7 @@ _ACCOUNT: Final = "embedded_postgres"  # runs the server when we are root, which
 _SOCKET_PATH_MAX: Final = 90  # bytes of directory; with the file name, 104 fit on macOS and 108 on Linux
 _START_TIMEOUT: Final = 60  # seconds, crash recovery included
 _NO_SERVER: Final = 2  # pg_isready: 0 accepts, 1 is starting, 2 does not answer
+_LOG: Final = "server.log"
 _INITDB: Final = (
     "--username=postgres",
     "--auth=trust",
@@ -56,7 +57,8 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
         raise StartupError(message) from error
     try:
         with _socket_directory(directory) as socket_directory:
-            yield f"postgresql://postgres@/postgres?host={quote(str(socket_directory))}"
+            # Port and sslmode are named because asyncpg would else take them from PGPORT and PGSSLMODE.
+            yield f"postgresql://postgres@/postgres?host={quote(str(socket_directory))}&port=5432&sslmode=disable"
     finally:
         server.leave(lease)
 
@@ -65,23 +67,29 @@ class _Server:
     def __init__(self, data: Path) -> None:
         self.data = data
         self._bin = _wheel() / "bin"
+        self._identity: dict[str, Any] = {}
         data.parent.mkdir(parents=True, exist_ok=True)
-        self._account = _account(data) if os.geteuid() == 0 else None
-        if self._account:
-            _let_pass(data)
-            _let_pass(self._bin)
 
     def join(self) -> IO[str]:
         """Returns a lease: while it is open, the server runs."""
         with self._lock("start", fcntl.LOCK_EX):
-            self._ensure_running()
-            return self._lock("used", fcntl.LOCK_SH)
+            lease = self._lock("used", fcntl.LOCK_SH)
+            try:
+                self._ensure_running()
+            except BaseException:
+                self._release(lease)
+                raise
+            return lease
 
     def leave(self, lease: IO[str]) -> None:
         """Give the lease back, and stop the server if nobody else has one."""
-        with self._lock("start", fcntl.LOCK_EX), lease:
-            if _is_last(lease):
-                self._call("pg_ctl", "stop", "--mode=fast")
+        with self._lock("start", fcntl.LOCK_EX):
+            self._release(lease)
+
+    def _release(self, lease: IO[str]) -> None:
+        with lease:
+            if _is_last(lease) and (self.data / "postmaster.pid").exists():
+                self._call("pg_ctl", "stop", "--pgdata=.", "--mode=fast")
 
     def _lock(self, name: str, kind: int) -> IO[str]:
         lock = self.data.with_name(f"{self.data.name}.{name}.lock").open("w")
@@ -89,6 +97,10 @@ class _Server:
         return lock
 
     def _ensure_running(self) -> None:
+        if os.geteuid() == 0:
+            self._identity = _identity(self.data)
+            _let_pass(self.data)
+            _let_pass(self._bin)
         if not (self.data / "PG_VERSION").exists():
             self._create()
         with _socket_directory(self.data) as socket_directory:
@@ -102,20 +114,32 @@ class _Server:
         unfinished = self.data.with_name(f"{self.data.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        if self._account:
-            os.chown(unfinished, self._account.pw_uid, self._account.pw_gid)
-        made = self._call("initdb", *_INITDB, data=unfinished)
+        if self._identity:
+            os.chown(unfinished, self._identity["user"], self._identity["group"])
+        made = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished)
         if made.returncode:
             message = f"The embedded PostgreSQL could not be created: {made.stdout.strip()}"
             raise StartupError(message)
         unfinished.rename(self.data)
 
     def _start(self) -> None:
-        log = self.data / "server.log"
-        started = self._call("pg_ctl", "start", f"--timeout={_START_TIMEOUT}", f"--log={log}")
+        self._disown_pid_file()
+        started = self._call("pg_ctl", "start", "--pgdata=.", f"--timeout={_START_TIMEOUT}", f"--log={_LOG}")
         if started.returncode:
-            message = f"The embedded PostgreSQL did not start; see {log}."
+            message = f"The embedded PostgreSQL did not start; see {self.data / _LOG}."
             raise StartupError(message)
+
+    def _disown_pid_file(self) -> None:
+        """After a crash of the machine, another program may have the process id that the server had, and PostgreSQL
+        would take it for a server that runs. It never takes our id for one: `pg_ctl` tells it who calls.
+        """
+        file = self.data / "postmaster.pid"
+        if not file.exists():
+            return
+        pid, _, rest = file.read_text().partition("\n")
+        program = Path(f"/proc/{pid.strip()}/comm")
+        if program.exists() and program.read_text().strip() != "postgres":
+            file.write_text(f"{os.getpid()}\n{rest}")
 
     def _wait(self, socket_directory: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
@@ -126,27 +150,24 @@ class _Server:
             time.sleep(0.1)
 
     def _probe(self, socket_directory: Path) -> int:
-        return self._run("pg_isready", f"--host={socket_directory}").returncode
+        return _run(self._bin / "pg_isready", f"--host={socket_directory}", "--port=5432").returncode
 
-    def _call(self, program: str, *arguments: str, data: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a program on the data, as the account that owns it."""
-        arguments = (f"--pgdata={data or self.data}", *arguments)
-        if self._account is None:
-            return self._run(program, *arguments)
-        uid, gid = self._account.pw_uid, self._account.pw_gid
-        return self._run(program, *arguments, user=uid, group=gid, extra_groups=[])
+    def _call(self, program: str, *arguments: str, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a program in the data directory, as its owner. `pg_ctl` hands paths to a shell: `.` is safe there."""
+        return _run(self._bin / program, *arguments, cwd=directory or self.data, **self._identity)
 
-    def _run(self, program: str, *arguments: str, **identity: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(  # noqa: S603  # our own wheel's programs, arguments from settings only
-            [self._bin / program, *arguments],
-            check=False,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **identity,
-        )
+
+def _run(program: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603  # our own wheel's programs, arguments from settings only
+        [program, *arguments],
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
 
 
 def _wheel() -> Path:
@@ -157,17 +178,29 @@ def _wheel() -> Path:
     return Path(spec.submodule_search_locations[0]) / "pginstall"
 
 
-def _account(data: Path) -> pwd.struct_passwd:
-    """The account that owns `data`, else one of our own, made if it is missing."""
-    owner = data.stat().st_uid if data.exists() else 0
-    if owner:
-        return pwd.getpwuid(owner)
+def _identity(data: Path) -> dict[str, Any]:
+    """Returns who runs the server for root: the owner of `data`, else an account of our own, made if it is missing."""
+    owner = data.stat() if data.exists() else None
+    if owner and owner.st_uid:
+        return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+    account = _account() or _make_account()
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def _account() -> pwd.struct_passwd | None:
     try:
         return pwd.getpwnam(_ACCOUNT)
     except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell=/usr/sbin/nologin", _ACCOUNT]
-        subprocess.run(command, check=True)  # noqa: S603  # constant
-        return pwd.getpwnam(_ACCOUNT)
+        return None
+
+
+def _make_account() -> pwd.struct_passwd:
+    made = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", _ACCOUNT)
+    account = _account()
+    if account is None:
+        message = f"PostgreSQL does not run as root, and no account could be made for it: {made.stdout.strip()}"
+        raise StartupError(message)
+    return account
 
 
 def _let_pass(path: Path) -> None:
