@@ -88,6 +88,7 @@ class Database:
         """Close every connection."""
         if self._recovery:
             self._recovery.cancel()
+            await asyncio.wait([self._recovery])
         await self._engine.dispose()
 
     def _fetch(self, sql: str, values: list[Any]) -> list[asyncpg.Record]:

@@ -1,0 +1,274 @@
+"""Settings: what an operator may write in the environment, and how a mistake is told."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.core.config import Settings
+
+DSN = "postgresql://ada:s3cret@db.example.com/tasks"
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def load() -> Settings:
+    """Settings from the environment alone, whatever .env the developer has."""
+    return Settings(_env_file=None)
+
+
+def refusal() -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        load()
+    return caught.value
+
+
+class TestDefaults:
+    def test_nothing_has_to_be_set(self) -> None:
+        assert load().model_dump() == {
+            "database_url": None,
+            "database_url_unpooled": None,
+            "database_pool_size": 5,
+            "database_pool_timeout": 5,
+            "embedded_postgres_dir": Path(".data/postgres"),
+            "host": "127.0.0.1",
+            "port": 8000,
+            "web_concurrency": 1,
+            "cors_origins": (
+                "http://localhost:3000",
+                "http://127.0.0.1:3000",
+                "http://localhost:5173",
+                "http://127.0.0.1:5173",
+            ),
+        }
+
+    @pytest.mark.parametrize("name", Settings.model_fields)
+    def test_an_empty_value_means_unset(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv(name.upper(), "")
+
+        assert getattr(load(), name) == Settings.model_fields[name].get_default()
+
+    def test_other_variables_are_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_COLOUR", "blue")
+
+        assert "database_colour" not in load().model_dump()
+
+    def test_a_dotenv_file_is_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / ".env").write_text("PORT=9000\nDATABASE_COLOUR=blue\n")
+        monkeypatch.chdir(tmp_path)
+
+        assert Settings().port == 9000
+
+    def test_the_environment_goes_before_a_dotenv_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / ".env").write_text("PORT=9000\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PORT", "9001")
+
+        assert Settings().port == 9001
+
+    def test_settings_are_frozen(self) -> None:
+        settings = load()
+
+        with pytest.raises(ValidationError, match="frozen"):
+            settings.port = 9000  # type: ignore[misc]  # what this test is about
+
+    def test_every_setting_has_a_description(self) -> None:
+        assert all(field.description for field in Settings.model_fields.values())
+
+
+class TestBounds:
+    @pytest.mark.parametrize(
+        ("name", "value", "read"),
+        [
+            ("DATABASE_POOL_SIZE", "1", 1),
+            ("DATABASE_POOL_SIZE", "100", 100),
+            ("DATABASE_POOL_TIMEOUT", "0.001", 0.001),
+            ("DATABASE_POOL_TIMEOUT", "60", 60),
+            ("PORT", "1", 1),
+            ("PORT", "65535", 65_535),
+            ("WEB_CONCURRENCY", "1", 1),
+            ("WEB_CONCURRENCY", "64", 64),
+            ("EMBEDDED_POSTGRES_DIR", "/srv/my data", Path("/srv/my data")),
+        ],
+    )
+    def test_the_bounds_themselves_are_accepted(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: object
+    ) -> None:
+        monkeypatch.setenv(name, value)
+
+        assert getattr(load(), name.lower()) == read
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("DATABASE_POOL_SIZE", "0"),
+            ("DATABASE_POOL_SIZE", "101"),
+            ("DATABASE_POOL_SIZE", "1.5"),
+            ("DATABASE_POOL_TIMEOUT", "0"),
+            ("DATABASE_POOL_TIMEOUT", "60.1"),
+            ("DATABASE_POOL_TIMEOUT", "nan"),
+            ("DATABASE_POOL_TIMEOUT", "inf"),
+            ("PORT", "0"),
+            ("PORT", "65536"),
+            ("PORT", "http"),
+            ("WEB_CONCURRENCY", "0"),
+            ("WEB_CONCURRENCY", "65"),
+        ],
+    )
+    def test_what_is_outside_is_refused_by_name(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        monkeypatch.setenv(name, value)
+
+        assert [error["loc"] for error in refusal().errors()] == [(name.lower(),)]
+
+    def test_every_wrong_setting_is_named_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"PORT": "0", "WEB_CONCURRENCY": "many", "HOST": "0.0.0.0"}.items():  # noqa: S104  # refused
+            monkeypatch.setenv(name, value)
+
+        assert {error["loc"][0] for error in refusal().errors()} == {"port", "web_concurrency", "host"}
+
+
+class TestHost:
+    @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+    def test_a_loopback_address_is_accepted(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+        monkeypatch.setenv("HOST", host)
+
+        assert load().host == host
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "0.0.0.0",  # noqa: S104  # refused
+            "::",
+            "192.168.1.1",
+            "203.0.113.7",
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "2130706433",
+        ],
+    )
+    def test_any_other_is_refused_while_there_is_no_authentication(
+        self, monkeypatch: pytest.MonkeyPatch, host: str
+    ) -> None:
+        monkeypatch.setenv("HOST", host)
+
+        assert "must be a loopback address" in str(refusal())
+
+
+class TestCorsOrigins:
+    @pytest.mark.parametrize(
+        ("text", "origins"),
+        [
+            ("https://app.example.com", ("https://app.example.com",)),
+            ("https://a.example.com,http://localhost:3000", ("https://a.example.com", "http://localhost:3000")),
+            (" https://a.example.com , https://b.example.com, ", ("https://a.example.com", "https://b.example.com")),
+            ("http://[::1]:3000", ("http://[::1]:3000",)),
+            (",", ()),
+        ],
+    )
+    def test_origins_are_separated_by_commas(
+        self, monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setenv("CORS_ORIGINS", text)
+
+        assert load().cors_origins == origins
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "*",
+            "https://*.example.com",
+            "https://app.example.com,*",
+            "https://app.example.com/",
+            "https://app.example.com/tasks",
+            "https://app.example.com?q",
+            "https://app.example.com#top",
+            "app.example.com",
+            "//app.example.com",
+            "ftp://app.example.com",
+            "null",
+            "https://",
+            "https://a.example.com https://b.example.com",
+        ],
+    )
+    def test_what_is_not_an_origin_is_refused(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+        monkeypatch.setenv("CORS_ORIGINS", text)
+
+        assert "must list origins such as https://app.example.com" in str(refusal())
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "https://App.example.com",
+            "https://ada@app.example.com",
+            "https://:3000",
+            "https://app.example.com:https",
+            "https://app.example.com\\tasks",
+            "https://app.example\t.com",
+        ],
+    )
+    def test_what_no_browser_sends_as_an_origin_is_refused(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+        monkeypatch.setenv("CORS_ORIGINS", text)
+
+        assert "must list origins such as https://app.example.com" in str(refusal())
+
+
+class TestDatabaseUrl:
+    def test_migrations_use_the_unpooled_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        direct = "postgresql://ada:s3cret@direct.example.com/tasks"
+        monkeypatch.setenv("DATABASE_URL", DSN)
+        monkeypatch.setenv("DATABASE_URL_UNPOOLED", direct)
+
+        assert load().migration_dsn == direct
+
+    def test_migrations_use_the_only_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", DSN)
+
+        assert load().migration_dsn == DSN
+
+    def test_without_one_migrations_use_the_embedded_database(self) -> None:
+        assert load().migration_dsn is None
+
+    def test_an_unpooled_one_alone_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL_UNPOOLED", DSN)
+
+        assert "needs DATABASE_URL beside it" in str(refusal())
+
+    def test_a_wrong_one_is_not_also_called_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", "mysql://ada@db.example.com/tasks")
+        monkeypatch.setenv("DATABASE_URL_UNPOOLED", DSN)
+
+        assert [error["loc"] for error in refusal().errors()] == [("database_url",)]
+
+    @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_URL_UNPOOLED"])
+    @pytest.mark.parametrize(
+        ("dsn", "reason"),
+        [
+            ("mysql://ada:s3cret@db.example.com/tasks", "must look like postgresql://"),
+            ("postgresql://ada:s3cret@db.example.com:port/tasks", "must look like postgresql://"),
+            (f"{DSN}?sslmode=s3cret", "has an unknown sslmode"),
+            (f"{DSN}?colour=s3cret", "has a parameter that is not supported: colour"),
+        ],
+    )
+    def test_a_wrong_one_is_refused_without_being_shown(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, dsn: str, reason: str
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", DSN)
+        monkeypatch.setenv(name, dsn)
+
+        error = refusal()
+
+        assert reason in str(error)
+        assert "s3cret" not in str(error)
+        assert "s3cret" not in repr(error)
+        assert "s3cret" not in str(error.errors(include_input=False))
+
+    def test_settings_do_not_show_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", DSN)
+
+        assert "s3cret" not in repr(load())
+        assert "s3cret" not in load().model_dump_json()

@@ -1,0 +1,348 @@
+"""How a statement runs, and what becomes of the pool when a connection, the server or the caller goes away."""
+
+import asyncio
+import gc
+import logging
+import socket
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import pytest
+from sqlalchemy import Integer, Text, bindparam, cast, func, literal_column, make_url, select
+
+from app.core.database import Database, statement
+from app.core.embedded import embedded_postgres
+from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError
+
+ECHO: Final = statement(select(bindparam("value", type_=Text)))
+PID: Final = statement(select(func.pg_backend_pid()))
+SLEEP: Final = statement(select(func.pg_sleep(literal_column("60"))))
+TO_NUMBER: Final = statement(select(cast(bindparam("value", type_=Text), Integer)))
+TAKE_NUMBER: Final = statement(select(bindparam("value", type_=Integer)))
+FAIL: Final = statement(select(func.fail(bindparam("value", type_=Text))))
+
+MakeDatabase = Callable[..., Database]
+
+
+@pytest.fixture(scope="module")
+def own_dsn(dsn: str) -> str:
+    """A database with the function `fail`, which raises the SQLSTATE that it is given."""
+
+    async def create() -> str:
+        server = await asyncpg.connect(dsn)
+        await server.execute("CREATE DATABASE faults")
+        await server.close()
+        own = make_url(dsn).set(database="faults").render_as_string(hide_password=False)
+        faults = await asyncpg.connect(own)
+        await faults.execute(
+            "CREATE FUNCTION fail(state text) RETURNS void LANGUAGE plpgsql AS"
+            " $$BEGIN RAISE 's3cret' USING ERRCODE = state; END$$"
+        )
+        await faults.close()
+        return own
+
+    return asyncio.run(create())
+
+
+@pytest.fixture
+async def make_database(own_dsn: str, caplog: pytest.LogCaptureFixture) -> AsyncIterator[MakeDatabase]:
+    """Makes databases. At the end nothing of them may be left, nor have been complained of."""
+    made: list[Database] = []
+
+    def make(dsn: str = own_dsn, pool_size: int = 1, pool_timeout: float = 10) -> Database:
+        made.append(Database(dsn, pool_size=pool_size, pool_timeout=pool_timeout))
+        return made[-1]
+
+    yield make
+    for db in made:
+        await db.close()
+    gc.collect()
+    assert searches() == []
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.fixture
+async def db(make_database: MakeDatabase) -> Database:
+    """A pool of one connection, which a statement that loses it would take along."""
+    return make_database()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+async def silent_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
+    """The address of a server that takes connections and never says a word, and the attempts to connect."""
+    attempts, ends = asyncio.Semaphore(0), asyncio.Semaphore(0)
+    started = 0
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal started
+        started += 1
+        attempts.release()
+        await reader.read()
+        writer.close()
+        ends.release()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    yield f"postgresql://ada@127.0.0.1:{server.sockets[0].getsockname()[1]}/tasks", attempts
+    for _ in range(started):
+        await ends.acquire()  # each must have been given up
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.core.database._RETRY_DELAYS", (0.01,))
+
+
+def searches() -> list[str]:
+    """The tasks that look for a lost database."""
+    names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith("Database.")]
+
+
+async def fetch_value(db: Database, query: Any = ECHO, **values: object) -> Any:
+    [[value]] = await db.fetch(query, **(values or {"value": "there"} if query is ECHO else values))
+    return value
+
+
+async def start_sleep(db: Database, database: asyncpg.Connection) -> tuple["asyncio.Task[Any]", int]:
+    """Returns a statement that runs for a minute, and the process of the server that runs it."""
+    pid = await fetch_value(db, PID)
+    sleep = asyncio.create_task(db.fetch(SLEEP))
+    while not await sleeps(database, pid):
+        assert not sleep.done()
+    return sleep, pid
+
+
+async def sleeps(database: asyncpg.Connection, pid: int) -> bool:
+    found = await database.fetch("SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'", pid)
+    return bool(found)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # nothing tells when it is so
+        await asyncio.sleep(0.01)
+
+
+class TestStatement:
+    async def test_values_go_by_name(self, db: Database) -> None:
+        both = statement(select(bindparam("b", type_=Text), bindparam("a", type_=Text), bindparam("b", type_=Text)))
+
+        assert [tuple(record) for record in await db.fetch(both, a="A", b="B")] == [("B", "A", "B")]
+
+    @pytest.mark.parametrize(
+        ("query", "value", "reason"),
+        [
+            (TO_NUMBER, "s3cret", "InvalidTextRepresentationError 22P02"),
+            (TAKE_NUMBER, "s3cret", "DataError 22000"),
+            (ECHO, "s3cret\0", "CharacterNotInRepertoireError 22021"),
+            (FAIL, "23505", "UniqueViolationError 23505"),
+            (FAIL, "42501", "InsufficientPrivilegeError 42501"),
+        ],
+    )
+    async def test_a_failure_is_told_without_the_words_of_driver_or_user(
+        self, db: Database, query: Any, value: str, reason: str
+    ) -> None:
+        pid = await fetch_value(db, PID)
+
+        with pytest.raises(StatementError) as caught:
+            await db.fetch(query, value=value)
+
+        assert str(caught.value) == reason
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+        assert await fetch_value(db, PID) == pid
+
+    @pytest.mark.parametrize("state", ["08006", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05"])
+    async def test_a_server_that_cannot_serve_now_is_unavailable(self, db: Database, state: str) -> None:
+        with pytest.raises(DatabaseUnavailableError) as caught:
+            await db.fetch(FAIL, value=state)
+
+        assert "s3cret" not in str(caught.value)
+        assert await fetch_value(db) == "there"
+
+    @pytest.mark.usefixtures("task")
+    async def test_it_is_committed_when_it_returns(self, db: Database, database: asyncpg.Connection) -> None:
+        pid = await fetch_value(db, PID)
+
+        assert await database.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid) == "idle"
+
+
+class TestLostConnection:
+    async def test_one_that_the_server_has_closed_is_replaced_unnoticed(
+        self, db: Database, database: asyncpg.Connection
+    ) -> None:
+        pid = await fetch_value(db, PID)
+        await database.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+        await database.execute("SELECT 1")  # by then the end has arrived here too
+
+        assert await fetch_value(db, PID) != pid
+        assert db.reachable
+
+    async def test_one_that_ends_within_a_statement_is_unavailable_and_replaced(
+        self, db: Database, database: asyncpg.Connection
+    ) -> None:
+        sleep, pid = await start_sleep(db, database)
+        await database.execute("SELECT pg_terminate_backend($1)", pid)
+
+        with pytest.raises(DatabaseUnavailableError):
+            await sleep
+        assert not db.reachable
+        assert await fetch_value(db, PID) != pid
+        assert db.reachable
+
+    async def test_a_cancelled_statement_ends_at_the_server_and_leaves_the_pool_whole(
+        self, db: Database, database: asyncpg.Connection
+    ) -> None:
+        sleep, pid = await start_sleep(db, database)
+        sleep.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await sleep
+        assert db.reachable
+        assert await fetch_value(db) == "there"
+        while await sleeps(database, pid):
+            pass
+
+    async def test_a_deadline_ends_a_statement_likewise(
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, database: asyncpg.Connection
+    ) -> None:
+        monkeypatch.setattr("app.core.database._COMMAND_TIMEOUT", 0.5)
+        db = make_database()
+        sleep, pid = await start_sleep(db, database)
+
+        with pytest.raises(DatabaseUnavailableError):
+            await sleep
+        assert await fetch_value(db) == "there"
+        while await sleeps(database, pid):
+            pass
+
+    async def test_statements_cancelled_at_any_moment_leave_the_pool_whole(self, make_database: MakeDatabase) -> None:
+        db = make_database(pool_size=2)
+        for milliseconds in range(40):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(milliseconds / 4_000):
+                    await asyncio.gather(*(fetch_value(db) for _ in range(4)))
+
+        together = await asyncio.gather(*(fetch_value(db, PID) for _ in range(8)))
+
+        assert len(set(together)) <= 2
+
+
+class TestPool:
+    async def test_one_without_a_free_connection_is_overloaded_and_the_database_is_not_lost(
+        self, make_database: MakeDatabase, database: asyncpg.Connection
+    ) -> None:
+        db = make_database(pool_timeout=0.05)
+        sleep, _ = await start_sleep(db, database)
+
+        with pytest.raises(OverloadedError):
+            await fetch_value(db)
+        assert not await db.check()
+        assert db.reachable
+        sleep.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sleep
+
+    async def test_one_that_waits_for_a_connection_gets_the_next(
+        self, db: Database, database: asyncpg.Connection
+    ) -> None:
+        sleep, pid = await start_sleep(db, database)
+        waiting = asyncio.create_task(fetch_value(db))
+        await database.execute("SELECT pg_cancel_backend($1)", pid)
+
+        with pytest.raises(StatementError, match="57014"):
+            await sleep
+        assert await waiting == "there"
+
+
+class TestReachable:
+    async def test_nothing_is_known_before_the_first_answer(self, db: Database) -> None:
+        assert not db.reachable
+        assert await db.check()
+        assert db.reachable
+
+    @pytest.mark.parametrize("address", ["127.0.0.1:{port}/tasks", "/tasks?host=/nowhere"])
+    async def test_where_nobody_listens_the_database_is_unavailable(
+        self, make_database: MakeDatabase, closed_port: int, caplog: pytest.LogCaptureFixture, address: str
+    ) -> None:
+        db = make_database(f"postgresql://ada:s3cret@{address.format(port=closed_port)}")
+
+        with pytest.raises(DatabaseUnavailableError):
+            await fetch_value(db)
+        assert not await db.check()
+        assert not db.reachable
+        [warning] = caplog.messages  # one for the outage, not one for each statement
+        assert warning.startswith("database unavailable: ")
+        assert "s3cret" not in caplog.text
+
+    async def test_a_database_that_is_not_there_is_unavailable(self, make_database: MakeDatabase, own_dsn: str) -> None:
+        db = make_database(make_url(own_dsn).set(database="nowhere").render_as_string(hide_password=False))
+
+        assert not await db.check()
+
+    async def test_a_server_that_says_nothing_is_unavailable(
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, silent_server: tuple[str, asyncio.Semaphore]
+    ) -> None:
+        monkeypatch.setattr("app.core.database._CONNECT_TIMEOUT", 0.2)
+        dsn, _ = silent_server
+        db = make_database(dsn)
+
+        with pytest.raises(DatabaseUnavailableError):
+            await fetch_value(db)
+
+    @pytest.mark.usefixtures("quick_retries")
+    async def test_a_server_that_comes_back_is_noticed_without_a_request(
+        self, make_database: MakeDatabase, tmp_path: Path
+    ) -> None:
+        with ExitStack() as server:
+            dsn = server.enter_context(embedded_postgres(tmp_path / "postgres"))
+            db = make_database(dsn)
+            assert await db.check()
+
+            server.close()
+            assert not await db.check()
+            assert not db.reachable
+
+            server.enter_context(embedded_postgres(tmp_path / "postgres"))
+            await eventually(lambda: db.reachable)
+            assert await fetch_value(db) == "there"
+
+    async def test_closing_ends_the_search_for_a_lost_server(
+        self, make_database: MakeDatabase, closed_port: int
+    ) -> None:
+        db = make_database(f"postgresql://ada@127.0.0.1:{closed_port}/tasks")
+        await db.check()
+        assert len(searches()) == 1
+
+        await db.close()
+
+        assert searches() == []
+
+    @pytest.mark.usefixtures("quick_retries")
+    async def test_closing_interrupts_a_search_that_waits_for_the_server(
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, silent_server: tuple[str, asyncio.Semaphore]
+    ) -> None:
+        monkeypatch.setattr("app.core.database._CONNECT_TIMEOUT", 0.2)
+        dsn, attempts = silent_server
+        db = make_database(dsn)
+        await db.check()
+        await attempts.acquire()
+        await attempts.acquire()
+        assert len(searches()) == 1
+
+        await db.close()
+
+        assert searches() == []
