@@ -35,6 +35,7 @@ check: install ## Format, lint, types, imports, migrations, OpenAPI
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	rm -rf .data/check
 	$(BIN)/alembic -x embedded=.data/check upgrade head
 	$(BIN)/alembic -x embedded=.data/check check
 	$(OPENAPI) | diff -u docs/openapi.json -

@@ -23,13 +23,12 @@ _LOCK: Final = 7_461_736_531  # any number that no other program on this databas
 @contextmanager
 def _dsn() -> Iterator[str]:
     """The caller's database, else an embedded one that `-x embedded=DIRECTORY` names, else that of the settings."""
-    settings = Settings()
     apart = context.get_x_argument(as_dictionary=True).get("embedded")
-    given = context.config.attributes.get("dsn") or settings.migration_dsn
-    if given and not apart:
+    given = context.config.attributes.get("dsn") or (None if apart else Settings().migration_dsn)
+    if given:
         yield given
     else:
-        with embedded_postgres(Path(apart or settings.embedded_postgres_dir)) as dsn:
+        with embedded_postgres(Path(apart or Settings().embedded_postgres_dir)) as dsn:
             yield dsn
 
 
@@ -48,7 +47,6 @@ async def _run(dsn: str) -> None:
     engine = create_async_engine(url, connect_args=connect_args, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)
-        await connection.commit()
     await engine.dispose()
 
 

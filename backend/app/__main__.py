@@ -28,6 +28,7 @@ def main() -> None:
     """Serve until SIGINT or SIGTERM. Exits with one sentence on stderr where it cannot start."""
     logging.config.dictConfig(log_config())
     signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # the terminal was closed
     try:
         settings = Settings()
         with _database(settings):

@@ -17,11 +17,10 @@ from app.core.database import Database
 from app.core.errors import StartupError
 from app.routes import health, tasks
 from app.routes.docs import install_docs
-from app.routes.errors import install_error_handlers
+from app.routes.errors import METHODS, install_error_handlers
 from app.routes.middleware import DefectMiddleware, ProblemCORSMiddleware, RequestMiddleware
 from app.routes.openapi import DESCRIPTION, install_openapi
 
-_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS: Final = (
     "Authorization",
     "Content-Type",
@@ -66,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Middleware(
                 ProblemCORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=_METHODS,
+                allow_methods=METHODS,
                 allow_headers=_REQUEST_HEADERS,
                 allow_credentials=True,
                 expose_headers=_EXPOSED_HEADERS,
@@ -111,8 +110,14 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 def _stop_with_parent() -> None:
     """A worker whose parent was killed would keep the port: have it stop like on SIGTERM."""
     parent = multiprocessing.parent_process()
+    loop = asyncio.get_running_loop()
+
+    def stop(sentinel: int) -> None:
+        loop.remove_reader(sentinel)
+        signal.raise_signal(signal.SIGTERM)
+
     if parent:
-        asyncio.get_running_loop().add_reader(parent.sentinel, signal.raise_signal, signal.SIGTERM)
+        loop.add_reader(parent.sentinel, stop, parent.sentinel)
 
 
 def _operation_id(route: APIRoute) -> str:

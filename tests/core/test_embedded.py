@@ -6,10 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from signal import SIGKILL, SIGQUIT
+from subprocess import PIPE
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from app.core.errors import StartupError
 
 BACKEND: Final = Path(embedded.__file__).parents[2]
 NOBODY: Final = 65_534
+PID_FILES: Final = ("postmaster.pid", ".s.PGSQL.5432.lock")
 AM_ROOT: Final = os.geteuid() == 0
 
 # Becomes another user, uses the server twice, and prints what it kept and whose it is. Imports come first,
@@ -66,7 +68,9 @@ def directory(created: Path, tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / created.name
     yield directory
     with suppress(FileNotFoundError, ProcessLookupError):
-        os.kill(postmaster(directory), SIGQUIT)
+        pid = postmaster(directory)
+        if Path(f"/proc/{pid}/cwd").readlink() == directory:  # and no other program's, nor our own
+            os.kill(pid, SIGQUIT)
 
 
 @pytest.fixture
@@ -105,6 +109,16 @@ def kill_server(directory: Path, dsn: str) -> None:
             os.kill(pid, SIGKILL)
 
 
+@contextmanager
+def program(name: str, user: int) -> "Iterator[subprocess.Popen[str]]":
+    """A program with this name that runs as this user."""
+    script = f"echo {name} > /proc/$$/comm && echo running && read line"
+    with subprocess.Popen(["sh", "-c", script], user=user, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process  # then its input is closed, which ends it
+
+
 class TestData:
     def test_it_is_kept_across_restarts(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
@@ -125,21 +139,20 @@ class TestData:
         with embedded_postgres(directory) as dsn:
             assert ask(dsn, "SELECT word FROM kept") == "kept"
 
-    def test_it_is_reached_although_another_process_has_got_the_killed_ones_id(self, directory: Path) -> None:
+    @pytest.mark.parametrize("name", ["editor", "postgres"])
+    def test_it_is_reached_although_another_program_has_got_the_killed_ones_id(
+        self, directory: Path, name: str
+    ) -> None:
         with embedded_postgres(directory) as dsn:
             ask(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
-            pid_file = directory / "postmaster.pid"
-            content = pid_file.read_text()
+            contents = {file: file.read_text() for file in (directory / pid_file for pid_file in PID_FILES)}
             kill_server(directory, dsn)
-        owner = directory.stat().st_uid
-        with subprocess.Popen(["sleep", "60"], user=owner) as other:
-            pid_file.write_text(content.replace(content.split()[0], str(other.pid), 1))
-            try:
-                with embedded_postgres(directory) as dsn:
-                    assert ask(dsn, "SELECT word FROM kept") == "kept"
-            finally:
-                pid_file.unlink(missing_ok=True)
-                other.kill()
+        with program(name, directory.stat().st_uid) as other:
+            for file, content in contents.items():
+                file.write_text(content.replace(content.split()[0], str(other.pid), 1))
+
+            with embedded_postgres(directory) as dsn:
+                assert ask(dsn, "SELECT word FROM kept") == "kept"
 
 
 class TestServer:
@@ -250,6 +263,16 @@ class TestFailure:
         assert "nonsense" in log.read_text()
         configuration.write_text(sound)
         use(directory)
+
+    def test_a_server_that_does_not_start_takes_no_other_program_along(self, directory: Path) -> None:
+        (directory / "postgresql.conf").write_text("nonsense = on\n")
+        with program("editor", directory.stat().st_uid) as other:
+            for name in PID_FILES:
+                (directory / name).write_text(f"{other.pid}\n")
+
+            with pytest.raises(StartupError):
+                use(directory)
+            assert other.poll() is None
 
     def test_a_server_that_accepts_nobody_is_given_up_and_stopped(
         self, monkeypatch: pytest.MonkeyPatch, directory: Path

@@ -12,14 +12,15 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.core.dsn import parse_dsn
-from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, UnavailableError
+from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, TimedOutError, UnavailableError
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
 _COMMAND_TIMEOUT: Final = 10  # seconds; asyncpg's default is to wait for ever
 _RECYCLE: Final = 240  # seconds; below the five minutes after which Neon suspends
 _RETRY_DELAYS: Final = (1, 2, 4, 8, 16)  # seconds between looks at a lost database, then the last one again
-# 08 connection, 53 resources, 57P shutdown: https://www.postgresql.org/docs/current/errcodes-appendix.html
-_UNAVAILABLE: Final = ("08", "53", "57P")
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_UNAVAILABLE: Final = ("08", "25006", "53", "57P")  # connection, read-only after a failover, resources, shutdown
+_GIVEN_UP: Final = ("40", "55P03", "57014")  # serialization and deadlock, lock timeout, statement timeout
 
 _logger = logging.getLogger(__name__)
 _DIALECT: Final[Any] = make_url("postgresql+asyncpg://").get_dialect()()
@@ -64,23 +65,35 @@ class Database:
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         self._recovery: asyncio.Task[None] | None = None
-        self.reachable = False
+        self._answered: bool | None = None
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the database answered when it was last asked."""
+        return bool(self._answered)
 
     async def fetch(self, query: Statement, **values: object) -> list[asyncpg.Record]:
         """Run one statement, committed when it returns. Raises UnavailableError, one of the two."""
         try:
             records = await greenlet_spawn(self._fetch, query.sql, [values[name] for name in query.names])
         except DatabaseUnavailableError as error:
-            self._lost(error)
+            self._note(answered=False, cause=error.__cause__)
+            self._look()
             raise
-        self.reachable = True
+        except TimedOutError:
+            self._look()
+            raise
+        self._note(answered=True)
         return records
 
     async def check(self) -> bool:
         """Ask the database once. Returns whether it answered."""
         try:
             await self.fetch(_PING)
-        except UnavailableError:
+        except OverloadedError:
+            return False
+        except (UnavailableError, StatementError) as error:
+            self._note(answered=False, cause=error)
             return False
         return True
 
@@ -103,20 +116,23 @@ class Database:
         finally:
             connection.close()
 
-    def _lost(self, error: DatabaseUnavailableError) -> None:
-        self.reachable = False
+    def _note(self, *, answered: bool, cause: BaseException | None = None) -> None:
+        if answered is not self._answered:
+            self._answered = answered
+            if answered:
+                _logger.info("database reached")
+            else:  # the text of a driver's error may hold values and addresses
+                _logger.warning("database unavailable: %s %s", type(cause).__name__, _sqlstate(cause))
+
+    def _look(self) -> None:
         if self._recovery is None or self._recovery.done():
-            cause = error.__cause__
-            _logger.warning("database unavailable: %s %s", type(cause).__name__, getattr(cause, "sqlstate", ""))
             self._recovery = asyncio.create_task(self._recover())
 
     async def _recover(self) -> None:
-        """Look for a lost database: a replica out of rotation gets no request that would find it."""
-        for delay in chain(_RETRY_DELAYS, repeat(_RETRY_DELAYS[-1])):
-            await asyncio.sleep(delay)
-            if await self.check():
-                _logger.info("database is back")
-                return
+        """Ask until there is an answer: a replica out of rotation gets no request that would find the database."""
+        delays = chain(_RETRY_DELAYS, repeat(_RETRY_DELAYS[-1]))
+        while not await self.check():  # noqa: ASYNC110  # nothing tells when a database is back
+            await asyncio.sleep(next(delays))
 
 
 def _run(connection: PoolProxiedConnection, sql: str, values: Iterable[Any]) -> list[asyncpg.Record]:
@@ -124,15 +140,21 @@ def _run(connection: PoolProxiedConnection, sql: str, values: Iterable[Any]) -> 
     try:
         records: list[asyncpg.Record] = await_only(driver.fetch(sql, *values))
     except BaseException as error:
-        closed = driver.is_closed()
-        if closed or not isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+        lost = driver.is_closed() or _sqlstate(error).startswith(_UNAVAILABLE)
+        if lost or not isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
             connection.invalidate(error)  # a cancelled or timed-out statement leaves it in an unknown state
-        if closed or isinstance(error, OSError) or str(getattr(error, "sqlstate", "")).startswith(_UNAVAILABLE):
+        if not isinstance(error, Exception):
+            raise
+        if isinstance(error, TimeoutError) or _sqlstate(error).startswith(_GIVEN_UP):
+            raise TimedOutError from error
+        if lost or isinstance(error, OSError):
             raise DatabaseUnavailableError from error
-        if isinstance(error, Exception):
-            raise StatementError(error) from None
-        raise
+        raise StatementError(error) from None
     return records
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return getattr(error, "sqlstate", None) or ""
 
 
 def _refuse_closed(dbapi_connection: Any, *_: object) -> None:

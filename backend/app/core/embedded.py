@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final
@@ -88,11 +88,11 @@ class _Server:
 
     def _release(self, lease: IO[str]) -> None:
         with lease:
-            if _is_last(lease) and (self.data / "postmaster.pid").exists():
+            if _is_last(lease) and self._is_running():
                 self._call("pg_ctl", "stop", "--pgdata=.", "--mode=fast")
 
     def _lock(self, name: str, kind: int) -> IO[str]:
-        lock = self.data.with_name(f"{self.data.name}.{name}.lock").open("w")
+        lock = self.data.with_name(f"{self.data.name}.{name}.lock").open("a")
         fcntl.flock(lock, kind)
         return lock
 
@@ -115,7 +115,7 @@ class _Server:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         if self._identity:
-            os.chown(unfinished, self._identity["user"], self._identity["group"])
+            os.chown(unfinished, self._identity["user"], self._identity["group"], follow_symlinks=False)
         made = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished)
         if made.returncode:
             message = f"The embedded PostgreSQL could not be created: {made.stdout.strip()}"
@@ -123,23 +123,36 @@ class _Server:
         unfinished.rename(self.data)
 
     def _start(self) -> None:
-        self._disown_pid_file()
+        self._disown(self.data / "postmaster.pid")
+        self._disown(self.data / ".s.PGSQL.5432.lock")
         started = self._call("pg_ctl", "start", "--pgdata=.", f"--timeout={_START_TIMEOUT}", f"--log={_LOG}")
         if started.returncode:
             message = f"The embedded PostgreSQL did not start; see {self.data / _LOG}."
             raise StartupError(message)
 
-    def _disown_pid_file(self) -> None:
+    def _disown(self, file: Path) -> None:
         """After a crash of the machine, another program may have the process id that the server had, and PostgreSQL
-        would take it for a server that runs. It never takes our id for one: `pg_ctl` tells it who calls.
+        would take it for a server that runs. It never takes our id for one: `pg_ctl` tells it who calls. The rest of
+        the file stays, because PostgreSQL finds what is left of the old server by it.
         """
-        file = self.data / "postmaster.pid"
-        if not file.exists():
-            return
-        pid, _, rest = file.read_text().partition("\n")
-        program = Path(f"/proc/{pid.strip()}/comm")
-        if program.exists() and program.read_text().strip() != "postgres":
-            file.write_text(f"{os.getpid()}\n{rest}")
+        with suppress(FileNotFoundError), open(file, "r+", opener=_no_link) as lock:
+            pid, _, rest = lock.read().partition("\n")
+            if not self._is_server(pid):
+                lock.seek(0)
+                lock.truncate()
+                lock.write(f"{os.getpid()}\n{rest}")
+
+    def _is_running(self) -> bool:
+        with suppress(FileNotFoundError):
+            return self._is_server((self.data / "postmaster.pid").read_text().partition("\n")[0])
+        return False
+
+    def _is_server(self, pid: str) -> bool:
+        """Whether the process works in the data directory, as only the server does. Without /proc, it is believed."""
+        process = Path("/proc")
+        with suppress(OSError):
+            return not (process / "self").exists() or (process / pid.strip() / "cwd").readlink() == self.data
+        return False
 
     def _wait(self, socket_directory: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
@@ -222,6 +235,11 @@ def _socket_directory(data: Path) -> Iterator[Path]:
         link = Path(private) / "postgres"
         link.symlink_to(data)
         yield link
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Root must not be led out of another user's directory."""
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _is_last(lease: IO[str]) -> bool:

@@ -13,7 +13,8 @@ AppError
 ├── InternalError              500  a defect of ours
 └── UnavailableError           503
     ├── DatabaseUnavailableError    no answer
-    └── OverloadedError             no free connection
+    ├── OverloadedError             no free connection
+    └── TimedOutError               the statement did not finish
 """
 
 from collections.abc import Iterable, Mapping
@@ -175,6 +176,16 @@ class OverloadedError(UnavailableError):
 
     def __init__(self) -> None:
         super().__init__("The service is busy at the moment. Please try again.")
+
+
+class TimedOutError(UnavailableError):
+    """The database answers, but gave this statement up: too slow, or in the way of others."""
+
+    kind = "timed-out"
+    title = "Timed out"
+
+    def __init__(self) -> None:
+        super().__init__("The database could not finish this in time. Please try again.")
 
 
 class StatementError(Exception):

@@ -6,10 +6,20 @@ from typing import Final
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.exc import EmulatedDBAPIException, SQLAlchemyError
 
 from app.core.errors import StartupError
 
+_EXPECTED: Final = (
+    OSError,
+    UnicodeError,  # a host name that cannot be one
+    SQLAlchemyError,
+    EmulatedDBAPIException,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    CommandError,  # the database is newer than this service
+)
 _INI: Final = Path(__file__).parents[3] / "alembic.ini"
 
 
@@ -27,7 +37,7 @@ def migrate(dsn: str) -> None:
     """
     try:
         command.upgrade(alembic_config(dsn), "head")
-    except (OSError, SQLAlchemyError, EmulatedDBAPIException, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except _EXPECTED as error:
         reason = str(error).partition("\n")[0]
         message = f"The database could not be migrated: {type(error).__name__}: {reason}"
         raise StartupError(message) from error

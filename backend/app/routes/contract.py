@@ -39,16 +39,13 @@ class ContractRoute(APIRoute):
         known_fields = _names([self.body_field] if self.body_field else [])
 
         async def answer(request: Request) -> Response:
-            request = await _JsonRequest.read(request) if self.body_field else request
-            data = getattr(request, "data", None)
+            data = None
+            if self.body_field:
+                request = await _JsonRequest.read(request)
+                data = request.data
             fields = [name for name in data if name not in known_fields] if isinstance(data, dict) else []
             parameters = [name for name in request.query_params if name not in known_query]
-            handling = _handling(request)
-            headers = {"Preference-Applied": f"handling={handling}"} if handling else {}
-            if fields or parameters:
-                if handling == "strict":
-                    raise InvalidRequestError(_unknown(fields, parameters), headers)
-                headers["Ignored-Fields"] = _listed([*fields, *parameters])
+            headers = _preference(request, fields, parameters)
             try:
                 response = await handle(request)
             except RequestValidationError as error:
@@ -118,12 +115,23 @@ def _names(fields: Iterable[Any]) -> frozenset[str]:
     for field in fields:
         annotation = field.field_info.annotation
         models = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "__annotations__")]
-        names.update(*(_model_names(model) for model in models))
+        names.update(*map(_model_names, models) if models else [[field.alias]])
     return frozenset(names)
 
 
 def _model_names(model: type) -> Iterable[str]:
     return model.model_fields if issubclass(model, BaseModel) else model.__annotations__
+
+
+def _preference(request: Request, fields: list[str], parameters: list[str]) -> dict[str, str]:
+    """Returns the headers that say how unknown names were handled. Raises InvalidRequestError if strictly."""
+    handling = _handling(request)
+    headers = {"Preference-Applied": f"handling={handling}"} if handling else {}
+    if not fields and not parameters:
+        return headers
+    if handling == "strict":
+        raise InvalidRequestError(_unknown(fields, parameters), headers)
+    return headers | {"Ignored-Fields": _listed([*fields, *parameters])}
 
 
 def _handling(request: Request) -> str | None:

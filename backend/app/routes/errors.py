@@ -16,14 +16,13 @@ from starlette.routing import Match
 from app.core.errors import (
     AppError,
     FieldError,
-    InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
     RouteNotFoundError,
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
-_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 # pydantic's own words for these quote the input, or speak of Python.
 _WORDS: Final = {
     "missing": "is required",
@@ -66,24 +65,19 @@ def body_pointer(*path: object) -> str:
     return "#" + "".join("/" + quote(str(part).replace("~", "~0").replace("/", "~1")) for part in path)
 
 
-def invalid_request(error: RequestValidationError, headers: Mapping[str, str] | None = None) -> InvalidRequestError:
+def invalid_request(error: RequestValidationError, headers: Mapping[str, str]) -> InvalidRequestError:
     """Returns what FastAPI found wrong, in our words and without the input."""
     return InvalidRequestError(map(_field_error, error.errors()), headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer our errors, the framework's and the router's as problems."""
+    """Have `app` answer our errors and the router's as problems. `ContractRoute` turns FastAPI's into ours."""
     app.exception_handler(AppError)(_app_error)
-    app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_exception)
 
 
 async def _app_error(request: Request, error: AppError) -> Response:
     return problem(request.headers, error)
-
-
-async def _validation_error(request: Request, error: RequestValidationError) -> Response:
-    return problem(request.headers, invalid_request(error))
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:
@@ -93,17 +87,17 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
-    """Starlette and FastAPI raise 404 and 405 here; everything else is raised as our own."""
+    """Starlette raises 404 and 405; anything else of its kind is a defect."""
     if error.status_code == HTTPStatus.NOT_FOUND:
         return problem(request.headers, RouteNotFoundError())
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return problem(request.headers, MethodNotAllowedError(_allowed(request)))
-    return problem(request.headers, InternalError())
+    raise error
 
 
 def _allowed(request: Request) -> Iterator[str]:
     """Yields every method of the path: Starlette itself names only those of the first route."""
-    for method in _METHODS:
+    for method in METHODS:
         scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
             yield method

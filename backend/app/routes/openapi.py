@@ -5,7 +5,18 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from app.core.errors import AppError, InternalError
+from app.core.errors import (
+    AppError,
+    BodyTooLargeError,
+    DatabaseUnavailableError,
+    FieldError,
+    InternalError,
+    InvalidRequestError,
+    MalformedBodyError,
+    TaskNotFoundError,
+    UnsupportedMediaTypeError,
+)
+from app.routes.contract import BODY_LIMIT
 from app.routes.errors import MEDIA_TYPE, problem_details
 from app.schemas.problem import EXAMPLE_ID, Problem
 
@@ -17,6 +28,19 @@ Tasks, each owned by one user.
   with the request header `Prefer: handling=strict` they are refused with 422.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
 """
+
+# What the operations on tasks answer, with the example that the document shows.
+LIST_ERRORS: Final = (
+    InvalidRequestError([FieldError("path/user_id", "has characters that are not allowed here")]),
+    DatabaseUnavailableError(),
+)
+TASK_ERRORS: Final = (TaskNotFoundError(), *LIST_ERRORS)
+BODY_ERRORS: Final = (
+    MalformedBodyError("The body is not JSON: EOF while parsing a string at line 1 column 15."),
+    BodyTooLargeError(BODY_LIMIT),
+    UnsupportedMediaTypeError(),
+    InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
+)
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -36,9 +60,8 @@ def install_openapi(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = build()
         for schema in document["components"]["schemas"].values():
-            schema["example"] = {
-                name: schema["example"][name] for name in schema["properties"] if name in schema["example"]
-            }
+            example = schema.get("example", {})  # which pydantic has sorted by name
+            schema |= {"example": {name: example[name] for name in schema["properties"] if name in example}}
         for path in document["paths"].values():
             for operation in path.values():
                 for status, response in operation["responses"].items():

@@ -5,33 +5,13 @@ from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from app.core.errors import (
-    BodyTooLargeError,
-    DatabaseUnavailableError,
-    FieldError,
-    InvalidRequestError,
-    MalformedBodyError,
-    TaskNotFoundError,
-    UnsupportedMediaTypeError,
-)
 from app.models.task import TaskRow
-from app.routes.contract import BODY_LIMIT, ContractRoute
+from app.routes.contract import ContractRoute
 from app.routes.deps import Db, TaskId, UserId
-from app.routes.openapi import problems
+from app.routes.openapi import BODY_ERRORS, LIST_ERRORS, TASK_ERRORS, problems
 from app.schemas.task import Completion, TaskCreate, TaskQuery, TaskResponse, TaskUpdate
 from app.services import tasks
 
-_ALWAYS: Final = (
-    InvalidRequestError([FieldError("path/user_id", "has characters that are not allowed here")]),
-    DatabaseUnavailableError(),
-)
-_ONE: Final = (TaskNotFoundError(), *_ALWAYS)
-_BODY: Final = (
-    MalformedBodyError("The body is not JSON: EOF while parsing a string at line 1 column 15."),
-    BodyTooLargeError(BODY_LIMIT),
-    UnsupportedMediaTypeError(),
-    InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
-)
 _TOGGLE_OR_SET: Final[Any] = Body(
     openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
 )
@@ -39,7 +19,7 @@ _TOGGLE_OR_SET: Final[Any] = Body(
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=ContractRoute)
 
 
-@router.get("", response_model=list[TaskResponse], responses=problems(*_ALWAYS))
+@router.get("", response_model=list[TaskResponse], responses=problems(*LIST_ERRORS))
 async def list_tasks(
     db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request, response: Response
 ) -> list[TaskRow]:
@@ -53,7 +33,7 @@ async def list_tasks(
     return page.tasks
 
 
-@router.post("", response_model=TaskResponse, status_code=201, responses=problems(*_ALWAYS, *_BODY))
+@router.post("", response_model=TaskResponse, status_code=201, responses=problems(*LIST_ERRORS, *BODY_ERRORS))
 async def create_task(db: Db, user_id: UserId, body: TaskCreate, request: Request, response: Response) -> TaskRow:
     """Create a task. `Location` is its address."""
     task = await tasks.create_task(db, user_id, body)
@@ -61,19 +41,19 @@ async def create_task(db: Db, user_id: UserId, body: TaskCreate, request: Reques
     return task
 
 
-@router.get("/{task_id}", response_model=TaskResponse, responses=problems(*_ONE))
+@router.get("/{task_id}", response_model=TaskResponse, responses=problems(*TASK_ERRORS))
 async def get_task(db: Db, user_id: UserId, task_id: TaskId) -> TaskRow:
     """Read one task."""
     return await tasks.get_task(db, user_id, task_id)
 
 
-@router.put("/{task_id}", response_model=TaskResponse, responses=problems(*_ONE, *_BODY))
+@router.put("/{task_id}", response_model=TaskResponse, responses=problems(*TASK_ERRORS, *BODY_ERRORS))
 async def update_task(db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate) -> TaskRow:
     """Change the fields that are sent and keep the others. `"description": null` clears the description."""
     return await tasks.update_task(db, user_id, task_id, body)
 
 
-@router.patch("/{task_id}/complete", response_model=TaskResponse, responses=problems(*_ONE, *_BODY))
+@router.patch("/{task_id}/complete", response_model=TaskResponse, responses=problems(*TASK_ERRORS, *BODY_ERRORS))
 async def complete_task(
     db: Db, user_id: UserId, task_id: TaskId, body: Annotated[Completion | None, _TOGGLE_OR_SET] = None
 ) -> TaskRow:
@@ -81,7 +61,7 @@ async def complete_task(
     return await tasks.complete_task(db, user_id, task_id, (body or {}).get("completed"))
 
 
-@router.delete("/{task_id}", status_code=204, response_class=Response, responses=problems(*_ONE))
+@router.delete("/{task_id}", status_code=204, response_class=Response, responses=problems(*TASK_ERRORS))
 async def delete_task(db: Db, user_id: UserId, task_id: TaskId) -> None:
     """Delete a task for good."""
     await tasks.delete_task(db, user_id, task_id)

@@ -110,14 +110,14 @@ class Completion(TypedDict, total=False):
 
 
 class TaskResponse(BaseModel):
-    """A task. All seven fields are always present."""
+    """A task. All seven fields are always present. Their bounds only document: what is stored is not judged again."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"example": _EXAMPLE})
 
     id: UUID = Field(description="UUIDv7 (RFC 9562), made by the server.")
-    user_id: UserIdText
-    title: Annotated[str, Field(min_length=1, max_length=TITLE_MAX)]
-    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None
+    user_id: str = Field(description="The owner.", json_schema_extra={"pattern": USER_ID_PATTERN})
+    title: str = Field(json_schema_extra={"minLength": 1, "maxLength": TITLE_MAX})
+    description: Annotated[str, Field(json_schema_extra={"maxLength": DESCRIPTION_MAX})] | None
     completed: bool
     created_at: Timestamp
     updated_at: Timestamp = Field(description="Strictly later after every change.")

@@ -15,8 +15,10 @@ from app.models.task import COLUMNS, Task, TaskRow
 from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services.cursors import Position, decode_cursor, encode_cursor
 
+# SQLAlchemy keeps the columns' names for itself in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
 _OWNED: Final = (_OWNER, col(Task.id) == bindparam("task_id"))
+# `updated_at` is the row's version: it grows even if the clock stands still or is set back.
 _NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("interval '1 microsecond'"))
 
 _GET: Final = statement(select(*COLUMNS).where(*_OWNED))
@@ -54,9 +56,9 @@ _COMPLETE: Final = statement(
     )
     .returning(*COLUMNS)
 )
-_DELETE: Final = statement(delete(Task).where(*_OWNED).returning(*COLUMNS))
+_DELETE: Final = statement(delete(Task).where(*_OWNED).returning(col(Task.id)))
 
-_FILTERS: Final = {
+_FILTERS: Final = {  # each that is asked for applies; `status` and `completed` may contradict each other
     "status": col(Task.completed) == bindparam("status", type_=Boolean),
     "completed": col(Task.completed) == bindparam("completed", type_=Boolean),
     "search": or_(
@@ -86,7 +88,7 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     scope = repr((user_id, filters))
     values = {"owner": user_id, "limit": query.limit + 1, **filters}
     if query.cursor:
-        values["key"], values["after"] = decode_cursor(query.cursor, query.sort, scope)
+        values["after_key"], values["after_id"] = decode_cursor(query.cursor, query.sort, scope)
     records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
     tasks = [TaskRow(*record) for record in records[: query.limit]]
     if len(records) == len(tasks):
@@ -135,7 +137,8 @@ async def complete_task(db: Database, user_id: str, task_id: UUID, completed: bo
 
 async def delete_task(db: Database, user_id: str, task_id: UUID) -> None:
     """Delete the task. Raises TaskNotFoundError."""
-    await _one(db, _DELETE, owner=user_id, task_id=task_id)
+    if not await db.fetch(_DELETE, owner=user_id, task_id=task_id):
+        raise TaskNotFoundError
 
 
 async def _one(db: Database, query: Statement, **values: object) -> TaskRow:
@@ -161,13 +164,13 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
 def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
     """Keyset pagination: a page starts after a position, so it costs the same wherever it is."""
     key, task_id = _SORT_KEYS[sort.removeprefix("-")], col(Task.id)
-    after = tuple_(bindparam("key", type_=key.type), bindparam("after", type_=Uuid))
+    position = tuple_(bindparam("after_key", type_=key.type), bindparam("after_id", type_=Uuid))
     query = select(*COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
     if sort.startswith("-"):
-        query = query.where(tuple_(key, task_id) < after) if resumed else query
+        query = query.where(tuple_(key, task_id) < position) if resumed else query
         query = query.order_by(key.desc(), task_id.desc())
     else:
-        query = query.where(tuple_(key, task_id) > after) if resumed else query
+        query = query.where(tuple_(key, task_id) > position) if resumed else query
         query = query.order_by(key, task_id)
     return statement(query.limit(bindparam("limit")))
 

@@ -1,0 +1,106 @@
+"""Health: told from what the service last saw of its database."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import httpx
+import pytest
+from sqlalchemy import make_url
+
+from app.core.embedded import embedded_postgres
+from app.core.migrations import migrate
+from tests.conftest import make_settings, serving
+
+LIVE: Final = "/health/live"
+READY: Final = "/health/ready"
+TASKS: Final = "/api/ada/tasks"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a database that may be stopped."""
+    directory = tmp_path_factory.mktemp("health") / "postgres"
+    with embedded_postgres(directory) as dsn:
+        migrate(dsn)
+    return directory
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.core.database._RETRY_DELAYS", (0.05,))
+
+
+@asynccontextmanager
+async def client_of(dsn: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service of its own."""
+    async with serving(make_settings(dsn)) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+        yield client
+
+
+async def until_ready(client: httpx.AsyncClient) -> None:
+    while (await client.get(READY)).status_code != 200:  # noqa: ASYNC110  # the service is not asked otherwise
+        await asyncio.sleep(0.01)
+
+
+def assert_unavailable(reply: httpx.Response) -> None:
+    assert reply.status_code == 503
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert int(reply.headers["retry-after"]) > 0
+    assert reply.json()["type"] == "urn:problem-type:database-unavailable"
+
+
+class TestWithDatabase:
+    @pytest.mark.parametrize(("path", "status"), [(LIVE, "live"), (READY, "ready")])
+    async def test_a_service_that_has_just_started_is_live_and_ready(self, dsn: str, path: str, status: str) -> None:
+        async with client_of(dsn) as client:
+            reply = await client.get(path)
+
+        assert (reply.status_code, reply.json()) == (200, {"status": status})
+
+    async def test_asking_is_no_query(self, dsn: str, database: asyncpg.Connection) -> None:
+        """A database that is asked all the time never sleeps."""
+        await database.execute("CREATE DATABASE health")
+        own = make_url(dsn).set(database="health").render_as_string(hide_password=False)
+        queries = "SELECT pid, query_start, backend_xmin FROM pg_stat_activity WHERE datname = 'health'"
+        async with client_of(own) as client:
+            before = await database.fetch(queries)
+            for path in [LIVE, READY] * 10:
+                assert (await client.get(path)).status_code == 200
+            assert await database.fetch(queries) == before != []
+
+            assert (await client.get(TASKS)).status_code == 500  # which has no table here, but asks
+            assert await database.fetch(queries) != before
+
+
+@pytest.mark.usefixtures("quick_retries")
+class TestWithoutDatabase:
+    async def test_an_outage_is_told_and_its_end_is_noticed_without_a_request(self, directory: Path) -> None:
+        with ExitStack() as server:
+            dsn = server.enter_context(embedded_postgres(directory))
+            async with client_of(dsn) as client:
+                assert (await client.get(TASKS)).status_code == 200
+
+                server.close()
+                assert_unavailable(await client.get(TASKS))
+                assert_unavailable(await client.get(READY))
+                assert (await client.get(LIVE)).status_code == 200
+
+                server.enter_context(embedded_postgres(directory))
+                await until_ready(client)
+                assert (await client.get(TASKS)).status_code == 200
+
+    async def test_a_service_may_start_before_its_database(self, directory: Path) -> None:
+        with embedded_postgres(directory) as dsn:
+            pass
+
+        async with client_of(dsn) as client:
+            assert_unavailable(await client.get(READY))
+            assert (await client.get(LIVE)).status_code == 200
+
+            with embedded_postgres(directory):
+                await until_ready(client)
+                assert (await client.get(TASKS)).status_code == 200

@@ -1,0 +1,366 @@
+"""`python -m app` as its user runs it, in a directory of its own with an embedded PostgreSQL, and as it is killed."""
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import asyncpg
+import httpx
+import pytest
+from sqlalchemy import make_url
+
+import app
+from app.core.config import Settings
+from app.core.embedded import embedded_postgres
+from app.core.migrations import migrate
+
+BACKEND: Final = Path(app.__file__).parents[1]
+TASKS: Final = "/api/ada/tasks"
+
+
+class Service:
+    """A process that is ended at the end of the context, and its workers and its PostgreSQL with it."""
+
+    def __init__(
+        self, directory: Path, settings: Mapping[str, str] | None = None, *, port: int = 0, terminal: int = 0
+    ) -> None:
+        self.directory = directory
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        # A connection a request, so that any worker may get it.
+        self._client = httpx.Client(base_url=self.url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
+        self._data = directory / ".data" / "postgres"
+        self._out = directory / f"stdout-{self.port}"
+        self._err = directory / f"stderr-{self.port}"
+        names = {name.upper() for name in Settings.model_fields}
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        environment |= {"PYTHONPATH": str(BACKEND), "PORT": str(self.port), **(settings or {})}
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app"],
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=terminal or out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(self.postmaster, signal.SIGQUIT)
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+    @property
+    def messages(self) -> list[str]:
+        return [line["message"] for line in self.lines]
+
+    @property
+    def postmaster(self) -> int:
+        """The process id of the embedded PostgreSQL."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
+    @property
+    def postgres_runs(self) -> bool:
+        return (self._data / "postmaster.pid").exists()
+
+    def ready(self) -> Self:
+        """Returns when it is."""
+        while not self._is_ready():
+            assert self.process.poll() is None, self.stderr
+            time.sleep(0.02)
+        return self
+
+    def _is_ready(self) -> bool:
+        try:
+            return self._client.get("/health/ready").is_success
+        except httpx.TransportError:
+            return False
+
+    def create(self, title: str) -> dict[str, Any]:
+        reply = self._client.post(TASKS, json={"title": title})
+        assert reply.status_code == 201
+        task: dict[str, Any] = reply.json()
+        return task
+
+    def tasks(self) -> list[dict[str, Any]]:
+        tasks: list[dict[str, Any]] = self._client.get(TASKS).raise_for_status().json()
+        return tasks
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Returns the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("created") / ".data" / "postgres"
+    with embedded_postgres(data) as dsn:
+        migrate(dsn)
+    return data.parent
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A newcomer's first start, a task, and the end."""
+    with Service(tmp_path_factory.mktemp("life")) as service:
+        service.ready().create("Buy oat milk")
+        service.end()
+        yield service
+
+
+@pytest.fixture
+def directory(created: Path, tmp_path: Path) -> Path:
+    """A directory in which the service has run before."""
+    subprocess.run(["cp", "-a", created, tmp_path], check=True)
+    return tmp_path
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+    return port
+
+
+def query(dsn: str, sql: str) -> Any:
+    async def fetch() -> Any:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await connection.fetchval(sql)
+        finally:
+            await connection.close()
+
+    return asyncio.run(fetch())
+
+
+class TestLife:
+    def test_it_ends_well(self, life: Service) -> None:
+        assert (life.process.returncode, life.stderr) == (0, "")
+
+    def test_it_takes_its_postgres_along(self, life: Service) -> None:
+        assert not life.postgres_runs
+
+    def test_its_data_is_there_at_the_next_start(self, life: Service) -> None:
+        with Service(life.directory) as service:
+            assert [task["title"] for task in service.ready().tasks()] == ["Buy oat milk"]
+            assert service.postgres_runs
+
+    def test_it_says_where_the_docs_are(self, life: Service) -> None:
+        assert f"docs will be at {life.url}/docs" in life.messages
+
+    def test_every_line_of_its_log_is_json_with_time_level_and_message(self, life: Service) -> None:
+        lines = life.lines
+
+        assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in lines)
+        assert {line["level"] for line in lines} <= {"INFO", "WARNING"}
+        assert all(line["message"] for line in lines)
+
+    def test_every_request_has_a_line(self, life: Service) -> None:
+        [line] = [line for line in life.lines if line.get("method") == "POST"]
+
+        assert (line["route"], line["status"]) == ("/api/{user_id}/tasks", 201)
+        assert line["duration_ms"] > 0
+        assert line["request_id"]
+
+
+def missing(acknowledged: set[str], tasks: list[dict[str, Any]]) -> set[str]:
+    """The titles that are not there exactly once."""
+    stored = Counter(task["title"] for task in tasks)
+    return {title for title in acknowledged if stored[title] != 1}
+
+
+class TestKill:
+    @pytest.mark.parametrize("server_too", [False, True], ids=["service", "service and PostgreSQL"])
+    def test_every_acknowledged_task_is_there_once_at_the_next_start(
+        self, directory: Path, *, server_too: bool
+    ) -> None:
+        acknowledged: set[str] = set()
+
+        def create_until_the_end(client: int) -> None:
+            with suppress(httpx.TransportError):
+                for number in range(1_000):
+                    acknowledged.add(service.create(f"{client}-{number}")["title"])
+
+        with Service(directory) as service, ThreadPoolExecutor(4) as clients:
+            service.ready()
+            running = [clients.submit(create_until_the_end, client) for client in range(4)]
+            while len(acknowledged) < 40:
+                time.sleep(0.001)
+            postmaster = service.postmaster
+            if server_too:
+                os.kill(postmaster, signal.SIGKILL)
+            service.end(signal.SIGKILL)
+            for client in running:
+                client.result()
+
+            with Service(directory, port=service.port) as next_service:
+                tasks = next_service.ready().tasks()
+                assert (next_service.postmaster == postmaster) is not server_too
+                assert missing(acknowledged, tasks) == set()
+                assert missing(acknowledged | {"never sent"}, tasks) == {"never sent"}
+                assert next_service.end() == 0
+            assert not service.postgres_runs
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+    def test_a_service_that_is_told_to_end_while_it_starts_leaves_no_postgres(
+        self, directory: Path, number: signal.Signals, code: int
+    ) -> None:
+        with Service(directory) as service:
+            while not service.postgres_runs:
+                assert service.process.poll() is None
+                time.sleep(0.001)
+            assert service.end(number) == code
+            assert not service.postgres_runs
+
+
+class TestWorkers:
+    def test_each_serves_on_one_postgres_and_none_outlives_its_parent(self, directory: Path) -> None:
+        with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
+            service.ready()
+            while len(workers := re.findall(r"Started server process \[(\d+)\]", service.stdout)) < 2:
+                time.sleep(0.02)
+            titles = {service.create(title)["title"] for title in "ab"}
+            for pid in map(int, workers):
+                os.kill(pid, signal.SIGSTOP)
+                assert {task["title"] for task in service.tasks()} == titles
+                os.kill(pid, signal.SIGCONT)
+
+            with embedded_postgres(directory / ".data" / "postgres") as dsn:
+                count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tasks-api'"
+                assert query(dsn, count) == 2
+                service.end(signal.SIGKILL)
+                while query(dsn, count):
+                    time.sleep(0.02)
+
+            with Service(directory, port=service.port) as next_service:
+                assert {task["title"] for task in next_service.ready().tasks()} == titles
+
+
+class TestTwoServices:
+    def test_both_may_start_on_one_new_directory_and_the_last_one_stops_its_postgres(self, tmp_path: Path) -> None:
+        with Service(tmp_path) as one, Service(tmp_path) as other:
+            one.ready().create("Buy oat milk")
+            assert [task["title"] for task in other.ready().tasks()] == ["Buy oat milk"]
+
+            assert one.end() == 0
+            other.create("Drink it")
+            assert other.end() == 0
+            assert not other.postgres_runs
+            assert (one.stderr, other.stderr) == ("", "")
+
+
+class TestGivenDatabase:
+    def test_it_is_migrated_and_used_and_none_is_started(self, dsn: str, tmp_path: Path) -> None:
+        query(dsn, "CREATE DATABASE given")
+        given = make_url(dsn).set(database="given").render_as_string(hide_password=False)
+
+        with Service(tmp_path, {"DATABASE_URL": given}) as service:
+            service.ready().create("Buy oat milk")
+            assert service.end() == 0
+
+        assert query(given, "SELECT title FROM tasks") == "Buy oat milk"
+        assert not (tmp_path / ".data").exists()
+
+
+class TestTerminal:
+    def test_its_lines_are_for_people_and_ctrl_c_ends_it(self, directory: Path) -> None:
+        screen, terminal = pty.openpty()
+        with Service(directory, terminal=terminal) as service:
+            os.close(terminal)
+            service.ready().create("Buy oat milk")
+            os.killpg(service.process.pid, signal.SIGINT)
+            assert service.process.wait() in {0, 130}
+            lines = os.read(screen, 65_536).decode().splitlines()
+            os.close(screen)
+
+        assert f"docs will be at {service.url}/docs" in "\n".join(lines)
+        assert all(re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) ", line) for line in lines)
+        assert any(re.search(r"POST /api/\{user_id\}/tasks 201 in \d+\.\d ms$", line) for line in lines)
+        assert (service.stderr, service.postgres_runs) == ("", False)
+
+
+class TestRefusal:
+    def test_a_port_that_is_taken_is_told_in_one_line(self, directory: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with Service(directory, port=port) as service:
+                assert service.process.wait() not in {0, None}
+
+        [error] = [line["message"] for line in service.lines if line["level"] == "ERROR"]
+        assert "address already in use" in error
+        assert str(port) in error
+        assert (service.stderr, service.postgres_runs) == ("", False)
+
+    @pytest.mark.parametrize(
+        ("settings", "sentences"),
+        [
+            (
+                {
+                    "HOST": "0.0.0.0",  # noqa: S104  # refused
+                    "PORT": "http",
+                    "WEB_CONCURRENCY": "0",
+                    "CORS_ORIGINS": "*,app.example.com",
+                    "DATABASE_URL": "postgresql://ada:s3cret@db.example.com/tasks?sslrootcert=s3cret",
+                },
+                [
+                    r"DATABASE_URL: has a parameter that is not supported: sslrootcert",
+                    r"HOST: must be a loopback address such as 127\.0\.0\.1, because the service has no auth.*",
+                    r"PORT: Input should be a valid integer, unable to parse string as an integer",
+                    r"WEB_CONCURRENCY: Input should be greater than or equal to 1",
+                    r"CORS_ORIGINS: must list origins such as https://app\.example\.com, without a path and .*",
+                ],
+            ),
+            (
+                {"DATABASE_URL": "postgresql://ada:s3cret@127.0.0.1:1/tasks"},
+                [r"The database could not be migrated: ConnectionRefusedError: .*"],
+            ),
+            (
+                {"EMBEDDED_POSTGRES_DIR": "/dev/null/postgres"},
+                [r"The embedded PostgreSQL cannot use /dev/null/postgres: .*"],
+            ),
+        ],
+        ids=["wrong settings", "database away", "no place"],
+    )
+    def test_what_is_wrong_is_told_in_a_sentence_each(
+        self, tmp_path: Path, settings: dict[str, str], sentences: list[str]
+    ) -> None:
+        with Service(tmp_path, settings) as service:
+            assert service.process.wait() == 1
+
+        assert re.fullmatch("\n".join([*sentences, ""]), service.stderr)
+        assert "s3cret" not in service.stderr + service.stdout
