@@ -34,7 +34,7 @@ def main() -> None:
         with _database(settings):
             _serve(settings)
     except ValidationError as error:
-        sys.exit("\n".join(_setting_error(item) for item in error.errors(include_url=False, include_input=False)))
+        sys.exit("\n".join(dict.fromkeys(map(_setting_error, error.errors()))))
     except StartupError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
