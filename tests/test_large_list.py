@@ -83,7 +83,7 @@ async def test_first_middle_and_last_page_are_read_from_the_index_at_the_same_co
     costs = []
 
     for start in (0, COUNT // 2, COUNT - limit):
-        resumed = {"key": ordered[start - 1].key, "after": ordered[start - 1].id} if start else {}
+        resumed = {"after_key": ordered[start - 1].key, "after_id": ordered[start - 1].id} if start else {}
         statement = _page(sort, frozenset(), resumed=bool(resumed))
         costs.append(await explain(database, statement.sql, [(values | resumed)[name] for name in statement.names]))
 

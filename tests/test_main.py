@@ -349,12 +349,8 @@ class TestRefusal:
                 {"DATABASE_URL": "postgresql://ada:s3cret@127.0.0.1:1/tasks"},
                 [r"The database could not be migrated: ConnectionRefusedError: .*"],
             ),
-            (
-                {"EMBEDDED_POSTGRES_DIR": "/dev/null/postgres"},
-                [r"The embedded PostgreSQL cannot use /dev/null/postgres: .*"],
-            ),
         ],
-        ids=["wrong settings", "database away", "no place"],
+        ids=["wrong settings", "database away"],
     )
     def test_what_is_wrong_is_told_in_a_sentence_each(
         self, tmp_path: Path, settings: dict[str, str], sentences: list[str]

@@ -58,10 +58,10 @@ def test_the_service_does_what_the_model_does(url: str) -> None:
         run_state_machine_as_test(
             TasksMachine,
             settings=settings(
-                max_examples=40,
-                stateful_step_count=40,
+                max_examples=30,
+                stateful_step_count=30,
                 deadline=None,
-                suppress_health_check=[HealthCheck.too_slow],  # one example is 40 requests
+                suppress_health_check=[HealthCheck.too_slow],  # one example is 30 requests
             ),
         )
 

@@ -194,7 +194,7 @@ class TestServer:
         assert not runs(directory)
 
     @pytest.mark.parametrize(
-        "name", ['it\'s "mine" $HOME `id`', "a,b:c;d", "100%41 &=#?+", "ünï", "long" * 30], ids=lambda name: name[:9]
+        "name", ['it\'s "mine" $HOME `id`', "a,b:c;d 100%41 &=#?+ ü", "long" * 30], ids=["quotes", "signs", "long"]
     )
     def test_its_directory_may_have_any_name(self, tmp_path: Path, name: str) -> None:
         directory = tmp_path / name / "postgres"
