@@ -37,7 +37,7 @@ def main() -> None:
         sys.exit("\n".join(dict.fromkeys(map(_setting_error, error.errors()))))
     except StartupError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # pragma: no cover  # Ctrl+C before uvicorn runs, which handles it itself
         sys.exit(130)
 
 
@@ -80,5 +80,5 @@ def _setting_error(error: ErrorDetails) -> str:
     return f"{name}: {error['msg'].removeprefix('Value error, ')}"
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no branch  # it is never imported
     main()

@@ -112,11 +112,11 @@ def _stop_with_parent() -> None:
     parent = multiprocessing.parent_process()
     loop = asyncio.get_running_loop()
 
-    def stop(sentinel: int) -> None:
+    def stop(sentinel: int) -> None:  # pragma: no cover  # in a worker that outlives its parent
         loop.remove_reader(sentinel)
         signal.raise_signal(signal.SIGTERM)
 
-    if parent:
+    if parent:  # pragma: no cover  # in workers, which uvicorn spawns
         loop.add_reader(parent.sentinel, stop, parent.sentinel)
 
 

@@ -97,7 +97,7 @@ class _Server:
         return lock
 
     def _ensure_running(self) -> None:
-        if os.geteuid() == 0:
+        if os.geteuid() == 0:  # pragma: no cover  # tests run as root or not, and not as both
             self._identity = _identity(self.data)
             _let_pass(self.data)
             _let_pass(self._bin)
@@ -114,7 +114,7 @@ class _Server:
         unfinished = self.data.with_name(f"{self.data.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        if self._identity:
+        if self._identity:  # pragma: no cover  # root only
             os.chown(unfinished, self._identity["user"], self._identity["group"], follow_symlinks=False)
         made = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished)
         if made.returncode:
@@ -135,7 +135,7 @@ class _Server:
         would take it for a server that runs. It never takes our id for one: `pg_ctl` tells it who calls. The rest of
         the file stays, because PostgreSQL finds what is left of the old server by it.
         """
-        with suppress(FileNotFoundError), open(file, "r+", opener=_no_link) as lock:
+        with suppress(FileNotFoundError), open(file, "r+", opener=_no_link) as lock:  # pragma: no branch  # suppress
             pid, _, rest = lock.read().partition("\n")
             if not self._is_server(pid):
                 lock.seek(0)
@@ -191,7 +191,7 @@ def _wheel() -> Path:
     return Path(spec.submodule_search_locations[0]) / "pginstall"
 
 
-def _identity(data: Path) -> dict[str, Any]:
+def _identity(data: Path) -> dict[str, Any]:  # pragma: no cover  # root only
     """Returns who runs the server for root: the owner of `data`, else an account of our own, made if it is missing."""
     owner = data.stat() if data.exists() else None
     if owner and owner.st_uid:
@@ -200,14 +200,14 @@ def _identity(data: Path) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _account() -> pwd.struct_passwd | None:
+def _account() -> pwd.struct_passwd | None:  # pragma: no cover  # root only
     try:
         return pwd.getpwnam(_ACCOUNT)
     except KeyError:
         return None
 
 
-def _make_account() -> pwd.struct_passwd:
+def _make_account() -> pwd.struct_passwd:  # pragma: no cover  # root only
     made = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", _ACCOUNT)
     account = _account()
     if account is None:
@@ -216,7 +216,7 @@ def _make_account() -> pwd.struct_passwd:
     return account
 
 
-def _let_pass(path: Path) -> None:
+def _let_pass(path: Path) -> None:  # pragma: no cover  # root only
     """Let other accounts pass through, not list, the directories above `path`."""
     for parent in path.parents:
         mode = parent.stat().st_mode
