@@ -47,11 +47,11 @@ def _database(settings: Settings) -> Iterator[None]:
     if settings.migration_dsn:
         migrate(settings.migration_dsn)
         yield
-        return
-    with embedded_postgres(settings.embedded_postgres_dir) as dsn:
-        migrate(dsn)
-        os.environ["DATABASE_URL"] = dsn
-        yield
+    else:
+        with embedded_postgres(settings.embedded_postgres_dir) as dsn:
+            migrate(dsn)
+            os.environ["DATABASE_URL"] = dsn
+            yield
 
 
 def _serve(settings: Settings) -> None:

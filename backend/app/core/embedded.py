@@ -137,7 +137,7 @@ class _Server:
         """
         with suppress(FileNotFoundError), open(file, "r+", opener=_no_link) as lock:  # pragma: no branch  # suppress
             pid, _, rest = lock.read().partition("\n")
-            if not self._is_server(pid):
+            if not self._is_server(pid):  # pragma: no branch  # a server that answers is not started again
                 lock.seek(0)
                 lock.truncate()
                 lock.write(f"{os.getpid()}\n{rest}")
