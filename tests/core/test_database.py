@@ -276,6 +276,15 @@ class TestPool:
             await sleep
         assert await waiting == "there"
 
+    async def test_those_that_wait_for_a_connection_are_told_at_once_that_none_can_be_made(
+        self, make_database: MakeDatabase, closed_port: int
+    ) -> None:
+        db = make_database(f"postgresql://ada@127.0.0.1:{closed_port}/tasks", pool_timeout=2)
+
+        ends = await asyncio.gather(*(fetch_value(db) for _ in range(5)), return_exceptions=True)
+
+        assert {type(end) for end in ends} == {DatabaseUnavailableError}
+
 
 class TestReachable:
     async def test_nothing_is_known_before_the_first_answer(self, db: Database) -> None:

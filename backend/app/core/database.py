@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -58,12 +59,13 @@ class Database:
             },
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=pool_timeout,
             pool_recycle=_RECYCLE,
             pool_use_lifo=True,
             pool_reset_on_return=None,
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
+        self._free = asyncio.Semaphore(pool_size)
+        self._patience = pool_timeout
         self._recovery: asyncio.Task[None] | None = None
         self._answered: bool | None = None
 
@@ -75,7 +77,8 @@ class Database:
     async def fetch(self, query: Statement, **values: object) -> list[asyncpg.Record]:
         """Run one statement, committed when it returns. Raises UnavailableError, one of the two."""
         try:
-            records = await greenlet_spawn(self._fetch, query.sql, [values[name] for name in query.names])
+            async with self._connection_to_come():
+                records = await greenlet_spawn(self._fetch, query.sql, [values[name] for name in query.names])
         except DatabaseUnavailableError as error:
             self._note(answered=False, cause=error.__cause__)
             self._look()
@@ -103,6 +106,19 @@ class Database:
             self._recovery.cancel()
             await asyncio.wait([self._recovery])
         await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _connection_to_come(self) -> AsyncIterator[None]:
+        """The pool's own queue does not tell those who wait when a connection could not be made."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._free.acquire()
+        except TimeoutError:
+            raise OverloadedError from None
+        try:
+            yield
+        finally:
+            self._free.release()
 
     def _fetch(self, sql: str, values: list[Any]) -> list[asyncpg.Record]:
         try:

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final
@@ -26,6 +26,7 @@ from app.core.errors import StartupError
 _ACCOUNT: Final = "embedded_postgres"  # runs the server when we are root, which PostgreSQL refuses to be
 _SOCKET_PATH_MAX: Final = 90  # bytes of directory; with the file name, 104 fit on macOS and 108 on Linux
 _START_TIMEOUT: Final = 60  # seconds, crash recovery included
+_PID_FILES: Final = ("postmaster.pid", ".s.PGSQL.5432.lock")
 _NO_SERVER: Final = 2  # pg_isready: 0 accepts, 1 is starting, 2 does not answer
 _LOG: Final = "server.log"
 _INITDB: Final = (
@@ -88,10 +89,10 @@ class _Server:
 
     def _release(self, lease: IO[str]) -> None:
         with lease:
-            if _is_last(lease) and self._is_running():
-                self._call("pg_ctl", "stop", "--pgdata=.", "--mode=fast")
+            if _acquire(lease):
+                self._stop()
 
-    def _lock(self, name: str, kind: int) -> IO[str]:
+    def _lock(self, name: str, kind: int = fcntl.LOCK_UN) -> IO[str]:
         lock = self.data.with_name(f"{self.data.name}.{name}.lock").open("a")
         fcntl.flock(lock, kind)
         return lock
@@ -123,36 +124,27 @@ class _Server:
         unfinished.rename(self.data)
 
     def _start(self) -> None:
-        self._disown(self.data / "postmaster.pid")
-        self._disown(self.data / ".s.PGSQL.5432.lock")
-        started = self._call("pg_ctl", "start", "--pgdata=.", f"--timeout={_START_TIMEOUT}", f"--log={_LOG}")
+        """The server and all its children inherit a lock. Once that is free none of them lives, and what a killed
+        one left in its files means nothing: its process id may be another program's by now.
+        """
+        with self._lock("running") as running:
+            if not _acquire(running, _START_TIMEOUT):  # pragma: no cover  # a live server that does not answer
+                message = f"There is a PostgreSQL in {self.data} that does not answer; stop it."
+                raise StartupError(message)
+            for name in _PID_FILES:
+                (self.data / name).unlink(missing_ok=True)
+            options = ("--pgdata=.", f"--timeout={_START_TIMEOUT}", f"--log={_LOG}")
+            started = self._call("pg_ctl", "start", *options, pass_fds=(running.fileno(),))
         if started.returncode:
             message = f"The embedded PostgreSQL did not start; see {self.data / _LOG}."
             raise StartupError(message)
 
-    def _disown(self, file: Path) -> None:
-        """After a crash of the machine, another program may have the process id that the server had, and PostgreSQL
-        would take it for a server that runs. It never takes our id for one: `pg_ctl` tells it who calls. The rest of
-        the file stays, because PostgreSQL finds what is left of the old server by it.
-        """
-        with suppress(FileNotFoundError), open(file, "r+", opener=_no_link) as lock:  # pragma: no branch  # suppress
-            pid, _, rest = lock.read().partition("\n")
-            if not self._is_server(pid):  # pragma: no branch  # a server that answers is not started again
-                lock.seek(0)
-                lock.truncate()
-                lock.write(f"{os.getpid()}\n{rest}")
-
-    def _is_running(self) -> bool:
-        with suppress(FileNotFoundError):
-            return self._is_server((self.data / "postmaster.pid").read_text().partition("\n")[0])
-        return False
-
-    def _is_server(self, pid: str) -> bool:
-        """Whether the process works in the data directory, as only the server does. Without /proc, it is believed."""
-        process = Path("/proc")
-        with suppress(OSError):
-            return not (process / "self").exists() or (process / pid.strip() / "cwd").readlink() == self.data
-        return False
+    def _stop(self) -> None:
+        """A server that has only just been started is not yet known to `pg_ctl`, so it is asked again."""
+        with self._lock("running") as running:
+            while not _acquire(running):
+                self._call("pg_ctl", "stop", "--pgdata=.", "--mode=fast")
+                time.sleep(0.01)
 
     def _wait(self, socket_directory: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
@@ -165,9 +157,11 @@ class _Server:
     def _probe(self, socket_directory: Path) -> int:
         return _run(self._bin / "pg_isready", f"--host={socket_directory}", "--port=5432").returncode
 
-    def _call(self, program: str, *arguments: str, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def _call(
+        self, program: str, *arguments: str, directory: Path | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program in the data directory, as its owner. `pg_ctl` hands paths to a shell: `.` is safe there."""
-        return _run(self._bin / program, *arguments, cwd=directory or self.data, **self._identity)
+        return _run(self._bin / program, *arguments, cwd=directory or self.data, **self._identity, **options)
 
 
 def _run(program: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -237,14 +231,15 @@ def _socket_directory(data: Path) -> Iterator[Path]:
         yield link
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Root must not be led out of another user's directory."""
-    return os.open(path, flags | os.O_NOFOLLOW)
-
-
-def _is_last(lease: IO[str]) -> bool:
-    try:
-        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _acquire(lock: IO[str], seconds: float = 0) -> bool:
+    """Returns whether the lock is ours alone, at the latest after this time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:  # pragma: no branch  # children of a killed server end soon
+                return False
+            time.sleep(0.05)  # pragma: no cover  # as above
+        else:
+            return True
