@@ -6,29 +6,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import asyncpg
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import EmulatedDBAPIException, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
 import app.models.task  # noqa: F401  # fills the metadata
-from app.core.config import Settings
+from app.core.config import load_settings
 from app.core.dsn import parse_dsn
 from app.core.embedded import embedded_postgres
+from app.core.errors import StartupError
 
 _LOCK: Final = 7_461_736_531  # any number that no other program on this database uses
+_EXPECTED: Final = (
+    OSError,
+    UnicodeError,  # a host name that cannot be one
+    SQLAlchemyError,
+    EmulatedDBAPIException,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
 
 
 @contextmanager
 def _dsn() -> Iterator[str]:
     """The caller's database, else an embedded one that `-x embedded=DIRECTORY` names, else that of the settings."""
     apart = context.get_x_argument(as_dictionary=True).get("embedded")
-    given = context.config.attributes.get("dsn") or (None if apart else Settings().migration_dsn)
+    given = context.config.attributes.get("dsn") or (None if apart else load_settings().migration_dsn)
     if given:
         yield given
     else:
-        with embedded_postgres(Path(apart or Settings().embedded_postgres_dir)) as dsn:
+        with embedded_postgres(Path(apart or load_settings().embedded_postgres_dir)) as dsn:
             yield dsn
 
 
@@ -50,5 +62,14 @@ async def _run(dsn: str) -> None:
     await engine.dispose()
 
 
-with _dsn() as dsn:
-    asyncio.run(_run(dsn))
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0] or 'no answer'}"
+
+
+try:
+    with _dsn() as dsn:
+        asyncio.run(_run(dsn))
+except StartupError as error:
+    raise CommandError(str(error)) from error
+except _EXPECTED as error:
+    raise CommandError(_reason(error)) from error

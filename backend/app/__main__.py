@@ -10,10 +10,8 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from app.core.config import Settings
+from app.core.config import Settings, load_settings
 from app.core.embedded import embedded_postgres
 from app.core.errors import StartupError
 from app.core.logging import log_config
@@ -30,11 +28,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # the terminal was closed
     try:
-        settings = Settings()
+        settings = load_settings()
         with _database(settings):
             _serve(settings)
-    except ValidationError as error:
-        sys.exit("\n".join(dict.fromkeys(map(_setting_error, error.errors()))))
     except StartupError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:  # pragma: no cover  # Ctrl+C before uvicorn runs, which handles it itself
@@ -73,11 +69,6 @@ def _serve(settings: Settings) -> None:
 def _exit(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM unwinds the stack, so that the embedded PostgreSQL is stopped too."""
     sys.exit(0)
-
-
-def _setting_error(error: ErrorDetails) -> str:
-    name = str(error["loc"][0]).upper()
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
 
 
 if __name__ == "__main__":  # pragma: no branch  # it is never imported

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from app import __version__
-from app.core.config import Settings
+from app.core.config import Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
 from app.routes import health, tasks
@@ -48,7 +48,7 @@ class _State(TypedDict):
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Returns the service, which connects to `settings.database_url` when it is started."""
-    settings = settings or Settings()
+    settings = settings or load_settings()
     app = FastAPI(
         title="Tasks API",
         version=__version__,

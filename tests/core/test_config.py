@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.core.config import Settings
+from app.core.config import Settings, load_settings
+from app.core.errors import StartupError
 
 DSN = "postgresql://ada:s3cret@db.example.com/tasks"
 
@@ -61,14 +62,21 @@ class TestDefaults:
         (tmp_path / ".env").write_text("PORT=9000\nDATABASE_COLOUR=blue\n")
         monkeypatch.chdir(tmp_path)
 
-        assert Settings().port == 9000
+        assert load_settings().port == 9000
+
+    def test_a_dotenv_file_that_is_not_text_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / ".env").write_bytes("PORT=9000 # café".encode("latin-1"))
+        monkeypatch.chdir(tmp_path)
+
+        with pytest.raises(StartupError, match=r"^\.env: must be UTF-8 text$"):
+            load_settings()
 
     def test_the_environment_goes_before_a_dotenv_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / ".env").write_text("PORT=9000\n")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PORT", "9001")
 
-        assert Settings().port == 9001
+        assert load_settings().port == 9001
 
     def test_settings_are_frozen(self) -> None:
         settings = load()

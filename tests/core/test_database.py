@@ -28,7 +28,7 @@ FAIL: Final = statement(select(func.fail(bindparam("value", type_=Text))))
 MakeDatabase = Callable[..., Database]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def own_dsn(dsn: str) -> str:
     """A database with the function `fail`, which raises the SQLSTATE that it is given."""
 
@@ -314,7 +314,7 @@ class TestReachable:
     async def test_a_server_that_says_nothing_is_unavailable(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, silent_server: tuple[str, asyncio.Semaphore]
     ) -> None:
-        monkeypatch.setattr("app.core.database._CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr("app.core.dsn._CONNECT_TIMEOUT", 0.2)
         dsn, _ = silent_server
         db = make_database(dsn)
 
@@ -353,7 +353,7 @@ class TestReachable:
     async def test_closing_interrupts_a_search_that_waits_for_the_server(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, silent_server: tuple[str, asyncio.Semaphore]
     ) -> None:
-        monkeypatch.setattr("app.core.database._CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr("app.core.dsn._CONNECT_TIMEOUT", 0.2)
         dsn, attempts = silent_server
         db = make_database(dsn)
         await db.check()

@@ -110,9 +110,9 @@ class TestEncryption:
         ],
     )
     def test_sslmode_means_what_it_means_elsewhere(self, query: str, mode: str) -> None:
-        _, tls = parse_dsn(f"postgresql://ada@db.example.com/tasks{query}")
+        _, connect_args = parse_dsn(f"postgresql://ada@db.example.com/tasks{query}")
 
-        assert tls == {"ssl": mode}
+        assert connect_args["ssl"] == mode
 
     @pytest.mark.parametrize(
         "dsn",
@@ -129,17 +129,17 @@ class TestEncryption:
         ],
     )
     def test_the_certificate_is_verified_where_that_is_asked_for_and_at_neon(self, dsn: str) -> None:
-        _, tls = parse_dsn(dsn)
+        _, connect_args = parse_dsn(dsn)
 
-        context = tls["ssl"]
+        context = connect_args["ssl"]
         assert isinstance(context, ssl.SSLContext)
         assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
     @pytest.mark.parametrize("host", ["neon.tech.example.com", "notneon.tech"])
     def test_a_host_that_only_looks_like_neon_is_like_any_other(self, host: str) -> None:
-        _, tls = parse_dsn(f"postgresql://ada@{host}/tasks?sslmode=require")
+        _, connect_args = parse_dsn(f"postgresql://ada@{host}/tasks?sslmode=require")
 
-        assert tls == {"ssl": "require"}
+        assert connect_args["ssl"] == "require"
 
     def test_channel_binding_without_encryption_is_refused(self) -> None:
         with pytest.raises(ValueError, match="channel_binding"):

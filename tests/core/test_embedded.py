@@ -277,7 +277,7 @@ class TestFailure:
     def test_a_server_that_accepts_nobody_is_given_up_and_stopped(
         self, monkeypatch: pytest.MonkeyPatch, directory: Path
     ) -> None:
-        monkeypatch.setattr("app.core.embedded._START_TIMEOUT", 1)
+        monkeypatch.setattr("app.core.embedded._TIMEOUT", 1)
         (directory / "standby.signal").touch()
         with (directory / "postgresql.conf").open("a") as configuration:
             configuration.write("\nhot_standby = off\n")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -287,6 +288,13 @@ class TestMigrate:
         assert "\n" not in str(caught.value)
         assert "s3cret" not in str(caught.value)
 
+    def test_a_database_that_does_not_answer_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.core.dsn._CONNECT_TIMEOUT", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            with pytest.raises(StartupError, match=r"^The database could not be migrated: TimeoutError: no answer$"):
+                migrate(f"postgresql://127.0.0.1:{port}/tasks")
+
     def test_a_refused_password_is_told_without_showing_it(self, tmp_path: Path) -> None:
         directory = tmp_path / "postgres"
         with embedded_postgres(directory) as dsn:
@@ -335,3 +343,19 @@ class TestCommandLine:
         assert alembic(tmp_path, environment, "upgrade", "head").returncode == 0
         with embedded_postgres(tmp_path / "postgres") as dsn:
             assert execute(dsn, "SELECT count(*) FROM tasks") == [(0,)]
+
+    @pytest.mark.parametrize(
+        ("dsn", "sentence"),
+        [
+            ("nonsense", "DATABASE_URL: must look like postgresql://user:password@host/database"),
+            ("postgresql://127.0.0.1:1/tasks", "ConnectionRefusedError: "),
+        ],
+    )
+    def test_what_is_wrong_is_told_in_one_line(
+        self, environment: dict[str, str], tmp_path: Path, dsn: str, sentence: str
+    ) -> None:
+        failed = alembic(tmp_path, environment | {"DATABASE_URL": dsn}, "upgrade", "head")
+
+        assert failed.returncode
+        assert sentence in failed.stdout + failed.stderr
+        assert "Traceback" not in failed.stdout + failed.stderr

@@ -5,14 +5,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.dsn import parse_dsn
+from app.core.errors import StartupError
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
-
-
 # What a browser sends (RFC 6454 section 6.2): lower case, no path, no user.
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
@@ -92,3 +92,19 @@ class Settings(BaseSettings):
         """The connection string for migrations, or None for the embedded PostgreSQL."""
         secret = self.database_url_unpooled or self.database_url
         return secret.get_secret_value() if secret else None
+
+
+def load_settings() -> Settings:
+    """Returns the settings of this process. Raises StartupError, a line for each that is wrong."""
+    try:
+        return Settings()
+    except UnicodeDecodeError:
+        message = ".env: must be UTF-8 text"
+        raise StartupError(message) from None
+    except ValidationError as error:
+        raise StartupError("\n".join(dict.fromkeys(map(_setting_error, error.errors())))) from None
+
+
+def _setting_error(error: ErrorDetails) -> str:
+    name = str(error["loc"][0]).upper()
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"

@@ -15,7 +15,6 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from app.core.dsn import parse_dsn
 from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, TimedOutError, UnavailableError
 
-_CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
 _COMMAND_TIMEOUT: Final = 10  # seconds; asyncpg's default is to wait for ever
 _RECYCLE: Final = 240  # seconds; below the five minutes after which Neon suspends
 _RETRY_DELAYS: Final = (1, 2, 4, 8, 16)  # seconds between looks at a lost database, then the last one again
@@ -48,12 +47,11 @@ class Database:
 
     def __init__(self, dsn: str, *, pool_size: int, pool_timeout: float) -> None:
         """Connects at the first statement. Raises ValueError for a connection string it cannot use."""
-        url, tls = parse_dsn(dsn)
+        url, connect_args = parse_dsn(dsn)
         self._engine = create_async_engine(
             url,
             connect_args={
-                **tls,
-                "timeout": _CONNECT_TIMEOUT,
+                **connect_args,
                 "command_timeout": _COMMAND_TIMEOUT,
                 "server_settings": {"application_name": "tasks-api"},
             },
@@ -75,7 +73,7 @@ class Database:
         return bool(self._answered)
 
     async def fetch(self, query: Statement, **values: object) -> list[asyncpg.Record]:
-        """Run one statement, committed when it returns. Raises UnavailableError, one of the two."""
+        """Run one statement, committed when it returns. Raises UnavailableError, one of its three kinds."""
         try:
             async with self._connection_to_come():
                 records = await greenlet_spawn(self._fetch, query.sql, [values[name] for name in query.names])
@@ -123,8 +121,6 @@ class Database:
     def _fetch(self, sql: str, values: list[Any]) -> list[asyncpg.Record]:
         try:
             connection = self._engine.sync_engine.raw_connection()
-        except exc.TimeoutError:
-            raise OverloadedError from None
         except Exception as error:
             raise DatabaseUnavailableError from error
         try:

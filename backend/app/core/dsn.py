@@ -6,6 +6,7 @@ from typing import Any, Final
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+_CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
 _PORT_MAX: Final = 65_535
 _SCHEMES: Final = {"postgres", "postgresql", "postgresql+asyncpg"}
 # asyncpg cannot bind the channel. A verified server certificate keeps the same attacker out.
@@ -27,7 +28,8 @@ def parse_dsn(dsn: str) -> tuple[URL, dict[str, Any]]:
         message = f"has a parameter that is not supported: {', '.join(sorted(unknown))}"
         raise ValueError(message)
     verified = sslmode in _VERIFIED or binding == "require" or _is_neon(url)
-    return url.set(drivername="postgresql+asyncpg", query=query), _tls(sslmode, verified=verified)
+    connect_args = {"ssl": _tls(sslmode, verified=verified), "timeout": _CONNECT_TIMEOUT}
+    return url.set(drivername="postgresql+asyncpg", query=query), connect_args
 
 
 def _parsed(dsn: str) -> URL:
@@ -46,13 +48,13 @@ def _is_neon(url: URL) -> bool:
     return any(host.lower().endswith(".neon.tech") for host in hosts)
 
 
-def _tls(sslmode: str, *, verified: bool) -> dict[str, Any]:
+def _tls(sslmode: str, *, verified: bool) -> str | ssl.SSLContext:
     if sslmode not in _VERIFIED | _UNVERIFIED:
         message = f"has an unknown sslmode; use one of {', '.join(sorted(_VERIFIED | _UNVERIFIED))}"
         raise ValueError(message)
     if not verified:
-        return {"ssl": sslmode}
+        return sslmode
     if sslmode == "disable":
         message = "has sslmode=disable, but its host or channel_binding asks for encryption"
         raise ValueError(message)
-    return {"ssl": ssl.create_default_context()}
+    return ssl.create_default_context()

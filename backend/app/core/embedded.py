@@ -25,7 +25,7 @@ from app.core.errors import StartupError
 
 _ACCOUNT: Final = "embedded_postgres"  # runs the server when we are root, which PostgreSQL refuses to be
 _SOCKET_PATH_MAX: Final = 90  # bytes of directory; with the file name, 104 fit on macOS and 108 on Linux
-_START_TIMEOUT: Final = 60  # seconds, crash recovery included
+_TIMEOUT: Final = 60  # seconds, to start (crash recovery included) or to stop
 _PID_FILES: Final = ("postmaster.pid", ".s.PGSQL.5432.lock")
 _NO_SERVER: Final = 2  # pg_isready: 0 accepts, 1 is starting, 2 does not answer
 _LOG: Final = "server.log"
@@ -128,12 +128,12 @@ class _Server:
         one left in its files means nothing: its process id may be another program's by now.
         """
         with self._lock("running") as running:
-            if not _acquire(running, _START_TIMEOUT):  # pragma: no cover  # a live server that does not answer
+            if not _acquire(running, _TIMEOUT):  # pragma: no cover  # a live server that does not answer
                 message = f"There is a PostgreSQL in {self.data} that does not answer; stop it."
                 raise StartupError(message)
             for name in _PID_FILES:
                 (self.data / name).unlink(missing_ok=True)
-            options = ("--pgdata=.", f"--timeout={_START_TIMEOUT}", f"--log={_LOG}")
+            options = ("--pgdata=.", f"--timeout={_TIMEOUT}", f"--log={_LOG}")
             started = self._call("pg_ctl", "start", *options, pass_fds=(running.fileno(),))
         if started.returncode:
             message = f"The embedded PostgreSQL did not start; see {self.data / _LOG}."
@@ -142,12 +142,12 @@ class _Server:
     def _stop(self) -> None:
         """A server that has only just been started is not yet known to `pg_ctl`, so it is asked again."""
         with self._lock("running") as running:
-            while not _acquire(running):
+            deadline = time.monotonic() + _TIMEOUT
+            while not _acquire(running) and time.monotonic() < deadline:
                 self._call("pg_ctl", "stop", "--pgdata=.", "--mode=fast")
-                time.sleep(0.01)
 
     def _wait(self, socket_directory: Path) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + _TIMEOUT
         while self._probe(socket_directory):
             if time.monotonic() > deadline:
                 message = f"The embedded PostgreSQL in {self.data} does not accept connections."

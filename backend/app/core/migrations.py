@@ -3,23 +3,12 @@
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy.exc import EmulatedDBAPIException, SQLAlchemyError
 
 from app.core.errors import StartupError
 
-_EXPECTED: Final = (
-    OSError,
-    UnicodeError,  # a host name that cannot be one
-    SQLAlchemyError,
-    EmulatedDBAPIException,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    CommandError,  # the database is newer than this service
-)
 _INI: Final = Path(__file__).parents[3] / "alembic.ini"
 
 
@@ -37,7 +26,6 @@ def migrate(dsn: str) -> None:
     """
     try:
         command.upgrade(alembic_config(dsn), "head")
-    except _EXPECTED as error:
-        reason = str(error).partition("\n")[0]
-        message = f"The database could not be migrated: {type(error).__name__}: {reason}"
+    except CommandError as error:
+        message = f"The database could not be migrated: {error}"
         raise StartupError(message) from error
