@@ -3,23 +3,20 @@
 Tests share the tables: each has users of its own, and nobody sees another's tasks.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import count
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
-import uvicorn
-from pydantic import SecretStr
 
 from app.core.config import Settings
 from app.core.embedded import embedded_postgres
 from app.core.migrations import migrate
-from app.main import create_app
+from tests.support import make_settings, serving
 
 _numbers = count(1)
 
@@ -89,22 +86,7 @@ async def task(client: httpx.AsyncClient, tasks: str) -> dict[str, Any]:
     return created
 
 
-def make_settings(dsn: str, **others: Any) -> Settings:
-    """Settings that depend on no environment and no .env file."""
-    return Settings(_env_file=None, database_url=SecretStr(dsn), **others)
-
-
-@asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
-    """Yields the address of a service of its own, with a real server in front, in this process."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False))
-    running = asyncio.create_task(server.serve())
-    while not server.started:
-        assert not running.done(), running
-        await asyncio.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        server.should_exit = True
-        await running
+@pytest.fixture
+def path(tasks: str, task: dict[str, Any]) -> str:
+    """Where this user's task is."""
+    return f"{tasks}/{task['id']}"

@@ -20,7 +20,7 @@ from app.core.config import Settings
 from app.core.errors import AppError
 from app.main import create_app
 from app.schemas.task import TaskQuery
-from tests.conftest import make_settings, serving
+from tests.support import make_settings, serving
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = (ROOT / "README.md").read_text()

@@ -1,6 +1,5 @@
 """`python -m app` as its user runs it, in a directory of its own with an embedded PostgreSQL, and as it is killed."""
 
-import asyncio
 import json
 import os
 import pty
@@ -18,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
-import asyncpg
 import httpx
 import pytest
 from sqlalchemy import make_url
@@ -27,6 +25,7 @@ import app
 from app.core.config import Settings
 from app.core.embedded import embedded_postgres
 from app.core.migrations import migrate
+from tests.support import execute
 
 BACKEND: Final = Path(app.__file__).parents[1]
 TASKS: Final = "/api/ada/tasks"
@@ -157,17 +156,6 @@ def free_port() -> int:
     return port
 
 
-def query(dsn: str, sql: str) -> Any:
-    async def fetch() -> Any:
-        connection = await asyncpg.connect(dsn)
-        try:
-            return await connection.fetchval(sql)
-        finally:
-            await connection.close()
-
-    return asyncio.run(fetch())
-
-
 class TestLife:
     def test_it_ends_well(self, life: Service) -> None:
         assert (life.process.returncode, life.stderr) == (0, "")
@@ -262,9 +250,9 @@ class TestWorkers:
 
             with embedded_postgres(directory / ".data" / "postgres") as dsn:
                 count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tasks-api'"
-                assert query(dsn, count) == 2
+                assert execute(dsn, count) == [(2,)]
                 service.end(signal.SIGKILL)
-                while query(dsn, count):
+                while execute(dsn, count) != [(0,)]:
                     time.sleep(0.02)
 
             with Service(directory, port=service.port) as next_service:
@@ -286,14 +274,14 @@ class TestTwoServices:
 
 class TestGivenDatabase:
     def test_it_is_migrated_and_used_and_none_is_started(self, dsn: str, tmp_path: Path) -> None:
-        query(dsn, "CREATE DATABASE given")
+        execute(dsn, "CREATE DATABASE given")
         given = make_url(dsn).set(database="given").render_as_string(hide_password=False)
 
         with Service(tmp_path, {"DATABASE_URL": given}) as service:
             service.ready().create("Buy oat milk")
             assert service.end() == 0
 
-        assert query(given, "SELECT title FROM tasks") == "Buy oat milk"
+        assert execute(given, "SELECT title FROM tasks") == [("Buy oat milk",)]
         assert not (tmp_path / ".data").exists()
 
 

@@ -1,6 +1,5 @@
 """The embedded PostgreSQL: one server a directory, whatever happened to it before."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -12,14 +11,14 @@ from pathlib import Path
 from signal import SIGKILL, SIGQUIT
 from subprocess import PIPE
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
-import asyncpg
 import pytest
 
 from app.core import embedded
 from app.core.embedded import embedded_postgres
 from app.core.errors import StartupError
+from tests.support import execute
 
 BACKEND: Final = Path(embedded.__file__).parents[2]
 NOBODY: Final = 65_534
@@ -82,17 +81,6 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     subprocess.run(["userdel", name], check=False, capture_output=True)
 
 
-def ask(dsn: str, sql: str) -> Any:
-    async def fetch() -> Any:
-        connection = await asyncpg.connect(dsn)
-        try:
-            return await connection.fetchval(sql)
-        finally:
-            await connection.close()
-
-    return asyncio.run(fetch())
-
-
 def runs(directory: Path) -> bool:
     return (directory / "postmaster.pid").exists()
 
@@ -104,7 +92,7 @@ def postmaster(directory: Path) -> int:
 
 def kill_server(directory: Path, dsn: str) -> None:
     """The end that a power cut makes: of the server, and of all its children."""
-    for pid in [postmaster(directory), *ask(dsn, "SELECT array_agg(pid) FROM pg_stat_activity")]:
+    for (pid,) in [(postmaster(directory),), *execute(dsn, "SELECT pid FROM pg_stat_activity")]:
         with suppress(ProcessLookupError):
             os.kill(pid, SIGKILL)
 
@@ -122,29 +110,29 @@ def program(name: str, user: int) -> "Iterator[subprocess.Popen[str]]":
 class TestData:
     def test_it_is_kept_across_restarts(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
-            ask(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
+            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
         with embedded_postgres(directory) as dsn:
-            assert ask(dsn, "SELECT word FROM kept") == "kept"
+            assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
 
     def test_text_is_unicode_whatever_the_locale(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         monkeypatch.setenv("LC_ALL", "C")
 
         with embedded_postgres(directory) as dsn:
-            assert ask(dsn, "SELECT lower('ÄÖÜ') || current_setting('server_encoding')") == "äöüUTF8"
+            assert execute(dsn, "SELECT lower('ÄÖÜ') || current_setting('server_encoding')") == [("äöüUTF8",)]
 
     def test_it_survives_the_kill_of_the_server_and_all_its_children(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
-            ask(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
+            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
             kill_server(directory, dsn)
         with embedded_postgres(directory) as dsn:
-            assert ask(dsn, "SELECT word FROM kept") == "kept"
+            assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
 
     @pytest.mark.parametrize("name", ["editor", "postgres"])
     def test_it_is_reached_although_another_program_has_got_the_killed_ones_id(
         self, directory: Path, name: str
     ) -> None:
         with embedded_postgres(directory) as dsn:
-            ask(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
+            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
             contents = {file: file.read_text() for file in (directory / pid_file for pid_file in PID_FILES)}
             kill_server(directory, dsn)
         with program(name, directory.stat().st_uid) as other:
@@ -152,7 +140,7 @@ class TestData:
                 file.write_text(content.replace(content.split()[0], str(other.pid), 1))
 
             with embedded_postgres(directory) as dsn:
-                assert ask(dsn, "SELECT word FROM kept") == "kept"
+                assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
 
 
 class TestServer:
@@ -164,7 +152,7 @@ class TestServer:
             assert (one, postmaster(directory)) == (two, pid)
 
             first.close()
-            assert (ask(two, "SELECT 1"), postmaster(directory)) == (1, pid)
+            assert (execute(two, "SELECT 1"), postmaster(directory)) == ([(1,)], pid)
 
             second.close()
             assert not runs(directory)
@@ -179,11 +167,11 @@ class TestServer:
                 environment.setenv("PGPORT", "1")
                 environment.setenv("PGSSLMODE", "verify-full")
                 dsn = lease.enter_context(embedded_postgres(directory))
-            assert ask(dsn, "SELECT current_setting('data_directory')") == str(directory)
+            assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
 
     def test_it_listens_on_no_network(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
-            assert ask(dsn, "SELECT current_setting('listen_addresses')") == ""
+            assert execute(dsn, "SELECT current_setting('listen_addresses')") == [("",)]
 
     @pytest.mark.usefixtures("account")
     def test_four_that_start_at_once_on_a_new_machine_share_it(self, tmp_path: Path) -> None:
@@ -200,7 +188,7 @@ class TestServer:
         directory = tmp_path / name / "postgres"
 
         with embedded_postgres(directory) as dsn:
-            assert ask(dsn, "SELECT current_setting('data_directory')") == str(directory)
+            assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
         assert not runs(directory)
 
     def test_half_a_directory_of_a_killed_start_is_no_obstacle(self, tmp_path: Path) -> None:
@@ -209,7 +197,7 @@ class TestServer:
         (unfinished / "PG_VERSION").write_text("18\n")
 
         with embedded_postgres(tmp_path / "postgres") as dsn:
-            assert ask(dsn, "SELECT 1") == 1
+            assert execute(dsn, "SELECT 1") == [(1,)]
         assert not unfinished.exists()
 
 
@@ -235,7 +223,7 @@ class TestAccount:
         subprocess.run(["chown", "-R", str(user), directory], check=True)
 
         with embedded_postgres(directory) as dsn:
-            assert ask(dsn, "SELECT 1") == 1
+            assert execute(dsn, "SELECT 1") == [(1,)]
         assert directory.stat().st_uid == user
 
 

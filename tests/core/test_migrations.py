@@ -25,6 +25,7 @@ from app.core.dsn import parse_dsn
 from app.core.embedded import embedded_postgres
 from app.core.errors import StartupError
 from app.core.migrations import alembic_config, migrate
+from tests.support import execute
 
 ROOT: Final = Path(migrations.__file__).parents[3]
 USER_ID: Final = "Az09_-|.:@+=~"
@@ -86,17 +87,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
     names = {name.upper() for name in Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return kept | {"EMBEDDED_POSTGRES_DIR": str(tmp_path / "postgres")}
-
-
-def execute(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    async def run() -> list[tuple[Any, ...]]:
-        connection = await asyncpg.connect(dsn)
-        try:
-            return [tuple(record) for record in await connection.fetch(sql, *values)]
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())
 
 
 def alembic(directory: Path, environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -6,7 +6,7 @@ from typing import Final, NoReturn
 import httpx
 import pytest
 
-from tests.conftest import make_settings, serving
+from tests.support import make_settings, serving
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 TASKS: Final = "/api/ada/tasks"

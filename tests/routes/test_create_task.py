@@ -9,6 +9,8 @@ import asyncpg
 import httpx
 import pytest
 
+from tests.support import pointers, short
+
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _ALPHABET = string.ascii_letters + string.digits + "_-|.:@+=~"
 _USER_IDS = {
@@ -45,18 +47,6 @@ _WHITE_SPACE = (
     *(" ", "\t", "\n", "\r\n", "\v", "\f", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u2029", "\u202f"),
     *("\u205f", "\u3000", " \t\u3000\n" * 50),
 )
-
-
-def _short(value: object) -> str:
-    """The name of a case in the output."""
-    return ascii(value)[:24]
-
-
-def _pointers(reply: httpx.Response) -> list[str]:
-    """The fields that a refusal names."""
-    assert reply.status_code == 422, reply.text
-    assert reply.headers["Content-Type"] == "application/problem+json"
-    return [error["pointer"] for error in reply.json()["errors"]]
 
 
 class TestReply:
@@ -147,7 +137,7 @@ class TestTitle:
             "<script>alert(1)</script>",
             "%s {0} $1 \\ \"quoted\" 'quoted'",
         ],
-        ids=_short,
+        ids=short,
     )
     async def test_any_text_up_to_200_code_points_is_kept_as_it_is(
         self, client: httpx.AsyncClient, tasks: str, title: str
@@ -160,31 +150,31 @@ class TestTitle:
     @pytest.mark.parametrize(
         "title",
         ["", "x" * 201, "\U0001f600" * 201, "e\u0301" * 100 + "x", "x" * 60_000, "\0", "a\0b", *_WHITE_SPACE],
-        ids=_short,
+        ids=short,
     )
     async def test_an_empty_or_long_one_one_of_white_space_and_one_with_nul_are_refused(
         self, client: httpx.AsyncClient, tasks: str, title: str
     ) -> None:
-        assert _pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
+        assert pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("title", [None, 0, 1, 1.5, True, [], ["a"], {}, {"a": "b"}])
     async def test_only_text_is_a_title(self, client: httpx.AsyncClient, tasks: str, title: object) -> None:
-        assert _pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
+        assert pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
 
     async def test_it_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.post(tasks, json={"description": "The barista one"})
 
-        assert _pointers(reply) == ["#/title"]
+        assert pointers(reply) == ["#/title"]
         assert reply.json()["detail"] == "title: is required"
 
     async def test_without_any_body_the_body_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
-        assert _pointers(await client.post(tasks)) == ["#"]
+        assert pointers(await client.post(tasks)) == ["#"]
 
 
 class TestDescription:
     @pytest.mark.parametrize(
-        "description", [None, "", " ", "x" * 5_000, "\U0001f600" * 5_000, "one\r\ntwo\tthree"], ids=_short
+        "description", [None, "", " ", "x" * 5_000, "\U0001f600" * 5_000, "one\r\ntwo\tthree"], ids=short
     )
     async def test_null_and_any_text_up_to_5000_code_points_are_kept_as_they_are(
         self, client: httpx.AsyncClient, tasks: str, description: str | None
@@ -195,27 +185,27 @@ class TestDescription:
         assert (await client.get(reply.headers["Location"])).json()["description"] == description
 
     @pytest.mark.parametrize(
-        "description", ["x" * 5_001, "\U0001f600" * 5_001, "a\0b", 0, 1.5, False, [], {}], ids=_short
+        "description", ["x" * 5_001, "\U0001f600" * 5_001, "a\0b", 0, 1.5, False, [], {}], ids=short
     )
     async def test_a_longer_one_one_with_nul_and_other_types_are_refused(
         self, client: httpx.AsyncClient, tasks: str, description: object
     ) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk", "description": description})
 
-        assert _pointers(reply) == ["#/description"]
+        assert pointers(reply) == ["#/description"]
 
 
 @pytest.mark.parametrize("completed", [None, 0, 1, "true", "yes", "", [], {}])
 async def test_only_true_and_false_are_a_state(client: httpx.AsyncClient, tasks: str, completed: object) -> None:
     reply = await client.post(tasks, json={"title": "Buy oat milk", "completed": completed})
 
-    assert _pointers(reply) == ["#/completed"]
+    assert pointers(reply) == ["#/completed"]
 
 
 async def test_every_wrong_field_is_named_and_none_is_quoted(client: httpx.AsyncClient, tasks: str) -> None:
     reply = await client.post(tasks, json={"title": ["oat milk"], "description": 4711, "completed": "perhaps"})
 
-    assert _pointers(reply) == ["#/title", "#/description", "#/completed"]
+    assert pointers(reply) == ["#/title", "#/description", "#/completed"]
     assert all(name in reply.json()["detail"] for name in ("title", "description", "completed"))
     assert not re.search("oat milk|4711|perhaps", reply.text)
 
@@ -249,7 +239,7 @@ class TestUserId:
 
         reply = await client.post("/", json={"title": "Buy oat milk"}, extensions={"target": target})
 
-        assert _pointers(reply) == ["path/user_id"]
+        assert pointers(reply) == ["path/user_id"]
 
     @pytest.mark.parametrize("path", ["/api//tasks", "/api/a%2Fb/tasks", "/api/a/b/tasks"])
     async def test_an_empty_one_and_one_with_a_slash_have_no_route(self, client: httpx.AsyncClient, path: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import make_url
 from starlette.responses import StreamingResponse
 
-from tests.conftest import make_settings, serving
+from tests.support import make_settings, serving
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 TASKS: Final = "/api/ada/tasks"

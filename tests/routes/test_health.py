@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 
 from app.core.embedded import embedded_postgres
 from app.core.migrations import migrate
-from tests.conftest import make_settings, serving
+from tests.support import make_settings, serving
 
 LIVE: Final = "/health/live"
 READY: Final = "/health/ready"

@@ -1,6 +1,5 @@
 """No input is answered with 5xx, every refusal is a problem, and what is stored comes back as it was sent."""
 
-import asyncio
 import json
 import re
 from typing import Any, Final, get_args
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from app.schemas.task import Sort
 from app.services.cursors import Position, encode_cursor
+from tests.support import exchange
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
@@ -211,18 +211,6 @@ class TestPathAndQuery:
         reply = await client.get(f"/api/{task['user_id']}/tasks", params=params)
 
         assert reply.json() == [task]
-
-
-async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:
-    """Send bytes as they are (httpx would refuse or mend them). Returns status, head and body of the reply."""
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(request)
-    async with asyncio.timeout(10):
-        reply = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    head, _, body = reply.partition(b"\r\n\r\n")
-    return int(head.split()[1]), head.lower(), body
 
 
 class TestHeaders:

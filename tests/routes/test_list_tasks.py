@@ -11,6 +11,8 @@ import asyncpg
 import httpx
 import pytest
 
+from tests.support import pointers, short
+
 _SORTS = ("created_at", "-created_at", "updated_at", "-updated_at", "title", "-title")
 _BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 # Three positions of each key and two of each pair, so that most tasks share theirs with others.
@@ -66,18 +68,6 @@ def _ordered(tasks: Tasks, sort: str) -> Tasks:
     return sorted(tasks, key=lambda task: (task[key], UUID(task["id"])), reverse=sort.startswith("-"))
 
 
-def _short(value: object) -> str:
-    """The name of a case in the output."""
-    return ascii(value)[:24]
-
-
-def _pointers(reply: httpx.Response) -> list[str]:
-    """The parameters that a refusal names."""
-    assert reply.status_code == 422, reply.text
-    assert reply.headers["Content-Type"] == "application/problem+json"
-    return [error["pointer"] for error in reply.json()["errors"]]
-
-
 class TestReply:
     async def test_it_is_a_bare_array(self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
         reply = await client.get(tasks)
@@ -102,7 +92,7 @@ class TestReply:
         assert await _list(client, other, search=task["title"]) == theirs
 
     async def test_a_malformed_user_id_is_refused(self, client: httpx.AsyncClient) -> None:
-        assert _pointers(await client.get("/api/a%20b/tasks")) == ["path/user_id"]
+        assert pointers(await client.get("/api/a%20b/tasks")) == ["path/user_id"]
 
 
 class TestOrder:
@@ -141,7 +131,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("sort", ["", "id", "Title", "+title", "--title", "title ", "title,created_at", "\0"])
     async def test_an_unknown_order_is_refused(self, client: httpx.AsyncClient, tasks: str, sort: str) -> None:
-        assert _pointers(await client.get(tasks, params={"sort": sort})) == ["query/sort"]
+        assert pointers(await client.get(tasks, params={"sort": sort})) == ["query/sort"]
 
 
 class TestFilters:
@@ -176,13 +166,13 @@ class TestFilters:
 
     @pytest.mark.parametrize("status", ["", "ALL", "done", "open", "pending ", "true", "\0"])
     async def test_an_unknown_status_is_refused(self, client: httpx.AsyncClient, tasks: str, status: str) -> None:
-        assert _pointers(await client.get(tasks, params={"status": status})) == ["query/status"]
+        assert pointers(await client.get(tasks, params={"status": status})) == ["query/status"]
 
     @pytest.mark.parametrize("completed", ["", "yes", "no", "on", "2", "null", " true", "\0"])
     async def test_only_a_boolean_is_a_state(self, client: httpx.AsyncClient, tasks: str, completed: str) -> None:
         reply = await client.get(tasks, params={"completed": completed})
 
-        assert _pointers(reply) == ["query/completed"]
+        assert pointers(reply) == ["query/completed"]
         assert reply.json()["detail"] == "completed: must be true or false"
 
     async def test_every_wrong_parameter_is_named_and_none_is_quoted(
@@ -190,7 +180,7 @@ class TestFilters:
     ) -> None:
         reply = await client.get(tasks, params=dict.fromkeys(("status", "completed", "sort", "limit"), "perhaps"))
 
-        assert _pointers(reply) == ["query/status", "query/completed", "query/sort", "query/limit"]
+        assert pointers(reply) == ["query/status", "query/completed", "query/sort", "query/limit"]
         assert "perhaps" not in reply.text
 
 
@@ -274,17 +264,17 @@ class TestSearch:
 
         assert await _titles(client, tasks, search=" ") == ["two words"]
 
-    @pytest.mark.parametrize("search", ["x" * 200, "\U0001f600" * 200, "%" * 200, "\\" * 200], ids=_short)
+    @pytest.mark.parametrize("search", ["x" * 200, "\U0001f600" * 200, "%" * 200, "\\" * 200], ids=short)
     async def test_200_characters_are_searched_for(self, client: httpx.AsyncClient, tasks: str, search: str) -> None:
         await _add(client, tasks, search, "other")
 
         assert await _titles(client, tasks, search=search) == [search]
 
-    @pytest.mark.parametrize("search", ["x" * 201, "a\0b"], ids=_short)
+    @pytest.mark.parametrize("search", ["x" * 201, "a\0b"], ids=short)
     async def test_a_longer_one_and_one_with_nul_are_refused(
         self, client: httpx.AsyncClient, tasks: str, search: str
     ) -> None:
-        assert _pointers(await client.get(tasks, params={"search": search})) == ["query/search"]
+        assert pointers(await client.get(tasks, params={"search": search})) == ["query/search"]
 
 
 class TestLimit:
@@ -333,7 +323,7 @@ class TestLimit:
         ],
     )
     async def test_anything_but_1_to_1000_is_refused(self, client: httpx.AsyncClient, tasks: str, limit: str) -> None:
-        assert _pointers(await client.get(tasks, params={"limit": limit})) == ["query/limit"]
+        assert pointers(await client.get(tasks, params={"limit": limit})) == ["query/limit"]
 
 
 class TestLink:
@@ -398,15 +388,15 @@ class TestCursor:
         await _add(client, tasks, "aa", "ab")
         with_query, without = await _cursor(client, tasks, **query), await _cursor(client, tasks)
 
-        assert _pointers(await client.get(tasks, params={"cursor": with_query})) == ["query/cursor"]
-        assert _pointers(await client.get(tasks, params={"cursor": without, **query})) == ["query/cursor"]
+        assert pointers(await client.get(tasks, params={"cursor": with_query})) == ["query/cursor"]
+        assert pointers(await client.get(tasks, params={"cursor": without, **query})) == ["query/cursor"]
         assert await _titles(client, tasks, cursor=without) == ["aa"]
 
     async def test_one_of_another_search_is_refused(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, "aa", "ab")
         cursor = await _cursor(client, tasks, search="a")
 
-        assert _pointers(await client.get(tasks, params={"cursor": cursor, "search": "b"})) == ["query/cursor"]
+        assert pointers(await client.get(tasks, params={"cursor": cursor, "search": "b"})) == ["query/cursor"]
 
     async def test_one_of_another_user_is_refused(
         self, client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str
@@ -415,7 +405,7 @@ class TestCursor:
         await _add(client, other, "aa", "ab")
         cursor = await _cursor(client, other)
 
-        assert _pointers(await client.get(tasks, params={"cursor": cursor})) == ["query/cursor"]
+        assert pointers(await client.get(tasks, params={"cursor": cursor})) == ["query/cursor"]
 
     @pytest.mark.parametrize("sort", ["-created_at", "title"])
     async def test_one_changed_in_any_character_is_refused(
@@ -430,7 +420,7 @@ class TestCursor:
 
         assert [text for text, reply in zip(changed, replies, strict=True) if reply.status_code != 422] == []
 
-    async def test_one_cut_short_or_made_longer_is_refused(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_one_cutshort_or_made_longer_is_refused(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, "a", "b")
         cursor = await _cursor(client, tasks)
         changed = [
@@ -446,14 +436,14 @@ class TestCursor:
     @pytest.mark.parametrize(
         "cursor",
         ["x", "1", "null", "\xe9", "\U0001f600", "\0", "a+b/c", "=" * 4, "A" * 2_048, "A" * 2_049, "A" * 60_000],
-        ids=_short,
+        ids=short,
     )
     async def test_one_that_was_never_given_is_refused(
         self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any], cursor: str
     ) -> None:
         reply = await client.get(tasks, params={"cursor": cursor})
 
-        assert _pointers(reply) == ["query/cursor"]
+        assert pointers(reply) == ["query/cursor"]
         assert task["id"] not in reply.text
 
     async def test_an_empty_one_is_the_first_page(self, client: httpx.AsyncClient, tasks: str) -> None:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from app.core.logging import log_config
+from tests.support import exchange
 
 ROOT: Final = Path(__file__).parents[2]
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -61,17 +62,6 @@ async def _defect(*_: object) -> NoReturn:
     raise RuntimeError("first line\nsecond line")
 
 
-async def exchange(url: httpx.URL, request: bytes) -> bytes:
-    """Send bytes as they are; httpx would refuse some and hides others."""
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(request)
-    async with asyncio.timeout(10):
-        reply = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    return reply
-
-
 class TestRequestId:
     @pytest.mark.parametrize("sent", ["a", "a" * 128, "01K9-z_Z.=@+", MISSING])
     async def test_a_valid_one_is_kept(self, client: httpx.AsyncClient, sent: str) -> None:
@@ -105,7 +95,7 @@ class TestRequestId:
     async def test_it_cannot_bring_a_header_into_the_reply(self, client: httpx.AsyncClient, end: bytes) -> None:
         request = b"GET /health/live HTTP/1.1\r\nX-Request-ID: a%sSet-Cookie: b\r\nConnection: close\r\n\r\n" % end
 
-        assert b"set-cookie" not in (await exchange(client.base_url, request)).lower()
+        assert b"set-cookie" not in b"".join((await exchange(client.base_url, request))[1:])
 
     @pytest.mark.parametrize(
         ("method", "path", "status"),
@@ -274,11 +264,12 @@ class TestHead:
             for method in (b"HEAD", b"GET")
         ]
 
-        assert without_date(head) == without_date(get).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        assert without_date(head[1]) == without_date(get[1])
+        assert head[2] == b""
 
 
-def without_date(reply: bytes) -> bytes:
-    return re.sub(rb"\r\ndate: [^\r]+", b"", reply)
+def without_date(head: bytes) -> bytes:
+    return re.sub(rb"\r\ndate: [^\r]+", b"", head)
 
 
 def test_the_configuration_writes_a_defect_as_one_json_line_to_stdout() -> None:

@@ -15,6 +15,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.support import pointers
+
 Raw = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _JSON: Final = {"Content-Type": "application/json"}
@@ -48,12 +50,6 @@ _WITH_BODY: Final = [_Operation("PUT", "", {"title": "Other"}), _Operation("PATC
 _OPERATIONS: Final = [_Operation("GET"), *_WITH_BODY, _Operation("DELETE")]
 
 
-@pytest.fixture
-def path(tasks: str, task: dict[str, Any]) -> str:
-    """Where this user's task is."""
-    return f"{tasks}/{task['id']}"
-
-
 async def _chunked(*chunks: bytes) -> AsyncIterator[bytes]:
     for chunk in chunks:
         yield chunk
@@ -68,13 +64,6 @@ def _sent(content: bytes, framing: str) -> bytes | AsyncIterator[bytes]:
 
 def _name(operation: _Operation) -> str:
     return operation.method
-
-
-def _pointers(reply: httpx.Response) -> list[str]:
-    """The fields that a refusal names."""
-    assert reply.status_code == 422, reply.text
-    assert reply.headers["Content-Type"] == "application/problem+json"
-    return [error["pointer"] for error in reply.json()["errors"]]
 
 
 class TestUnknownNames:
@@ -146,7 +135,7 @@ class TestUnknownNames:
         content = json.dumps({"title": "a", name: 1}, ensure_ascii=False)
 
         named = (await client.post(tasks, content=content, headers=_JSON)).headers["Ignored-Fields"]
-        (pointer,) = _pointers(await client.post(tasks, content=content, headers=_JSON | _STRICT))
+        (pointer,) = pointers(await client.post(tasks, content=content, headers=_JSON | _STRICT))
 
         shown = unquote(named, errors="strict")
         assert name.startswith(shown)
@@ -212,7 +201,7 @@ class TestPrefer:
 
         reply = await client.post(tasks, params={"notify": "me"}, json=body, headers=_STRICT)
 
-        assert _pointers(reply) == ["#/priority", "#/a~1b~0c", "query/notify"]
+        assert pointers(reply) == ["#/priority", "#/a~1b~0c", "query/notify"]
         assert reply.headers["Preference-Applied"] == "handling=strict"
         assert "Ignored-Fields" not in reply.headers
         assert (await client.get(tasks)).json() == []
@@ -226,7 +215,7 @@ class TestPrefer:
     async def test_strict_refuses_an_unknown_parameter_of_the_list(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.get(tasks, params={"status": "all", "priority": "high"}, headers=_STRICT)
 
-        assert _pointers(reply) == ["query/priority"]
+        assert pointers(reply) == ["query/priority"]
         assert reply.headers["Preference-Applied"] == "handling=strict"
 
     @pytest.mark.parametrize("operation", _OPERATIONS, ids=_name)
@@ -237,7 +226,7 @@ class TestPrefer:
 
         reply = await client.request(method, f"{path}{suffix}?verbose=1", json=body, headers=_STRICT)
 
-        assert _pointers(reply) == ["query/verbose"]
+        assert pointers(reply) == ["query/verbose"]
         assert (await client.get(path)).json() == task
 
     @pytest.mark.parametrize("operation", _WITH_BODY, ids=_name)
@@ -249,14 +238,14 @@ class TestPrefer:
 
         reply = await client.request(method, f"{path}{suffix}", json=(body or {}) | unknown, headers=_STRICT)
 
-        assert _pointers(reply) == ["#/priority"]
+        assert pointers(reply) == ["#/priority"]
         assert (await client.get(path)).json() == task
 
     @pytest.mark.parametrize("name", _HOSTILE_NAMES.values(), ids=_HOSTILE_NAMES)
     async def test_a_hostile_name_has_a_pointer(self, client: httpx.AsyncClient, tasks: str, name: str) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk", name: 1}, headers=_STRICT)
 
-        (pointer,) = _pointers(reply)
+        (pointer,) = pointers(reply)
         assert pointer.startswith("#/")
         assert unquote(pointer[2:], errors="strict").replace("~1", "/").replace("~0", "~") == name
 
@@ -303,7 +292,7 @@ class TestPrefer:
     async def test_lenient_does_not_excuse_a_bad_value(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.get(tasks, params={"limit": 0, "x": 1}, headers={"Prefer": "handling=lenient"})
 
-        assert _pointers(reply) == ["query/limit"]
+        assert pointers(reply) == ["query/limit"]
 
 
 class TestMediaType:
@@ -483,7 +472,7 @@ class TestJson:
 
         replies = [await client.request(method, url, content=content, headers=_JSON) for method, url in targets]
 
-        assert [_pointers(reply) for reply in replies] == [["#"]] * 3
+        assert [pointers(reply) for reply in replies] == [["#"]] * 3
         assert {reply.json()["errors"][0]["detail"] for reply in replies} == {"must be a JSON object"}
         assert (await client.get(path)).json() == task
 
@@ -493,7 +482,7 @@ class TestJson:
         created = await client.post(tasks, content=b"null", headers=_JSON)
         updated = await client.put(f"{tasks}/{task['id']}", content=b"null", headers=_JSON)
 
-        assert _pointers(created) == _pointers(updated) == ["#"]
+        assert pointers(created) == pointers(updated) == ["#"]
 
     async def test_of_duplicate_names_the_last_wins(self, client: httpx.AsyncClient, tasks: str) -> None:
         content = b'{"title": 1, "completed": true, "title": "first", "title": "last", "completed": false}'

@@ -15,12 +15,6 @@ _WRONG: dict[str, list[object]] = {
 }
 
 
-@pytest.fixture
-def path(tasks: str, task: dict[str, Any]) -> str:
-    """Where this user's task is."""
-    return f"{tasks}/{task['id']}"
-
-
 class TestMerge:
     @pytest.mark.parametrize(
         "changes",
