@@ -27,7 +27,6 @@ _TIMES: Final = st.datetimes(timezones=st.just(UTC))
 _unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 _over_http = settings(
     deadline=None,
-    max_examples=200,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 _sorts = st.sampled_from(_SORTS)
