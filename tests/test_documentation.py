@@ -109,7 +109,7 @@ class TestCommands:
         assert {example.status for example in EXAMPLES["README.md"]} >= {"200", "201", "204"}
         assert {example.status for example in EXAMPLES["docs/api.md"]} >= {
             *("200", "201", "204"),
-            *("400", "404", "405", "413", "415", "422", "503"),
+            *("304", "400", "404", "405", "412", "413", "415", "422", "503"),
         }
 
     def test_every_command_that_prints_a_reply_shows_it(self) -> None:

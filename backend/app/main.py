@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, TypedDict
+from typing import TypedDict
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -18,28 +18,9 @@ from app.core.errors import StartupError
 from app.routes import health, tasks
 from app.routes.docs import install_docs
 from app.routes.errors import METHODS, install_error_handlers
+from app.routes.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.routes.middleware import DefectMiddleware, ProblemCORSMiddleware, RequestMiddleware
 from app.routes.openapi import DESCRIPTION, install_openapi
-
-_REQUEST_HEADERS: Final = (
-    "Authorization",
-    "Content-Type",
-    "Idempotency-Key",
-    "If-Match",
-    "If-None-Match",
-    "Prefer",
-    "X-Request-ID",
-)
-_EXPOSED_HEADERS: Final = (
-    "ETag",
-    "Link",
-    "Location",
-    "Retry-After",
-    "Idempotent-Replayed",
-    "Ignored-Fields",
-    "Preference-Applied",
-    "X-Request-ID",
-)
 
 
 class _State(TypedDict):
@@ -66,9 +47,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 ProblemCORSMiddleware,
                 allow_origins=settings.cors_origins,
                 allow_methods=METHODS,
-                allow_headers=_REQUEST_HEADERS,
+                allow_headers=("Authorization", "Content-Type", *REQUEST_HEADERS),
                 allow_credentials=True,
-                expose_headers=_EXPOSED_HEADERS,
+                expose_headers=tuple(RESPONSE_HEADERS),
             ),
             Middleware(DefectMiddleware),
         ],

@@ -19,12 +19,12 @@ TASKS: Final = "/api/{user_id}/tasks"
 TASK: Final = "/api/{user_id}/tasks/{task_id}"
 BODY_ERRORS: Final = {"400", "413", "415"}
 OPERATIONS: Final = {
-    "list_tasks": ("get", TASKS, {"200", "422", "500", "503"}),
+    "list_tasks": ("get", TASKS, {"200", "304", "422", "500", "503"}),
     "create_task": ("post", TASKS, {"201", "422", "500", "503"} | BODY_ERRORS),
-    "get_task": ("get", TASK, {"200", "404", "422", "500", "503"}),
-    "update_task": ("put", TASK, {"200", "404", "422", "500", "503"} | BODY_ERRORS),
-    "complete_task": ("patch", f"{TASK}/complete", {"200", "404", "422", "500", "503"} | BODY_ERRORS),
-    "delete_task": ("delete", TASK, {"204", "404", "422", "500", "503"}),
+    "get_task": ("get", TASK, {"200", "304", "404", "412", "422", "500", "503"}),
+    "update_task": ("put", TASK, {"200", "404", "412", "422", "500", "503"} | BODY_ERRORS),
+    "complete_task": ("patch", f"{TASK}/complete", {"200", "404", "412", "422", "500", "503"} | BODY_ERRORS),
+    "delete_task": ("delete", TASK, {"204", "404", "412", "422", "500", "503"}),
     "get_liveness": ("get", "/health/live", {"200", "500"}),
     "get_readiness": ("get", "/health/ready", {"200", "500", "503"}),
 }

@@ -329,7 +329,7 @@ async def _defect(*_: object) -> NoReturn:
     raise RuntimeError("zq9secret")
 
 
-async def _late_defect(*_: object) -> StreamingResponse:
+def _late_defect(*_: object) -> StreamingResponse:
     async def content() -> AsyncIterator[bytes]:
         yield b"{"
         raise RuntimeError("zq9secret")
@@ -380,10 +380,10 @@ class TestDefect:
     async def test_after_the_reply_started_the_connection_is_closed(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("app.services.tasks.get_task", _late_defect)
+        monkeypatch.setattr("app.routes.tasks._tagged", _late_defect)
 
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
-            await client.get(TASK)
+            await client.post(TASKS, json={"title": "Buy oat milk"})
 
         assert len(_logged_errors(caplog)) == 1
         assert (await client.get("/health/live")).status_code == 200

@@ -2,11 +2,13 @@
 
 AppError
 ├── MalformedBodyError         400  the body is not JSON text
+├── MalformedHeaderError       400  a header that cannot be read
 ├── PreflightRefusedError      400  CORS does not allow it
 ├── NotFoundError              404
 │   ├── RouteNotFoundError          no such path
 │   └── TaskNotFoundError           no such task, or another user's
 ├── MethodNotAllowedError      405
+├── PreconditionFailedError    412  If-Match or If-None-Match does not hold
 ├── BodyTooLargeError          413
 ├── UnsupportedMediaTypeError  415
 ├── InvalidRequestError        422  well-formed, but a field breaks a rule
@@ -26,7 +28,7 @@ class FieldError(NamedTuple):
     """One broken rule and where it is.
 
     `pointer` is `#/name` for the body (RFC 6901 section 6, as in the example of RFC 9457 section 3),
-    and `query/name` or `path/name` elsewhere.
+    and `query/name`, `path/name` or `header/name` elsewhere.
     """
 
     pointer: str
@@ -53,6 +55,14 @@ class MalformedBodyError(AppError):
     status = 400
     kind = "malformed-body"
     title = "Malformed body"
+
+
+class MalformedHeaderError(AppError):
+    """A header does not have the form that it must have."""
+
+    status = 400
+    kind = "malformed-header"
+    title = "Malformed header"
 
 
 class PreflightRefusedError(AppError):
@@ -98,6 +108,23 @@ class MethodNotAllowedError(AppError):
     def __init__(self, allowed: Iterable[str]) -> None:
         methods = ", ".join(allowed)
         super().__init__(f"This path answers {methods}.", {"Allow": methods})
+
+
+class PreconditionFailedError(AppError):
+    """The task is not at a version that the request is meant for. `entity_tag` is the current one, if there is one."""
+
+    status = 412
+    kind = "precondition-failed"
+    title = "Precondition failed"
+
+    def __init__(self, entity_tag: str | None) -> None:
+        if entity_tag is None:
+            super().__init__("There is no such task.")
+        else:
+            super().__init__(
+                "The task is not at the version that the request names. The current one is in the header ETag.",
+                {"ETag": entity_tag},
+            )
 
 
 class BodyTooLargeError(AppError):

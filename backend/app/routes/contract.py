@@ -19,6 +19,7 @@ from app.core.errors import (
     MalformedBodyError,
     UnsupportedMediaTypeError,
 )
+from app.routes.conditions import unless_unchanged
 from app.routes.errors import body_pointer, invalid_request
 
 BODY_LIMIT: Final = 65_536  # bytes
@@ -53,6 +54,8 @@ class ContractRoute(APIRoute):
             except AppError as error:
                 error.headers.update(headers)
                 raise
+            if request.method == "GET":
+                response = unless_unchanged(request, response)
             response.headers.update(headers)
             return response
 

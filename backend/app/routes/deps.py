@@ -1,12 +1,21 @@
-"""What the handlers take: the database, and the identifiers in the path."""
+"""What the handlers take: the database, the identifiers in the path, and what the headers ask for."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import Depends, Path, Request
 
 from app.core.database import Database
+from app.core.errors import MalformedHeaderError
+from app.routes.conditions import read_conditions
 from app.schemas.task import UserIdText
+from app.schemas.version import Conditions
+
+KEY_MAX: Final = 255
+# RFC 8941 section 3.3.3, which the draft of Idempotency-Key asks for; most clients send the key bare.
+_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_BARE: Final = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}")
 
 
 async def _database(request: Request) -> Database:
@@ -14,6 +23,23 @@ async def _database(request: Request) -> Database:
     return database
 
 
+async def _idempotency_key(request: Request) -> str | None:
+    """Returns the key, quoted or not, None without one. Raises MalformedHeaderError."""
+    sent = request.headers.getlist("idempotency-key")
+    if not sent:
+        return None
+    key = sent[0].strip()
+    if key.startswith('"'):
+        quoted = _QUOTED.fullmatch(key)
+        key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else ""
+    if len(sent) > 1 or not _BARE.fullmatch(key):
+        message = f"Idempotency-Key must be sent once and have 1 to {KEY_MAX} printable ASCII characters."
+        raise MalformedHeaderError(message)
+    return key
+
+
 Db = Annotated[Database, Depends(_database)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
 TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.")]
+RequestConditions = Annotated[Conditions, Depends(read_conditions)]
+IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]

@@ -1,5 +1,6 @@
-"""The OpenAPI document: FastAPI's, with errors described as they are sent."""
+"""The OpenAPI document: FastAPI's, with headers and errors described as they are sent."""
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -13,11 +14,13 @@ from app.core.errors import (
     InternalError,
     InvalidRequestError,
     MalformedBodyError,
+    PreconditionFailedError,
     TaskNotFoundError,
     UnsupportedMediaTypeError,
 )
 from app.routes.contract import BODY_LIMIT
 from app.routes.errors import MEDIA_TYPE, problem_details
+from app.routes.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.schemas.problem import EXAMPLE_ID, Problem
 
 DESCRIPTION: Final = """\
@@ -26,52 +29,91 @@ Tasks, each owned by one user.
 * Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem details with a `detail` that can be shown.
 * Unknown body fields and query parameters are ignored and named in the reply header `Ignored-Fields`;
   with the request header `Prefer: handling=strict` they are refused with 422.
+* A change with `If-Match` is made only if the task still is the version that you have seen.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
 """
 
-# What the operations on tasks answer, with the example that the document shows.
-LIST_ERRORS: Final = (
+# What more than one operation answers, with the example that the document shows.
+_ALWAYS: Final = (
     InvalidRequestError([FieldError("path/user_id", "has characters that are not allowed here")]),
     DatabaseUnavailableError(),
 )
-TASK_ERRORS: Final = (TaskNotFoundError(), *LIST_ERRORS)
-BODY_ERRORS: Final = (
+_BODY: Final = (
     MalformedBodyError("The body is not JSON: EOF while parsing a string at line 1 column 15."),
     BodyTooLargeError(BODY_LIMIT),
     UnsupportedMediaTypeError(),
     InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
 )
+_TASK: Final = (TaskNotFoundError(), PreconditionFailedError('"2026-11-22T09:31:12.654321Z"'))
 
-Responses = dict[int | str, dict[str, Any]]
 
-
-def problems(*errors: AppError) -> Responses:
+def problems(*errors: AppError) -> dict[int | str, dict[str, Any]]:
     """Returns FastAPI's `responses` for the errors that an operation answers, besides a defect of ours.
 
     Of two with one status, the last is the example.
     """
-    return {error.status: _response(error) for error in (*errors, InternalError())}
+    return {error.status: _problem(error) for error in (*errors, InternalError())}
+
+
+def _operation(
+    status: int, success: str, *errors: AppError, takes: tuple[str, ...] = (), gives: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Returns the keywords by which a route describes its answers and headers."""
+    headers = _references("headers", (*gives, "Ignored-Fields", "Preference-Applied"))
+    responses = {status: {"description": success, "headers": headers}, **problems(*_ALWAYS, *errors)}
+    if "If-None-Match" in takes:
+        responses[304] = {"description": "You have it already.", "headers": _references("headers", ("ETag",))}
+    parameters = _references("parameters", (*takes, "Prefer", "X-Request-ID"))
+    return {"responses": responses, "openapi_extra": {"parameters": list(parameters.values())}}
+
+
+def _references(kind: str, names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/{kind}/{name}"} for name in names}
+
+
+def _problem(error: AppError) -> dict[str, Any]:
+    example = problem_details(error, EXAMPLE_ID)
+    return {
+        "model": Problem,
+        "description": error.title,
+        "headers": _references("headers", error.headers.keys() & RESPONSE_HEADERS),
+        "content": {MEDIA_TYPE: {"example": example}},
+    }
+
+
+LIST: Final = _operation(200, "A page of tasks.", takes=("If-None-Match",), gives=("ETag", "Link"))
+CREATE: Final = _operation(
+    201, "The new task.", *_BODY, takes=("Idempotency-Key",), gives=("ETag", "Location", "Idempotent-Replayed")
+)
+READ: Final = _operation(200, "The task.", *_TASK, takes=("If-None-Match", "If-Match"), gives=("ETag",))
+CHANGE: Final = _operation(200, "The task as it is now.", *_TASK, *_BODY, takes=("If-Match",), gives=("ETag",))
+DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match",))
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Have `app` describe its errors under their own media type, and show examples in the order of replies."""
+    """Have `app` describe headers, and errors under their own media type, and show examples in the order of replies."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = build()
-        for schema in document["components"]["schemas"].values():
+        components = document["components"]
+        components["headers"] = RESPONSE_HEADERS
+        components["parameters"] = {
+            name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
+        }
+        for schema in components["schemas"].values():
             example = schema.get("example", {})  # which pydantic has sorted by name
             schema |= {"example": {name: example[name] for name in schema["properties"] if name in example}}
         for path in document["paths"].values():
             for operation in path.values():
                 for status, response in operation["responses"].items():
-                    if int(status) >= HTTPStatus.BAD_REQUEST:
-                        response["content"][MEDIA_TYPE] |= response["content"].pop("application/json", {})
+                    _describe(response, int(status))
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's documentation gives
 
 
-def _response(error: AppError) -> dict[str, Any]:
-    example = problem_details(error, EXAMPLE_ID)
-    return {"model": Problem, "description": error.title, "content": {MEDIA_TYPE: {"example": example}}}
+def _describe(response: dict[str, Any], status: int) -> None:
+    response["headers"] = response.get("headers", {}) | _references("headers", ["X-Request-ID"])
+    if status >= HTTPStatus.BAD_REQUEST:
+        response["content"][MEDIA_TYPE] |= response["content"].pop("application/json", {})

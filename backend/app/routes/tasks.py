@@ -7,9 +7,10 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from app.models.task import TaskRow
 from app.routes.contract import ContractRoute
-from app.routes.deps import Db, TaskId, UserId
-from app.routes.openapi import BODY_ERRORS, LIST_ERRORS, TASK_ERRORS, problems
+from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
+from app.routes.openapi import CHANGE, CREATE, DELETE, LIST, READ
 from app.schemas.task import Completion, TaskCreate, TaskQuery, TaskResponse, TaskUpdate
+from app.schemas.version import entity_tag
 from app.services import tasks
 
 _TOGGLE_OR_SET: Final[Any] = Body(
@@ -19,7 +20,7 @@ _TOGGLE_OR_SET: Final[Any] = Body(
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=ContractRoute)
 
 
-@router.get("", response_model=list[TaskResponse], responses=problems(*LIST_ERRORS))
+@router.get("", response_model=list[TaskResponse], **LIST)
 async def list_tasks(
     db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request, response: Response
 ) -> list[TaskRow]:
@@ -33,38 +34,57 @@ async def list_tasks(
     return page.tasks
 
 
-@router.post("", response_model=TaskResponse, status_code=201, responses=problems(*LIST_ERRORS, *BODY_ERRORS))
-async def create_task(db: Db, user_id: UserId, body: TaskCreate, request: Request, response: Response) -> TaskRow:
-    """Create a task. `Location` is its address."""
-    task = await tasks.create_task(db, user_id, body)
+@router.post("", response_model=TaskResponse, status_code=201, **CREATE)
+async def create_task(
+    db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, request: Request, response: Response
+) -> TaskRow:
+    """Create a task. `Location` is its address. With `Idempotency-Key`, sending it again creates no second one."""
+    task, replayed = await tasks.create_task(db, user_id, body, key)
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
     response.headers["Location"] = f"{quote(request.url.path)}/{task.id}"
-    return task
+    return _tagged(response, task)
 
 
-@router.get("/{task_id}", response_model=TaskResponse, responses=problems(*TASK_ERRORS))
-async def get_task(db: Db, user_id: UserId, task_id: TaskId) -> TaskRow:
+@router.get("/{task_id}", response_model=TaskResponse, **READ)
+async def get_task(
+    db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions, response: Response
+) -> TaskRow:
     """Read one task."""
-    return await tasks.get_task(db, user_id, task_id)
+    return _tagged(response, await tasks.get_task(db, user_id, task_id, conditions))
 
 
-@router.put("/{task_id}", response_model=TaskResponse, responses=problems(*TASK_ERRORS, *BODY_ERRORS))
-async def update_task(db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate) -> TaskRow:
+@router.put("/{task_id}", response_model=TaskResponse, **CHANGE)
+async def update_task(
+    db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions, response: Response
+) -> TaskRow:
     """Change the fields that are sent and keep the others. `"description": null` clears the description."""
-    return await tasks.update_task(db, user_id, task_id, body)
+    return _tagged(response, await tasks.update_task(db, user_id, task_id, body, conditions))
 
 
-@router.patch("/{task_id}/complete", response_model=TaskResponse, responses=problems(*TASK_ERRORS, *BODY_ERRORS))
+@router.patch("/{task_id}/complete", response_model=TaskResponse, **CHANGE)
 async def complete_task(
-    db: Db, user_id: UserId, task_id: TaskId, body: Annotated[Completion | None, _TOGGLE_OR_SET] = None
+    db: Db,
+    user_id: UserId,
+    task_id: TaskId,
+    conditions: RequestConditions,
+    response: Response,
+    body: Annotated[Completion | None, _TOGGLE_OR_SET] = None,
 ) -> TaskRow:
     """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat."""
-    return await tasks.complete_task(db, user_id, task_id, (body or {}).get("completed"))
+    completed = (body or {}).get("completed")
+    return _tagged(response, await tasks.complete_task(db, user_id, task_id, completed, conditions))
 
 
-@router.delete("/{task_id}", status_code=204, response_class=Response, responses=problems(*TASK_ERRORS))
-async def delete_task(db: Db, user_id: UserId, task_id: TaskId) -> None:
+@router.delete("/{task_id}", status_code=204, response_class=Response, **DELETE)
+async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> None:
     """Delete a task for good."""
-    await tasks.delete_task(db, user_id, task_id)
+    await tasks.delete_task(db, user_id, task_id, conditions)
+
+
+def _tagged(response: Response, task: TaskRow) -> TaskRow:
+    response.headers["ETag"] = entity_tag(task.updated_at)
+    return task
 
 
 def _next_page(request: Request, cursor: str) -> str:

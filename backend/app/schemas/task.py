@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN
+from app.schemas.version import timestamp
 
 SEARCH_MAX: Final = 200
 LIMIT_MAX: Final = 1_000
@@ -58,11 +59,6 @@ def _digits(text: object) -> object:
     return text if str(text).isascii() and str(text).isdigit() else "not a number"
 
 
-def _rfc3339(moment: datetime) -> str:
-    """UTC with `Z` and always six digits of a second, so that times sort as text."""
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 UserIdText = Annotated[
     str, Field(pattern=USER_ID_PATTERN, min_length=1, max_length=128, description="The owner, an opaque name.")
 ]
@@ -76,7 +72,7 @@ Description = Annotated[
     str, Field(max_length=DESCRIPTION_MAX, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_storable)
 ]
 Timestamp = Annotated[
-    datetime, PlainSerializer(_rfc3339, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
+    datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
 
 
@@ -114,13 +110,13 @@ class TaskResponse(BaseModel):
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"example": _EXAMPLE})
 
-    id: UUID = Field(description="UUIDv7 (RFC 9562), made by the server.")
+    id: UUID = Field(description="Made by the server: a UUIDv7, or with `Idempotency-Key` a UUIDv5 (RFC 9562).")
     user_id: str = Field(description="The owner.", json_schema_extra={"pattern": USER_ID_PATTERN})
     title: str = Field(json_schema_extra={"minLength": 1, "maxLength": TITLE_MAX})
     description: Annotated[str, Field(json_schema_extra={"maxLength": DESCRIPTION_MAX})] | None
     completed: bool
     created_at: Timestamp
-    updated_at: Timestamp = Field(description="Strictly later after every change.")
+    updated_at: Timestamp = Field(description="Strictly later after every change. In double quotes it is the `ETag`.")
 
 
 class TaskQuery(BaseModel):

@@ -1,27 +1,55 @@
 """The six operations on tasks. Each is one SQL statement that names the owner."""
 
 import re
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid5
 
-from sqlalchemy import Boolean, Text, Uuid, bindparam, case, delete, func, insert, or_, select, text, tuple_, update
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    DateTime,
+    Text,
+    Uuid,
+    all_,
+    any_,
+    bindparam,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from app.core.database import Database, Statement, statement
-from app.core.errors import TaskNotFoundError
+from app.core.errors import AppError, FieldError, InvalidRequestError, PreconditionFailedError, TaskNotFoundError
 from app.models.task import COLUMNS, Task, TaskRow
 from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
+from app.schemas.version import Conditions, entity_tag
 from app.services.cursors import Position, decode_cursor, encode_cursor
 
 # SQLAlchemy keeps the columns' names for itself in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
-_OWNED: Final = (_OWNER, col(Task.id) == bindparam("task_id"))
+_IDENTIFIED: Final = (_OWNER, col(Task.id) == bindparam("task_id"))
 # `updated_at` is the row's version: it grows even if the clock stands still or is set back.
 _NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("interval '1 microsecond'"))
+_VERSIONS: Final = ARRAY(DateTime(timezone=True))
+_MATCH: Final[Any] = bindparam("match", type_=_VERSIONS)
+_NONE_MATCH: Final[Any] = bindparam("none_match", type_=_VERSIONS)
+_MEANT: Final = (
+    *_IDENTIFIED,
+    or_(_MATCH.is_(None), col(Task.updated_at) == any_(_MATCH)),
+    or_(_NONE_MATCH.is_(None), col(Task.updated_at) != all_(_NONE_MATCH)),
+)
 
-_GET: Final = statement(select(*COLUMNS).where(*_OWNED))
+_GET: Final = statement(select(*COLUMNS).where(*_MEANT))
 _CREATE: Final = statement(
     insert(Task)
     .values(
@@ -31,11 +59,12 @@ _CREATE: Final = statement(
         description=bindparam("new_description"),
         completed=bindparam("new_completed"),
     )
+    .on_conflict_do_nothing(index_elements=[col(Task.user_id), col(Task.id)])
     .returning(*COLUMNS)
 )
 _UPDATE: Final = statement(
     update(Task)
-    .where(*_OWNED)
+    .where(*_MEANT)
     .values(
         title=func.coalesce(bindparam("new_title", type_=Text), col(Task.title)),
         description=case(
@@ -49,14 +78,14 @@ _UPDATE: Final = statement(
 )
 _COMPLETE: Final = statement(
     update(Task)
-    .where(*_OWNED)
+    .where(*_MEANT)
     .values(
         completed=func.coalesce(bindparam("new_completed", type_=Boolean), ~col(Task.completed)),
         updated_at=_NEXT_VERSION,
     )
     .returning(*COLUMNS)
 )
-_DELETE: Final = statement(delete(Task).where(*_OWNED).returning(col(Task.id)))
+_DELETE: Final = statement(delete(Task).where(*_MEANT).returning(*COLUMNS))
 
 _FILTERS: Final = {  # each that is asked for applies; `status` and `completed` may contradict each other
     "status": col(Task.completed) == bindparam("status", type_=Boolean),
@@ -73,6 +102,16 @@ _SORT_KEYS: Final[dict[str, Any]] = {
     "updated_at": col(Task.updated_at),
     "title": col(Task.title).collate("C"),
 }
+
+
+_KEYS: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # the namespace of ids that are made from keys
+
+
+class CreatedTask(NamedTuple):
+    """A task, and whether an earlier request with the same key had made it."""
+
+    task: TaskRow
+    replayed: bool
 
 
 class TaskPage(NamedTuple):
@@ -96,33 +135,39 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
 
 
-async def get_task(db: Database, user_id: str, task_id: UUID) -> TaskRow:
-    """Returns the task. Raises TaskNotFoundError."""
-    return await _one(db, _GET, owner=user_id, task_id=task_id)
+async def get_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> TaskRow:
+    """Returns the task. Raises TaskNotFoundError or PreconditionFailedError."""
+    return await _one(db, _GET, user_id, task_id, conditions)
 
 
-async def create_task(db: Database, user_id: str, new: TaskCreate) -> TaskRow:
-    """Returns the new task. Its id is a UUIDv7 made here, its times are the database's."""
-    return await _one(
-        db,
-        _CREATE,
-        owner=user_id,
-        task_id=uuid7(),
-        new_title=new.title,
-        new_description=new.description,
-        new_completed=new.completed,
-    )
+async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | None = None) -> CreatedTask:
+    """Returns the new task, or the one that `key` has made before. The id is made from user and key, else it is
+    a UUIDv7; times are the database's. Raises InvalidRequestError where `key` has made a task of other content.
+    """
+    task_id = uuid5(_KEYS, f"{user_id} {key}") if key else uuid7()
+    values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
+    while True:
+        if records := await db.fetch(_CREATE, owner=user_id, task_id=task_id, **values):
+            return CreatedTask(TaskRow(*records[0]), replayed=False)
+        with suppress(TaskNotFoundError):  # deleted meanwhile: then the key is free again
+            return CreatedTask(_made_of(new, await get_task(db, user_id, task_id, Conditions())), replayed=True)
 
 
-async def update_task(db: Database, user_id: str, task_id: UUID, changes: TaskUpdate) -> TaskRow:
-    """Returns the task with `changes` merged in; without any it is not touched. Raises TaskNotFoundError."""
+async def update_task(
+    db: Database, user_id: str, task_id: UUID, changes: TaskUpdate, conditions: Conditions
+) -> TaskRow:
+    """Returns the task with `changes` merged in; without any it is not touched.
+
+    Raises TaskNotFoundError or PreconditionFailedError.
+    """
     if not changes:
-        return await get_task(db, user_id, task_id)
+        return await get_task(db, user_id, task_id, conditions)
     return await _one(
         db,
         _UPDATE,
-        owner=user_id,
-        task_id=task_id,
+        user_id,
+        task_id,
+        conditions,
         new_title=changes.get("title"),
         sets_description="description" in changes,
         new_description=changes.get("description"),
@@ -130,22 +175,48 @@ async def update_task(db: Database, user_id: str, task_id: UUID, changes: TaskUp
     )
 
 
-async def complete_task(db: Database, user_id: str, task_id: UUID, completed: bool | None) -> TaskRow:
-    """Returns the task, `completed` set as asked or, with None, flipped atomically. Raises TaskNotFoundError."""
-    return await _one(db, _COMPLETE, owner=user_id, task_id=task_id, new_completed=completed)
+async def complete_task(
+    db: Database, user_id: str, task_id: UUID, completed: bool | None, conditions: Conditions
+) -> TaskRow:
+    """Returns the task, `completed` set as asked or, with None, flipped atomically.
+
+    Raises TaskNotFoundError or PreconditionFailedError.
+    """
+    return await _one(db, _COMPLETE, user_id, task_id, conditions, new_completed=completed)
 
 
-async def delete_task(db: Database, user_id: str, task_id: UUID) -> None:
-    """Delete the task. Raises TaskNotFoundError."""
-    if not await db.fetch(_DELETE, owner=user_id, task_id=task_id):
-        raise TaskNotFoundError
+async def delete_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> None:
+    """Delete the task. Raises TaskNotFoundError or PreconditionFailedError."""
+    await _one(db, _DELETE, user_id, task_id, conditions)
 
 
-async def _one(db: Database, query: Statement, **values: object) -> TaskRow:
-    records = await db.fetch(query, **values)
+async def _one(
+    db: Database, query: Statement, user_id: str, task_id: UUID, conditions: Conditions, **values: object
+) -> TaskRow:
+    match, none_match, _ = conditions
+    records = await db.fetch(query, owner=user_id, task_id=task_id, match=match, none_match=none_match, **values)
     if not records:
-        raise TaskNotFoundError
+        raise await _refusal(db, user_id, task_id, conditions)
     return TaskRow(*records[0])
+
+
+async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> AppError:
+    """Returns why there is no such row: asked only then, because the usual request needs no second statement."""
+    if conditions == Conditions():
+        return TaskNotFoundError()
+    try:
+        current = await get_task(db, user_id, task_id, Conditions())
+    except TaskNotFoundError as missing:
+        return PreconditionFailedError(None) if conditions.must_exist else missing
+    return PreconditionFailedError(entity_tag(current.updated_at))
+
+
+def _made_of(new: TaskCreate, task: TaskRow) -> TaskRow:
+    """Returns `task`. Raises InvalidRequestError if it was made of another content than `new` and never changed."""
+    content = (new.title, new.description, new.completed)
+    if task.updated_at == task.created_at and content != (task.title, task.description, task.completed):
+        raise InvalidRequestError([FieldError("header/Idempotency-Key", "was sent before with another task")])
+    return task
 
 
 def _filters(query: TaskQuery) -> dict[str, Any]:

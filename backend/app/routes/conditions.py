@@ -1,0 +1,60 @@
+"""Conditional requests (RFC 9110 section 13): `If-Match` and `If-None-Match`."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from hashlib import blake2b
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import Request
+from starlette.responses import Response
+
+from app.schemas.version import Conditions, version_of
+
+_ANY: Final = "*"
+_KEPT: Final = ("ETag", "Cache-Control")  # what a 304 repeats of a 200 (RFC 9110 section 15.4.5)
+
+
+async def read_conditions(request: Request) -> Conditions:
+    """Returns what the statement has to check. For GET, `If-None-Match` is left to `unless_unchanged`."""
+    match = _tags(request, "if-match")
+    none_match = None if request.method == "GET" else _tags(request, "if-none-match")
+    if none_match == [_ANY]:
+        return Conditions(match=())
+    return Conditions(
+        None if match in (None, [_ANY]) else _versions(match or ()),
+        None if none_match is None else _versions(tag.removeprefix("W/") for tag in none_match),
+        must_exist=match == [_ANY],
+    )
+
+
+def unless_unchanged(request: Request, response: Response) -> Response:
+    """Returns a 304 in place of a `response` that the client has already, which its `ETag` tells.
+
+    Without one it gets a weak one, made of all that it says.
+    """
+    if "ETag" not in response.headers:
+        response.headers["ETag"] = _weak_tag(response)
+    # The client may keep a copy, and asks before each use of it (RFC 9111 section 5.2.2.4).
+    response.headers["Cache-Control"] = "private, no-cache"
+    known = _tags(request, "if-none-match") or ()
+    tag = response.headers["ETag"].removeprefix("W/")
+    if known != [_ANY] and tag not in (tag.removeprefix("W/") for tag in known):
+        return response
+    return Response(None, HTTPStatus.NOT_MODIFIED, {name: response.headers[name] for name in _KEPT})
+
+
+def _tags(request: Request, name: str) -> list[str] | None:
+    """Returns the members of the list in a header, None without it. Tags of ours have no comma to be parted at."""
+    values = request.headers.getlist(name)
+    return [tag.strip() for tag in ",".join(values).split(",")] if values else None
+
+
+def _versions(tags: Iterable[str]) -> list[datetime]:
+    """What is malformed, weak or from elsewhere names no version, so it matches none."""
+    return [version for version in map(version_of, tags) if version]
+
+
+def _weak_tag(response: Response) -> str:
+    content = bytes(response.body) + response.headers.get("Link", "").encode()
+    return f'W/"{blake2b(content, digest_size=12).hexdigest()}"'

@@ -1,0 +1,64 @@
+"""The headers of this API, as OpenAPI describes them and as CORS lets browsers send and read them."""
+
+from typing import Any, Final
+
+_TAG_MAX: Final = 40
+_TAGS: Final = {"type": "string", "maxLength": 8_192}
+_REQUEST_ID: Final = {"type": "string", "pattern": "^[A-Za-z0-9._=@+-]{1,128}$", "maxLength": 128}
+
+REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "If-Match": {
+        "description": "Entity tags; 412 if the task has none of them (RFC 9110 section 13.1.1). `*`: it must exist.",
+        "schema": _TAGS,
+    },
+    "If-None-Match": {
+        "description": "Entity tags that you have; 304, or 412 for a change, if it is still one of them.",
+        "schema": _TAGS,
+    },
+    "Idempotency-Key": {
+        "description": "Names this creation: sent again with the same key, it creates no second task.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+        "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
+    },
+    "Prefer": {
+        "description": "`handling=strict` refuses unknown names with 422 (RFC 7240 section 4.4).",
+        "schema": {"type": "string", "maxLength": 1_024},
+        "example": "handling=lenient",
+    },
+    "X-Request-ID": {"description": "An id of yours for this request.", "schema": _REQUEST_ID},
+}
+
+RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "ETag": {
+        "description": "The version. Of a task: its `updated_at` in double quotes. Of a list: weak.",
+        "schema": {"type": "string", "maxLength": _TAG_MAX, "pattern": r'^(W/)?"[!#-~]*"$'},
+        "example": '"2026-11-22T09:30:00.123456Z"',
+    },
+    "Link": {
+        "description": 'The next page, relative to the host: `</api/...>; rel="next"` (RFC 8288). Absent on the last.',
+        "schema": {"type": "string", "maxLength": 8_192},
+    },
+    "Location": {
+        "description": "The path of the task.",
+        "schema": {"type": "string", "format": "uri-reference", "maxLength": 512},
+        "example": "/api/ada/tasks/019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa",
+    },
+    "Retry-After": {
+        "description": "Seconds after which to try again.",
+        "schema": {"type": "integer", "format": "int32", "minimum": 0, "maximum": 60},
+    },
+    "Idempotent-Replayed": {
+        "description": "An earlier request with this `Idempotency-Key` had created the task.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "Ignored-Fields": {
+        "description": "Body fields and query parameters that are not known here, percent-encoded.",
+        "schema": {"type": "string", "maxLength": 4_096},
+        "example": "priority, tags",
+    },
+    "Preference-Applied": {
+        "description": "The `handling` of `Prefer`.",
+        "schema": {"type": "string", "enum": ["handling=strict", "handling=lenient"]},
+    },
+    "X-Request-ID": {"description": "The id of this request, also in the log.", "schema": _REQUEST_ID},
+}
