@@ -106,6 +106,7 @@ def install_openapi(app: FastAPI) -> None:
             schema |= {"example": {name: example[name] for name in schema["properties"] if name in example}}
         for path in document["paths"].values():
             for operation in path.values():
+                operation["responses"] = dict(sorted(operation["responses"].items()))
                 for status, response in operation["responses"].items():
                     _describe(response, int(status))
         return document
