@@ -37,14 +37,14 @@ from app.services.cursors import Position, decode_cursor, encode_cursor
 
 # SQLAlchemy keeps the columns' names for itself in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
-_IDENTIFIED: Final = (_OWNER, col(Task.id) == bindparam("task_id"))
 # `updated_at` is the row's version: it grows even if the clock stands still or is set back.
 _NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("interval '1 microsecond'"))
-_VERSIONS: Final = ARRAY(DateTime(timezone=True))
-_MATCH: Final[Any] = bindparam("match", type_=_VERSIONS)
-_NONE_MATCH: Final[Any] = bindparam("none_match", type_=_VERSIONS)
+_MATCH: Final[Any] = bindparam("match", type_=ARRAY(DateTime(timezone=True)))
+_NONE_MATCH: Final[Any] = bindparam("none_match", type_=ARRAY(DateTime(timezone=True)))
+# The task that is asked for, if it is at a version that the request is meant for; NULL puts no condition.
 _MEANT: Final = (
-    *_IDENTIFIED,
+    _OWNER,
+    col(Task.id) == bindparam("task_id"),
     or_(_MATCH.is_(None), col(Task.updated_at) == any_(_MATCH)),
     or_(_NONE_MATCH.is_(None), col(Task.updated_at) != all_(_NONE_MATCH)),
 )
@@ -102,9 +102,7 @@ _SORT_KEYS: Final[dict[str, Any]] = {
     "updated_at": col(Task.updated_at),
     "title": col(Task.title).collate("C"),
 }
-
-
-_KEYS: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # the namespace of ids that are made from keys
+_KEYS: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # the namespace of ids made from keys (RFC 9562, 5.5)
 
 
 class CreatedTask(NamedTuple):
@@ -141,8 +139,8 @@ async def get_task(db: Database, user_id: str, task_id: UUID, conditions: Condit
 
 
 async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | None = None) -> CreatedTask:
-    """Returns the new task, or the one that `key` has made before. The id is made from user and key, else it is
-    a UUIDv7; times are the database's. Raises InvalidRequestError where `key` has made a task of other content.
+    """Returns the new task, or the one that `key` has made before. The id is made of user and key, or is a UUIDv7;
+    times are the database's. Raises InvalidRequestError if `key` has made a task of other content.
     """
     task_id = uuid5(_KEYS, f"{user_id} {key}") if key else uuid7()
     values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
