@@ -1,4 +1,4 @@
-"""All six endpoints in any order, by three users, against a model that fits on a page."""
+"""All six endpoints in any order, by three users, sure of a version or not, against a model that fits on two pages."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from app.core.config import Settings
 from app.main import create_app
@@ -35,6 +35,8 @@ QUERIES: Final = st.fixed_dictionaries(
         "search": st.text(LETTERS, max_size=2),
     },
 )
+# Which of all versions of a task a change is meant for: any, the first, or the current one.
+VERSIONS: Final = st.sampled_from([None, 0, -1])
 _runs = count()
 
 
@@ -67,7 +69,9 @@ def test_the_service_does_what_the_model_does(url: str) -> None:
 
 
 class TasksMachine(RuleBasedStateMachine):
-    """`stored` is the model: each user's tasks by id, as the last reply showed them."""
+    """`stored` is the model: each user's tasks by id, as the last reply showed them. `tags` has the entity tags of each
+    task, the current one last; `made` has the id that came of a user's key.
+    """
 
     ids = Bundle("ids")
     client: ClassVar[httpx.Client]
@@ -75,46 +79,58 @@ class TasksMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stored: dict[str, dict[str, Task]] = {}
+        self.tags: dict[str, list[str]] = {}
+        self.made: dict[tuple[str, str], str] = {}
         self.run = f"~{next(_runs)}"  # every run has users of its own
 
     @rule(target=ids, user=USERS, title=TITLES, description=DESCRIPTIONS, completed=st.booleans())
     def create(self, user: str, title: str, description: str | None, completed: bool) -> str:
         sent = {"title": title, "description": description, "completed": completed}
-        reply = self.request("POST", user, json=sent)
-        task: Task = reply.json()
+        return self.check_new(self.request("POST", user, json=sent), user, sent, version=7)
 
-        assert reply.status_code == 201
-        assert UUID(task["id"]).version == 7
-        assert task == {**task, **sent, "user_id": self.name(user), "updated_at": task["created_at"]}
-        self.tasks(user)[task["id"]] = task
-        return str(task["id"])
+    @rule(target=ids, user=USERS, key=st.sampled_from(["k", "K"]), completed=st.booleans())
+    def create_once(self, user: str, key: str, completed: bool) -> str:
+        """The first time it is a creation. Then it answers that task, unless it asks for another one."""
+        sent = {"title": "Once", "description": None, "completed": completed}
+        task = self.tasks(user).get(self.made.get((user, key), ""))
+        reply = self.request("POST", user, json=sent, headers={"Idempotency-Key": key})
+
+        if task is None:
+            self.made[user, key] = self.check_new(reply, user, sent, version=8)
+        elif task["updated_at"] != task["created_at"] or task["completed"] == completed:
+            assert (reply.status_code, reply.headers["Idempotent-Replayed"], reply.json()) == (201, "true", task)
+        else:
+            assert reply.status_code == 422
+        return self.made[user, key]
 
     @rule(user=USERS, task_id=ids)
     def get(self, user: str, task_id: str) -> None:
         self.check(self.request("GET", user, f"/{task_id}"), user, task_id, {})
 
-    @rule(user=USERS, task_id=ids, changes=CHANGES)
-    def update(self, user: str, task_id: str, changes: Task) -> None:
+    @rule(user=USERS, task_id=ids, changes=CHANGES, version=VERSIONS)
+    def update(self, user: str, task_id: str, changes: Task, version: int | None) -> None:
         known = {name: value for name, value in changes.items() if name != "priority"}
-        self.check(self.request("PUT", user, f"/{task_id}", json=changes), user, task_id, known)
+        reply = self.change("PUT", user, f"/{task_id}", version, json=changes)
+        self.check(reply, user, task_id, known, version)
 
-    @rule(user=USERS, task_id=ids)
-    def toggle(self, user: str, task_id: str) -> None:
+    @rule(user=USERS, task_id=ids, version=VERSIONS)
+    def toggle(self, user: str, task_id: str, version: int | None) -> None:
         before = self.tasks(user).get(task_id, {})
-        reply = self.request("PATCH", user, f"/{task_id}/complete")
-        self.check(reply, user, task_id, {"completed": not before.get("completed")})
+        reply = self.change("PATCH", user, f"/{task_id}/complete", version)
+        self.check(reply, user, task_id, {"completed": not before.get("completed")}, version)
 
-    @rule(user=USERS, task_id=ids, completed=st.booleans())
-    def complete(self, user: str, task_id: str, completed: bool) -> None:
+    @rule(user=USERS, task_id=ids, completed=st.booleans(), version=VERSIONS)
+    def complete(self, user: str, task_id: str, completed: bool, version: int | None) -> None:
         sent = {"completed": completed}
-        self.check(self.request("PATCH", user, f"/{task_id}/complete", json=sent), user, task_id, sent)
+        reply = self.change("PATCH", user, f"/{task_id}/complete", version, json=sent)
+        self.check(reply, user, task_id, sent, version)
 
-    @rule(user=USERS, task_id=consumes(ids))
-    def delete(self, user: str, task_id: str) -> None:
-        existed = self.tasks(user).pop(task_id, None)
-        reply = self.request("DELETE", user, f"/{task_id}")
-
-        assert reply.status_code == (204 if existed else 404)
+    @rule(user=USERS, task_id=ids, version=VERSIONS)
+    def delete(self, user: str, task_id: str, version: int | None) -> None:
+        reply = self.change("DELETE", user, f"/{task_id}", version)
+        if self.takes_place(reply, user, task_id, version):
+            assert reply.status_code == 204
+            del self.tasks(user)[task_id]
 
     @rule(user=USERS)
     def miss(self, user: str) -> None:
@@ -134,20 +150,51 @@ class TasksMachine(RuleBasedStateMachine):
         expected.sort(key=lambda task: (task[sort.removeprefix("-")], task["id"]), reverse=sort.startswith("-"))
         assert listed == expected
 
-    def check(self, reply: httpx.Response, user: str, task_id: str, changes: Task) -> None:
-        """The reply is the stored task with `changes`, newer if there are any, or 404 if it is not the user's."""
-        before = self.tasks(user).get(task_id)
-        if before is None:
-            assert reply.status_code == 404
-            return
+    def check_new(self, reply: httpx.Response, user: str, sent: Task, version: int) -> str:
+        """The reply is a new task as it was sent, with an id of that version of UUIDs. Returns the id."""
         task: Task = reply.json()
+        assert reply.status_code == 201
+        assert "Idempotent-Replayed" not in reply.headers
+        assert UUID(task["id"]).version == version
+        assert task == {**task, **sent, "user_id": self.name(user), "updated_at": task["created_at"]}
+        self.store(reply, user)
+        return str(task["id"])
+
+    def check(self, reply: httpx.Response, user: str, task_id: str, changes: Task, version: int | None = None) -> None:
+        """The reply is the stored task with `changes`, newer if there are any, or says why there are none."""
+        if not self.takes_place(reply, user, task_id, version):
+            return
+        before, task = self.tasks(user)[task_id], reply.json()
         assert reply.status_code == 200
         assert task == {**before, **changes, "updated_at": task["updated_at"]}
         if changes:
             assert task["updated_at"] > before["updated_at"]
         else:
             assert task["updated_at"] == before["updated_at"]
-        self.tasks(user)[task_id] = task
+        self.store(reply, user)
+
+    def takes_place(self, reply: httpx.Response, user: str, task_id: str, version: int | None) -> bool:
+        """Whether the user has the task, and in this version. If not, the reply is 404 or 412."""
+        if task_id not in self.tasks(user):
+            assert reply.status_code == 404
+            return False
+        tags = self.tags[task_id]
+        if version is not None and tags[version] != tags[-1]:
+            assert (reply.status_code, reply.headers["ETag"]) == (412, tags[-1])
+            return False
+        return True
+
+    def store(self, reply: httpx.Response, user: str) -> None:
+        task = reply.json()
+        assert reply.headers["ETag"] == f'"{task["updated_at"]}"'
+        self.tasks(user)[task["id"]] = task
+        self.tags.setdefault(task["id"], []).append(reply.headers["ETag"])
+
+    def change(self, method: str, user: str, path: str, version: int | None, **options: Any) -> httpx.Response:
+        """Request it, if a version is given on condition that the task is at it."""
+        task_id = path.split("/")[1]
+        headers = {} if version is None else {"If-Match": self.tags[task_id][version]}
+        return self.request(method, user, path, headers=headers, **options)
 
     def request(self, method: str, user: str, path: str = "", **options: Any) -> httpx.Response:
         return self.client.request(method, f"/api/{self.name(user)}/tasks{path}", **options)

@@ -1,0 +1,314 @@
+"""ETag, If-Match and If-None-Match of one task (RFC 9110 section 13)."""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.support import exchange, short
+
+Client = httpx.AsyncClient
+Task = dict[str, Any]
+Lines = tuple[str, ...]
+
+
+class Operation(NamedTuple):
+    """What is done to one task."""
+
+    method: str
+    suffix: str = ""
+    body: Task | None = None
+
+    async def __call__(
+        self, client: Client, path: str, headers: list[tuple[bytes, bytes]] | dict[str, str] | None = None
+    ) -> httpx.Response:
+        return await client.request(self.method, path + self.suffix, json=self.body, headers=headers)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.body or ''}"
+
+
+GET: Final = Operation("GET")
+HEAD: Final = Operation("HEAD")
+RENAME: Final = Operation("PUT", body={"title": "Buy soy milk"})
+TOUCH_NOT: Final = Operation("PUT", body={})
+TOGGLE: Final = Operation("PATCH", "/complete")
+COMPLETE: Final = Operation("PATCH", "/complete", {"completed": True})
+DELETE: Final = Operation("DELETE")
+READS: Final = [GET, HEAD]
+WRITES: Final = [RENAME, TOUCH_NOT, TOGGLE, COMPLETE, DELETE]
+OPERATIONS: Final = [*READS, *WRITES]
+
+ELSEWHEN: Final = '"2026-11-22T09:30:00.123456Z"'
+# Header lines; {} is the task's time.
+MATCHES: Final[list[Lines]] = [
+    ('"{}"',),
+    ('"a", "{}"',),
+    ('"{}","a"',),
+    ('W/"a" ,\t"{}"',),
+    (', ,"{}",,',),
+    ('"a,b","","{}"',),
+    ('"a\\","{}"',),  # a backslash escapes nothing in a tag
+    ('"\u00ff","{}"',),
+    ('"a"', '"{}"'),
+    ('"{}"', '"a", "b"'),
+]
+WEAK_MATCHES: Final[list[Lines]] = [('W/"{}"',), ('"a", W/"{}"',), ('"a"', 'W/"{}"')]
+MISMATCHES: Final[list[Lines]] = [
+    (ELSEWHEN,),
+    ('"a", "b"', '"c"'),
+    ('""',),
+    ('"*"',),
+    ("",),
+    (",",),
+    ("{}",),
+    ('"{}',),
+    ('{}"',),
+    ("'{}'",),
+    ('"a{}"',),
+    ('"{}0"',),
+    ('"a,{},b"',),
+    ('w/"{}"',),
+    ('W/ "{}"',),
+    ('"now"',),
+    ('"infinity"',),
+    ('"9999999-01-01T00:00:00.000000Z"',),
+    ("null", "undefined"),
+    ("\u00ff\u00fe",),
+    ('\u00a0"{}"\u00a0',),
+    (", ".join(f'"{number}"' for number in range(10_000)),),
+]
+# The same time in other words is another tag.
+REWORDINGS: Final[dict[str, Callable[[str], str]]] = {
+    "lower case": str.lower,
+    "offset": lambda time: time.replace("Z", "+00:00"),
+    "nanoseconds": lambda time: time.replace("Z", "000Z"),
+    "no zone": lambda time: time.replace("Z", ""),
+}
+
+hostile: Final = settings(
+    max_examples=30,
+    deadline=None,  # the machine may be busy
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one task may well serve all examples
+)
+opaque: Final = st.text([chr(code) for code in (0x21, *range(0x23, 0x7F), *range(0x80, 0x100))], max_size=6)
+any_tags: Final = st.lists(st.tuples(st.sampled_from(["", "W/"]), st.just("{}") | opaque), max_size=6)
+any_line: Final = st.lists(
+    st.sampled_from([b'"', b"W/", b",", b" ", b"\\", b"2026-11-22T09:30:00.123456Z"]) | st.binary(max_size=9)
+).map(lambda parts: b"".join(parts).translate(None, b"\r\n*"))
+
+
+def tag(task: Task) -> str:
+    return f'"{task["updated_at"]}"'
+
+
+def header(name: str, lines: Lines, task: Task) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), line.replace("{}", task["updated_at"]).encode("latin-1")) for line in lines]
+
+
+def check_refused(reply: httpx.Response, task: Task) -> None:
+    """The answer is 412 and tells the current tag."""
+    assert reply.status_code == 412, reply.text
+    assert reply.headers["ETag"] == tag(task)
+    assert reply.headers["Content-Type"] == "application/problem+json"
+    assert reply.request.method == "HEAD" or reply.json()["type"] == "urn:problem-type:precondition-failed"
+
+
+def check_not_modified(reply: httpx.Response, task: Task) -> None:
+    """The answer is 304 and nothing but its headers."""
+    assert (reply.status_code, reply.content) == (304, b"")
+    assert (reply.headers["ETag"], reply.headers["Cache-Control"]) == (tag(task), "private, no-cache")
+    assert "Content-Type" not in reply.headers
+
+
+class TestTag:
+    async def test_a_new_task_has_its_time_in_quotes(self, client: Client, tasks: str) -> None:
+        reply = await client.post(tasks, json={"title": "Buy oat milk"})
+
+        assert reply.headers["ETag"] == tag(reply.json())
+
+    @pytest.mark.parametrize("operation", [GET, RENAME, TOUCH_NOT, TOGGLE, COMPLETE])
+    async def test_a_task_in_a_reply_has_its_time_in_quotes(
+        self, client: Client, path: str, operation: Operation
+    ) -> None:
+        reply = await operation(client, path)
+
+        assert reply.headers["ETag"] == tag(reply.json())
+
+    async def test_head_tells_it_as_get_does(self, client: Client, path: str, task: Task) -> None:
+        assert (await client.head(path)).headers["ETag"] == tag(task)
+
+    async def test_it_can_be_made_from_the_list(self, client: Client, tasks: str, path: str) -> None:
+        changed = await TOGGLE(client, path)
+
+        [listed] = (await client.get(tasks)).json()
+        assert changed.headers["ETag"] == tag(listed)
+
+    async def test_it_changes_with_every_change_and_only_then(self, client: Client, path: str) -> None:
+        done = [RENAME, GET, RENAME, TOUCH_NOT, TOGGLE, HEAD, COMPLETE, COMPLETE]
+
+        tags = [(await operation(client, path)).headers["ETag"] for operation in done]
+
+        assert len(set(tags)) == 5
+        assert (tags[0], tags[2], tags[4]) == (tags[1], tags[3], tags[5])
+
+    async def test_a_cache_may_not_share_the_task_nor_use_it_unasked(self, client: Client, path: str) -> None:
+        assert (await client.get(path)).headers["Cache-Control"] == "private, no-cache"
+
+
+class TestIfNoneMatchOnReads:
+    @pytest.mark.parametrize("lines", [*MATCHES, *WEAK_MATCHES, ("*",)], ids=short)
+    async def test_the_task_that_the_client_has_is_not_sent_again(
+        self, client: Client, path: str, task: Task, lines: Lines
+    ) -> None:
+        check_not_modified(await GET(client, path, header("If-None-Match", lines, task)), task)
+
+    @pytest.mark.parametrize("lines", MISMATCHES, ids=short)
+    async def test_for_another_or_a_malformed_tag_the_task_is_sent(
+        self, client: Client, path: str, task: Task, lines: Lines
+    ) -> None:
+        reply = await GET(client, path, header("If-None-Match", lines, task))
+
+        assert (reply.status_code, reply.headers["ETag"], reply.json()) == (200, tag(task), task)
+
+    async def test_head_answers_as_get_does(self, client: Client, path: str, task: Task) -> None:
+        check_not_modified(await HEAD(client, path, {"If-None-Match": tag(task)}), task)
+        check_not_modified(await HEAD(client, path, {"If-None-Match": "*"}), task)
+        assert (await HEAD(client, path, {"If-None-Match": ELSEWHEN})).status_code == 200
+
+    async def test_a_changed_task_is_sent_again(self, client: Client, path: str, task: Task) -> None:
+        changed = await TOGGLE(client, path)
+
+        reply = await GET(client, path, {"If-None-Match": tag(task)})
+
+        assert (reply.status_code, reply.json()) == (200, changed.json())
+
+    @pytest.mark.parametrize("line", ["*", '"{}"', ELSEWHEN, "a"], ids=short)
+    async def test_a_missing_and_another_user_s_task_are_404(
+        self, client: Client, new_user: Callable[[], str], task: Task, line: str
+    ) -> None:
+        own, headers = f"/api/{new_user()}/tasks", header("If-None-Match", (line,), task)
+
+        replies = [await read(client, f"{own}/{item}", headers) for read in READS for item in (task["id"], uuid4())]
+
+        assert {(reply.status_code, "ETag" in reply.headers) for reply in replies} == {(404, False)}
+
+
+class TestIfMatch:
+    @pytest.mark.parametrize("line", ['"{}"', "*"])
+    @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+    async def test_the_current_tag_and_a_star_let_it_happen(
+        self, client: Client, path: str, task: Task, operation: Operation, line: str
+    ) -> None:
+        reply = await operation(client, path, header("If-Match", (line,), task))
+
+        after = (await client.get(path)).headers.get("ETag")
+        assert reply.status_code == (204 if operation is DELETE else 200)
+        assert reply.headers.get("ETag") == after
+        assert (after == tag(task)) == (operation in [*READS, TOUCH_NOT])
+
+    @pytest.mark.parametrize("lines", MATCHES, ids=short)
+    async def test_the_current_tag_may_be_anywhere_in_a_list(
+        self, client: Client, path: str, task: Task, lines: Lines
+    ) -> None:
+        assert (await RENAME(client, path, header("If-Match", lines, task))).status_code == 200
+
+    @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+    async def test_a_tag_from_before_a_change_a_malformed_and_a_weak_one_do_not(
+        self, client: Client, path: str, task: Task, operation: Operation
+    ) -> None:
+        changed = (await TOGGLE(client, path)).json()
+
+        for line in (tag(task), "", changed["updated_at"], "W/" + tag(changed)):
+            check_refused(await operation(client, path, {"If-Match": line}), changed)
+        assert (await client.get(path)).json() == changed
+
+    @pytest.mark.parametrize("lines", [*MISMATCHES, *WEAK_MATCHES], ids=short)
+    async def test_no_other_tag_makes_a_write_happen(self, client: Client, path: str, task: Task, lines: Lines) -> None:
+        check_refused(await DELETE(client, path, header("If-Match", lines, task)), task)
+        assert (await client.get(path)).json() == task
+
+    @hostile
+    @given(line=any_line)
+    @example(line=b"\xff" * 9_000)
+    async def test_no_bytes_make_a_write_happen(self, client: Client, task: Task, path: str, line: bytes) -> None:
+        request = b"DELETE %s HTTP/1.1\r\nIf-Match: %s\r\nConnection: close\r\n\r\n" % (path.encode(), line)
+
+        status, _, body = await exchange(client.base_url, request)
+
+        assert status == 412 or (status, body) == (400, b"Invalid HTTP request received.")
+        assert (await client.get(path)).json() == task
+
+    @pytest.mark.parametrize("reword", REWORDINGS.values(), ids=REWORDINGS)
+    async def test_tags_are_compared_as_text(
+        self, client: Client, path: str, task: Task, reword: Callable[[str], str]
+    ) -> None:
+        check_refused(await RENAME(client, path, {"If-Match": reword(tag(task))}), task)
+
+    @pytest.mark.parametrize(("line", "status"), [('"{}"', 404), (ELSEWHEN, 404), ("a", 404), ("*", 412)], ids=short)
+    async def test_a_missing_and_another_user_s_task_are_404_for_a_tag_and_412_for_a_star(
+        self, client: Client, new_user: Callable[[], str], task: Task, *, line: str, status: int
+    ) -> None:
+        own, headers = f"/api/{new_user()}/tasks", header("If-Match", (line,), task)
+        paths = [f"{own}/{task['id']}", f"{own}/{uuid4()}"]
+
+        replies = [await operation(client, path, headers) for operation in OPERATIONS for path in paths]
+
+        assert {(reply.status_code, "ETag" in reply.headers) for reply in replies} == {(status, False)}
+        assert (await client.get(f"/api/{task['user_id']}/tasks/{task['id']}")).json() == task
+
+
+@pytest.mark.parametrize("operation", WRITES, ids=str)
+class TestIfNoneMatchOnWrites:
+    async def test_the_current_tag_weak_or_not_and_a_star_forbid_it(
+        self, client: Client, path: str, task: Task, operation: Operation
+    ) -> None:
+        for line in (tag(task), "W/" + tag(task), f'"a", {tag(task)}', "*"):
+            check_refused(await operation(client, path, {"If-None-Match": line}), task)
+        assert (await client.get(path)).json() == task
+
+    @pytest.mark.parametrize("line", [ELSEWHEN, "a"], ids=short)
+    async def test_another_and_a_malformed_tag_let_it_happen(
+        self, client: Client, path: str, operation: Operation, line: str
+    ) -> None:
+        reply = await operation(client, path, {"If-None-Match": line})
+
+        assert reply.status_code == (204 if operation is DELETE else 200)
+
+    @pytest.mark.parametrize("line", [ELSEWHEN, "*"])
+    async def test_a_missing_task_is_404(self, client: Client, tasks: str, operation: Operation, line: str) -> None:
+        assert (await operation(client, f"{tasks}/{uuid4()}", {"If-None-Match": line})).status_code == 404
+
+
+class TestBoth:
+    @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+    async def test_if_match_is_decided_first(self, client: Client, path: str, task: Task, operation: Operation) -> None:
+        check_refused(await operation(client, path, {"If-Match": ELSEWHEN, "If-None-Match": tag(task)}), task)
+        check_refused(await operation(client, path, {"If-Match": ELSEWHEN, "If-None-Match": ELSEWHEN}), task)
+
+    @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+    async def test_then_if_none_match_is(self, client: Client, path: str, task: Task, operation: Operation) -> None:
+        refused = await operation(client, path, {"If-Match": tag(task), "If-None-Match": tag(task)})
+        done = await operation(client, path, {"If-Match": tag(task), "If-None-Match": ELSEWHEN})
+
+        assert refused.status_code == (304 if operation in READS else 412)
+        assert done.status_code == (204 if operation is DELETE else 200)
+
+    @hostile
+    @given(tags=any_tags, separator=st.sampled_from([",", ", ", " ,\t", ",,"]))
+    @example(tags=[("", "{}")], separator=",")
+    @example(tags=[("", ","), ("W/", "{}"), ("", "W/")], separator=",")
+    async def test_any_list_matches_if_the_current_tag_is_in_it_and_strong_for_if_match(
+        self, client: Client, path: str, task: Task, *, tags: list[tuple[str, str]], separator: str
+    ) -> None:
+        lines = (separator.join(f'{weak}"{text}"' for weak, text in tags),)
+
+        if_match = await GET(client, path, header("If-Match", lines, task))
+        if_none_match = await GET(client, path, header("If-None-Match", lines, task))
+
+        assert if_match.status_code == (200 if ("", "{}") in tags else 412)
+        assert if_none_match.status_code == (304 if "{}" in [text for _, text in tags] else 200)
