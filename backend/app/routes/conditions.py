@@ -47,7 +47,7 @@ def unless_unchanged(request: Request, response: Response) -> Response:
 def _tags(request: Request, name: str) -> list[str] | None:
     """Returns the members of the list in a header, None without it. Tags of ours have no comma to be parted at."""
     values = request.headers.getlist(name)
-    return [tag.strip() for tag in ",".join(values).split(",")] if values else None
+    return [tag.strip(" \t") for tag in ",".join(values).split(",")] if values else None
 
 
 def _versions(tags: Iterable[str]) -> list[datetime]:

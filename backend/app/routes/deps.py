@@ -28,7 +28,7 @@ async def _idempotency_key(request: Request) -> str | None:
     sent = request.headers.getlist("idempotency-key")
     if not sent:
         return None
-    key = sent[0].strip()
+    key = sent[0].strip(" \t")
     if key.startswith('"'):
         quoted = _QUOTED.fullmatch(key)
         key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else ""
