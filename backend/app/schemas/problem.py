@@ -4,7 +4,10 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ERRORS_MAX: Final = 20
 EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
+
+_OUR_WORDS: Final = "^[ -~]+$"
 
 
 class ProblemField(BaseModel):
@@ -15,9 +18,11 @@ class ProblemField(BaseModel):
     )
 
     pointer: str = Field(
+        max_length=200,
+        pattern=r"^(#|path|query|header)(/[!-~]*)?$",
         description="`#/name` in the body, `query/name` or `path/name` elsewhere.",
     )
-    detail: str
+    detail: str = Field(max_length=200, pattern=_OUR_WORDS)
 
 
 class Problem(BaseModel):
@@ -36,11 +41,23 @@ class Problem(BaseModel):
         }
     )
 
-    type: str = Field(description="Stable name of the kind of problem, a URN.")
-    title: str = Field(description="The kind of problem in words; always the same for one `type`.")
-    status: int = Field(description="The HTTP status code.")
-    detail: str = Field(description="What went wrong this time, in a sentence.")
-    instance: str = Field(description="The request id, also in `X-Request-ID` and in the server's log.")
+    type: str = Field(
+        max_length=60,
+        pattern="^urn:problem-type:[a-z]+(-[a-z]+)*$",
+        description="Stable name of the kind of problem, a URN.",
+    )
+    title: str = Field(
+        max_length=60, pattern=_OUR_WORDS, description="The kind of problem in words; always the same for one `type`."
+    )
+    status: int = Field(ge=400, le=599, json_schema_extra={"format": "int32"}, description="The HTTP status code.")
+    detail: str = Field(max_length=1_000, pattern="[!-~]", description="What went wrong this time, in a sentence.")
+    instance: str = Field(
+        max_length=128,
+        pattern="^[A-Za-z0-9._=@+-]+$",
+        description="The request id, also in `X-Request-ID` and in the server's log.",
+    )
     errors: list[ProblemField] = Field(
-        default_factory=list, description="With status 422 only: every field that broke a rule."
+        default_factory=list,
+        max_length=ERRORS_MAX,
+        description="With status 422 only: every field that broke a rule.",
     )

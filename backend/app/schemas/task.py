@@ -26,6 +26,14 @@ LIMIT_MAX: Final = 1_000
 
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 
+ID_BOUNDS: Final[JsonDict] = {"minLength": 36, "maxLength": 36}
+# Patterns have to mean the same in every dialect of regular expressions. `\s` does not, so it is spelled out
+# as `str.isspace` has it, in plain characters.
+_SPACE: Final = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_STORABLE: Final[JsonDict] = {"pattern": r"^[^\x00]*$"}
+_NOT_BLANK: Final[JsonDict] = {"pattern": rf"^[^\x00]*[^\x00{_SPACE}][^\x00]*$"}
+_TIMESTAMP: Final[JsonDict] = {"type": "string", "format": "date-time", "minLength": 27, "maxLength": 27}
+
 _EXAMPLE: Final[JsonDict] = {
     "id": "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa",
     "user_id": "ada",
@@ -64,16 +72,12 @@ UserIdText = Annotated[
 ]
 Title = Annotated[
     str,
-    Field(min_length=1, max_length=TITLE_MAX, json_schema_extra={"pattern": r"^[^\x00]*[^\s\x00][^\x00]*$"}),
+    Field(min_length=1, max_length=TITLE_MAX, json_schema_extra=_NOT_BLANK),
     AfterValidator(_storable),
     AfterValidator(_not_blank),
 ]
-Description = Annotated[
-    str, Field(max_length=DESCRIPTION_MAX, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_storable)
-]
-Timestamp = Annotated[
-    datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
-]
+Description = Annotated[str, Field(max_length=DESCRIPTION_MAX, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+Timestamp = Annotated[datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema(_TIMESTAMP)]
 
 
 class TaskCreate(BaseModel):
@@ -86,7 +90,10 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Description | None = None
-    completed: bool = False
+    completed: bool = Field(
+        default_factory=bool,  # `default=False` would make generators of clients call the field required
+        description="`false` if it is not sent.",
+    )
 
 
 @with_config(strict=True, json_schema_extra={"example": {"title": "Buy two oat milks"}})
@@ -110,13 +117,21 @@ class TaskResponse(BaseModel):
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"example": _EXAMPLE})
 
-    id: UUID = Field(description="Made by the server: a UUIDv7, or with `Idempotency-Key` a UUIDv5 (RFC 9562).")
-    user_id: str = Field(description="The owner.", json_schema_extra={"pattern": USER_ID_PATTERN})
-    title: str = Field(json_schema_extra={"minLength": 1, "maxLength": TITLE_MAX})
-    description: Annotated[str, Field(json_schema_extra={"maxLength": DESCRIPTION_MAX})] | None
+    id: UUID = Field(
+        description="Made by the server: a UUIDv7, or with `Idempotency-Key` a UUIDv5 (RFC 9562).",
+        json_schema_extra=ID_BOUNDS,
+    )
+    user_id: str = Field(
+        description="The owner.", json_schema_extra={"minLength": 1, "maxLength": 128, "pattern": USER_ID_PATTERN}
+    )
+    title: str = Field(json_schema_extra={"minLength": 1, "maxLength": TITLE_MAX, **_STORABLE})
+    description: Annotated[str, Field(json_schema_extra={"maxLength": DESCRIPTION_MAX, **_STORABLE})] | None
     completed: bool
     created_at: Timestamp
     updated_at: Timestamp = Field(description="Strictly later after every change. In double quotes it is the `ETag`.")
+
+
+TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LIMIT_MAX})]
 
 
 class TaskQuery(BaseModel):
@@ -129,14 +144,22 @@ class TaskQuery(BaseModel):
     search: Annotated[str, AfterValidator(_storable)] = Field(
         default="",
         max_length=SEARCH_MAX,
+        json_schema_extra=_STORABLE,
         description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters.",
     )
     sort: Sort = Field(
         default="-created_at", description="`-` for descending; ties by `id`. Titles sort by code point."
     )
     limit: Annotated[int, BeforeValidator(_digits)] = Field(
-        default=LIMIT_MAX, ge=1, le=LIMIT_MAX, description="How many at most. More follow under `Link: rel=next`."
+        default=LIMIT_MAX,
+        ge=1,
+        le=LIMIT_MAX,
+        json_schema_extra={"format": "int32"},
+        description="How many at most. More follow under `Link: rel=next`.",
     )
     cursor: str = Field(
-        default="", max_length=2_048, description="Where to go on, as given in `Link`. Only with the same filters."
+        default="",
+        max_length=2_048,
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]*$"},
+        description="Where to go on, as given in `Link`. Only with the same filters.",
     )
