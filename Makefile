@@ -4,6 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OPENAPI := $(BIN)/python -c 'import json, app.main; print(json.dumps(app.main.create_app().openapi(), indent=2))'
 T ?= tests
+NODE_MODULES := tests/clients/node_modules
 export PYTHONPATH := backend
 
 .PHONY: help install run test check format migrate openapi clean
@@ -21,11 +22,16 @@ install: .venv/installed ## Make .venv and install everything, once
 	    echo "Installed what the service needs, but not the tests nor the embedded PostgreSQL: set DATABASE_URL."; }
 	@touch $@
 
+$(NODE_MODULES): tests/clients/package-lock.json
+	@if node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(+(a * 100 + b < 2019))' 2>/dev/null; \
+	then cd tests/clients && npm ci --loglevel=error && touch node_modules; \
+	else echo "Node.js 20.19 or newer is not there: the tests of linters and of TypeScript will be skipped."; fi
+
 run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
 	@exec $(BIN)/python -m app
 
 # The load tests are not measured: they cover nothing that the others do not, and would take three times as long.
-test: install ## Run the tests; T=path narrows
+test: install $(NODE_MODULES) ## Run the tests; T=path narrows
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(T) $(if $(filter tests,$(T)),--ignore=tests/load)
 	$(if $(filter tests,$(T)),$(BIN)/python -m pytest tests/load)
@@ -53,4 +59,4 @@ openapi: install ## Write docs/openapi.json
 	$(OPENAPI) > docs/openapi.json
 
 clean: ## Remove what the other commands made, the embedded database included
-	rm -rf .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(NODE_MODULES) .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

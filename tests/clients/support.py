@@ -1,0 +1,36 @@
+"""Runs the tools that read the OpenAPI document."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+FOLDER: Final = Path(__file__).parent
+NODE_MODULES: Final = FOLDER / "node_modules"
+
+needs_node = pytest.mark.skipif(
+    not NODE_MODULES.is_dir(), reason="`make test` installs these tools where there is Node.js 20.19 or newer, with npm"
+)
+
+_PATH: Final = os.pathsep.join([str(Path(sys.executable).parent), str(NODE_MODULES / ".bin"), os.environ["PATH"]])
+_QUIET: Final = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
+
+
+def make_workspace(path: Path, document: bytes) -> None:
+    """Put the configuration of the tools into `path`, and the document: what they generate is to be there, not here."""
+    shutil.copytree(FOLDER, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "__*", "test_*"))
+    (path / "node_modules").symlink_to(NODE_MODULES)
+    (path / "openapi.json").write_bytes(document)
+
+
+async def run(workspace: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a tool without waiting for it in the event loop, as the service answers there."""
+    measured = {name for name in os.environ if name.startswith("COVERAGE_")}
+    env = {name: value for name, value in os.environ.items() if name not in measured} | _QUIET | {"PATH": _PATH}
+    done = await anyio.run_process(command, cwd=workspace, env=env, check=False, stderr=subprocess.STDOUT)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode())

@@ -1,0 +1,45 @@
+"""Requests that schemathesis makes of the document, and how it judges the replies. Options: schemathesis.toml."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.clients.support import run
+
+RUN = ("st", "run", "openapi.json", "--checks=all", "--report-har-path=report.json")
+
+
+async def test_no_reply_contradicts_the_document(workspace: Path, document: dict[str, Any], base_url: str) -> None:
+    report = await run(workspace, *RUN, "--phases=examples,coverage,fuzzing,stateful", f"--url={base_url}")
+
+    assert report.returncode == 0, report.stdout
+    calls = successes(workspace / "report.json")
+    assert {(method, parts) for method, parts, _ in calls} == operations(document)
+    assert {user for _, parts, user in calls if parts > 3} >= {"ada", "grace"}
+
+
+async def test_a_limit_that_is_not_kept_would_be_found(
+    workspace: Path, document: dict[str, Any], base_url: str
+) -> None:
+    document["components"]["schemas"]["TaskCreate"]["properties"]["title"]["maxLength"] += 1
+    (workspace / "openapi.json").write_text(json.dumps(document))
+
+    options = ("--phases=coverage", "--include-operation-id=create_task", f"--url={base_url}")
+    report = await run(workspace, *RUN, *options)
+
+    assert report.returncode == 1
+    assert "Schema-valid request rejected" in report.stdout
+
+
+def operations(document: dict[str, Any]) -> set[tuple[str, int]]:
+    """Methods, and how many parts the path has."""
+    return {(method.upper(), path.count("/")) for path, methods in document["paths"].items() for method in methods}
+
+
+def successes(report: Path) -> set[tuple[str, int, str]]:
+    """Method, number of parts of the path, and user of the requests that succeeded."""
+    entries = json.loads(report.read_text())["log"]["entries"]
+    done = [entry["request"] for entry in entries if entry["response"]["status"] < 300]
+    paths = [(request["method"], urlsplit(request["url"]).path.split("/")) for request in done]
+    return {(method, len(path) - 1, path[2]) for method, path in paths}

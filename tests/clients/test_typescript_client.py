@@ -1,0 +1,43 @@
+"""The program `client.mts`, with types generated from the document."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.clients.support import needs_node, run
+
+pytestmark = needs_node
+
+
+async def compiled(workspace: Path) -> tuple[bool, str]:
+    """Whether the program fits the types of the document, and what the compiler says."""
+    generated = await run(workspace, "openapi-typescript", "openapi.json", "--output=schema.ts")
+    assert generated.returncode == 0, generated.stdout
+    compiler = await run(workspace, "tsc")
+    return compiler.returncode == 0, compiler.stdout
+
+
+async def test_a_strict_typescript_program_compiles_and_does_all_that_a_frontend_does(
+    workspace: Path, base_url: str, user: str
+) -> None:
+    fits, errors = await compiled(workspace)
+    assert fits, errors
+
+    program = await run(workspace, "node", "client.mjs", base_url, user)
+
+    assert program.returncode == 0, program.stdout
+
+
+async def test_the_program_would_not_compile_without_an_optional_field_or_with_an_unknown_one(
+    workspace: Path, document: dict[str, Any]
+) -> None:
+    del document["components"]["schemas"]["TaskUpdate"]["properties"]["description"]
+    (workspace / "openapi.json").write_text(json.dumps(document))
+    with (workspace / "client.mts").open("a") as program:
+        program.write('await createTask({ title: "Call Eve", priority: "high" });\n')
+
+    fits, errors = await compiled(workspace)
+
+    assert not fits
+    assert "'description' does not exist" in errors
+    assert "'priority' does not exist" in errors
