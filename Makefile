@@ -30,11 +30,12 @@ $(NODE_MODULES): tests/clients/package-lock.json
 run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
 	@exec $(BIN)/python -m app
 
-# The load tests are not measured: they cover nothing that the others do not, and would take three times as long.
+# These are not measured: they cover nothing that the others do not, and would take three times as long.
+UNMEASURED := tests/load tests/clients
 test: install $(NODE_MODULES) ## Run the tests; T=path narrows
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(T) $(if $(filter tests,$(T)),--ignore=tests/load)
-	$(if $(filter tests,$(T)),$(BIN)/python -m pytest tests/load)
+	$(BIN)/coverage run -m pytest $(T) $(if $(filter tests,$(T)),$(UNMEASURED:%=--ignore=%))
+	$(if $(filter tests,$(T)),$(BIN)/python -m pytest $(UNMEASURED))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter-out tests,$(T)),--fail-under=0)
 

@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 ProblemCORSMiddleware,
                 allow_origins=settings.cors_origins,
                 allow_methods=METHODS,
-                allow_headers=("Authorization", "Content-Type", *REQUEST_HEADERS),
+                allow_headers=("Authorization", "Content-Type", "X-Request-ID", *REQUEST_HEADERS),
                 allow_credentials=True,
                 expose_headers=tuple(RESPONSE_HEADERS),
             ),

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.clients.support import run
 
 RUN = ("st", "run", "openapi.json", "--checks=all", "--report-har-path=report.json")
 
 
+@pytest.mark.timeout(300)
 async def test_no_reply_contradicts_the_document(workspace: Path, document: dict[str, Any], base_url: str) -> None:
     report = await run(workspace, *RUN, "--phases=examples,coverage,fuzzing,stateful", f"--url={base_url}")
 

@@ -1,7 +1,6 @@
 """What the JSON Schema of a task says, and what the service does."""
 
 import re
-import sys
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +19,6 @@ def accepted(title: str) -> bool:
 
 def test_the_pattern_of_a_title_allows_exactly_the_characters_that_the_service_accepts() -> None:
     pattern = re.compile(TITLE.json_schema()["pattern"])
-    titles = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point <= 0xDFFF]
+    titles = [chr(point) for point in range(0x4000)]  # beyond, Unicode has no white space
 
     assert [title for title in titles if accepted(title)] == [title for title in titles if pattern.search(title)]

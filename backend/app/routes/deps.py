@@ -9,10 +9,10 @@ from fastapi import Depends, Path, Request
 from app.core.database import Database
 from app.core.errors import MalformedHeaderError
 from app.routes.conditions import read_conditions
-from app.schemas.task import UserIdText
+from app.routes.headers import KEY_MAX
+from app.schemas.task import ID_BOUNDS, UserIdText
 from app.schemas.version import Conditions
 
-KEY_MAX: Final = 255
 # RFC 8941 section 3.3.3, which the draft of Idempotency-Key asks for; most clients send the key bare.
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _BARE: Final = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}")
@@ -40,6 +40,6 @@ async def _idempotency_key(request: Request) -> str | None:
 
 Db = Annotated[Database, Depends(_database)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
-TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.")]
+TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.", json_schema_extra=ID_BOUNDS)]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]

@@ -2,41 +2,42 @@
 
 from typing import Any, Final
 
-_TAG_MAX: Final = 40
-_TAGS: Final = {"type": "string", "maxLength": 8_192}
+KEY_MAX: Final = 255
+
+# Bare, or quoted as in RFC 8941 section 3.3.3.
+_KEY: Final = rf'^([!#-~][ -~]{{0,{KEY_MAX - 1}}}|"([ !#-\[\]-~]|\\["\\]){{1,{KEY_MAX}}}")$'
 _REQUEST_ID: Final = {"type": "string", "pattern": "^[A-Za-z0-9._=@+-]{1,128}$", "maxLength": 128}
 
 REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "If-Match": {
         "description": "Entity tags; 412 if the task has none of them (RFC 9110 section 13.1.1). `*`: it must exist.",
-        "schema": _TAGS,
+        "schema": {"type": "string"},
     },
     "If-None-Match": {
         "description": "Entity tags that you have; 304, or 412 for a change, if it is still one of them.",
-        "schema": _TAGS,
+        "schema": {"type": "string"},
     },
     "Idempotency-Key": {
         "description": "Names this creation: sent again with the same key, it creates no second task.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+        "schema": {"type": "string", "minLength": 1, "maxLength": 2 * KEY_MAX + 2, "pattern": _KEY},
         "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
     },
     "Prefer": {
         "description": "`handling=strict` refuses unknown names with 422 (RFC 7240 section 4.4).",
-        "schema": {"type": "string", "maxLength": 1_024},
+        "schema": {"type": "string"},
         "example": "handling=lenient",
     },
-    "X-Request-ID": {"description": "An id of yours for this request.", "schema": _REQUEST_ID},
 }
 
 RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "ETag": {
         "description": "The version. Of a task: its `updated_at` in double quotes. Of a list: weak.",
-        "schema": {"type": "string", "maxLength": _TAG_MAX, "pattern": r'^(W/)?"[!#-~]*"$'},
+        "schema": {"type": "string", "maxLength": 40, "pattern": r'^(W/)?"[!#-~]*"$'},
         "example": '"2026-11-22T09:30:00.123456Z"',
     },
     "Link": {
         "description": 'The next page, relative to the host: `</api/...>; rel="next"` (RFC 8288). Absent on the last.',
-        "schema": {"type": "string", "maxLength": 8_192},
+        "schema": {"type": "string", "maxLength": 8_192, "pattern": '^<[!-~]+>; rel="next"$'},
     },
     "Location": {
         "description": "The path of the task.",
@@ -53,7 +54,7 @@ RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
     "Ignored-Fields": {
         "description": "Body fields and query parameters that are not known here, percent-encoded.",
-        "schema": {"type": "string", "maxLength": 4_096},
+        "schema": {"type": "string", "maxLength": 4_096, "pattern": "^[ -~]*$"},
         "example": "priority, tags",
     },
     "Preference-Applied": {

@@ -63,7 +63,7 @@ def _operation(
     responses = {status: {"description": success, "headers": headers}, **problems(*_ALWAYS, *errors)}
     if "If-None-Match" in takes:
         responses[304] = {"description": "You have it already.", "headers": _references("headers", ("ETag",))}
-    parameters = _references("parameters", (*takes, "Prefer", "X-Request-ID"))
+    parameters = _references("parameters", (*takes, "Prefer"))
     return {"responses": responses, "openapi_extra": {"parameters": list(parameters.values())}}
 
 

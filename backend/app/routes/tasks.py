@@ -9,7 +9,7 @@ from app.models.task import TaskRow
 from app.routes.contract import ContractRoute
 from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
 from app.routes.openapi import CHANGE, CREATE, DELETE, LIST, READ
-from app.schemas.task import Completion, TaskCreate, TaskQuery, TaskResponse, TaskUpdate
+from app.schemas.task import Completion, TaskCreate, TaskList, TaskQuery, TaskResponse, TaskUpdate
 from app.schemas.version import entity_tag
 from app.services import tasks
 
@@ -20,7 +20,7 @@ _TOGGLE_OR_SET: Final[Any] = Body(
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=ContractRoute)
 
 
-@router.get("", response_model=list[TaskResponse], **LIST)
+@router.get("", response_model=TaskList, **LIST)
 async def list_tasks(
     db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request, response: Response
 ) -> list[TaskRow]:
