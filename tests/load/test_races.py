@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Awaitable, Iterable
 from itertools import repeat
 from typing import Any, Final
+from uuid import UUID
 
+import asyncpg
 import httpx
 import pytest
 
@@ -78,6 +80,22 @@ class TestIfMatch:
         assert statuses[200] + statuses[204] == 1
         assert statuses[404] + statuses[412] == CLIENTS - 1
         assert (await client.get(path)).status_code == (200 if statuses[200] else 404)
+
+    async def test_a_client_that_waited_for_the_row_is_held_to_its_version_too(
+        self, database: asyncpg.Connection, client: Client, path: str, task: Task
+    ) -> None:
+        """No chance here: both are at the row before either may write."""
+        async with database.transaction(), asyncio.timeout(10):
+            await database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", UUID(task["id"]))
+            update = client.put(path, json={"title": "b"}, headers=if_match(task))
+            toggle = client.patch(f"{path}/complete", headers=if_match(task))
+            writes = [asyncio.create_task(write) for write in (update, toggle)]
+            while await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < len(writes):
+                assert not any(write.done() for write in writes)
+
+        _, statuses = await at_once(writes)
+
+        assert statuses == {200: 1, 412: 1}
 
     async def test_without_it_all_write(self, client: Client, path: str) -> None:
         """The positive control of the tests above."""
