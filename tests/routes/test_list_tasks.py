@@ -341,6 +341,16 @@ class TestLink:
         assert dict(link.params) == query | {"cursor": link.params["cursor"]}
         assert [task["title"] for task in (await client.get(str(link))).json()] == ["50% & more = \xe9"]
 
+    async def test_it_leaves_out_what_is_not_known_so_that_it_has_a_bounded_length(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        await _add(client, tasks, *"ab")
+
+        reply = await client.get(tasks, params={"limit": 1, "verbose": "x" * 9_000})
+
+        assert reply.headers["Ignored-Fields"] == "verbose"
+        assert httpx.URL(reply.links["next"]["url"]).params.keys() == {"limit", "cursor"}
+
     async def test_it_replaces_the_cursor_of_the_page_before(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, *"abc")
         first = await client.get(tasks, params={"limit": 1})

@@ -89,5 +89,6 @@ def _tagged(response: Response, task: TaskRow) -> TaskRow:
 
 def _next_page(request: Request, cursor: str) -> str:
     """Relative to the host (RFC 8288 section 3.1), so that no proxy in front can make it wrong."""
-    asked = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    known = TaskQuery.model_fields.keys() - {"cursor"}
+    asked = [(name, value) for name, value in request.query_params.items() if name in known]
     return f"{quote(request.url.path)}?{urlencode([*asked, ('cursor', cursor)])}"
