@@ -32,7 +32,7 @@ run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless 
 
 # These are not measured: they cover nothing that the others do not, and would take three times as long.
 UNMEASURED := tests/load tests/routes/test_hostile_input.py tests/routes/test_list_tasks.py
-test: install ## Run the tests; T=path narrows
+test: install $(if $(filter tests/clients%,$(T)),$(NODE_MODULES)) ## Run the tests; T=path narrows
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(T) $(if $(filter tests,$(T)),$(UNMEASURED:%=--ignore=%) --ignore=tests/clients)
 	$(if $(filter tests,$(T)),$(BIN)/python -m pytest $(UNMEASURED))

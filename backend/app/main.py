@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 allow_methods=METHODS,
                 allow_headers=("Authorization", "Content-Type", "X-Request-ID", *REQUEST_HEADERS),
                 allow_credentials=True,
-                expose_headers=tuple(RESPONSE_HEADERS),
+                expose_headers=[name for name in RESPONSE_HEADERS if name != "Cache-Control"],
             ),
             Middleware(DefectMiddleware),
         ],

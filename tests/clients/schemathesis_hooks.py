@@ -17,4 +17,5 @@ def filter_failure(_: HookContext, failure: Failure, case: Case[Any], response: 
         return True
     if response.status_code == HTTPStatus.UNPROCESSABLE_ENTITY:
         return not {error["detail"] for error in response.json()["errors"]} <= _WRONG_ONE
-    return response.status_code != HTTPStatus.PRECONDITION_FAILED or "If-Match" not in case.headers
+    conditional = not {"If-Match", "If-None-Match"}.isdisjoint(case.headers)
+    return response.status_code != HTTPStatus.PRECONDITION_FAILED or not conditional

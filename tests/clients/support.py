@@ -14,7 +14,8 @@ FOLDER: Final = Path(__file__).parent
 NODE_MODULES: Final = FOLDER / "node_modules"
 
 needs_node = pytest.mark.skipif(
-    not NODE_MODULES.is_dir(), reason="`make test` installs these tools where there is Node.js 20.19 or newer, with npm"
+    not NODE_MODULES.is_dir(),
+    reason="`make check` installs these tools where there is Node.js 20.19 or newer, with npm",
 )
 
 _PATH: Final = os.pathsep.join([str(Path(sys.executable).parent), str(NODE_MODULES / ".bin"), os.environ["PATH"]])

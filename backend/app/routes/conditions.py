@@ -19,10 +19,10 @@ async def read_conditions(request: Request) -> Conditions:
     """Returns what the statement has to check. For GET, `If-None-Match` is left to `unless_unchanged`."""
     match = _tags(request, "if-match")
     none_match = None if request.method == "GET" else _tags(request, "if-none-match")
-    if none_match == [_ANY]:
-        return Conditions(match=())
+    if none_match is not None and _ANY in none_match:  # then no version will do
+        return Conditions(match=(), must_exist=match == [_ANY])
     return Conditions(
-        None if match in (None, [_ANY]) else _versions(match or ()),
+        None if match is None or match == [_ANY] else _versions(match),
         None if none_match is None else _versions(tag.removeprefix("W/") for tag in none_match),
         must_exist=match == [_ANY],
     )
@@ -37,9 +37,9 @@ def unless_unchanged(request: Request, response: Response) -> Response:
         response.headers["ETag"] = _weak_tag(response)
     # The client may keep a copy, and asks before each use of it (RFC 9111 section 5.2.2.4).
     response.headers["Cache-Control"] = "private, no-cache"
-    known = _tags(request, "if-none-match") or ()
-    tag = response.headers["ETag"].removeprefix("W/")
-    if known != [_ANY] and tag not in (tag.removeprefix("W/") for tag in known):
+    known = _tags(request, "if-none-match") or []
+    current = response.headers["ETag"].removeprefix("W/")
+    if known != [_ANY] and current not in [tag.removeprefix("W/") for tag in known]:
         return response
     return Response(None, HTTPStatus.NOT_MODIFIED, {name: response.headers[name] for name in _KEPT})
 

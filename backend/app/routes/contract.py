@@ -1,4 +1,4 @@
-"""How a request is read: body limits, JSON, and names that the contract does not know."""
+"""How a request is read (body limits, JSON, unknown names), and what every reply to GET gets."""
 
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, get_args
@@ -31,7 +31,7 @@ class ContractRoute(APIRoute):
     """A route that reads bodies strictly and unknown names as the client prefers (RFC 7240).
 
     An unknown body field or query parameter is ignored and named in `Ignored-Fields`;
-    with `Prefer: handling=strict` it is refused.
+    with `Prefer: handling=strict` it is refused. A GET gets an `ETag`, and 304 if the client has it already.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

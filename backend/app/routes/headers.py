@@ -14,7 +14,7 @@ REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "string"},
     },
     "If-None-Match": {
-        "description": "Entity tags that you have; 304, or 412 for a change, if it is still one of them.",
+        "description": "Entity tags; if the current one is among them, a read is 304 and a change 412.",
         "schema": {"type": "string"},
     },
     "Idempotency-Key": {
@@ -34,6 +34,10 @@ RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "description": "The version. Of a task: its `updated_at` in double quotes. Of a list: weak.",
         "schema": {"type": "string", "maxLength": 40, "pattern": r'^(W/)?"[!#-~]*"$'},
         "example": '"2026-11-22T09:30:00.123456Z"',
+    },
+    "Cache-Control": {
+        "description": "A copy may be kept, and is to be asked about before each use.",
+        "schema": {"type": "string", "enum": ["private, no-cache"]},
     },
     "Link": {
         "description": 'The next page, relative to the host: `</api/...>; rel="next"` (RFC 8288). Absent on the last.',

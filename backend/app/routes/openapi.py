@@ -29,10 +29,11 @@ Tasks, each owned by one user.
 * Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem details with a `detail` that can be shown.
 * Unknown body fields and query parameters are ignored and named in the reply header `Ignored-Fields`;
   with the request header `Prefer: handling=strict` they are refused with 422.
-* A change with `If-Match` is made only if the task still is the version that you have seen.
+* A change with `If-Match` is made only if the task is still at the version that you have seen.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
 """
 
+_ON_ALL: Final = ("Ignored-Fields", "Preference-Applied")
 # What more than one operation answers, with the example that the document shows.
 _ALWAYS: Final = (
     InvalidRequestError([FieldError("path/user_id", "has characters that are not allowed here")]),
@@ -59,12 +60,15 @@ def _operation(
     status: int, success: str, *errors: AppError, takes: tuple[str, ...] = (), gives: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Returns the keywords by which a route describes its answers and headers."""
-    headers = _references("headers", (*gives, "Ignored-Fields", "Preference-Applied"))
-    responses = {status: {"description": success, "headers": headers}, **problems(*_ALWAYS, *errors)}
-    if "If-None-Match" in takes:
-        responses[304] = {"description": "You have it already.", "headers": _references("headers", ("ETag",))}
+    responses = {status: _answer(success, gives), **problems(*_ALWAYS, *errors)}
+    if "Cache-Control" in gives:
+        responses[304] = _answer("You have it already.", ("ETag", "Cache-Control"))
     parameters = _references("parameters", (*takes, "Prefer"))
     return {"responses": responses, "openapi_extra": {"parameters": list(parameters.values())}}
+
+
+def _answer(description: str, headers: Iterable[str]) -> dict[str, Any]:
+    return {"description": description, "headers": _references("headers", (*headers, *_ON_ALL))}
 
 
 def _references(kind: str, names: Iterable[str]) -> dict[str, Any]:
@@ -73,21 +77,19 @@ def _references(kind: str, names: Iterable[str]) -> dict[str, Any]:
 
 def _problem(error: AppError) -> dict[str, Any]:
     example = problem_details(error, EXAMPLE_ID)
-    return {
-        "model": Problem,
-        "description": error.title,
-        "headers": _references("headers", error.headers.keys() & RESPONSE_HEADERS),
-        "content": {MEDIA_TYPE: {"example": example}},
-    }
+    headers = [name for name in RESPONSE_HEADERS if name in error.headers]
+    return {**_answer(error.title, headers), "model": Problem, "content": {MEDIA_TYPE: {"example": example}}}
 
 
-LIST: Final = _operation(200, "A page of tasks.", takes=("If-None-Match",), gives=("ETag", "Link"))
+LIST: Final = _operation(200, "A page of tasks.", takes=("If-None-Match",), gives=("ETag", "Cache-Control", "Link"))
 CREATE: Final = _operation(
     201, "The new task.", *_BODY, takes=("Idempotency-Key",), gives=("ETag", "Location", "Idempotent-Replayed")
 )
-READ: Final = _operation(200, "The task.", *_TASK, takes=("If-None-Match", "If-Match"), gives=("ETag",))
-CHANGE: Final = _operation(200, "The task as it is now.", *_TASK, *_BODY, takes=("If-Match",), gives=("ETag",))
-DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match",))
+READ: Final = _operation(200, "The task.", *_TASK, takes=("If-None-Match", "If-Match"), gives=("ETag", "Cache-Control"))
+CHANGE: Final = _operation(
+    200, "The task as it is now.", *_TASK, *_BODY, takes=("If-Match", "If-None-Match"), gives=("ETag",)
+)
+DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-None-Match"))
 
 
 def install_openapi(app: FastAPI) -> None:

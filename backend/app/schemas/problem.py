@@ -20,7 +20,7 @@ class ProblemField(BaseModel):
     pointer: str = Field(
         max_length=200,
         pattern=r"^(#|path|query|header)(/[!-~]*)?$",
-        description="`#/name` in the body, `query/name` or `path/name` elsewhere.",
+        description="`#/name` in the body, `query/name`, `path/name` or `header/name` elsewhere.",
     )
     detail: str = Field(max_length=200, pattern=_OUR_WORDS)
 

@@ -102,7 +102,7 @@ _SORT_KEYS: Final[dict[str, Any]] = {
     "updated_at": col(Task.updated_at),
     "title": col(Task.title).collate("C"),
 }
-_KEYS: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # the namespace of ids made from keys (RFC 9562, 5.5)
+_KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # of ids made from keys (RFC 9562 section 5.5)
 
 
 class CreatedTask(NamedTuple):
@@ -142,13 +142,15 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
     """Returns the new task, or the one that `key` has made before. The id is made of user and key, or is a UUIDv7;
     times are the database's. Raises InvalidRequestError if `key` has made a task of other content.
     """
-    task_id = uuid5(_KEYS, f"{user_id} {key}") if key else uuid7()
+    task_id = uuid5(_KEY_NAMESPACE, f"{user_id} {key}") if key else uuid7()
     values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
     while True:
         if records := await db.fetch(_CREATE, owner=user_id, task_id=task_id, **values):
             return CreatedTask(TaskRow(*records[0]), replayed=False)
         with suppress(TaskNotFoundError):  # deleted meanwhile: then the key is free again
-            return CreatedTask(_made_of(new, await get_task(db, user_id, task_id, Conditions())), replayed=True)
+            task = await get_task(db, user_id, task_id, Conditions())
+            _refuse_other_content(new, task)
+            return CreatedTask(task, replayed=True)
 
 
 async def update_task(
@@ -200,21 +202,21 @@ async def _one(
 
 async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> AppError:
     """Returns why there is no such row: asked only then, because the usual request needs no second statement."""
-    if conditions == Conditions():
-        return TaskNotFoundError()
+    missing = PreconditionFailedError(None) if conditions.must_exist else TaskNotFoundError()
+    if conditions.match is None and conditions.none_match is None:
+        return missing
     try:
         current = await get_task(db, user_id, task_id, Conditions())
-    except TaskNotFoundError as missing:
-        return PreconditionFailedError(None) if conditions.must_exist else missing
+    except TaskNotFoundError:
+        return missing
     return PreconditionFailedError(entity_tag(current.updated_at))
 
 
-def _made_of(new: TaskCreate, task: TaskRow) -> TaskRow:
-    """Returns `task`. Raises InvalidRequestError if it was made of another content than `new` and never changed."""
+def _refuse_other_content(new: TaskCreate, task: TaskRow) -> None:
+    """Raises InvalidRequestError if `task` was made with another content than `new`. A changed one does not tell."""
     content = (new.title, new.description, new.completed)
     if task.updated_at == task.created_at and content != (task.title, task.description, task.completed):
         raise InvalidRequestError([FieldError("header/Idempotency-Key", "was sent before with another task")])
-    return task
 
 
 def _filters(query: TaskQuery) -> dict[str, Any]:
