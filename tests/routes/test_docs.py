@@ -184,6 +184,13 @@ class TestDocument:
         for schema in document["components"]["schemas"].values():
             assert set(schema.get("required", ())) <= schema["example"].keys() <= schema["properties"].keys()
 
+    async def test_no_optional_header_has_an_example(self, document: dict[str, Any]) -> None:
+        """Swagger UI would fill it in, and every task that is tried out would have the same Idempotency-Key."""
+        headers = document["components"]["parameters"]
+
+        assert headers.keys() == {"If-Match", "If-None-Match", "Idempotency-Key", "Prefer"}
+        assert not any(key.startswith("example") for header in headers.values() for key in [*header, *header["schema"]])
+
     async def test_the_example_of_an_error_has_the_status_under_which_it_stands(self, document: dict[str, Any]) -> None:
         """Swagger UI shows it there."""
         default = document["components"]["schemas"]["Problem"]["example"]

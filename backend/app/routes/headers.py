@@ -20,12 +20,10 @@ REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "description": "Names this creation: sent again with the same key, it creates no second task.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 2 * KEY_MAX + 2, "pattern": _KEY},
-        "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
     },
     "Prefer": {
         "description": "`handling=strict` refuses unknown names with 422 (RFC 7240 section 4.4).",
         "schema": {"type": "string"},
-        "example": "handling=lenient",
     },
 }
 
