@@ -2,11 +2,13 @@
 
 from typing import Any, Final
 
+from app.schemas.problem import REQUEST_ID_PATTERN
+
 KEY_MAX: Final = 255
 
 # Bare, or quoted as in RFC 8941 section 3.3.3.
 _KEY: Final = rf'^([!#-~][ -~]{{0,{KEY_MAX - 1}}}|"([ !#-\[\]-~]|\\["\\]){{1,{KEY_MAX}}}")$'
-_REQUEST_ID: Final = {"type": "string", "pattern": "^[A-Za-z0-9._=@+-]{1,128}$", "maxLength": 128}
+_REQUEST_ID: Final = {"type": "string", "pattern": REQUEST_ID_PATTERN, "maxLength": 128}
 
 REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "If-Match": {

@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import InternalError, PreflightRefusedError
 from app.routes.errors import problem, request_id_of
+from app.schemas.problem import REQUEST_ID_PATTERN
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._=@+-]{1,128}")
+_REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 
 _logger = logging.getLogger("app.requests")
 

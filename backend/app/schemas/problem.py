@@ -5,6 +5,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 ERRORS_MAX: Final = 20
+REQUEST_ID_PATTERN: Final = "^[A-Za-z0-9._=@+-]{1,128}$"
 EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
 _OUR_WORDS: Final = "^[ -~]+$"
@@ -53,7 +54,7 @@ class Problem(BaseModel):
     detail: str = Field(max_length=1_000, pattern="[!-~]", description="What went wrong this time, in a sentence.")
     instance: str = Field(
         max_length=128,
-        pattern="^[A-Za-z0-9._=@+-]+$",
+        pattern=REQUEST_ID_PATTERN,
         description="The request id, also in `X-Request-ID` and in the server's log.",
     )
     errors: list[ProblemField] = Field(
