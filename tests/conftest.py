@@ -16,7 +16,7 @@ import pytest
 from app.core.config import Settings
 from app.core.embedded import embedded_postgres
 from app.core.migrations import migrate
-from tests.support import make_settings, serving
+from tests.support import SECRET, make_settings, serving
 
 _numbers = count(1)
 
@@ -24,6 +24,15 @@ _numbers = count(1)
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings() -> Iterator[None]:
+    """Tests depend on no setting that whoever runs them has in the environment."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in (*Settings.model_fields, "better_auth_secret"):
+            environment.delenv(name.upper(), raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +52,13 @@ def settings(dsn: str) -> Settings:
 @pytest.fixture(scope="session")
 async def base_url(settings: Settings) -> AsyncIterator[str]:
     async with serving(settings) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+async def secured_url(dsn: str) -> AsyncIterator[str]:
+    """Where the same tasks are served, but only to whoever has a token (`support.bearer`)."""
+    async with serving(make_settings(dsn, auth_jwt_secret=SECRET)) as url:
         yield url
 
 

@@ -1,17 +1,35 @@
 """What tests of more than one module do."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from time import time
+from typing import Any, Final
 
 import asyncpg
 import httpx
+import jwt
 import uvicorn
 from pydantic import SecretStr
 
 from app.core.config import Settings
 from app.main import create_app
+from app.routes.protocol import SERVER_OPTIONS
+
+# A secret that tokens are signed with, and no other run has.
+SECRET: Final = secrets.token_hex(32)
+
+
+def token(user: str, **claims: object) -> str:
+    """Proves to a service with SECRET to be `user`, for 15 minutes unless `claims` say otherwise."""
+    return jwt.encode({"sub": user, "exp": time() + 900, **claims}, SECRET, "HS256")
+
+
+def bearer(user: str, **claims: object) -> dict[str, str]:
+    """The header that carries such a token."""
+    return {"Authorization": f"Bearer {token(user, **claims)}"}
 
 
 def make_settings(dsn: str, **others: Any) -> Settings:
@@ -22,7 +40,7 @@ def make_settings(dsn: str, **others: Any) -> Settings:
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[str]:
     """Yields the address of a service of its own, with a real server in front, in this process."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, **SERVER_OPTIONS))
     running = asyncio.create_task(server.serve())
     while not server.started:
         assert not running.done(), running
@@ -33,6 +51,23 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await running
+
+
+@contextmanager
+def serving_in_thread(settings: Settings) -> Iterator[str]:
+    """Yields the address of a service in a thread: Hypothesis runs its machines without an event loop."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, **SERVER_OPTIONS))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:

@@ -27,7 +27,7 @@ async def test_an_exception_of_the_framework_that_nobody_expects_is_a_logged_def
     async def brew() -> None:
         raise HTTPException(418)
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         reply = await client.get("/teapot")
 
     assert (reply.status_code, reply.json()["type"]) == (500, "urn:problem-type:internal-error")

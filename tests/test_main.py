@@ -25,7 +25,7 @@ import app
 from app.core.config import Settings
 from app.core.embedded import embedded_postgres
 from app.core.migrations import migrate
-from tests.support import execute
+from tests.support import SECRET, bearer, execute
 
 BACKEND: Final = Path(app.__file__).parents[1]
 TASKS: Final = "/api/ada/tasks"
@@ -172,6 +172,9 @@ class TestLife:
     def test_it_says_where_the_docs_are(self, life: Service) -> None:
         assert f"docs will be at {life.url}/docs" in life.messages
 
+    def test_it_warns_that_authentication_is_off(self, life: Service) -> None:
+        assert "authentication is off: whoever reaches the port may name any user" in life.messages
+
     def test_every_line_of_its_log_is_json_with_time_level_and_message(self, life: Service) -> None:
         lines = life.lines
 
@@ -289,6 +292,21 @@ class TestGivenDatabase:
         assert not (tmp_path / ".data").exists()
 
 
+class TestAuthentication:
+    def test_with_a_secret_it_listens_elsewhere_too_and_asks_for_a_token(self, directory: Path) -> None:
+        settings = {"HOST": "0.0.0.0", "BETTER_AUTH_SECRET": SECRET}  # noqa: S104  # that is what is tested
+        with Service(directory, settings) as service, httpx.Client(base_url=service.url) as client:
+            service.ready()
+            elsewhere = {"Host": "tasks.example.com"}
+            assert client.get(TASKS, headers=elsewhere).status_code == 401
+            assert client.get(TASKS, headers={**elsewhere, **bearer("ada")}).json() == []
+            assert client.get(TASKS, headers=bearer("grace")).status_code == 403
+            assert service.end() == 0
+
+        assert not [message for message in service.messages if "authentication is off" in message]
+        assert SECRET not in service.stdout + service.stderr
+
+
 class TestTerminal:
     def test_its_lines_are_for_people_and_ctrl_c_ends_it(self, directory: Path) -> None:
         screen, terminal = pty.openpty()
@@ -331,10 +349,17 @@ class TestRefusal:
                 },
                 [
                     r"DATABASE_URL: has a parameter that is not supported: sslrootcert",
-                    r"HOST: must be a loopback address such as 127\.0\.0\.1, because the service has no auth.*",
+                    r"HOST: must be a loopback address such as 127\.0\.0\.1 as long as there is .* to listen elsewhere",
                     r"PORT: Input should be a valid integer, unable to parse string as an integer",
                     r"WEB_CONCURRENCY: Input should be greater than or equal to 1",
                     r"CORS_ORIGINS: must list origins such as https://app\.example\.com, without a path and .*",
+                ],
+            ),
+            (
+                {"AUTH_JWT_SECRET": "s3cret", "AUTH_JWKS_URL": "http://auth.example.com", "HOST": "::"},
+                [
+                    r"AUTH_JWT_SECRET: must have at least 32 bytes; `openssl rand -hex 32` makes a good one .*",
+                    r"AUTH_JWKS_URL: must look like https://auth\.example\.com/.*",
                 ],
             ),
             (
@@ -342,7 +367,7 @@ class TestRefusal:
                 [r"The database could not be migrated: ConnectionRefusedError: .*"],
             ),
         ],
-        ids=["wrong settings", "database away"],
+        ids=["wrong settings", "wrong secret", "database away"],
     )
     def test_what_is_wrong_is_told_in_a_sentence_each(
         self, tmp_path: Path, settings: dict[str, str], sentences: list[str]

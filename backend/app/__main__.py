@@ -16,6 +16,7 @@ from app.core.embedded import embedded_postgres
 from app.core.errors import StartupError
 from app.core.logging import log_config
 from app.core.migrations import migrate
+from app.routes.protocol import SERVER_OPTIONS
 
 _SHUTDOWN_TIMEOUT: Final = 10  # seconds for requests in flight
 
@@ -60,9 +61,8 @@ def _serve(settings: Settings) -> None:
         port=settings.port,
         workers=settings.web_concurrency,
         log_config=log_config(),
-        access_log=False,
-        server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT,
+        **SERVER_OPTIONS,
     )
 
 

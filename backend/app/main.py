@@ -1,9 +1,10 @@
 """Builds the application. Nothing happens at import."""
 
 import asyncio
+import logging
 import multiprocessing
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypedDict
 
@@ -12,19 +13,25 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from app import __version__
-from app.core.config import Settings, load_settings
+from app.core.config import UNCHECKED, Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
+from app.core.jwks import JwksClient
+from app.core.security import KeySource, SharedSecret, TokenVerifier
+from app.models.task import USER_ID_PATTERN
 from app.routes import health, tasks
 from app.routes.docs import install_docs
 from app.routes.errors import METHODS, install_error_handlers
 from app.routes.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from app.routes.middleware import DefectMiddleware, ProblemCORSMiddleware, RequestMiddleware
+from app.routes.middleware import DefectMiddleware, LoopbackMiddleware, ProblemCORSMiddleware, RequestMiddleware
 from app.routes.openapi import DESCRIPTION, install_openapi
+
+_logger = logging.getLogger("app")
 
 
 class _State(TypedDict):
     database: Database
+    tokens: TokenVerifier | None
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -41,18 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             {"name": "health", "description": "For load balancers and orchestrators."},
         ],
         lifespan=_lifespan(settings),
-        middleware=[
-            Middleware(RequestMiddleware),
-            Middleware(
-                ProblemCORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=METHODS,
-                allow_headers=("Authorization", "Content-Type", "X-Request-ID", *REQUEST_HEADERS),
-                allow_credentials=True,
-                expose_headers=[name for name in RESPONSE_HEADERS if name != "Cache-Control"],
-            ),
-            Middleware(DefectMiddleware),
-        ],
+        middleware=list(_middleware(settings)),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -63,8 +59,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     install_docs(app)
     install_error_handlers(app)
-    install_openapi(app)
+    install_openapi(app, authenticates=settings.authenticates)
     return app
+
+
+def _middleware(settings: Settings) -> Iterator[Middleware]:
+    """Yields the outermost first."""
+    yield Middleware(RequestMiddleware)
+    if not settings.authenticates:
+        yield Middleware(LoopbackMiddleware)
+    yield Middleware(
+        ProblemCORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=METHODS,
+        allow_headers=("Authorization", "Content-Type", "X-Request-ID", *REQUEST_HEADERS),
+        allow_credentials=True,
+        expose_headers=[name for name in RESPONSE_HEADERS if name != "Cache-Control"],
+    )
+    yield Middleware(DefectMiddleware)
 
 
 def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[_State]]:
@@ -81,11 +93,36 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
         )
         try:
             await database.check()
-            yield {"database": database}
+            async with _verifier(settings) as tokens:
+                yield {"database": database, "tokens": tokens}
         finally:
             await database.close()
 
     return lifespan
+
+
+@asynccontextmanager
+async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
+    """Yields what checks tokens, None without authentication."""
+    if settings.auth_jwks_url:
+        async with JwksClient(settings.auth_jwks_url) as keys:
+            yield _verifier_with(keys, settings)
+    elif settings.auth_jwt_secret:
+        yield _verifier_with(SharedSecret(settings.auth_jwt_secret.get_secret_value()), settings)
+    else:
+        _logger.warning("authentication is off: whoever reaches the port may name any user")
+        yield None
+
+
+def _verifier_with(keys: KeySource, settings: Settings) -> TokenVerifier:
+    return TokenVerifier(
+        keys,
+        user_id_pattern=USER_ID_PATTERN,
+        user_id_claim=settings.auth_user_id_claim,
+        issuer=None if settings.auth_issuer == UNCHECKED else settings.auth_issuer,
+        audience=None if settings.auth_audience == UNCHECKED else settings.auth_audience,
+        leeway=settings.auth_leeway_seconds,
+    )
 
 
 def _stop_with_parent() -> None:

@@ -1,20 +1,17 @@
 """Settings: what an operator may write in the environment, and how a mistake is told."""
 
+import base64
+import secrets
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from app.core.config import Settings, load_settings
 from app.core.errors import StartupError
+from tests.support import SECRET
 
 DSN = "postgresql://ada:s3cret@db.example.com/tasks"
-
-
-@pytest.fixture(autouse=True)
-def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 def load() -> Settings:
@@ -36,6 +33,12 @@ class TestDefaults:
             "database_pool_size": 5,
             "database_pool_timeout": 5,
             "embedded_postgres_dir": Path(".data/postgres"),
+            "auth_jwt_secret": None,
+            "auth_jwks_url": None,
+            "auth_issuer": None,
+            "auth_audience": None,
+            "auth_user_id_claim": "sub",
+            "auth_leeway_seconds": 30,
             "host": "127.0.0.1",
             "port": 8000,
             "web_concurrency": 1,
@@ -165,6 +168,158 @@ class TestHost:
         monkeypatch.setenv("HOST", host)
 
         assert "must be a loopback address" in str(refusal())
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "tasks.internal"])  # noqa: S104  # with a secret
+    def test_any_is_accepted_with_authentication(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+        monkeypatch.setenv("HOST", host)
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+
+        assert load().host == host
+
+    def test_a_wrong_secret_is_not_also_called_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOST", "0.0.0.0")  # noqa: S104  # as operators do
+        monkeypatch.setenv("AUTH_JWT_SECRET", "short")
+
+        assert [error["loc"] for error in refusal().errors()] == [("auth_jwt_secret",)]
+
+
+class TestAuthentication:
+    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
+    def test_a_secret_switches_it_on_under_either_name(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        assert not load().authenticates
+        monkeypatch.setenv(name, SECRET)
+
+        assert load().authenticates
+        assert load().auth_jwt_secret == SecretStr(SECRET)
+
+    def test_our_own_name_goes_before_the_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+        monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET[::-1])
+
+        assert load().auth_jwt_secret == SecretStr(SECRET)
+
+    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
+    @pytest.mark.parametrize(
+        ("secret", "reason"),
+        [
+            ("s3cret", "must have at least 32 bytes"),
+            (SECRET[:31], "must have at least 32 bytes"),
+            ("better-auth-secret-123456789012345678", "looks like a placeholder"),
+            ("your-super-long-random-text-goes-here", "looks like a placeholder"),
+            ("CHANGE_ME_CHANGE_ME_CHANGE_ME_CHANGE_ME", "looks like a placeholder"),
+            ("a" * 64, "looks like a placeholder"),
+            ("0123456789abcdef" * 4, "looks like a placeholder"),
+            (f"{SECRET}\n", "must not begin or end with white space"),
+            (f" {SECRET}", "must not begin or end with white space"),
+            ("-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----", "not a key in PEM"),
+            ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtT ada@localhost", "not a key in PEM"),
+            ('{"kty": "oct", "k": "GawgguFyGrWKav7AX4VKUg"}', "not a key in PEM"),
+            ('{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS"}]}', "not a key in PEM"),
+        ],
+        ids=map(str, range(13)),
+    )
+    def test_a_secret_that_others_could_guess_is_refused_without_being_shown(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, secret: str, reason: str
+    ) -> None:
+        monkeypatch.setenv(name, secret)
+
+        error = refusal()
+
+        assert reason in str(error)
+        assert "openssl rand -hex 32" in str(error)
+        assert secret not in str(error) + repr(error) + str(error.errors(include_input=False))
+
+    @pytest.mark.parametrize(
+        "secret",
+        [SECRET[:32], base64.b64encode(secrets.token_bytes(32)).decode(), "é" * 3 + secrets.token_urlsafe(24)],
+        ids=["hexadecimal", "base64", "not ASCII"],
+    )
+    def test_a_random_one_of_32_bytes_is_accepted(self, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", secret)
+
+        assert load().auth_jwt_secret == SecretStr(secret)
+
+    def test_settings_do_not_show_the_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+
+        assert SECRET not in repr(load()) + load().model_dump_json()
+
+    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
+    def test_a_secret_and_a_jwks_url_are_not_taken_together(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        jwks(monkeypatch, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
+        monkeypatch.setenv(name, SECRET)
+
+        assert "unset one of them" in str(refusal())
+
+    @pytest.mark.parametrize("missing", ["AUTH_ISSUER", "AUTH_AUDIENCE"])
+    def test_a_jwks_url_asks_for_issuer_and_audience_by_name(
+        self, monkeypatch: pytest.MonkeyPatch, missing: str
+    ) -> None:
+        jwks(monkeypatch, **({"AUTH_ISSUER": "a", "AUTH_AUDIENCE": "a"} | {missing: ""}))
+
+        [error] = refusal().errors()
+        assert error["loc"] == (missing.lower(),)
+        assert "must be set with AUTH_JWKS_URL, to what your tokens have or to `unchecked`" in error["msg"]
+
+    def test_both_may_be_switched_off_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        jwks(monkeypatch, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
+
+        assert load().authenticates
+
+    def test_a_secret_asks_for_neither(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+
+        assert (load().auth_issuer, load().auth_audience) == (None, None)
+
+    @pytest.mark.parametrize("url", ["http://auth.example.com/jwks", "https://ada:s3cret@auth.example.com/jwks"])
+    def test_a_jwks_url_that_others_could_answer_is_refused(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+        jwks(monkeypatch, url, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
+
+        assert "must look like https://" in str(refusal())
+        assert "s3cret" not in str(refusal())
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("AUTH_ISSUER", "https://auth.example.com"),
+            ("AUTH_AUDIENCE", "unchecked"),
+            ("AUTH_USER_ID_CLAIM", "user.id"),
+            ("AUTH_LEEWAY_SECONDS", "10"),
+        ],
+    )
+    def test_the_others_are_refused_alone_because_whoever_sets_them_means_to_authenticate(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv(name, value)
+
+        with pytest.raises(StartupError, match=f"^{name}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it$"):
+            load_settings()
+
+    @pytest.mark.parametrize("claim", ["sub", "user.id", "https://example/id", "a.b.c"])
+    def test_a_claim_may_be_a_path(self, monkeypatch: pytest.MonkeyPatch, claim: str) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+        monkeypatch.setenv("AUTH_USER_ID_CLAIM", claim)
+
+        assert load().auth_user_id_claim == claim
+
+    @pytest.mark.parametrize("claim", [".", "user.", ".id", "user..id", "user id", " "])
+    def test_a_path_with_nothing_between_its_dots_is_refused(self, monkeypatch: pytest.MonkeyPatch, claim: str) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+        monkeypatch.setenv("AUTH_USER_ID_CLAIM", claim)
+
+        assert [error["loc"] for error in refusal().errors()] == [("auth_user_id_claim",)]
+
+    @pytest.mark.parametrize("seconds", ["-1", "61", "nan", "inf", "soon"])
+    def test_the_leeway_has_bounds(self, monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+        monkeypatch.setenv("AUTH_LEEWAY_SECONDS", seconds)
+
+        assert [error["loc"] for error in refusal().errors()] == [("auth_leeway_seconds",)]
+
+
+def jwks(monkeypatch: pytest.MonkeyPatch, url: str = "https://auth.example.com/jwks", **others: str) -> None:
+    for name, value in {"AUTH_JWKS_URL": url, **others}.items():
+        monkeypatch.setenv(name, value)
 
 
 class TestCorsOrigins:

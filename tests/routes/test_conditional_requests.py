@@ -1,5 +1,6 @@
 """ETag, If-Match and If-None-Match of one task (RFC 9110 section 13)."""
 
+import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -82,7 +83,7 @@ MISMATCHES: Final[list[Lines]] = [
     ("null", "undefined"),
     ("\u00ff\u00fe",),
     ('\u00a0"{}"\u00a0',),
-    (", ".join(f'"{number}"' for number in range(10_000)),),
+    (", ".join(f'"{number}"' for number in range(3_000)),),
 ]
 # The same time in other words is another tag.
 REWORDINGS: Final[dict[str, Callable[[str], str]]] = {
@@ -238,11 +239,14 @@ class TestIfMatch:
     @given(line=any_line)
     @example(line=b"\xff" * 9_000)
     async def test_no_bytes_make_a_write_happen(self, client: Client, task: Task, path: str, line: bytes) -> None:
-        request = b"DELETE %s HTTP/1.1\r\nIf-Match: %s\r\nConnection: close\r\n\r\n" % (path.encode(), line)
+        request = b"DELETE %s HTTP/1.1\r\nHost: localhost\r\nIf-Match: %s\r\nConnection: close\r\n\r\n" % (
+            path.encode(),
+            line,
+        )
 
         status, _, body = await exchange(client.base_url, request)
 
-        assert status == 412 or (status, body) == (400, b"Invalid HTTP request received.")
+        assert status == 412 or (status, json.loads(body)["type"]) == (400, "urn:problem-type:malformed-request")
         assert (await client.get(path)).json() == task
 
     @pytest.mark.parametrize("reword", REWORDINGS.values(), ids=REWORDINGS)

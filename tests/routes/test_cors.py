@@ -36,7 +36,8 @@ REQUEST_HEADERS: Final = (
     "x-request-id",
 )
 EXPOSED: Final = (
-    "ETag, Link, Location, Retry-After, Idempotent-Replayed, Ignored-Fields, Preference-Applied, X-Request-ID"
+    "ETag, Link, Location, Retry-After, Idempotent-Replayed, WWW-Authenticate, Ignored-Fields, Preference-Applied, "
+    "X-Request-ID"
 )
 
 

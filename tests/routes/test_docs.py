@@ -3,28 +3,31 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
-from playwright.async_api import ConsoleMessage, Route, async_playwright
+from playwright.async_api import Page, Route, async_playwright
 
 from app import __version__
 from app.routes import health, tasks
+from tests.support import token
 
 ROOT: Final = Path(__file__).parents[2]
 TASKS: Final = "/api/{user_id}/tasks"
 TASK: Final = "/api/{user_id}/tasks/{task_id}"
 BODY_ERRORS: Final = {"400", "413", "415"}
+ANY: Final = {"401", "403", "422", "500", "503"}
 OPERATIONS: Final = {
-    "list_tasks": ("get", TASKS, {"200", "304", "422", "500", "503"}),
-    "create_task": ("post", TASKS, {"201", "422", "500", "503"} | BODY_ERRORS),
-    "get_task": ("get", TASK, {"200", "304", "404", "412", "422", "500", "503"}),
-    "update_task": ("put", TASK, {"200", "404", "412", "422", "500", "503"} | BODY_ERRORS),
-    "complete_task": ("patch", f"{TASK}/complete", {"200", "404", "412", "422", "500", "503"} | BODY_ERRORS),
-    "delete_task": ("delete", TASK, {"204", "404", "412", "422", "500", "503"}),
+    "list_tasks": ("get", TASKS, {"200", "304"} | ANY),
+    "create_task": ("post", TASKS, {"201"} | BODY_ERRORS | ANY),
+    "get_task": ("get", TASK, {"200", "304", "404", "412"} | ANY),
+    "update_task": ("put", TASK, {"200", "404", "412"} | BODY_ERRORS | ANY),
+    "complete_task": ("patch", f"{TASK}/complete", {"200", "404", "412"} | BODY_ERRORS | ANY),
+    "delete_task": ("delete", TASK, {"204", "404", "412"} | ANY),
     "get_liveness": ("get", "/health/live", {"200", "500"}),
     "get_readiness": ("get", "/health/ready", {"200", "500", "503"}),
 }
@@ -73,61 +76,108 @@ class TestPage:
         assert reply.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
 
 
-async def test_in_a_browser_without_internet_a_task_is_created_by_try_it_out_and_execute(
-    client: httpx.AsyncClient, base_url: str, user: str
-) -> None:
-    assert _CHROMIUM, "This test drives Swagger UI in Chromium: install it with `apt-get install chromium`."
-    elsewhere: list[str] = []
-    complaints: list[str] = []
+class Visit:
+    """A look at /docs in a browser that reaches no other host. `elsewhere` has what it would have asked there."""
 
-    async def stay_here(route: Route) -> None:
-        if route.request.url.startswith(base_url):
-            await route.continue_()
-        else:
-            elsewhere.append(route.request.url)
-            await route.abort()
+    def __init__(self, page: Page, base_url: str) -> None:
+        self.page = page
+        self.elsewhere: list[str] = []
+        self.complaints: list[str] = []
+        self._base_url = base_url
 
-    def note(message: ConsoleMessage) -> None:
-        complaints.append(f"{message.type}: {message.text}")
+    async def start(self) -> None:
+        self.page.set_default_timeout(60_000)
+        await self.page.route("**/*", self._stay_here)
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        await self.page.goto(f"{self._base_url}/docs")
 
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=_SWITCHES)
-        page = await browser.new_page()
-        page.set_default_timeout(60_000)
-        await page.route("**/*", stay_here)
-        page.on("console", note)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-
-        await page.goto(f"{base_url}/docs")
-        operation = page.locator("[id$=-create_task]")
+    async def try_out(self, operation_id: str, user: str) -> tuple[str, str]:
+        """Execute an operation as a person does. Returns the status and all that is shown of the reply."""
+        operation = self.page.locator(f"[id$=-{operation_id}]")
         await operation.locator(".opblock-summary-control").click()
         await operation.get_by_role("button", name="Try it out").click()
         await operation.get_by_placeholder("user_id").fill(user)
         await operation.get_by_role("button", name="Execute").click()
         answer = operation.locator(".live-responses-table tbody")
         await answer.wait_for()
+        return await answer.locator(".response-col_status").inner_text(), await answer.inner_text()
 
-        assert await answer.locator(".response-col_status").inner_text() == "201"
-        [task] = (await client.get(f"/api/{user}/tasks")).json()
-        assert task["title"] == "Buy oat milk"
-        assert task["id"] in await answer.inner_text()
-        assert elsewhere == []
-        assert complaints == []
+    async def ask_elsewhere(self) -> None:
+        async with self.page.expect_console_message():
+            await self.page.evaluate("fetch('http://elsewhere.example/').catch(() => 0)")
 
-        # If the page had asked elsewhere, we would have seen it.
-        async with page.expect_console_message():
-            await page.evaluate("fetch('http://elsewhere.example/').catch(() => 0)")
-        assert elsewhere == ["http://elsewhere.example/"]
-        assert complaints
+    async def _stay_here(self, route: Route) -> None:
+        if route.request.url.startswith(self._base_url):
+            await route.continue_()
+        else:
+            self.elsewhere.append(route.request.url)
+            await route.abort()
+
+
+@asynccontextmanager
+async def visit(base_url: str, *, bypass_csp: bool = False) -> AsyncIterator[Visit]:
+    assert _CHROMIUM, "This test drives Swagger UI in Chromium: install it with `apt-get install chromium`."
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=_SWITCHES)
+        visit = Visit(await browser.new_page(bypass_csp=bypass_csp), base_url)
+        await visit.start()
+        yield visit
         await browser.close()
 
 
-@pytest.fixture
-async def document(client: httpx.AsyncClient) -> dict[str, Any]:
-    reply = await client.get("/openapi.json")
+class TestBrowser:
+    async def test_without_internet_a_task_is_created_by_try_it_out_and_execute(
+        self, client: httpx.AsyncClient, base_url: str, user: str
+    ) -> None:
+        async with visit(base_url) as docs:
+            status, shown = await docs.try_out("create_task", user)
+
+            [task] = (await client.get(f"/api/{user}/tasks")).json()
+            assert status == "201"
+            assert task["title"] == "Buy oat milk"
+            assert task["id"] in shown
+            assert (docs.elsewhere, docs.complaints) == ([], [])
+
+    async def test_the_authorize_button_takes_a_token_for_every_request(self, secured_url: str, user: str) -> None:
+        async with visit(secured_url) as docs:
+            assert (await docs.try_out("list_tasks", user))[0] == "401"
+
+            await docs.page.get_by_role("button", name="Authorize").click()
+            dialog = docs.page.locator(".auth-container")
+            await dialog.get_by_role("textbox").fill(token(user))
+            await dialog.get_by_role("button", name="Apply credentials").click()
+            await docs.page.get_by_role("button", name="Close").click()
+
+            assert (await docs.try_out("create_task", user))[0] == "201"
+            assert docs.elsewhere == []
+
+    async def test_the_page_may_not_ask_another_host(self, base_url: str) -> None:
+        async with visit(base_url) as docs:
+            await docs.ask_elsewhere()
+
+            assert docs.elsewhere == []
+            assert "Content Security Policy" in docs.complaints[0]
+
+    async def test_if_it_did_we_would_see_it(self, base_url: str) -> None:
+        async with visit(base_url, bypass_csp=True) as docs:
+            await docs.ask_elsewhere()
+
+            assert docs.elsewhere == ["http://elsewhere.example/"]
+            assert docs.complaints
+
+
+async def fetch_document(url: str) -> dict[str, Any]:
+    async with httpx.AsyncClient() as client:
+        reply = await client.get(f"{url}/openapi.json")
     assert reply.headers["Content-Type"] == "application/json"
     content: dict[str, Any] = reply.json()
     return content
+
+
+@pytest.fixture
+async def document(secured_url: str) -> dict[str, Any]:
+    return await fetch_document(secured_url)
 
 
 def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -139,6 +189,20 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 class TestDocument:
     async def test_it_is_the_one_in_the_repository(self, document: dict[str, Any]) -> None:
         assert document == json.loads((ROOT / "docs" / "openapi.json").read_text())
+
+    async def test_every_operation_on_tasks_asks_for_a_token_and_no_other_does(self, document: dict[str, Any]) -> None:
+        asked = {operation["operationId"]: operation["security"] for _, _, operation in _operations(document)}
+
+        assert asked == {name: [{"bearer": []}] if "task" in name else [] for name in OPERATIONS}
+        assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+    async def test_without_authentication_only_the_token_is_optional(
+        self, document: dict[str, Any], base_url: str
+    ) -> None:
+        for _, _, operation in _operations(document):
+            operation["security"] += [{}] if operation["security"] else []
+
+        assert await fetch_document(base_url) == document
 
     async def test_it_introduces_the_service(self, document: dict[str, Any]) -> None:
         assert document["openapi"].startswith("3.1.")

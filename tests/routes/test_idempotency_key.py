@@ -62,8 +62,9 @@ def quoted(key: str) -> str:
 async def send(client: Client, tasks: str, *lines: bytes) -> tuple[int, bytes]:
     """Create a task with these header lines, which httpx would mend. Returns status and body."""
     keys = b"".join(b"Idempotency-Key: %s\r\n" % line for line in lines)
-    head = b"POST %s HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 14\r\n" % tasks.encode()
-    status, _, body = await exchange(client.base_url, b'%s%sConnection: close\r\n\r\n{"title": "a"}' % (head, keys))
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" % tasks.encode()
+    fields = b"Content-Type: application/json\r\nContent-Length: 14\r\n"
+    status, _, body = await exchange(client.base_url, b'%s%s%s\r\n{"title": "a"}' % (head, fields, keys))
     return status, body
 
 
@@ -225,7 +226,7 @@ class TestKey:
     @pytest.mark.parametrize(
         "lines",
         [
-            *([b""], [b" \t "], [b'""'], [b"k" * 256], [b'"%s"' % (b"k" * 256)], [b"k" * 60_000]),
+            *([b""], [b" \t "], [b'""'], [b"k" * 256], [b'"%s"' % (b"k" * 256)], [b"k" * 30_000]),
             *([b'"secret'], [b'"'], [b'"secret"secret"'], [b'"secret" secret'], [b'"secret\\"'], [b'"secret\\r"']),
             *([b"secret\tkkkk"], [b'"secret\tkkkk"'], [b"secret\x80"], [b"secret\xff"], ["secret\u00ed".encode()]),
             *([b"secret", b"secret"], [b"secret", b"other"], [b"", b"secret"], [b'"secret"', b'"secret"']),
@@ -252,7 +253,7 @@ class TestKey:
         replies = [await send(client, tasks, template % byte) for byte in unprintable]
 
         assert {status for status, _ in replies} == {400}
-        assert all(b"malformed-header" in body or body == b"Invalid HTTP request received." for _, body in replies)
+        assert all(b"malformed-header" in body or b"malformed-request" in body for _, body in replies)
         assert (await client.get(tasks)).json() == []
 
 

@@ -93,7 +93,8 @@ class TestRequestId:
 
     @pytest.mark.parametrize("end", [b"\r\n", b"\n", b"\r", b"\r\n ", b"\0"])
     async def test_it_cannot_bring_a_header_into_the_reply(self, client: httpx.AsyncClient, end: bytes) -> None:
-        request = b"GET /health/live HTTP/1.1\r\nX-Request-ID: a%sSet-Cookie: b\r\nConnection: close\r\n\r\n" % end
+        fields = b"Host: localhost\r\nConnection: close\r\nX-Request-ID: a%sSet-Cookie: b\r\n" % end
+        request = b"GET /health/live HTTP/1.1\r\n%s\r\n" % fields
 
         assert b"set-cookie" not in b"".join((await exchange(client.base_url, request))[1:])
 
@@ -186,7 +187,7 @@ class TestLine:
     ) -> None:
         fields = b"Content-Type: application/json\r\nContent-Length: 99"
         _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-        writer.write(b'POST /api/ada/tasks HTTP/1.1\r\n%s\r\n\r\n{"title": ' % fields)
+        writer.write(b'POST /api/ada/tasks HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n{"title": ' % fields)
         await writer.drain()
         writer.close()
 

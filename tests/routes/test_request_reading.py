@@ -154,10 +154,10 @@ class TestUnknownNames:
         assert len(reply.headers["Ignored-Fields"]) < 4_096
 
     @pytest.mark.parametrize(("prefer", "status"), [("handling=lenient", 200), ("handling=strict", 422)])
-    async def test_ten_thousand_in_a_query_do_not_break_the_reply(
+    async def test_five_thousand_in_a_query_do_not_break_the_reply(
         self, client: httpx.AsyncClient, tasks: str, prefer: str, status: int
     ) -> None:
-        names = "&".join(f"{number:x}" for number in range(10_000))
+        names = "&".join(f"{number:x}" for number in range(5_000))
 
         reply = await client.get("/", headers={"Prefer": prefer}, extensions={"target": f"{tasks}?{names}".encode()})
 

@@ -1,16 +1,29 @@
 """Settings, read once from the environment and `.env`. README.md and .env.example list them too."""
 
 import re
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.dsn import parse_dsn
 from app.core.errors import StartupError
+from app.core.jwks import check_jwks_url
+from app.core.loopback import is_loopback
+from app.core.security import check_secret
+
+UNCHECKED: Final = "unchecked"
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 # What a browser sends (RFC 6454 section 6.2): lower case, no path, no user.
@@ -28,15 +41,37 @@ def _origin(text: str) -> str:
     return text
 
 
-def _loopback(host: str) -> str:
-    if host == "localhost":
-        return host
-    try:
-        loopback = ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        message = "must be a loopback address such as 127.0.0.1, because the service has no authentication yet"
+def _secret(secret: SecretStr) -> SecretStr:
+    check_secret(secret.get_secret_value())
+    return secret
+
+
+def _instead_of_secret(url: str, info: ValidationInfo) -> str:
+    if info.data.get("auth_jwt_secret"):
+        message = "cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them"
+        raise ValueError(message)
+    return url
+
+
+def _authenticates(info: ValidationInfo) -> bool:
+    """A setting that is wrong, and so is not among the data, is not also called missing."""
+    return bool(info.data.get("auth_jwt_secret", True) or info.data.get("auth_jwks_url", True))
+
+
+def _expected(value: str | None, info: ValidationInfo) -> str | None:
+    """Keys that an issuer publishes may sign the tokens of other services too; a secret is shared for this one."""
+    if value is None and info.data.get("auth_jwks_url"):
+        message = f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`"
+        raise ValueError(message)
+    return value
+
+
+def _host(host: str, info: ValidationInfo) -> str:
+    if not is_loopback(host) and not _authenticates(info):
+        message = (
+            "must be a loopback address such as 127.0.0.1 as long as there is no authentication; "
+            "set AUTH_JWT_SECRET or AUTH_JWKS_URL to listen elsewhere"
+        )
         raise ValueError(message)
     return host
 
@@ -54,6 +89,7 @@ def _beside_pooled(secret: SecretStr, info: ValidationInfo) -> SecretStr:
 
 
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
+_Expected = Annotated[str | None, AfterValidator(_expected)]
 
 
 class Settings(BaseSettings):
@@ -78,7 +114,32 @@ class Settings(BaseSettings):
     embedded_postgres_dir: Path = Field(
         default=Path(".data/postgres"), description="Where the embedded PostgreSQL keeps its data."
     )
-    host: Annotated[str, AfterValidator(_loopback)] = Field(
+    auth_jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
+        default=None,
+        validation_alias=AliasChoices("auth_jwt_secret", "better_auth_secret"),
+        description="Secret that tokens are signed with (HS256), 32 bytes or more. BETTER_AUTH_SECRET is another name.",
+    )
+    auth_jwks_url: Annotated[str, AfterValidator(check_jwks_url), AfterValidator(_instead_of_secret)] | None = Field(
+        default=None,
+        description="Where the issuer publishes the keys of its tokens (EdDSA, ES256, RS256), instead of a secret.",
+    )
+    auth_issuer: _Expected = Field(
+        default=None,
+        description="The `iss` that tokens must have. With AUTH_JWKS_URL it must be set, if only to `unchecked`.",
+    )
+    auth_audience: _Expected = Field(
+        default=None,
+        description="The `aud` that tokens must have. With AUTH_JWKS_URL it must be set, if only to `unchecked`.",
+    )
+    auth_user_id_claim: str = Field(
+        default="sub",
+        pattern=r"^[^.\s]+(\.[^.\s]+)*$",
+        description="The claim with the user id; dots lead into objects, as in `user.id`.",
+    )
+    auth_leeway_seconds: float = Field(
+        default=30, ge=0, le=60, description="Seconds by which the clocks of issuer and service may differ."
+    )
+    host: Annotated[str, AfterValidator(_host)] = Field(
         default="127.0.0.1", description="Address to listen on. Loopback only, as long as there is no authentication."
     )
     port: int = Field(default=8000, ge=1, le=65_535, description="Port to listen on.")
@@ -86,6 +147,19 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)] = (
         Field(default=_FRONTENDS, description="Origins of browser frontends, separated by commas. Never `*`.")
     )
+
+    @model_validator(mode="after")
+    def _authenticates_if_told_how(self) -> Self:
+        for name in sorted(self.model_fields_set):
+            if name.startswith("auth_") and not self.authenticates:
+                message = f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it"
+                raise ValueError(message)
+        return self
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether a request has to prove whose it is."""
+        return bool(self.auth_jwt_secret or self.auth_jwks_url)
 
     @property
     def migration_dsn(self) -> str | None:
@@ -106,5 +180,5 @@ def load_settings() -> Settings:
 
 
 def _setting_error(error: ErrorDetails) -> str:
-    name = str(error["loc"][0]).upper()
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    sentence = error["msg"].removeprefix("Value error, ")
+    return f"{str(error['loc'][0]).upper()}: {sentence}" if error["loc"] else sentence

@@ -1,5 +1,6 @@
 """A pasted connection string becomes what SQLAlchemy and asyncpg take."""
 
+import re
 import ssl
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
 _PORT_MAX: Final = 65_535
+_NAME: Final = re.compile("[A-Za-z_]{1,40}")  # anything else may be part of a password that is not percent-encoded
 _SCHEMES: Final = {"postgres", "postgresql", "postgresql+asyncpg"}
 # asyncpg cannot bind the channel. A verified server certificate keeps the same attacker out.
 _VERIFIED: Final = {"verify-ca", "verify-full"}
@@ -25,7 +27,8 @@ def parse_dsn(dsn: str) -> tuple[URL, dict[str, Any]]:
     sslmode = str(query.pop("sslmode", "prefer"))
     binding = query.pop("channel_binding", None)
     if unknown := query.keys() - {"host", "port"}:
-        message = f"has a parameter that is not supported: {', '.join(sorted(unknown))}"
+        names = [name for name in sorted(unknown) if _NAME.fullmatch(name)]
+        message = f"has a parameter that is not supported: {', '.join(names) or 'its name is none'}"
         raise ValueError(message)
     verified = sslmode in _VERIFIED or binding == "require" or _is_neon(url)
     connect_args = {"ssl": _tls(sslmode, verified=verified), "timeout": _CONNECT_TIMEOUT}

@@ -11,7 +11,7 @@ import logging
 import os
 import pwd
 import shutil
-import subprocess
+import subprocess  # nosec B404  # for the programs of our own wheel
 import tempfile
 import time
 from collections.abc import Iterator
@@ -165,7 +165,7 @@ class _Server:
 
 
 def _run(program: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603  # our own wheel's programs, arguments from settings only
+    return subprocess.run(  # noqa: S603  # nosec B603  # our own wheel's programs, arguments from settings only
         [program, *arguments],
         check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},

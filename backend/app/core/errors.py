@@ -3,20 +3,29 @@
 AppError
 ├── MalformedBodyError         400  the body is not JSON text
 ├── MalformedHeaderError       400  a header that cannot be read
+├── MalformedRequestError      400  not HTTP
 ├── PreflightRefusedError      400  CORS does not allow it
+├── UnauthenticatedError       401
+│   ├── TokenMissingError           no bearer token
+│   └── TokenInvalidError           one that is not accepted
+├── ForbiddenError             403  the token is another user's
 ├── NotFoundError              404
 │   ├── RouteNotFoundError          no such path
 │   └── TaskNotFoundError           no such task, or another user's
 ├── MethodNotAllowedError      405
+├── RequestTimeoutError        408  the request does not come to an end
 ├── PreconditionFailedError    412  If-Match or If-None-Match does not hold
 ├── BodyTooLargeError          413
 ├── UnsupportedMediaTypeError  415
+├── MisdirectedError           421  not meant for this machine
 ├── InvalidRequestError        422  well-formed, but a field breaks a rule
+├── HeadTooLargeError          431  too many or too long headers
 ├── InternalError              500  a defect of ours
 └── UnavailableError           503
     ├── DatabaseUnavailableError    no answer
     ├── OverloadedError             no free connection
-    └── TimedOutError               the statement did not finish
+    ├── TimedOutError               the statement did not finish
+    └── IssuerUnavailableError      no keys to check tokens with
 """
 
 from collections.abc import Iterable, Mapping
@@ -65,12 +74,65 @@ class MalformedHeaderError(AppError):
     title = "Malformed header"
 
 
+class MalformedRequestError(AppError):
+    """The bytes are not an HTTP request (RFC 9112)."""
+
+    status = 400
+    kind = "malformed-request"
+    title = "Malformed request"
+
+    def __init__(self) -> None:
+        super().__init__("This is not an HTTP request.")
+
+
 class PreflightRefusedError(AppError):
     """The settings do not allow this origin, method or header."""
 
     status = 400
     kind = "preflight-refused"
     title = "Preflight refused"
+
+
+class UnauthenticatedError(AppError):
+    """Nothing proves who asks. `WWW-Authenticate` says how to (RFC 6750 section 3)."""
+
+    status = 401
+    title = "Unauthenticated"
+
+
+class TokenMissingError(UnauthenticatedError):
+    """There is no bearer token."""
+
+    kind = "token-missing"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Send a token, with the header Authorization: Bearer <token>.",
+            {"WWW-Authenticate": 'Bearer realm="tasks"'},
+        )
+
+
+class TokenInvalidError(UnauthenticatedError):
+    """The token is not accepted. `reason` is for the log: whoever forges tokens is not told what to mend."""
+
+    kind = "token-invalid"
+
+    def __init__(self, reason: str) -> None:
+        detail = "The token has expired." if reason == "expired" else "The token is not accepted."
+        challenge = f'Bearer realm="tasks", error="invalid_token", error_description="{detail}"'
+        super().__init__(detail, {"WWW-Authenticate": challenge})
+        self.reason = reason
+
+
+class ForbiddenError(AppError):
+    """The token is good, but of another user than the path's."""
+
+    status = 403
+    kind = "forbidden"
+    title = "Forbidden"
+
+    def __init__(self) -> None:
+        super().__init__("The token was issued for another user.")
 
 
 class NotFoundError(AppError):
@@ -108,6 +170,17 @@ class MethodNotAllowedError(AppError):
     def __init__(self, allowed: Iterable[str]) -> None:
         methods = ", ".join(allowed)
         super().__init__(f"This path answers {methods}.", {"Allow": methods})
+
+
+class RequestTimeoutError(AppError):
+    """The request did not arrive in `seconds`."""
+
+    status = 408
+    kind = "request-timeout"
+    title = "Request timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request was not complete after {seconds:g} seconds.")
 
 
 class PreconditionFailedError(AppError):
@@ -152,6 +225,17 @@ class UnsupportedMediaTypeError(AppError):
         )
 
 
+class MisdirectedError(AppError):
+    """The request names another host than this machine: a web page may have led a browser here (RFC 9110 15.5.20)."""
+
+    status = 421
+    kind = "misdirected-request"
+    title = "Misdirected request"
+
+    def __init__(self) -> None:
+        super().__init__("Without authentication the service answers on localhost only.")
+
+
 class InvalidRequestError(AppError):
     """One or more fields break a rule; `errors` names each."""
 
@@ -162,6 +246,17 @@ class InvalidRequestError(AppError):
     def __init__(self, errors: Iterable[FieldError], headers: Mapping[str, str] | None = None) -> None:
         self.errors = tuple(errors)
         super().__init__("; ".join(map(_sentence, self.errors[:3])), headers)
+
+
+class HeadTooLargeError(AppError):
+    """The request line and the headers are longer than `size` bytes, or more than `count` (RFC 6585 section 5)."""
+
+    status = 431
+    kind = "head-too-large"
+    title = "Head too large"
+
+    def __init__(self, size: int, count: int) -> None:
+        super().__init__(f"The request line and headers may have {size:,} bytes and {count} headers at most.")
 
 
 class InternalError(AppError):
@@ -213,6 +308,16 @@ class TimedOutError(UnavailableError):
 
     def __init__(self) -> None:
         super().__init__("The database could not finish this in time. Please try again.")
+
+
+class IssuerUnavailableError(UnavailableError):
+    """The keys that tokens are checked with could not be fetched yet."""
+
+    kind = "issuer-unavailable"
+    title = "Issuer unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("Tokens cannot be checked at the moment. Please try again.")
 
 
 class StatementError(Exception):

@@ -27,5 +27,6 @@ def log_config() -> dict[str, Any]:
         "handlers": {
             "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": chosen},
         },
+        "loggers": {"httpx": {"level": "WARNING"}},  # it would name the URL of the keys and quote the reply
         "root": {"level": "INFO", "handlers": ["stdout"]},
     }

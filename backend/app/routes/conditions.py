@@ -12,7 +12,6 @@ from starlette.responses import Response
 from app.schemas.version import Conditions, version_of
 
 _ANY: Final = "*"
-_KEPT: Final = ("ETag", "Cache-Control")  # what a 304 repeats of a 200 (RFC 9110 section 15.4.5)
 
 
 async def read_conditions(request: Request) -> Conditions:
@@ -35,13 +34,11 @@ def unless_unchanged(request: Request, response: Response) -> Response:
     """
     if "ETag" not in response.headers:
         response.headers["ETag"] = _weak_tag(response)
-    # The client may keep a copy, and asks before each use of it (RFC 9111 section 5.2.2.4).
-    response.headers["Cache-Control"] = "private, no-cache"
     known = _tags(request, "if-none-match") or []
     current = response.headers["ETag"].removeprefix("W/")
     if known != [_ANY] and current not in [tag.removeprefix("W/") for tag in known]:
         return response
-    return Response(None, HTTPStatus.NOT_MODIFIED, {name: response.headers[name] for name in _KEPT})
+    return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": response.headers["ETag"]})
 
 
 def _tags(request: Request, name: str) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""How a request is read (body limits, JSON, unknown names), and what every reply to GET gets."""
+"""How a request is read (its token, then body limits, JSON, unknown names), and what every reply to GET gets."""
 
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, get_args
@@ -19,6 +19,7 @@ from app.core.errors import (
     MalformedBodyError,
     UnsupportedMediaTypeError,
 )
+from app.routes.auth import authorize
 from app.routes.conditions import unless_unchanged
 from app.routes.errors import body_pointer, invalid_request
 
@@ -28,10 +29,11 @@ _NAME_LENGTH: Final = 40  # bytes; with the number of names, a bound on what a r
 
 
 class ContractRoute(APIRoute):
-    """A route that reads bodies strictly and unknown names as the client prefers (RFC 7240).
+    """A route that asks for a token, then reads bodies strictly and unknown names as the client prefers (RFC 7240).
 
-    An unknown body field or query parameter is ignored and named in `Ignored-Fields`;
-    with `Prefer: handling=strict` it is refused. A GET gets an `ETag`, and 304 if the client has it already.
+    Before it knows who asks, it reads nothing that follows the headers. An unknown body field or query parameter is
+    ignored and named in `Ignored-Fields`; with `Prefer: handling=strict` it is refused. A GET gets an `ETag`, and 304
+    if the client has it already.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -40,6 +42,7 @@ class ContractRoute(APIRoute):
         known_fields = _names([self.body_field] if self.body_field else [])
 
         async def answer(request: Request) -> Response:
+            await authorize(request)
             data = None
             if self.body_field:
                 request = await _JsonRequest.read(request)

@@ -8,6 +8,7 @@ from fastapi import Depends, Path, Request
 
 from app.core.database import Database
 from app.core.errors import MalformedHeaderError
+from app.core.security import TokenVerifier
 from app.routes.conditions import read_conditions
 from app.routes.headers import KEY_MAX
 from app.schemas.task import ID_BOUNDS, UserIdText
@@ -21,6 +22,11 @@ _BARE: Final = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}")
 async def _database(request: Request) -> Database:
     database: Database = request.state.database
     return database
+
+
+async def _tokens(request: Request) -> TokenVerifier | None:
+    tokens: TokenVerifier | None = request.state.tokens
+    return tokens
 
 
 async def _idempotency_key(request: Request) -> str | None:
@@ -39,6 +45,7 @@ async def _idempotency_key(request: Request) -> str | None:
 
 
 Db = Annotated[Database, Depends(_database)]
+Tokens = Annotated[TokenVerifier | None, Depends(_tokens)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
 TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.", json_schema_extra=ID_BOUNDS)]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]

@@ -42,8 +42,9 @@ def request_id_of(headers: Headers) -> str:
 
 
 def problem(headers: Headers, error: AppError) -> Response:
-    """Returns `error` as problem details, for the request with these `headers`."""
-    return JSONResponse(problem_details(error, request_id_of(headers)), error.status, error.headers, MEDIA_TYPE)
+    """Returns `error` as problem details, for the request with these `headers`. No cache may keep it."""
+    content = problem_details(error, request_id_of(headers))
+    return JSONResponse(content, error.status, {**error.headers, "Cache-Control": "no-store"}, MEDIA_TYPE)
 
 
 def problem_details(error: AppError, request_id: str) -> dict[str, Any]:

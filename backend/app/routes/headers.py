@@ -36,8 +36,8 @@ RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "example": '"2026-11-22T09:30:00.123456Z"',
     },
     "Cache-Control": {
-        "description": "A copy may be kept, and is to be asked about before each use.",
-        "schema": {"type": "string", "enum": ["private, no-cache"]},
+        "description": "A copy may be kept, and is to be asked about before each use. Of an error none is kept.",
+        "schema": {"type": "string", "enum": ["private, no-cache", "no-store"]},
     },
     "Link": {
         "description": 'The next page, relative to the host: `</api/...>; rel="next"` (RFC 8288). Absent on the last.',
@@ -55,6 +55,11 @@ RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotent-Replayed": {
         "description": "An earlier request with this `Idempotency-Key` had created the task.",
         "schema": {"type": "string", "enum": ["true"]},
+    },
+    "WWW-Authenticate": {
+        "description": "How to authenticate (RFC 6750 section 3). With `error` if a token was sent.",
+        "schema": {"type": "string", "maxLength": 200, "pattern": "^Bearer [ -~]+$"},
+        "example": 'Bearer realm="tasks", error="invalid_token", error_description="The token has expired."',
     },
     "Ignored-Fields": {
         "description": "Body fields and query parameters that are not known here, percent-encoded.",

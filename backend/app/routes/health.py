@@ -5,9 +5,9 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from app.core.errors import DatabaseUnavailableError
-from app.routes.deps import Db
-from app.routes.openapi import problems
+from app.core.errors import DatabaseUnavailableError, IssuerUnavailableError
+from app.routes.deps import Db, Tokens
+from app.routes.openapi import PUBLIC, problems
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -20,15 +20,17 @@ class Health(BaseModel):
     status: Literal["live", "ready"]
 
 
-@router.get("/live", responses=problems())
+@router.get("/live", responses=problems(), **PUBLIC)
 async def get_liveness() -> Health:
     """Whether the process runs. Touches nothing else."""
     return Health(status="live")
 
 
-@router.get("/ready", responses=problems(DatabaseUnavailableError()))
-async def get_readiness(db: Db) -> Health:
-    """Whether the database answered when it was last asked. Asks nothing itself."""
+@router.get("/ready", responses=problems(IssuerUnavailableError(), DatabaseUnavailableError()), **PUBLIC)
+async def get_readiness(db: Db, tokens: Tokens) -> Health:
+    """Whether the database answered when it was last asked, and there are keys to check tokens with. Asks nothing."""
     if not db.reachable:
         raise DatabaseUnavailableError
+    if tokens and not tokens.ready:
+        raise IssuerUnavailableError
     return Health(status="ready")

@@ -11,11 +11,13 @@ from app.core.errors import (
     BodyTooLargeError,
     DatabaseUnavailableError,
     FieldError,
+    ForbiddenError,
     InternalError,
     InvalidRequestError,
     MalformedBodyError,
     PreconditionFailedError,
     TaskNotFoundError,
+    TokenInvalidError,
     UnsupportedMediaTypeError,
 )
 from app.routes.contract import BODY_LIMIT
@@ -24,7 +26,7 @@ from app.routes.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.schemas.problem import EXAMPLE_ID, Problem
 
 DESCRIPTION: Final = """\
-Tasks, each owned by one user.
+Tasks, each owned by one user. A bearer token proves who asks.
 
 * Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem details with a `detail` that can be shown.
 * Unknown body fields and query parameters are ignored and named in the reply header `Ignored-Fields`;
@@ -33,9 +35,24 @@ Tasks, each owned by one user.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
 """
 
+PUBLIC: Final[dict[str, Any]] = {"openapi_extra": {"security": []}}
+_SCHEMES: Final = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": (
+            "A JWT from your issuer, without the word Bearer, checked as RFC8725 recommends. "
+            "Its user has to be the one in the path."
+        ),
+    }
+}
+_SECURED: Final = [{"bearer": list[str]()}]
 _ON_ALL: Final = ("Ignored-Fields", "Preference-Applied")
 # What more than one operation answers, with the example that the document shows.
 _ALWAYS: Final = (
+    TokenInvalidError("expired"),
+    ForbiddenError(),
     InvalidRequestError([FieldError("path/user_id", "has characters that are not allowed here")]),
     DatabaseUnavailableError(),
 )
@@ -64,7 +81,8 @@ def _operation(
     if "Cache-Control" in gives:
         responses[304] = _answer("You have it already.", ("ETag", "Cache-Control"))
     parameters = _references("parameters", (*takes, "Prefer"))
-    return {"responses": responses, "openapi_extra": {"parameters": list(parameters.values())}}
+    extra = {"parameters": list(parameters.values()), "security": _SECURED}
+    return {"responses": responses, "openapi_extra": extra}
 
 
 def _answer(description: str, headers: Iterable[str]) -> dict[str, Any]:
@@ -92,13 +110,17 @@ CHANGE: Final = _operation(
 DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-None-Match"))
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Have `app` describe headers, and errors under their own media type, and show examples in the order of replies."""
+def install_openapi(app: FastAPI, *, authenticates: bool) -> None:
+    """Have `app` describe headers, and errors under their own media type, and show examples in the order of replies.
+
+    Where it does not authenticate, a token is described as optional: clients are the same elsewhere.
+    """
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = build()
         components = document["components"]
+        components["securitySchemes"] = _SCHEMES
         components["headers"] = RESPONSE_HEADERS
         components["parameters"] = {
             name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
@@ -109,6 +131,8 @@ def install_openapi(app: FastAPI) -> None:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"] = dict(sorted(operation["responses"].items()))
+                if operation["security"] and not authenticates:
+                    operation["security"] = [*_SECURED, {}]
                 for status, response in operation["responses"].items():
                     _describe(response, int(status))
         return document

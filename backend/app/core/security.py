@@ -1,0 +1,198 @@
+"""Who asks: bearer tokens that are JWTs (RFC 7519), checked as RFC 8725 recommends."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from time import time
+from typing import Any, Final, NamedTuple, Protocol
+
+import jwt
+from jwt.algorithms import HMACAlgorithm
+
+from app.core.errors import TokenInvalidError
+from app.core.jwks import Key
+
+TOKEN_MAX: Final = 8_192  # bytes
+SECRET_MIN: Final = 32  # bytes, the length of the hash (RFC 7518 section 3.2)
+_REMEMBERED: Final = 16_384  # tokens, at some 300 bytes each
+_YEAR_10000: Final = 253_402_300_800  # seconds since 1970
+# RFC 7515 section 3.1. The signature must be there: an unsecured token ends with a dot.
+_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_PLACEHOLDER: Final = re.compile(
+    r"secret|password|change.?(me|this|it)|placeholder|example|replace.?(me|this|with)|your.(own|key|jwt|super|random)"
+    r"|123456789|abcdefgh",
+    re.IGNORECASE,
+)
+_DISTINCT_MIN: Final = 8  # characters; random text of that length has more
+_REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
+    jwt.ExpiredSignatureError: "expired",
+    jwt.ImmatureSignatureError: "not valid yet",
+    jwt.InvalidSignatureError: "signature",
+    jwt.InvalidAlgorithmError: "algorithm",
+    jwt.InvalidAudienceError: "audience",
+    jwt.InvalidIssuerError: "issuer",
+}
+
+
+class KeySource(Protocol):
+    """Where keys come from. `generation` changes when a key may have been withdrawn."""
+
+    generation: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are keys."""
+
+    async def find(self, header: Mapping[str, Any]) -> Key | None:
+        """Returns the key for a token with this header. Raises IssuerUnavailableError if there are none at all."""
+
+
+class SharedSecret:
+    """One secret that the issuer knows too."""
+
+    generation = 0
+    ready = True
+
+    def __init__(self, secret: str) -> None:
+        self._key = Key("HS256", secret.encode())
+
+    async def find(self, _: Mapping[str, Any]) -> Key:
+        """Returns the only key there is."""
+        return self._key
+
+
+class _Remembered(NamedTuple):
+    user_id: str
+    expires: float
+
+
+class TokenVerifier:
+    """Tells whose token it is. A token that was good is remembered until it expires or the keys change."""
+
+    def __init__(
+        self,
+        keys: KeySource,
+        *,
+        user_id_pattern: str,
+        user_id_claim: str,
+        issuer: str | None,
+        audience: str | None,
+        leeway: float,
+    ) -> None:
+        """`user_id_claim` is a path with dots, `leeway` in seconds. `issuer` and `audience` are not checked if None."""
+        self._keys = keys
+        self._user_id = re.compile(user_id_pattern)
+        self._path = user_id_claim.split(".")
+        self._expected: dict[str, Any] = {"issuer": issuer, "audience": audience, "leeway": leeway}
+        self._jwt = _StrictJWT(
+            {"require": ["exp"], "verify_aud": audience is not None, "enforce_minimum_key_length": True}
+        )
+        self._remembered: dict[bytes, _Remembered] = {}
+        self._generation = keys.generation
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are keys to check tokens with."""
+        return self._keys.ready
+
+    async def user_id_of(self, token: str) -> str:
+        """Returns the user whom `token` was issued for.
+
+        Raises TokenInvalidError, and IssuerUnavailableError if there are no keys to check it with.
+        """
+        digest = blake2b(token.encode(), digest_size=32).digest()
+        if self._generation != self._keys.generation:
+            self._remembered.clear()
+            self._generation = self._keys.generation
+        known = self._remembered.get(digest)
+        if known and time() < known.expires:
+            return known.user_id
+        verified = await self._verify(token)
+        self._remember(digest, verified)
+        return verified.user_id
+
+    async def _verify(self, token: str) -> _Remembered:
+        if len(token) > TOKEN_MAX or not _COMPACT.fullmatch(token):
+            raise TokenInvalidError("malformed")
+        try:
+            key = await self._keys.find(jwt.get_unverified_header(token))
+            if key is None:
+                raise TokenInvalidError("unknown key")
+            claims = self._jwt.decode(token, key.material, [key.algorithm], **self._expected)
+        except jwt.PyJWTError as error:
+            raise TokenInvalidError(_reason(error)) from None
+        return _Remembered(self._owner(claims), claims["exp"])
+
+    def _owner(self, claims: object) -> str:
+        for name in self._path:
+            claims = claims.get(name) if isinstance(claims, dict) else None
+        if not isinstance(claims, str) or not self._user_id.fullmatch(claims):
+            raise TokenInvalidError("user id")
+        return claims
+
+    def _remember(self, digest: bytes, verified: _Remembered) -> None:
+        if len(self._remembered) >= _REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]  # the oldest
+        self._remembered[digest] = verified
+
+
+class _StrictJWT(jwt.PyJWT):
+    """PyJWT, without what it lets pass: a claim that stands there twice, a time that is not a number."""
+
+    def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
+        try:
+            claims: dict[str, Any] = json.loads(decoded["payload"].decode(), object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
+            raise jwt.DecodeError from None
+        if not isinstance(claims, dict) or not all(
+            _is_date(claims[name]) for name in ("exp", "nbf", "iat") if name in claims
+        ):
+            raise jwt.DecodeError
+        return claims
+
+
+def check_secret(secret: str) -> str:
+    """Returns `secret`. Raises ValueError, without its value, if others could guess it or it is no secret at all."""
+    if len(secret.encode()) < SECRET_MIN:
+        message = f"must have at least {SECRET_MIN} bytes"
+    elif _is_key(secret):
+        message = "must be a secret that only you and the issuer know, not a key in PEM, SSH or JSON form"
+    elif secret != secret.strip():
+        message = "must not begin or end with white space"
+    elif _PLACEHOLDER.search(secret) or len(set(secret)) < _DISTINCT_MIN:
+        message = "looks like a placeholder that others could guess"
+    else:
+        return secret
+    raise ValueError(message + "; `openssl rand -hex 32` makes a good one (BETTER_AUTH_SECRET is the same setting)")
+
+
+def _is_key(secret: str) -> bool:
+    """Whether this is the text of a key, which PyJWT will not verify with: the issuer may have published it."""
+    try:
+        HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
+    except jwt.InvalidKeyError:
+        return True
+    return False
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a name that comes twice: another parser may have read the other one."""
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise ValueError
+        members[name] = value
+    return members
+
+
+def _is_date(value: object) -> bool:
+    """Whether this is a NumericDate (RFC 7519 section 2), and within the years that have four digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _YEAR_10000
+
+
+def _reason(error: jwt.PyJWTError) -> str:
+    """Returns it for the log. The text of an error may quote the token."""
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"no {error.claim}"
+    return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "malformed")

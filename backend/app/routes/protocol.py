@@ -1,0 +1,181 @@
+"""The server's side of a connection: uvicorn's, with bounds on what a client may send before and around a body."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final
+from uuid import uuid4
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from starlette.datastructures import Headers
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.core.errors import AppError, HeadTooLargeError, MalformedRequestError, RequestTimeoutError
+from app.routes.errors import problem
+from app.routes.middleware import complete_headers
+
+HEAD_MAX: Final = 32_768  # bytes of request line and headers
+HEADERS_MAX: Final = 100
+PIPELINE_MAX: Final = 100  # requests of a connection that wait for their turn
+REQUEST_TIMEOUT: Final = 30  # seconds in which a request has to arrive, its body included
+
+_logger = logging.getLogger("app.requests")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Refuses heads without end and requests without end, which uvicorn waits for, and refuses as problems."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _in_head = _in_body = False
+    _head_size = 0
+    _unread = 0  # bytes since the last one that was part of a body
+    _refusal: AppError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it
+        super().connection_made(transport)
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clear_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._set_deadline()
+        self._unread += len(data)
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            self._go_on_without(upgrade, data)
+        except HttpParserError:
+            self._refuse(self._refusal or MalformedRequestError())
+        else:
+            if self._unread > HEAD_MAX:
+                self._refuse(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._set_deadline()
+        self._in_head = True
+        self._head_size = self._unread = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        if not self._is_clear() or len(self.pipeline) >= PIPELINE_MAX:
+            raise ValueError
+        super().on_headers_complete()
+        self._in_head, self._in_body = False, True
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._clear_deadline()
+        self._in_body = False
+        super().on_message_complete()
+
+    def _is_clear(self) -> bool:
+        """Whether it is certain for whom the request is (RFC 9112 section 3.2), and where it ends (section 6.1)."""
+        version = self.parser.get_http_version()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if version == "1.1":
+            return hosts == 1 and codings in ([], [b"chunked"])
+        return version == "1.0" and hosts <= 1 and not codings
+
+    def _set_deadline(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self._give_up)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if self._in_head or self._in_body:
+            self._refuse(RequestTimeoutError(REQUEST_TIMEOUT))
+        else:
+            self.transport.close()
+
+    def _count(self, size: int) -> None:
+        """Raises ValueError, which the parser takes for an error in the request."""
+        self._head_size += size
+        if self._head_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:
+            self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
+            raise ValueError
+
+    def _go_on_without(self, upgrade: HttpParserUpgrade, data: bytes) -> None:
+        """Nothing but HTTP/1.1 is spoken here, so an upgrade is ignored (RFC 9110 section 7.8). The parser has taken
+        the request to be complete, and what follows for something else: what frames a body is parsed again for it.
+        """
+        framing = [field for field in self.headers if field[0] in {b"content-length", b"transfer-encoding"}]
+        if framing:
+            self._set_deadline()
+            self.cycle.more_body = self._in_body = True
+            self.cycle.keep_alive = False
+            self.parser = HttpRequestParser(_Body(self))
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n%s\r\n" % _lines(framing))
+        if rest := data[upgrade.args[0] :]:
+            self.data_received(rest)
+
+    def _refuse(self, error: AppError) -> None:
+        """Answer with `error` and close the connection.
+
+        Replies to earlier requests come first, and then it is only closed: the error could pass for one of them.
+        """
+        if self._may_answer():
+            request_id = uuid4().hex
+            extra = {"request_id": request_id, "status": error.status}
+            _logger.info("refused before it was read: %d %s", error.status, error.kind, extra=extra)
+            self.transport.write(_rendered(error, request_id))
+        if self._in_body or self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def _may_answer(self) -> bool:
+        """Whether a client would take a reply for that to the request that is being read."""
+        if self.cycle is None or self.transport.is_closing():
+            return self.cycle is None
+        if self._in_body:
+            return not self.cycle.response_started and not self.pipeline
+        return self.cycle.response_complete
+
+
+class _Body:
+    """What a parser calls that has only the rest of a request to read."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+
+def _rendered(error: AppError, request_id: str) -> bytes:
+    response = problem(Headers({"x-request-id": request_id}), error)
+    response.headers["Connection"] = "close"
+    start = {"headers": response.raw_headers}
+    complete_headers(start, request_id)
+    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+    return status.encode() + _lines(start["headers"]) + b"\r\n" + bytes(response.body)
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(b"%s: %s\r\n" % header for header in headers)
+
+
+SERVER_OPTIONS: Final[dict[str, Any]] = {
+    "http": BoundedProtocol,
+    "ws": "none",  # an upgrade would leave these bounds
+    "access_log": False,
+    "server_header": False,
+}

@@ -1,0 +1,156 @@
+"""Keys and tokens as an issuer makes them, and as a forger would like to: PyJWT refuses to sign much of that."""
+
+import asyncio
+import hmac
+import json
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from time import time
+from typing import Any, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa_key
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from sqlalchemy import Pool, event
+
+from tests.support import SECRET
+
+SigningKey = bytes | Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey
+
+
+class Signer(NamedTuple):
+    """A key, and what the header of a token says of it."""
+
+    algorithm: str
+    kid: str | None
+    key: SigningKey
+
+    def issue(self, claims: Mapping[str, object], **header: object) -> str:
+        """Returns a token with these claims. `header` adds to what its header says, or replaces it."""
+        said = {"alg": self.algorithm, "typ": "JWT"} | ({"kid": self.kid} if self.kid else {}) | header
+        return sign(json.dumps(said).encode(), json.dumps(claims).encode(), self.key)
+
+    @property
+    def jwk(self) -> dict[str, Any]:
+        """The public half (RFC 7517)."""
+        return {**_public_jwk(self.key), "kid": self.kid}
+
+
+def new_signer(algorithm: str, kid: str | None = None) -> Signer:
+    """Returns one that nobody else has."""
+    match algorithm:
+        case "HS256":
+            return Signer(algorithm, kid, secrets.token_hex(32).encode())
+        case "EdDSA":
+            return Signer(algorithm, kid, Ed25519PrivateKey.generate())
+        case "ES256":
+            return Signer(algorithm, kid, generate_ec_key(SECP256R1()))
+        case _:
+            return Signer(algorithm, kid, generate_rsa_key(65_537, 2_048))
+
+
+@cache
+def signer(algorithm: str) -> Signer:
+    """Returns the one that the service under test trusts: of AUTH_JWT_SECRET, or of the issuer's keys."""
+    return Signer("HS256", None, SECRET.encode()) if algorithm == "HS256" else new_signer(algorithm, f"key-{algorithm}")
+
+
+def claims_of(owner: str, /, **changes: object) -> dict[str, object]:
+    """Returns what a good token of this user's says, with changes."""
+    now = int(time())
+    return {"sub": owner, "iat": now, "exp": now + 600} | changes
+
+
+def carrying(token: str) -> dict[str, str]:
+    """Returns the header that a token is sent in."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def sign(header: bytes, payload: bytes, key: SigningKey) -> str:
+    """Returns a token of these very bytes."""
+    signed = f"{base64url(header)}.{base64url(payload)}"
+    return f"{signed}.{base64url(signature(signed.encode(), key))}"
+
+
+def signature(message: bytes, key: SigningKey) -> bytes:
+    """Returns it in the form of RFC 7518 section 3 and RFC 8037 section 3.1."""
+    match key:
+        case bytes():
+            return hmac.digest(key, message, "sha256")
+        case Ed25519PrivateKey():
+            return key.sign(message)
+        case EllipticCurvePrivateKey():
+            r, s = decode_dss_signature(key.sign(message, ECDSA(SHA256())))
+            return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+        case _:
+            return key.sign(message, PKCS1v15(), SHA256())
+
+
+def base64url(content: bytes) -> str:
+    """Returns it without padding (RFC 7515 section 2)."""
+    return urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+class KeyServer:
+    """What an issuer publishes at AUTH_JWKS_URL, and how often someone came for it."""
+
+    def __init__(self, *jwks: dict[str, Any]) -> None:
+        self.keys = list(jwks)
+        self.connections = 0
+        self.url = ""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        document = json.dumps({"keys": self.keys}).encode()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(document), document)
+        )
+        await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def serving_keys(*jwks: dict[str, Any]) -> AsyncIterator[KeyServer]:
+    """Yields a server on a loopback address that publishes these keys."""
+    keys = KeyServer(*jwks)
+    server = await asyncio.start_server(keys.answer, "127.0.0.1", 0)
+    keys.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks.json"
+    async with server:
+        yield keys
+
+
+@contextmanager
+def counted_checkouts() -> Iterator[list[None]]:
+    """Yields a list that grows by one whenever a database connection is taken from a pool."""
+    checkouts: list[None] = []
+
+    def count(*_: object) -> None:
+        checkouts.append(None)
+
+    event.listen(Pool, "checkout", count)
+    try:
+        yield checkouts
+    finally:
+        event.remove(Pool, "checkout", count)
+
+
+def _public_jwk(key: SigningKey) -> dict[str, Any]:
+    match key:
+        case bytes():
+            return {"kty": "oct", "k": base64url(key)}
+        case Ed25519PrivateKey():
+            return OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        case EllipticCurvePrivateKey():
+            return ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        case _:
+            return RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
