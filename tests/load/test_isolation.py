@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from itertools import cycle, pairwise, product
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import httpx
@@ -20,6 +20,7 @@ MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 Client = httpx.AsyncClient
 Task = dict[str, Any]
 Work = Callable[[Client], Awaitable[Any]]
+Told = tuple[int, str, frozenset[tuple[str, str]]]
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +127,43 @@ async def test_a_fifth_of_that_load_of_read_flip_and_write_does_lose_updates(
     assert not alternate(replies)
 
 
-def reach(method: str, path: str, content: Task | None) -> Work:
-    """Try an operation on a task that is not there, or not there for this user. Returns all that the reply tells."""
+class Attempt(NamedTuple):
+    """What somebody tries. "current" among the headers stands for the task's own entity tag."""
 
-    async def work(client: Client) -> tuple[int, str, frozenset[str]]:
-        reply = await client.request(method, path, json=content)
-        return reply.status_code, reply.text.replace(reply.headers["X-Request-ID"], ""), frozenset(reply.headers)
+    method: str
+    suffix: str = ""
+    json: Task | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+IF_CURRENT: Final = (("If-Match", "current"),)
+IF_ANY: Final = (("If-Match", "*"),)
+ATTEMPTS: Final = (
+    Attempt("GET"),
+    Attempt("GET", headers=(("If-None-Match", "current"),)),
+    Attempt("PUT", json={"title": "Stolen", "completed": True}),
+    Attempt("PUT", json={}, headers=IF_CURRENT),
+    Attempt("PATCH", "/complete"),
+    Attempt("PATCH", "/complete", {"completed": True}, IF_CURRENT),
+    Attempt("DELETE"),
+    Attempt("DELETE", headers=IF_ANY),
+)
+
+
+def reach(user: str, task: Task, number: int) -> Work:
+    """Try it on a task that is not there, or not there for this user. Returns all that the reply tells."""
+    method, suffix, content, conditions = ATTEMPTS[number]
+    tag = f'"{task["updated_at"]}"'
+    headers = {name: value.replace("current", tag) for name, value in conditions}
+
+    async def work(client: Client) -> tuple[int, Told]:
+        reply = await client.request(method, f"/api/{user}/tasks/{task['id']}{suffix}", json=content, headers=headers)
+        told = {name: value for name, value in reply.headers.items() if name not in {"date", "x-request-id"}}
+        return number, (
+            reply.status_code,
+            reply.text.replace(reply.headers["X-Request-ID"], ""),
+            frozenset(told.items()),
+        )
 
     return work
 
@@ -148,28 +180,17 @@ async def test_foreign_tasks_are_as_good_as_missing_and_stay_as_they_are(
         return digest
 
     before = await fingerprint()
-    paths = [
-        f"/api/{owner}/tasks/{task['id']}"
-        for task, owner in product([*tasks, {"id": MISSING, "user_id": None}], owners)
-        if task["user_id"] != owner
-    ]
-    reaches = [
-        work
-        for path in paths
-        for work in (
-            reach("GET", path, None),
-            reach("PUT", path, {"title": "Stolen", "completed": True}),
-            reach("PATCH", f"{path}/complete", None),
-            reach("PATCH", f"{path}/complete", {"completed": True}),
-            reach("DELETE", path, None),
-        )
-    ]
+    missing = {"id": MISSING, "user_id": None, "updated_at": tasks[0]["updated_at"]}
+    foreign = [(user, task) for task, user in product([*tasks, missing], owners) if task["user_id"] != user]
+    reaches = [reach(user, task, number) for user, task in foreign for number in range(len(ATTEMPTS))]
     ordinary = cycle([*map(look, owners), *map(create, owners)])
     results = await share(clients, [work for pair in zip(reaches, ordinary, strict=False) for work in pair])
 
-    [(status, problem, _)] = {result for result in results if isinstance(result, tuple)}
-    assert status == 404
-    assert json.loads(problem)["type"] == "urn:problem-type:task-not-found"
+    told = {result for result in results if isinstance(result, tuple)}
+    assert sorted(number for number, _ in told) == list(range(len(ATTEMPTS)))  # each was told one thing
+    for number, (status, problem, _) in told:
+        assert status == (412 if ATTEMPTS[number].headers == IF_ANY else 404)
+        assert json.loads(problem)["detail"] == "There is no such task."
     assert await fingerprint() == before
 
     await share(clients, [toggle(tasks[0])])

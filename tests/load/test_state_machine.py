@@ -1,6 +1,5 @@
 """All six endpoints in any order, by three users, sure of a version or not, against a model that fits on two pages."""
 
-import threading
 from collections.abc import Iterator
 from itertools import count
 from typing import Any, ClassVar, Final
@@ -8,13 +7,12 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from app.core.config import Settings
-from app.main import create_app
+from tests.support import serving_in_thread
 
 Task = dict[str, Any]
 
@@ -42,17 +40,8 @@ _runs = count()
 
 @pytest.fixture(scope="module")
 def url(settings: Settings) -> Iterator[str]:
-    """The service in a thread: Hypothesis runs its machines without an event loop."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        thread.join(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()
-    yield f"http://{host}:{port}"
-    server.should_exit = True
-    thread.join()
+    with serving_in_thread(settings) as url:
+        yield url
 
 
 def test_the_service_does_what_the_model_does(url: str) -> None:
@@ -81,7 +70,7 @@ class TasksMachine(RuleBasedStateMachine):
         self.stored: dict[str, dict[str, Task]] = {}
         self.tags: dict[str, list[str]] = {}
         self.made: dict[tuple[str, str], str] = {}
-        self.run = f"~{next(_runs)}"  # every run has users of its own
+        self.run = f"~model-{next(_runs)}"  # every run has users of its own
 
     @rule(target=ids, user=USERS, title=TITLES, description=DESCRIPTIONS, completed=st.booleans())
     def create(self, user: str, title: str, description: str | None, completed: bool) -> str:
