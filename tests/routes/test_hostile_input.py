@@ -17,8 +17,6 @@ from tests.support import exchange
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
-# What is not HTTP is refused before our code sees it, by the server.
-NOT_HTTP: Final = (400, b"Invalid HTTP request received.")
 
 hostile: Final = settings(
     max_examples=50,
@@ -225,71 +223,12 @@ class TestHeaders:
         ["Accept", "Authorization", "Content-Type", "Cookie", "Host", "If-Match", "Origin", "Prefer", "X-Request-ID"],
     )
     async def test_any_value(self, client: httpx.AsyncClient, tasks: str, name: str, value: bytes) -> None:
-        lines = {b"Host": b"a", b"Content-Type": b"application/json", name.encode(): value}
+        lines = {b"Host": b"localhost", b"Content-Type": b"application/json", name.encode(): value}
         fields = b"".join(b"%s: %s\r\n" % line for line in lines.items())
         request = b"POST %s HTTP/1.1\r\n%sContent-Length: 14\r\nConnection: close\r\n\r\n" % (tasks.encode(), fields)
 
-        status, head, body = await exchange(client.base_url, request + b'{"title": "a"}')
+        status, head, _ = await exchange(client.base_url, request + b'{"title": "a"}')
 
-        assert status in {201, 415} or (status, body) == NOT_HTTP
-        assert (b"application/problem+json" in head) == (status == 415)
-        assert len(re.findall(rb"\r\nx-request-id: [a-z0-9._=@+-]{1,128}(?=\r\n)", head)) == (
-            (status, body) != NOT_HTTP
-        )
-
-
-class TestProtocol:
-    @pytest.mark.parametrize(
-        "request_",
-        [
-            b"nonsense\r\n\r\n",
-            b"NONSENSE / HTTP/1.1\r\nHost: a\r\n\r\n",
-            b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
-            b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost a\r\n\r\n",
-            b"GET / HTTP/1.1\r\nX-Request-ID: a\nSet-Cookie: b\r\n\r\n",
-            b"GET / HTTP/1.1\r\nX-Request-ID: a\rSet-Cookie: b\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: a\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\na",
-            b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
-            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        ],
-        ids=lambda request: repr(request[:60]),
-    )
-    async def test_what_is_not_http_is_refused_by_the_server(self, client: httpx.AsyncClient, request_: bytes) -> None:
-        status, _, body = await exchange(client.base_url, request_)
-
-        assert (status, body) == NOT_HTTP
-
-    @pytest.mark.parametrize(
-        ("request_", "expected"),
-        [
-            (b"GET /health/live HTTP/1.0\r\n\r\n", 200),
-            (b"GET http://elsewhere/health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 200),
-            (b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n", 200),
-            (b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
-            (b"GET /health/live HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade, close\r\n\r\n", 200),
-            (b"GET /health/live HTTP/1.1\r\nX: %s\r\nConnection: close\r\n\r\n" % (b"a" * 60_000), 200),
-            (b"GET /health/live HTTP/1.1\r\n%sConnection: close\r\n\r\n" % (b"X: a\r\n" * 5_000), 200),
-        ],
-        ids=lambda value: repr(value)[:60],
-    )
-    async def test_http_of_an_unusual_form_is_answered(
-        self, client: httpx.AsyncClient, request_: bytes, expected: int
-    ) -> None:
-        status, head, _ = await exchange(client.base_url, request_)
-
-        assert status == expected
-        assert b"x-request-id: " in head
-
-    async def test_a_body_that_is_too_long_is_refused_before_it_is_sent(self, client: httpx.AsyncClient) -> None:
-        fields = (
-            b"Content-Type: application/json\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\nConnection: close"
-        )
-
-        status, _, body = await exchange(client.base_url, b"POST /api/ada/tasks HTTP/1.1\r\n%s\r\n\r\n" % fields)
-
-        assert (status, json.loads(body)["type"]) == (413, "urn:problem-type:body-too-large")
+        assert status in ({201, 400, 421} if name == "Host" else {201, 400, 415})
+        assert (b"application/problem+json" in head) == (status != 201)
+        assert len(re.findall(rb"\r\nx-request-id: [a-z0-9._=@+-]{1,128}(?=\r\n)", head)) == 1

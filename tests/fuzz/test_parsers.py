@@ -1,0 +1,459 @@
+"""Whatever the parsers are given, each returns what it promises or raises its documented error.
+
+`FUZZ_EXAMPLES` is the number of inputs for each test; `make fuzz` asks for many.
+"""
+
+import hmac
+import json
+import os
+import secrets
+import ssl
+from base64 import urlsafe_b64encode
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from time import time
+from typing import Any, Final, get_args
+from urllib.parse import unquote
+from uuid import UUID
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
+from hypothesis import strategies as st
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from sqlalchemy import URL
+from starlette.requests import Request
+
+from app.core.dsn import parse_dsn
+from app.core.errors import InvalidRequestError, MalformedHeaderError, TokenInvalidError
+from app.core.jwks import _read_keys
+from app.core.security import SharedSecret, TokenVerifier
+from app.main import create_app
+from app.models.task import USER_ID_PATTERN
+from app.routes.conditions import read_conditions
+from app.routes.deps import _idempotency_key
+from app.routes.headers import KEY_MAX
+from app.schemas.task import Sort
+from app.schemas.version import Conditions, entity_tag, version_of
+from app.services.cursors import Position, _sealed, decode_cursor, encode_cursor
+from tests.support import make_settings
+
+SECRET: Final = secrets.token_hex()
+PASSWORD: Final = secrets.token_hex()
+SORTS: Final = get_args(Sort)
+YEAR_1: Final = datetime.min.replace(tzinfo=UTC)
+YEAR_9999: Final = datetime.max.replace(tzinfo=UTC)
+SCOPE: Final = "('ada', {})"
+
+EXAMPLES: Final = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+fuzzed: Final = settings(
+    max_examples=EXAMPLES,
+    deadline=None,  # the machine may be busy
+    database=None,  # a failure is printed; thousands of successes need no file each
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+fuzzed_less: Final = settings(fuzzed, max_examples=max(EXAMPLES // 10, 200))  # one input takes ten times as long
+
+sorts: Final = st.sampled_from(SORTS)
+any_text: Final = st.text(st.characters(exclude_categories=()), max_size=120)  # NUL and lone surrogates too
+any_json: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=6,
+)
+any_bytes: Final = st.binary(max_size=120)
+# What the server lets into a value: all but what ends it.
+any_value: Final = any_bytes.map(lambda value: value.translate(None, b"\r\n\0"))
+titles: Final = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
+moments: Final = st.integers(0, (YEAR_9999 - YEAR_1) // timedelta(microseconds=1)).map(
+    lambda count: YEAR_1 + timedelta(microseconds=count)
+)
+positions: Final = sorts.flatmap(
+    lambda sort: st.tuples(st.just(sort), st.builds(Position, titles if "title" in sort else moments, st.uuids()))
+)
+printable: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=KEY_MAX)
+
+
+def outcome(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Returns what it returns. It waits for nothing, so it needs no event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError(coroutine)
+
+
+def request(*headers: tuple[bytes, bytes], method: str = "PUT") -> Request:
+    return Request({"type": "http", "method": method, "headers": headers})
+
+
+class TestCursor:
+    @fuzzed
+    @given(cursor=any_text | any_bytes.map(urlsafe_b64encode).map(bytes.decode), sort=sorts)
+    def test_text_that_pretends_to_be_one_is_refused(self, cursor: str, sort: Sort) -> None:
+        with pytest.raises(InvalidRequestError):
+            decode_cursor(cursor, sort, SCOPE)
+
+    @fuzzed
+    @given(sort=sorts, id_=st.binary(min_size=12, max_size=16), key=any_bytes | titles.map(str.encode))
+    def test_one_with_a_good_checksum_is_a_position_or_refused(self, sort: Sort, id_: bytes, key: bytes) -> None:
+        try:
+            position = decode_cursor(_sealed(id_ + key, sort, SCOPE), sort, SCOPE)
+        except InvalidRequestError:
+            return
+
+        assert position.id == UUID(bytes=(id_ + key)[:16])
+        assert position.key.tzinfo is UTC if isinstance(position.key, datetime) else "\0" not in position.key
+
+    @fuzzed
+    @given(position=positions)
+    def test_what_one_says_comes_back(self, position: tuple[Sort, Position]) -> None:
+        sort, sent = position
+
+        assert decode_cursor(encode_cursor(sent, sort, SCOPE), sort, SCOPE) == sent
+
+    @fuzzed
+    @given(position=positions, where=st.floats(0, 1), cut=st.integers(0, 3), put=st.text(max_size=3), other=sorts)
+    def test_a_damaged_or_foreign_one_is_refused(
+        self, position: tuple[Sort, Position], where: float, cut: int, put: str, other: Sort
+    ) -> None:
+        sort, sent = position
+        cursor = encode_cursor(sent, sort, SCOPE)
+        at = int(where * len(cursor))
+        damaged = cursor[:at] + put + cursor[at + cut :]
+        assume((damaged, other) != (cursor, sort))
+
+        with pytest.raises(InvalidRequestError):
+            decode_cursor(damaged, other, SCOPE)
+
+
+class TestIdempotencyKey:
+    @fuzzed
+    @given(values=st.lists(any_value | st.sampled_from([b'"', b'"a', b'"a"b"', b'"\\"', b'"\\\\"']), max_size=2))
+    def test_any_value_is_a_printable_key_or_refused(self, values: list[bytes]) -> None:
+        try:
+            key = outcome(_idempotency_key(request(*((b"idempotency-key", value) for value in values))))
+        except MalformedHeaderError:
+            return
+
+        assert (key is None) == (not values)
+        assert key is None or (1 <= len(key) <= KEY_MAX and key.isascii() and key.isprintable())
+
+    @fuzzed
+    @given(key=printable)
+    def test_a_quoted_one_comes_back_as_it_was(self, key: str) -> None:
+        quoted = '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+        assert outcome(_idempotency_key(request((b"idempotency-key", quoted.encode())))) == key
+
+    @fuzzed
+    @given(key=printable.filter(lambda key: not key.startswith((" ", '"')) and not key.endswith(" ")))
+    def test_a_bare_one_comes_back_as_it_was(self, key: str) -> None:
+        assert outcome(_idempotency_key(request((b"idempotency-key", key.encode())))) == key
+
+
+# What would be a tag of ours, but for a character or two.
+like_tags: Final = st.builds(
+    lambda tag, at, put: tag[:at] + put + tag[at + len(put) :],
+    moments.map(entity_tag),
+    st.integers(0, 30),
+    st.sampled_from(
+        ["", "W/", "0", "3", "9", "60", "-00", "T24", "Z", "z", "+", " ", '"', ",", "\n", "\u0663", "0000-"]
+    ),
+)
+
+
+class TestEntityTag:
+    @fuzzed
+    @given(tag=like_tags | any_text)
+    def test_any_text_names_the_version_whose_tag_it_is_or_none(self, tag: str) -> None:
+        version = version_of(tag)
+
+        assert version is None or entity_tag(version) == tag
+
+    @fuzzed
+    @given(moment=moments)
+    def test_the_tag_of_a_version_names_it(self, moment: datetime) -> None:
+        assert version_of(entity_tag(moment)) == moment
+
+    @fuzzed
+    @given(
+        sent=st.lists(
+            st.tuples(
+                st.sampled_from([b"if-match", b"if-none-match"]),
+                any_value | like_tags.map(str.encode) | st.sampled_from([b"*", b"", b",", b"*, *", b'W/"', b'"a,b"']),
+            ),
+            max_size=4,
+        ),
+        method=st.sampled_from(["GET", "PUT", "PATCH", "DELETE"]),
+    )
+    def test_any_condition_can_be_read(self, sent: list[tuple[bytes, bytes]], method: str) -> None:
+        conditions = outcome(read_conditions(request(*sent, method=method)))
+
+        assert isinstance(conditions, Conditions)
+        for versions in (conditions.match or (), conditions.none_match or ()):
+            assert all(version.tzinfo for version in versions)
+
+    @fuzzed
+    @given(versions=st.lists(moments, min_size=1, max_size=4), weak=st.booleans())
+    def test_the_versions_of_a_list_of_tags_are_read(self, versions: list[datetime], weak: bool) -> None:
+        tags = ", ".join(entity_tag(version) for version in versions)
+        none_tags = tags.replace('"2', 'W/"2') if weak else tags
+
+        conditions = outcome(
+            read_conditions(request((b"if-match", tags.encode()), (b"if-none-match", none_tags.encode())))
+        )
+
+        assert conditions == Conditions(versions, versions, must_exist=False)
+
+
+names: Final = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=20)
+odd: Final = st.text("ab1:@/?&=%[].,-\0\xe9\u0663 ", max_size=6)
+any_dsn: Final = any_text | st.tuples(
+    st.sampled_from(["postgresql", "postgres", "postgresql+asyncpg", "mysql"]) | odd,
+    st.just("://"),
+    st.sampled_from(["u:p@", "u@", ""]) | odd,
+    st.sampled_from(["localhost", "", "a.neon.tech", "A.NEON.TECH", "[::1]", "]"]) | odd,
+    st.sampled_from(["", ":5432", ":65536", ":-1", ":\u0663", ":" + "9" * 5_000]) | odd,
+    st.sampled_from(["/d", "", "/"]) | odd,
+    st.sampled_from(["", "?sslmode=disable", "?sslmode=verify-full", "?sslmode=nope", "?sslmode=a&sslmode=b"]) | odd,
+    st.sampled_from(["", "&channel_binding=require", "&host=a.neon.tech&host=b", "&port=1", "&port=a", "&a"]) | odd,
+).map("".join)
+
+
+@pytest.fixture
+def _one_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the certificates of the machine takes longer than all else."""
+    context = ssl.create_default_context()
+    monkeypatch.setattr(ssl, "create_default_context", lambda: context)
+
+
+@pytest.mark.usefixtures("_one_tls_context")
+class TestDatabaseUrl:
+    @fuzzed
+    @given(dsn=any_dsn)
+    def test_any_text_is_a_url_for_the_engine_or_refused_in_words(self, dsn: str) -> None:
+        try:
+            url, connect_args = parse_dsn(dsn)
+        except ValueError as error:
+            refusal = error.args[0]
+        else:
+            refusal = None
+            assert url.drivername == "postgresql+asyncpg"
+            assert connect_args.keys() == {"ssl", "timeout"}
+            assert url.query.keys() <= {"host", "port"}
+
+        assert refusal is None or refusal.startswith(("must look like ", "has "))
+
+    @fuzzed
+    @given(
+        user=titles.filter(bool),
+        password=titles.filter(bool),
+        host=names,
+        port=st.integers(1, 65_535) | st.none(),
+        database=names,
+    )
+    def test_the_parts_of_one_come_back(
+        self, user: str, password: str, host: str, port: int | None, database: str
+    ) -> None:
+        sent = URL.create("postgresql", user, password, host, port, database)
+
+        url, _ = parse_dsn(sent.render_as_string(hide_password=False))
+
+        assert url == sent.set(drivername="postgresql+asyncpg")
+
+    @fuzzed
+    @example(before="a@", after="", place="{}?a=b")
+    @example(before="a@?", after="", place="{}@h/d?sslmode=nope")
+    @given(
+        before=any_text, after=any_text, place=st.sampled_from(["{}@h/d?sslmode=nope", "{}@h:99999/d", "{}", "{}?a=b"])
+    )
+    def test_no_refusal_repeats_the_password(self, before: str, after: str, place: str) -> None:
+        refusal = ""
+        try:
+            parse_dsn("postgresql://u:" + place.format(before + PASSWORD + after))
+        except ValueError as error:
+            refusal = str(error)
+
+        assert PASSWORD not in refusal
+
+
+VERIFIER: Final = TokenVerifier(
+    SharedSecret(SECRET), user_id_pattern=USER_ID_PATTERN, user_id_claim="sub", issuer=None, audience=None, leeway=0
+)
+token_headers: Final = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.sampled_from(["HS256", "none", "RS256", "JWT", ["exp"]]) | any_json
+        for name in ("alg", "typ", "kid", "crit", "b64", "jwk", "jku", "zip")
+    },
+)
+dates: Final = st.sampled_from([0, 2**31, 2**33, 2**63, 10**400, "99999999999", True]) | st.floats()
+token_claims: Final = st.fixed_dictionaries(
+    {},
+    optional={"sub": st.sampled_from(["ada", ""]) | any_json, "exp": dates | any_json}
+    | dict.fromkeys(("iss", "aud", "nbf", "iat", "jti"), dates | any_json),
+)
+
+
+def segment(part: object) -> str:
+    content = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def signed(header: object, claims: object) -> str:
+    text = f"{segment(header)}.{segment(claims)}"
+    signature = hmac.digest(SECRET.encode(), text.encode(), "sha256")
+    return f"{text}.{segment(signature)}"
+
+
+def owner(token: str) -> str | None:
+    """Returns the user, None for a token that is refused."""
+    try:
+        user_id: str = outcome(VERIFIER.user_id_of(token))
+    except TokenInvalidError:
+        return None
+    return user_id
+
+
+class TestToken:
+    @fuzzed_less
+    @given(
+        token=any_bytes.map(lambda token: token.decode("latin-1"))  # as Starlette reads headers
+        | st.tuples(any_bytes | token_headers, any_bytes | token_claims, any_bytes).map(
+            lambda parts: ".".join(map(segment, parts))
+        )
+    )
+    def test_none_without_the_secret_is_anybodys(self, token: str) -> None:
+        assert owner(token) is None
+
+    @fuzzed_less
+    @given(header=any_bytes | any_json | token_headers, claims=any_bytes | any_json | token_claims)
+    def test_any_signed_one_is_somebodys_or_refused(self, header: object, claims: object) -> None:
+        user_id = owner(signed(header, claims))
+
+        assert user_id is None or isinstance(claims, dict)
+        assert user_id is None or (claims["sub"] == user_id and claims["exp"] > time() - 1)  # type: ignore[index]
+
+    @fuzzed_less
+    @given(user_id=st.from_regex(USER_ID_PATTERN.replace("$", r"\Z")), lifetime=st.integers(60, 10**9))
+    def test_a_good_one_is_its_subjects(self, user_id: str, lifetime: int) -> None:
+        token = jwt.encode({"sub": user_id, "exp": time() + lifetime}, SECRET, "HS256")
+
+        assert owner(token) == user_id
+
+
+def spoil(parts: tuple[dict[str, Any], dict[str, Any], set[str]]) -> dict[str, Any]:
+    good, odd, taken = parts
+    return good | {name: odd[name] for name in taken & odd.keys()}
+
+
+GOOD_KEYS: Final = (
+    OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key(), as_dict=True),
+    ECAlgorithm.to_jwk(generate_private_key(SECP256R1()).public_key(), as_dict=True),
+)
+odd_members: Final = st.fixed_dictionaries(
+    {"kty": st.sampled_from(["OKP", "EC", "RSA", "oct"]) | any_json},
+    optional={
+        "crv": st.sampled_from(["Ed25519", "P-256", "X25519", ""]) | any_json,
+        "use": st.sampled_from(["sig", "enc"]) | any_json,
+        "key_ops": st.just(["verify"]) | any_json,
+    }
+    | {name: any_json | any_bytes.map(segment) for name in ("kid", "alg", "x", "y", "n", "e", "d", "k")},
+)
+# Good keys, some members of which are not.
+spoilt_keys: Final = st.tuples(
+    st.sampled_from(GOOD_KEYS), odd_members, st.sets(st.sampled_from(["crv", "kid", "x", "y"]))
+)
+key_sets: Final = st.builds(
+    lambda keys, others: {**others, "keys": keys},
+    st.lists(odd_members | spoilt_keys.map(spoil) | any_json, max_size=4) | any_json,
+    st.dictionaries(any_text, any_json, max_size=2),
+)
+
+
+class TestKeySet:
+    @fuzzed_less
+    @example(content=b'{"keys": [{"crv": []}]}')
+    @given(content=any_bytes | (any_json | key_sets).map(json.dumps).map(str.encode))
+    def test_any_document_has_usable_keys_or_is_refused(self, content: bytes) -> None:
+        try:
+            keys = _read_keys(content)
+        except ValueError:
+            return
+
+        assert keys
+        assert all(
+            isinstance(name, str | None) and algorithm == key.algorithm for (name, algorithm), key in keys.items()
+        )
+        assert {key.algorithm for key in keys.values()} <= {"EdDSA", "ES256", "RS256"}
+
+    @fuzzed_less
+    @given(
+        kids=st.lists(titles, min_size=1, max_size=8, unique=True),
+        junk=st.lists(titles | st.dictionaries(titles, titles), max_size=4),
+    )
+    def test_good_keys_are_read_whatever_stands_beside_them(self, kids: list[str], junk: list[object]) -> None:
+        [okp, _] = GOOD_KEYS
+        keys = [{**okp, "kid": kid} for kid in kids]
+
+        read = _read_keys(json.dumps({"keys": [*junk, *keys, *junk]}).encode())
+
+        assert read.keys() == {(kid, "EdDSA") for kid in kids}
+
+
+APP: Final = create_app(make_settings("postgresql://u:p@127.0.0.1:1/d", auth_jwt_secret=SECRET))
+PUBLIC: Final = {"/", "/docs", "/openapi.json", "/health/live", "/health/ready"}
+segments: Final = any_bytes | st.sampled_from([b"api", b"tasks", b"complete", b"..", b"%2e", b"%00", b"%ff", b"docs"])
+targets: Final = st.one_of(
+    any_bytes.map(b"/".__add__),
+    st.lists(segments, max_size=6).map(lambda parts: b"/" + b"/".join(parts)),
+    st.tuples(segments, segments).map(b"/api/%s/tasks/%s".__mod__),
+    st.tuples(segments, segments).map(b"/api/%s/tasks/%s/complete".__mod__),
+)
+
+
+async def ask(method: str, raw_path: bytes, query: bytes) -> list[Any]:
+    """Call the application as the server does. There is no database, so asking it would be a defect."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "scheme": "http",
+        "server": ("127.0.0.1", 80),
+        "path": unquote(raw_path.decode("latin-1")),
+        "raw_path": raw_path,
+        "root_path": "",
+        "query_string": query,
+        "headers": [(b"host", b"localhost")],
+        "state": {"database": None, "tokens": VERIFIER},
+    }
+    await APP(scope, receive, send)
+    return sent
+
+
+class TestRequestTarget:
+    @fuzzed_less
+    @given(
+        method=st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND"]),
+        path=targets,
+        query=any_bytes,
+    )
+    async def test_any_path_and_query_are_refused(self, method: str, path: bytes, query: bytes) -> None:
+        assume(unquote(path.decode("latin-1")) not in PUBLIC)
+
+        start, body = await ask(method, path, query)
+
+        assert 400 <= start["status"] < 500
+        assert dict(start["headers"])[b"content-type"] == b"application/problem+json"
+        assert method == "HEAD" or json.loads(body["body"])["status"] == start["status"]
