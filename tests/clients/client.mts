@@ -7,8 +7,8 @@ import type { components, paths } from "./schema.js";
 type Task = components["schemas"]["TaskResponse"];
 type Problem = components["schemas"]["Problem"];
 
-const [baseUrl, user_id] = process.argv.slice(2) as [string, string];
-const client = createClient<paths>({ baseUrl });
+const [baseUrl, user_id, token] = process.argv.slice(2) as [string, string, string];
+const client = createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
 
 function expected<T>({ data, error }: { data?: T; error?: Problem }): T {
   if (data === undefined) throw new Error(error?.detail);
@@ -78,6 +78,13 @@ assert.deepEqual(
   invalid.error?.errors?.map(({ pointer }) => pointer),
   ["#/title"],
 );
+
+// Nobody else gets in.
+const others = { params: { path: { user_id: `${user_id}-else` } } };
+assert.equal((await client.GET("/api/{user_id}/tasks", others)).error?.type, "urn:problem-type:forbidden");
+const anonymous = await createClient<paths>({ baseUrl }).GET("/api/{user_id}/tasks", { params: { path: { user_id } } });
+assert.equal(anonymous.error?.type, "urn:problem-type:token-missing");
+assert.equal(anonymous.response.headers.get("WWW-Authenticate"), 'Bearer realm="tasks"');
 
 // Delete.
 const deleted = await client.DELETE("/api/{user_id}/tasks/{task_id}", { params: { path } });

@@ -1,6 +1,7 @@
 """The OpenAPI document of the running service, where the tools find it."""
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,18 @@ import httpx
 import pytest
 
 from tests.clients.support import make_workspace
+
+
+@pytest.fixture(scope="session")
+def base_url(secured_url: str) -> str:
+    """Clients meet the service as it is in production: with authentication."""
+    return secured_url
+
+
+@pytest.fixture(scope="session")
+async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture

@@ -1,13 +1,29 @@
-"""What no schema can say: whether a cursor, a key or a version is the right one, besides having the right form."""
+"""What no schema can say: whose token a request needs, and whether a cursor, a key or a version is the right one."""
 
+import os
 from http import HTTPStatus
+from time import time
 from typing import Any
 
-from schemathesis import Case, HookContext, Response, hook
+import jwt
+from schemathesis import AuthContext, Case, HookContext, Response, auth, hook
 from schemathesis.core.failures import Failure
 from schemathesis.openapi.checks import RejectedPositiveData
 
 _WRONG_ONE = {"does not belong to this list; start again without it", "was sent before with another task"}
+
+
+@auth(refresh_interval=None)
+class OwnToken:
+    """Each request has the token of the user in its path."""
+
+    def get(self, case: Case[Any], _: AuthContext) -> str:
+        user = case.path_parameters.get("user_id")
+        claims = {"sub": user if isinstance(user, str) else "ada", "exp": time() + 900}
+        return jwt.encode(claims, os.environ["AUTH_JWT_SECRET"], "HS256")
+
+    def set(self, case: Case[Any], data: str, _: AuthContext) -> None:
+        case.headers["Authorization"] = f"Bearer {data}"
 
 
 @hook

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.clients.support import make_workspace, run
+from tests.support import token
 
 PACKAGE = "generated_tasks_client"
 
@@ -35,8 +36,9 @@ async def _package(document: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 
 async def call(base_url: str, operation: str, *arguments: Any, **options: Any) -> Any:
-    """Call an operation on tasks as the package offers it."""
-    async with import_module(PACKAGE).Client(base_url, raise_on_unexpected_status=True) as client:
+    """Call an operation on tasks as the package offers it, for the user who is its first argument."""
+    sent = token(arguments[0])
+    async with import_module(PACKAGE).AuthenticatedClient(base_url, sent, raise_on_unexpected_status=True) as client:
         return await import_module(f"{PACKAGE}.api.tasks.{operation}").asyncio(*arguments, client=client, **options)
 
 

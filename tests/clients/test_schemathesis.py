@@ -8,8 +8,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.clients.support import run
+from tests.support import SECRET
 
 RUN = ("st", "run", "openapi.json", "--checks=all", "--report-har-path=report.json")
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool makes tokens with the secret that the service has (schemathesis_hooks.py)."""
+    monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
 
 
 @pytest.mark.timeout(300)

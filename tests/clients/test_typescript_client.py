@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.clients.support import needs_node, run
+from tests.support import token
 
 pytestmark = needs_node
 
@@ -23,7 +24,7 @@ async def test_a_strict_typescript_program_compiles_and_does_all_that_a_frontend
     fits, errors = await compiled(workspace)
     assert fits, errors
 
-    program = await run(workspace, "node", "client.mjs", base_url, user)
+    program = await run(workspace, "node", "client.mjs", base_url, user, token(user))
 
     assert program.returncode == 0, program.stdout
 
