@@ -1,5 +1,6 @@
 """The documentation is true: the commands it shows are run, the tables it holds are compared with the code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from app.core.config import Settings
 from app.core.errors import AppError
 from app.main import create_app
 from app.schemas.task import TaskQuery
-from tests.support import make_settings, serving
+from tests.support import SECRET, make_settings, serving
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = (ROOT / "README.md").read_text()
 API: Final = (ROOT / "docs/api.md").read_text()
+AUTH: Final = (ROOT / "docs/auth.md").read_text()
+SECURITY: Final = (ROOT / "SECURITY.md").read_text()
 ENV_EXAMPLE: Final = (ROOT / ".env.example").read_text()
 DOCUMENTS: Final = [
     path
@@ -57,7 +60,8 @@ def _examples(document: str) -> list[Example]:
     return [Example(*found) for found in _COMMANDS.findall(document) if "curl " in found[0]]
 
 
-EXAMPLES: Final = {"README.md": _examples(README), "docs/api.md": _examples(API)}
+EXAMPLES: Final = {"README.md": _examples(README), "docs/api.md": _examples(API), "docs/auth.md": _examples(AUTH)}
+RECIPES: Final = dict(re.findall(r"^### (.*?)\n.*?^```sh\n(.*?)^```", AUTH, re.DOTALL | re.MULTILINE))
 REPLIES: Final = [
     pytest.param(document, number, id=f"{document} {example.status} {number}")
     for document, examples in EXAMPLES.items()
@@ -81,13 +85,14 @@ class TestCommands:
 
     @pytest.fixture(scope="class")
     async def printed(
-        self, base_url: str, unready_url: str, tmp_path_factory: pytest.TempPathFactory
+        self, base_url: str, secured_url: str, unready_url: str, tmp_path_factory: pytest.TempPathFactory
     ) -> dict[tuple[str, int], str]:
         """What the commands of each document print, run one after the other in one shell."""
         directory = tmp_path_factory.mktemp("printed")
         printed = {}
         for document, examples in EXAMPLES.items():
-            address = [unready_url if example.status == "503" else base_url for example in examples]
+            url = secured_url if document == "docs/auth.md" else base_url
+            address = [unready_url if example.status == "503" else url for example in examples]
             await _bash(
                 f"{{\n{_moved(example.commands, address[number])}}} >{directory / str(number)}\n"
                 for number, example in enumerate(examples)
@@ -111,6 +116,7 @@ class TestCommands:
             *("200", "201", "204"),
             *("304", "400", "404", "405", "412", "413", "415", "422", "503"),
         }
+        assert {example.status for example in EXAMPLES["docs/auth.md"]} >= {"200", "401", "403"}
 
     def test_every_command_that_prints_a_reply_shows_it(self) -> None:
         examples = [example for examples in EXAMPLES.values() for example in examples]
@@ -138,12 +144,14 @@ class TestCommands:
 
 
 async def _bash(commands: Iterator[str]) -> None:
-    await anyio.run_process(["bash", "-euo", "pipefail", "-c", "".join(commands)])
+    env = {**os.environ, "AUTH_JWT_SECRET": SECRET}
+    await anyio.run_process(["bash", "-euo", "pipefail", "-c", "".join(commands)], cwd=ROOT, env=env)
 
 
 def _moved(commands: str, address: str) -> str:
     """Returns `commands` for a service at `address`, for users that only the documentation has."""
-    return commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
+    moved = commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
+    return moved.replace('"sub": "', '"sub": "reader-').replace(".venv/bin/python", sys.executable)
 
 
 def _comparable(reply: str, shown: str) -> tuple[str, str]:
@@ -159,11 +167,6 @@ def _comparable(reply: str, shown: str) -> tuple[str, str]:
 
 
 class TestSettings:
-    @pytest.fixture(autouse=True)
-    def clean_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in Settings.model_fields:
-            monkeypatch.delenv(name.upper(), raising=False)
-
     def test_the_readme_lists_every_setting_with_its_default_and_meaning(self) -> None:
         expected = [
             [name.upper(), _text(field.default) or "unset", field.description]
@@ -183,8 +186,11 @@ class TestSettings:
         assert _loaded(ENV_EXAMPLE, monkeypatch) == untouched
 
     def test_env_example_without_its_comment_signs_holds_the_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loaded = _loaded(re.sub(r"^#(?=[A-Z])", "", ENV_EXAMPLE, flags=re.MULTILINE), monkeypatch).model_dump()
+        example = re.sub(r"^#(?=[A-Z])", "", ENV_EXAMPLE, flags=re.MULTILINE)
+        example = example.replace("AUTH_JWT_SECRET=", f"AUTH_JWT_SECRET={SECRET}")  # the others ask for it
+        loaded = _loaded(example, monkeypatch).model_dump()
 
+        assert loaded.pop("auth_jwt_secret").get_secret_value() == SECRET
         for name in ("database_url", "database_url_unpooled"):  # examples, as there is no default
             assert "neon.tech" in loaded.pop(name).get_secret_value()
         assert loaded == {name: Settings.model_fields[name].default for name in loaded}
@@ -198,6 +204,24 @@ def _loaded(env_file: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name, value in dotenv_values(stream=StringIO(env_file)).items():
         monkeypatch.setenv(name, str(value))
     return Settings(_env_file=None)
+
+
+class TestRecipes:
+    """Settings for issuers, in docs/auth.md."""
+
+    @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+    def test_the_settings_are_accepted_and_authenticate(self, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = _loaded(recipe, monkeypatch)
+
+        assert settings.authenticates
+        assert {name.lower() for name in dotenv_values(stream=StringIO(recipe))} == settings.model_fields_set
+
+    @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+    def test_it_has_five_lines_at_most(self, recipe: str) -> None:
+        assert len(recipe.splitlines()) <= 5
+
+    def test_there_is_one_for_each_issuer(self) -> None:
+        assert [*RECIPES] == ["Better Auth", "Neon Auth", "Auth0", "Clerk", "Supabase", "A secret of your own"]
 
 
 class TestTables:
@@ -258,6 +282,14 @@ class TestDocuments:
     def test_a_link_that_leads_nowhere_is_noticed(self, link: tuple[str, str]) -> None:
         assert not _leads_somewhere(ROOT / "README.md", *link)
 
+    @pytest.mark.parametrize("reference", re.findall(r"`(tests/[^`]+)`", SECURITY))
+    def test_every_test_that_shows_a_defence_is_there(self, reference: str) -> None:
+        assert _is_there(reference)
+
+    @pytest.mark.parametrize("reference", ["tests/nothing.py", "tests/test_documentation.py::TestNothing"])
+    def test_one_that_is_not_is_noticed(self, reference: str) -> None:
+        assert not _is_there(reference)
+
     def test_every_make_target_is_explained(self) -> None:
         listed = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
         targets = [line.split()[0] for line in listed.stdout.splitlines()]
@@ -282,6 +314,11 @@ class TestDocuments:
     @pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name)
     def test_a_decision_has_its_four_parts(self, decision: Path) -> None:
         assert _headings(decision) == ["Context", "Decision", "Consequences", "Alternatives"]
+
+
+def _is_there(reference: str) -> bool:
+    path, _, name = reference.partition("::")
+    return (ROOT / path).exists() and (not name or f"\nclass {name}" in (ROOT / path).read_text())
 
 
 def _leads_somewhere(document: Path, path: str, fragment: str) -> bool:
