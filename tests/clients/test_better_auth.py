@@ -318,6 +318,7 @@ class TestRotation:
         self, dsn: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.core.jwks._REFRESH", 0.05)
+        monkeypatch.setattr("app.core.jwks._RETRY", 0.05)  # between two keys there may be none, which is no answer
         async with better_auth() as issuer, service_of(dsn, issuer.url) as service:
             ada = await issuer.sign_up()
             old = await issuer.token_of(ada)
