@@ -15,6 +15,7 @@ import playwright
 import pytest
 from dotenv import dotenv_values
 from fastapi import FastAPI
+from pydantic import ValidationError
 from starlette.routing import Route
 
 from app.core.config import Settings
@@ -211,7 +212,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
     def test_the_settings_are_accepted_and_authenticate(self, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = _loaded(recipe, monkeypatch)
+        settings = _loaded(re.sub("replace-this-[a-z0-9-]+", SECRET, recipe), monkeypatch)
 
         assert settings.authenticates
         assert {name.lower() for name in dotenv_values(stream=StringIO(recipe))} == settings.model_fields_set
@@ -219,6 +220,10 @@ class TestRecipes:
     @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
     def test_it_has_five_lines_at_most(self, recipe: str) -> None:
         assert len(recipe.splitlines()) <= 5
+
+    def test_the_secret_that_is_shown_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ValidationError, match="looks like a placeholder"):
+            _loaded(RECIPES["A secret of your own"], monkeypatch)
 
     def test_there_is_one_for_each_issuer(self) -> None:
         assert [*RECIPES] == ["Better Auth", "Neon Auth", "Auth0", "Clerk", "Supabase", "A secret of your own"]

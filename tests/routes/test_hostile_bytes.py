@@ -402,18 +402,24 @@ class TestPipelining:
         assert [reply.status for reply in others if reply.status not in {400, 431}] == []
         assert len(others) <= 1
 
+    @pytest.mark.parametrize(
+        "garbage",
+        [b"GARBAGE\r\n\r\n", head(b"POST", b"/api/ada/tasks", JSON, CHUNKED) + b"ZZ\r\n", head(b"GET", LIVE) * 200],
+        ids=short,
+    )
     async def test_nor_does_it_get_the_place_of_a_reply_that_takes_longer(
-        self, base_url: str, database: asyncpg.Connection, path: str
+        self, base_url: str, database: asyncpg.Connection, path: str, garbage: bytes
     ) -> None:
         async with database.transaction():
             await database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", path.rpartition("/")[2])
             request = head(b"PATCH", path.encode() + b"/complete")
-            talking = asyncio.create_task(converse(base_url, request + b"GARBAGE\r\n\r\n"))
+            talking = asyncio.create_task(converse(base_url, request + garbage))
             await waits_for_a_lock(database)
 
-        [reply] = await talking
+        [reply, *others] = await talking
         assert (reply.status, json.loads(reply.body)["completed"]) == (200, True)
-        assert reply.headers["connection"] == "close"
+        assert [other.body for other in others] == [b'{"status":"live"}'] * len(others)
+        assert len(others) < 200
 
     @pytest.mark.parametrize("rest", [b"x\r\n", b"1;" + b"a" * 40_000], ids=short)
     async def test_a_request_that_is_answered_gets_no_second_reply_for_the_rest_of_its_body(
@@ -425,6 +431,56 @@ class TestPipelining:
         await connection.send(rest)
 
         assert (first.status, await connection.end()) == (401, [])
+
+
+class TestTrailer:
+    """What follows a body is no header (RFC 9110 section 6.5.1)."""
+
+    @pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two"])
+    async def test_a_token_in_it_is_none(self, secured_url: str, *, together: bool) -> None:
+        [field] = [f"{name}: {value}\r\n".encode() for name, value in bearer("ada").items()]
+        request = head(b"POST", b"/api/ada/tasks", JSON, CHUNKED, CLOSE)
+        body = b'e\r\n{"title": "a"}\r\n0\r\n%s\r\n' % field
+
+        [reply] = await converse(secured_url, *([request + body] if together else [request, body]))
+
+        assert (reply.status, reply.headers["www-authenticate"]) == (401, 'bearer realm="tasks"')
+
+    @pytest.mark.parametrize("field", [b"X-Request-ID: late\r\n", b"Host: b\r\n", b"Prefer: handling=strict\r\n"])
+    async def test_no_other_field_in_it_counts(self, base_url: str, tasks: str, field: bytes) -> None:
+        request = head(b"POST", tasks.encode(), JSON, CHUNKED, CLOSE)
+
+        [reply] = await converse(base_url, request + b'e\r\n{"title": "a"}\r\n0\r\n%s\r\n' % field)
+
+        assert reply.status == 201
+        assert reply.headers["x-request-id"] != "late"
+        assert "preference-applied" not in reply.headers
+
+
+class TestSlowReader:
+    REPLIES: Final = 30
+
+    @pytest.mark.usefixtures("soon")
+    @pytest.mark.parametrize("is_given_up", [True, False])
+    async def test_who_takes_no_reply_is_given_up(
+        self, base_url: str, monkeypatch: pytest.MonkeyPatch, *, is_given_up: bool
+    ) -> None:
+        if is_given_up:
+            monkeypatch.setattr(protocol, "REPLY_TIMEOUT", 0.1)
+        connection = await Connection.open(base_url)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # any transport of a socket has it
+        await connection.send(head(b"GET", b"/docs/assets/swagger-ui-bundle.js") * self.REPLIES)
+
+        await deadline(base_url)
+
+        connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+        async with asyncio.timeout(60):
+            with suppress(ConnectionError):
+                while await connection.reader.read(1_048_576):
+                    pass
+        complete = connection.reader.content.count(b"HTTP/1.1 200 OK") == self.REPLIES
+        assert complete is not is_given_up
+        connection.writer.close()
 
 
 async def waits_for_a_lock(database: asyncpg.Connection) -> None:

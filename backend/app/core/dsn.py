@@ -28,7 +28,7 @@ def parse_dsn(dsn: str) -> tuple[URL, dict[str, Any]]:
     binding = query.pop("channel_binding", None)
     if unknown := query.keys() - {"host", "port"}:
         names = [name for name in sorted(unknown) if _NAME.fullmatch(name)]
-        message = f"has a parameter that is not supported: {', '.join(names) or 'its name is none'}"
+        message = f"has a parameter that is not supported: {', '.join(names) or 'its name is not shown'}"
         raise ValueError(message)
     verified = sslmode in _VERIFIED or binding == "require" or _is_neon(url)
     connect_args = {"ssl": _tls(sslmode, verified=verified), "timeout": _CONNECT_TIMEOUT}

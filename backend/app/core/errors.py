@@ -82,7 +82,7 @@ class MalformedRequestError(AppError):
     title = "Malformed request"
 
     def __init__(self) -> None:
-        super().__init__("This is not an HTTP request.")
+        super().__init__("This is not an HTTP request, or not one that can be read in one way only.")
 
 
 class PreflightRefusedError(AppError):

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from time import monotonic
@@ -26,15 +26,18 @@ _KEYS_MAX: Final = 32
 _RSA_BITS: Final = range(2_048, 8_193)  # RFC 7518 section 3.3; longer ones only cost time
 # The algorithm is the key's, whatever a token says (RFC 8725 section 3.1).
 _ALGORITHMS: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
+_NEW_NAMES: Final = {"EdDSA": "Ed25519"}  # RFC 9864 section 2.2; tokens still have the old one
+_FETCHED: Final = "fetched"
 
 _logger = logging.getLogger(__name__)
 
 
 class Key(NamedTuple):
-    """What a signature is verified with, and the one algorithm that goes with it."""
+    """What a signature is verified with, the one algorithm that goes with it, and its name."""
 
     algorithm: str
     material: Any
+    kid: str | None = None
 
 
 class _BadReplyError(ValueError):
@@ -54,9 +57,9 @@ class JwksClient:
             trust_env=url.lower().startswith("https:"),  # what is for this machine goes through no proxy
         )
         self._url = url
-        self._keys: dict[tuple[str | None, str], Key] = {}
+        self._keys: list[Key] | None = None
         self._fetching: asyncio.Task[None] | None = None
-        self._fetched: bool | None = None
+        self._outcome = ""
         self._asked = float("-inf")
         self.generation = 0
 
@@ -73,31 +76,23 @@ class JwksClient:
 
     @property
     def ready(self) -> bool:
-        """Whether there are keys."""
-        return bool(self._keys)
+        """Whether the keys were fetched once."""
+        return self._keys is not None
 
     async def find(self, header: Mapping[str, Any]) -> Key | None:
         """Returns the key for a token with this header. For an unknown one the keys are fetched, but not too often.
 
-        Raises IssuerUnavailableError if there have never been any keys.
+        Raises IssuerUnavailableError if they have never been fetched.
         """
-        if self._fetched is None:
+        if not self._outcome:
             await self._fetch()
-        if not self._keys:
+        if self._keys is None:
             raise IssuerUnavailableError
-        key = self._select(header)
+        key = _select(self._keys, header)
         if key is None and (self._is_fetching() or self._may_ask()):
             await self._fetch()
-            key = self._select(header)
+            key = _select(self._keys, header)
         return key
-
-    def _select(self, header: Mapping[str, Any]) -> Key | None:
-        """Only an issuer with one key of a kind may leave out its name."""
-        kid, algorithm = header.get("kid"), header.get("alg")
-        if kid is not None:
-            return self._keys.get((kid, str(algorithm)))
-        fitting = [key for key in self._keys.values() if key.algorithm == algorithm]
-        return fitting[0] if len(fitting) == 1 else None
 
     def _is_fetching(self) -> bool:
         return self._fetching is not None and not self._fetching.done()
@@ -112,7 +107,7 @@ class JwksClient:
     async def _keep_fresh(self) -> None:
         while True:
             await self._fetch()
-            await asyncio.sleep(_REFRESH if self._fetched else _RETRY if self._keys else _FIRST_RETRY)
+            await asyncio.sleep(_REFRESH if self._outcome == _FETCHED else _RETRY if self.ready else _FIRST_RETRY)
 
     async def _fetch(self) -> None:
         """Fetch the keys, once for all who wait for them."""
@@ -124,11 +119,14 @@ class JwksClient:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 keys = _read_keys(await self._download())
-        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
-            self._note(fetched=False, cause=error)
+        except _BadReplyError as error:
+            self._note(str(error))
             return
-        self._note(fetched=True)
-        if keys != self._keys:
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            self._note(type(error).__name__)  # whose text may quote the reply
+            return
+        self._note(_FETCHED)
+        if keys != (self._keys or []):  # without any, tokens are refused only if there were some before
             self._keys = keys
             self.generation += 1
 
@@ -145,15 +143,14 @@ class JwksClient:
                     raise _BadReplyError(message)
         return bytes(content)
 
-    def _note(self, *, fetched: bool, cause: Exception | None = None) -> None:
-        if fetched is self._fetched:
+    def _note(self, outcome: str) -> None:
+        if outcome == self._outcome:
             return
-        self._fetched = fetched
-        if fetched:
+        self._outcome = outcome
+        if outcome == _FETCHED:
             _logger.info("keys of the issuer fetched")
-        else:  # the text of any other error may quote the reply
-            reason = cause if isinstance(cause, _BadReplyError) else type(cause).__name__
-            _logger.warning("keys of the issuer not fetched: %s", reason)
+        else:
+            _logger.warning("keys of the issuer not fetched: %s", outcome)
 
 
 def check_jwks_url(url: str) -> str:
@@ -169,18 +166,22 @@ def check_jwks_url(url: str) -> str:
     raise ValueError(message)
 
 
-def _read_keys(content: bytes) -> dict[tuple[str | None, str], Key]:
-    """Returns what can be used, by name and algorithm. Raises ValueError if that is nothing."""
+def _select(keys: Iterable[Key], header: Mapping[str, Any]) -> Key | None:
+    """Only an issuer with one key of a kind may leave out its name."""
+    kid = header.get("kid")
+    fitting = [key for key in keys if key.algorithm == header.get("alg") and kid in (None, key.kid)]
+    return fitting[0] if len(fitting) == 1 or (fitting and kid is not None) else None
+
+
+def _read_keys(content: bytes) -> list[Key]:
+    """Returns what can be used, nothing if the issuer has no key. Raises ValueError if there are only others."""
     document = from_json(content)
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list) or len(members) > _KEYS_MAX:
         message = f"no set of at most {_KEYS_MAX} keys"
         raise _BadReplyError(message)
-    keys: dict[tuple[str | None, str], Key] = {}
-    for member in members:
-        if isinstance(member, dict) and (key := _read_key(member)):
-            keys.setdefault((member.get("kid"), key.algorithm), key)
-    if not keys:
+    keys = [key for member in members if isinstance(member, dict) and (key := _read_key(member))]
+    if members and not keys:
         message = "no usable key"
         raise _BadReplyError(message)
     return keys
@@ -198,14 +199,14 @@ def _read_key(jwk: dict[str, Any]) -> Key | None:
         return None
     if isinstance(material, RSAPublicKey) and material.key_size not in _RSA_BITS:
         return None
-    return Key(algorithm, material)
+    return Key(algorithm, material, jwk.get("kid"))
 
 
 def _is_for_signatures(jwk: dict[str, Any], algorithm: str) -> bool:
     """A key whose private half is published is nobody's any more."""
     return (
-        jwk.get("use", "sig") == "sig"
-        and jwk.get("alg", algorithm) == algorithm
+        jwk.get("use") in (None, "sig")
+        and jwk.get("alg") in (None, algorithm, _NEW_NAMES.get(algorithm))
         and jwk.get("key_ops", ["verify"]) == ["verify"]
         and isinstance(jwk.get("kid"), str | None)
         and "d" not in jwk

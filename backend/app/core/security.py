@@ -109,7 +109,8 @@ class TokenVerifier:
         if known and time() < known.expires:
             return known.user_id
         verified = await self._verify(token)
-        self._remember(digest, verified)
+        if time() < verified.expires:  # and not only within the leeway
+            self._remember(digest, verified)
         return verified.user_id
 
     async def _verify(self, token: str) -> _Remembered:

@@ -19,6 +19,7 @@ HEAD_MAX: Final = 32_768  # bytes of request line and headers
 HEADERS_MAX: Final = 100
 PIPELINE_MAX: Final = 100  # requests of a connection that wait for their turn
 REQUEST_TIMEOUT: Final = 30  # seconds in which a request has to arrive, its body included
+REPLY_TIMEOUT: Final = 60  # seconds in which a client has to take what its system does not buffer
 
 _logger = logging.getLogger("app.requests")
 
@@ -31,6 +32,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_size = 0
     _unread = 0  # bytes since the last one that was part of a body
     _refusal: AppError | None = None
+    _refused = False
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it
         super().connection_made(transport)
@@ -38,9 +41,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        self._clear_stuck()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(REPLY_TIMEOUT, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._clear_stuck()
+
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._unset_keepalive_if_required()
         self._set_deadline()
         self._unread += len(data)
@@ -65,7 +79,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        if not self._in_body:  # what follows a body is no header (RFC 9110 section 6.5.1)
+            super().on_header(name, value)
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
@@ -82,6 +97,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._in_body = False
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if self._refused and is_last:
+            self.transport.close()
 
     def _is_clear(self) -> bool:
         """Whether it is certain for whom the request is (RFC 9112 section 3.2), and where it ends (section 6.1)."""
@@ -100,6 +121,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._deadline:
             self._deadline.cancel()
             self._deadline = None
+
+    def _clear_stuck(self) -> None:
+        if self._stuck:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _give_up(self) -> None:
         if self._in_head or self._in_body:
@@ -133,23 +159,23 @@ class BoundedProtocol(HttpToolsProtocol):
 
         Replies to earlier requests come first, and then it is only closed: the error could pass for one of them.
         """
-        if self._may_answer():
+        self._refused = True
+        if self._owes_replies():
+            if self._in_body:
+                self.pipeline.popleft()  # the request that it is about
+            return
+        if not (self._in_body and self.cycle.response_started):
             request_id = uuid4().hex
             extra = {"request_id": request_id, "status": error.status}
             _logger.info("refused before it was read: %d %s", error.status, error.kind, extra=extra)
             self.transport.write(_rendered(error, request_id))
-        if self._in_body or self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-        else:
-            self.cycle.keep_alive = False
+        self.transport.close()
 
-    def _may_answer(self) -> bool:
-        """Whether a client would take a reply for that to the request that is being read."""
-        if self.cycle is None or self.transport.is_closing():
-            return self.cycle is None
+    def _owes_replies(self) -> bool:
+        """Whether requests before the one that is being read are still to be answered."""
         if self._in_body:
-            return not self.cycle.response_started and not self.pipeline
-        return self.cycle.response_complete
+            return bool(self.pipeline)
+        return self.cycle is not None and not self.cycle.response_complete
 
 
 class _Body:
