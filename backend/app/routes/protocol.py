@@ -160,10 +160,13 @@ class BoundedProtocol(HttpToolsProtocol):
         Replies to earlier requests come first, and then it is only closed: the error could pass for one of them.
         """
         self._refused = True
+        self._clear_deadline()
         if self._owes_replies():
             if self._in_body:
                 self.pipeline.popleft()  # the request that it is about
             return
+        if self._in_body:
+            self.cycle.disconnected = True  # it must not answer any more
         if not (self._in_body and self.cycle.response_started):
             request_id = uuid4().hex
             extra = {"request_id": request_id, "status": error.status}
