@@ -1,22 +1,27 @@
 """What tests of more than one module do."""
 
 import asyncio
+import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from inspect import isawaitable
 from time import time
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 import httpx
 import jwt
+import pytest
 import uvicorn
 from pydantic import SecretStr
 
 from app.core.config import Settings
 from app.main import create_app
 from app.routes.protocol import SERVER_OPTIONS
+
+Handler = TypeVar("Handler", bound=logging.Handler)
 
 # A secret that tokens are signed with, and no other run has.
 SECRET: Final = secrets.token_hex(32)
@@ -68,6 +73,23 @@ def serving_in_thread(settings: Settings) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return when `condition`, a function or a coroutine function, gives something true, as no event tells."""
+    async with asyncio.timeout(30):
+        while not (await result if isawaitable(result := condition()) else result):  # noqa: ASYNC110  # see above
+            await asyncio.sleep(0.01)
+
+
+@contextmanager
+def handling(handler: Handler, caplog: pytest.LogCaptureFixture) -> Iterator[Handler]:
+    """Have `handler` get all that is logged, but by the client that asks."""
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.WARNING, "httpx")
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
 
 
 async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:

@@ -294,7 +294,7 @@ class TestGivenDatabase:
 
 class TestAuthentication:
     def test_with_a_secret_it_listens_elsewhere_too_and_asks_for_a_token(self, directory: Path) -> None:
-        settings = {"HOST": "0.0.0.0", "BETTER_AUTH_SECRET": SECRET}  # noqa: S104  # that is what is tested
+        settings = {"HOST": "0.0.0.0", "BETTER_AUTH_SECRET": SECRET}
         with Service(directory, settings) as service, httpx.Client(base_url=service.url) as client:
             service.ready()
             elsewhere = {"Host": "tasks.example.com"}
@@ -341,7 +341,7 @@ class TestRefusal:
         [
             (
                 {
-                    "HOST": "0.0.0.0",  # noqa: S104  # refused
+                    "HOST": "0.0.0.0",
                     "PORT": "http",
                     "WEB_CONCURRENCY": "0",
                     "CORS_ORIGINS": "*,app.example.com",

@@ -1,6 +1,6 @@
 """Tokens of a real issuer: Better Auth, which `issuer.mjs` runs with its plugin `jwt`."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from itertools import count
@@ -14,7 +14,7 @@ import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from tests.clients.support import FOLDER, needs_node
-from tests.support import make_settings, serving
+from tests.support import make_settings, serving, until
 
 pytestmark = needs_node
 
@@ -140,12 +140,6 @@ async def refuses(service: httpx.AsyncClient, account: Account, token: str) -> b
 
 async def is_ready(service: httpx.AsyncClient) -> bool:
     return (await service.get("/health/ready")).status_code == 200
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    with anyio.fail_after(30):
-        while not await condition():  # noqa: ASYNC110  # nothing tells
-            await anyio.sleep(0.01)
 
 
 async def try_everything(service: httpx.AsyncClient, tasks: str, task_id: str, token: str) -> list[int]:

@@ -136,7 +136,7 @@ class TestBounds:
         assert [error["loc"] for error in refusal().errors()] == [(name.lower(),)]
 
     def test_every_wrong_setting_is_named_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in {"PORT": "0", "WEB_CONCURRENCY": "many", "HOST": "0.0.0.0"}.items():  # noqa: S104  # refused
+        for name, value in {"PORT": "0", "WEB_CONCURRENCY": "many", "HOST": "0.0.0.0"}.items():
             monkeypatch.setenv(name, value)
 
         assert {error["loc"][0] for error in refusal().errors()} == {"port", "web_concurrency", "host"}
@@ -152,7 +152,7 @@ class TestHost:
     @pytest.mark.parametrize(
         "host",
         [
-            "0.0.0.0",  # noqa: S104  # refused
+            "0.0.0.0",
             "::",
             "192.168.1.1",
             "203.0.113.7",
@@ -169,7 +169,7 @@ class TestHost:
 
         assert "must be a loopback address" in str(refusal())
 
-    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "tasks.internal"])  # noqa: S104  # with a secret
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "tasks.internal"])
     def test_any_is_accepted_with_authentication(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
         monkeypatch.setenv("HOST", host)
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
@@ -177,7 +177,7 @@ class TestHost:
         assert load().host == host
 
     def test_a_wrong_secret_is_not_also_called_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HOST", "0.0.0.0")  # noqa: S104  # as operators do
+        monkeypatch.setenv("HOST", "0.0.0.0")
         monkeypatch.setenv("AUTH_JWT_SECRET", "short")
 
         assert [error["loc"] for error in refusal().errors()] == [("auth_jwt_secret",)]

@@ -17,6 +17,7 @@ from sqlalchemy import Integer, Text, bindparam, cast, func, literal_column, mak
 from app.core.database import Database, statement
 from app.core.embedded import embedded_postgres
 from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, TimedOutError
+from tests.support import until
 
 ECHO: Final = statement(select(bindparam("value", type_=Text)))
 PID: Final = statement(select(func.pg_backend_pid()))
@@ -136,11 +137,6 @@ async def start_sleep(db: Database, database: asyncpg.Connection) -> tuple["asyn
 async def sleeps(database: asyncpg.Connection, pid: int) -> bool:
     found = await database.fetch("SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'", pid)
     return bool(found)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # nothing tells when it is so
-        await asyncio.sleep(0.01)
 
 
 class TestStatement:
@@ -335,7 +331,7 @@ class TestReachable:
             assert not db.reachable
 
             server.enter_context(embedded_postgres(tmp_path / "postgres"))
-            await eventually(lambda: db.reachable)
+            await until(lambda: db.reachable)
             assert await fetch_value(db) == "there"
 
     async def test_closing_ends_the_search_for_a_lost_server(

@@ -32,7 +32,7 @@ import app
 from app.core.config import Settings
 from app.core.errors import IssuerUnavailableError
 from app.core.jwks import JwksClient, Key, _read_keys, check_jwks_url
-from tests.support import make_settings, serving, short
+from tests.support import make_settings, serving, short, until
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Jwk = dict[str, Any]
@@ -215,12 +215,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  # it is of what no event tells
-            await asyncio.sleep(0.001)
 
 
 async def until_asked_again(issuer: Issuer) -> None:
@@ -1017,9 +1011,10 @@ def signed(user: str, private: Ed25519PrivateKey = PRIVATE, **header: object) ->
 
 
 async def until_ready(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(30):
-        while (await client.get(READY)).status_code != 200:  # noqa: ASYNC110  # the service is not asked otherwise
-            await asyncio.sleep(0.01)
+    async def is_ready() -> bool:
+        return (await client.get(READY)).is_success
+
+    await until(is_ready)
 
 
 def kind_of(refusal: httpx.Response) -> tuple[int, str]:

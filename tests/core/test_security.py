@@ -1,6 +1,5 @@
 """A secret that others could guess is refused at the start, and a good token is checked once."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from app.core.errors import TokenInvalidError
 from app.core.jwks import JwksClient
 from app.core.security import KeySource, SharedSecret, TokenVerifier, check_secret
 from app.models.task import USER_ID_PATTERN
-from tests.support import SECRET, short
+from tests.support import SECRET, short, until
 from tests.tokens import Signer, claims_of, new_signer, serving_keys, sign, signer
 
 RANDOM: Final = "c0a94e1f7d3b82565e9ad07c41f8b3626b1e5d90a7c2f4388d06e3b95a17cf42"
@@ -239,8 +238,7 @@ class TestWithdrawnKey:
         """Yields a verifier that has the keys of `before`, while the issuer already publishes those of `after`."""
         async with serving_keys(*(key.jwk for key in before)) as server, JwksClient(server.url) as keys:
             verifier = verifier_with(keys)
-            while not verifier.ready:  # noqa: ASYNC110  # no event tells when
-                await asyncio.sleep(0.01)
+            await until(lambda: verifier.ready)
             server.keys = [key.jwk for key in after]
             yield verifier
 

@@ -1,6 +1,5 @@
 """Health: told from what the service last saw of its database."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from sqlalchemy import make_url
 
 from app.core.embedded import embedded_postgres
 from app.core.migrations import migrate
-from tests.support import make_settings, serving
+from tests.support import make_settings, serving, until
 
 LIVE: Final = "/health/live"
 READY: Final = "/health/ready"
@@ -42,8 +41,10 @@ async def client_of(dsn: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def until_ready(client: httpx.AsyncClient) -> None:
-    while (await client.get(READY)).status_code != 200:  # noqa: ASYNC110  # the service is not asked otherwise
-        await asyncio.sleep(0.01)
+    async def is_ready() -> bool:
+        return (await client.get(READY)).is_success
+
+    await until(is_ready)
 
 
 def assert_unavailable(reply: httpx.Response) -> None:

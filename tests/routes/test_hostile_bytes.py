@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app.routes import protocol
-from tests.support import bearer, short
+from tests.support import bearer, short, until
 
 LIVE: Final = b"/health/live"
 HOST: Final = b"Host: localhost\r\n"
@@ -485,9 +485,7 @@ class TestSlowReader:
 
 async def waits_for_a_lock(database: asyncpg.Connection) -> None:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'tasks-api'"
-    async with asyncio.timeout(10):
-        while not await database.fetchval(query):  # noqa: ASYNC110  # no event tells when
-            await asyncio.sleep(0.01)
+    await until(lambda: database.fetchval(query))
 
 
 @pytest.fixture

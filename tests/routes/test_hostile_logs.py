@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url
 
 from app.core.logging import log_config
-from tests.support import SECRET, bearer, exchange, make_settings, serving, short, token
+from tests.support import SECRET, bearer, exchange, handling, make_settings, serving, short, token
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
@@ -60,12 +60,8 @@ class Log(logging.Handler):
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
-    caplog.set_level(logging.INFO)
-    caplog.set_level(logging.WARNING, "httpx")  # the client's own
-    handler = Log()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
+    with handling(Log(), caplog) as log:
+        yield log
 
 
 def assert_tidy(log: Log) -> None:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from app.core.logging import log_config
-from tests.support import exchange
+from tests.support import exchange, handling
 
 ROOT: Final = Path(__file__).parents[2]
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -50,12 +50,8 @@ class Log(logging.Handler):
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
-    caplog.set_level(logging.INFO)
-    caplog.set_level(logging.WARNING, "httpx")  # the client's own
-    handler = Log()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
+    with handling(Log(), caplog) as log:
+        yield log
 
 
 async def _defect(*_: object) -> NoReturn:
