@@ -410,13 +410,14 @@ class TestPipelining:
     async def test_nor_does_it_get_the_place_of_a_reply_that_takes_longer(
         self, base_url: str, database: asyncpg.Connection, path: str, garbage: bytes
     ) -> None:
+        connection = await Connection.open(base_url)
         async with database.transaction():
             await database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", path.rpartition("/")[2])
-            request = head(b"PATCH", path.encode() + b"/complete")
-            talking = asyncio.create_task(converse(base_url, request + garbage))
+            await connection.send(head(b"PATCH", path.encode() + b"/complete") + garbage)
             await waits_for_a_lock(database)
+            await connection.send(head(b"DELETE", path.encode()))
 
-        [reply, *others] = await talking
+        [reply, *others] = await connection.end()
         assert (reply.status, json.loads(reply.body)["completed"]) == (200, True)
         assert [other.body for other in others] == [b'{"status":"live"}'] * len(others)
         assert len(others) < 200
