@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, SupportsIndex
 import asyncpg
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.routes import protocol
 from tests.support import bearer, short, until
@@ -434,6 +435,12 @@ class TestPipelining:
         assert (first.status, await connection.end()) == (401, [])
 
 
+TASKS_OF_5_KB: Final = """
+    INSERT INTO tasks (user_id, id, title, description)
+    SELECT $1, gen_random_uuid(), 'a', repeat('a', 5000) FROM generate_series(1, 1000)
+"""
+
+
 class TestTrailer:
     """What follows a body is no header (RFC 9110 section 6.5.1)."""
 
@@ -460,6 +467,36 @@ class TestTrailer:
 
 class TestSlowReader:
     REPLIES: Final = 30
+
+    @pytest.mark.usefixtures("soon")
+    @pytest.mark.parametrize("is_given_up", [True, False])
+    async def test_who_takes_no_reply_is_given_up_also_when_it_was_the_last(
+        self,
+        base_url: str,
+        database: asyncpg.Connection,
+        user: str,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        is_given_up: bool,
+    ) -> None:
+        await database.execute(TASKS_OF_5_KB, user)
+        monkeypatch.setattr(protocol.BoundedProtocol, "pause_writing", HttpToolsProtocol.pause_writing)
+        if is_given_up:
+            monkeypatch.setattr(protocol, "REPLY_TIMEOUT", 0.1)
+        connection = await Connection.open(base_url)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # any transport of a socket has it
+        await connection.send(head(b"GET", b"/api/%s/tasks" % user.encode(), CLOSE))
+
+        await deadline(base_url)
+        await deadline(base_url)
+
+        connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+        async with asyncio.timeout(60):
+            with suppress(ConnectionError):
+                while await connection.reader.read(1_048_576):
+                    pass
+        assert connection.reader.content.endswith(b"]") is not is_given_up
+        connection.writer.close()
 
     @pytest.mark.usefixtures("soon")
     @pytest.mark.parametrize("is_given_up", [True, False])
@@ -559,6 +596,16 @@ class TestDeadline:
 
         assert_refusal(reply, 408)
         assert (await client.get(tasks)).json() == []
+
+    async def test_a_connection_that_is_silent_after_the_body_of_an_answered_request_is_closed(
+        self, secured_url: str
+    ) -> None:
+        connection = await Connection.open(secured_url)
+        reply = await connection.ask(head(b"POST", b"/api/ada/tasks", JSON, b"Content-Length: 2\r\n"))
+
+        await connection.send(b"{}")
+
+        assert (reply.status, await connection.end()) == (401, [])
 
     async def test_a_connection_that_is_idle_between_requests_stays(self, url: str) -> None:
         connection = await Connection.open(url)

@@ -46,11 +46,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck = self.loop.call_later(REPLY_TIMEOUT, self.transport.abort)
+        self._abort_later()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._clear_stuck()
+        if not self.transport.is_closing():
+            self._clear_stuck()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -70,6 +74,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._clear_deadline()
         self._set_deadline()
         self._in_head = True
         self._head_size = self._unread = 0
@@ -97,12 +102,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._in_body = False
         super().on_message_complete()
+        if self.cycle.response_complete:  # the end of the keep-alive was called off when the rest of this came
+            self._set_deadline()
 
     def on_response_complete(self) -> None:
         is_last = not self.pipeline
         super().on_response_complete()
-        if self._refused and is_last:
-            self.transport.close()
+        if self.transport.is_closing() or (self._refused and is_last):
+            self._close()
 
     def _is_clear(self) -> bool:
         """Whether it is certain for whom the request is (RFC 9112 section 3.2), and where it ends (section 6.1)."""
@@ -122,6 +129,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _close(self) -> None:
+        """Close the connection as soon as the client has what was sent, or has had the time to take it."""
+        self.transport.close()
+        self._abort_later()
+
+    def _abort_later(self) -> None:
+        if self._stuck is None:
+            self._stuck = self.loop.call_later(REPLY_TIMEOUT, self.transport.abort)
+
     def _clear_stuck(self) -> None:
         if self._stuck:
             self._stuck.cancel()
@@ -131,7 +147,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head or self._in_body:
             self._refuse(RequestTimeoutError(REQUEST_TIMEOUT))
         else:
-            self.transport.close()
+            self._close()
 
     def _count(self, size: int) -> None:
         """Raises ValueError, which the parser takes for an error in the request."""
@@ -172,7 +188,7 @@ class BoundedProtocol(HttpToolsProtocol):
             extra = {"request_id": request_id, "status": error.status}
             _logger.info("refused before it was read: %d %s", error.status, error.kind, extra=extra)
             self.transport.write(_rendered(error, request_id))
-        self.transport.close()
+        self._close()
 
     def _owes_replies(self) -> bool:
         """Whether requests before the one that is being read are still to be answered."""
