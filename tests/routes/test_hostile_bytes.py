@@ -584,6 +584,16 @@ class TestDeadline:
 
         assert reply.status in {408, 401}  # without a token nobody waits for the body
 
+    async def test_half_a_head_right_behind_a_request_has_more_time_than_an_idle_connection(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep_alive = property(lambda _: 0.05, lambda *_: None)  # in production it is 5 s, and the other 30 s
+        monkeypatch.setattr(protocol.BoundedProtocol, "timeout_keep_alive", keep_alive, raising=False)
+
+        replies = await converse(url, head(b"GET", LIVE) + head(b"GET", LIVE)[:-1])
+
+        assert [reply.status for reply in replies] == [200, 408]
+
     async def test_a_head_that_drips_is_408(self, url: str) -> None:
         [reply] = await drip(url, head(b"GET", LIVE, b"X: %s\r\n" % (b"a" * 30_000)))
 

@@ -108,6 +108,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         is_last = not self.pipeline
         super().on_response_complete()
+        if self._in_head:  # the next request has its own time, not that of a connection that is idle
+            self._unset_keepalive_if_required()
         if self.transport.is_closing() or (self._refused and is_last):
             self._close()
 
