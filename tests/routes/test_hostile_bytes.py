@@ -469,6 +469,7 @@ class TestSlowReader:
     REPLIES: Final = 30
 
     @pytest.mark.usefixtures("soon")
+    @pytest.mark.parametrize("is_small", [True, False])
     @pytest.mark.parametrize("is_given_up", [True, False])
     async def test_who_takes_no_reply_is_given_up_also_when_it_was_the_last(
         self,
@@ -478,9 +479,11 @@ class TestSlowReader:
         monkeypatch: pytest.MonkeyPatch,
         *,
         is_given_up: bool,
+        is_small: bool,
     ) -> None:
         await database.execute(TASKS_OF_5_KB, user)
-        monkeypatch.setattr(protocol.BoundedProtocol, "pause_writing", HttpToolsProtocol.pause_writing)
+        if is_small:  # as if the rest were too little to make the service pause
+            monkeypatch.setattr(protocol.BoundedProtocol, "pause_writing", HttpToolsProtocol.pause_writing)
         if is_given_up:
             monkeypatch.setattr(protocol, "REPLY_TIMEOUT", 0.1)
         connection = await Connection.open(base_url)
