@@ -61,8 +61,8 @@ class TestReport:
     @pytest.mark.parametrize(
         "errors",
         [
-            "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='pypi.org', port=443): Max retries exceeded",
-            "requests.exceptions.ReadTimeout: HTTPSConnectionPool(host='pypi.org', port=443): Read timed out.",
+            "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='a.example'): Max retries exceeded",
+            "requests.exceptions.ReadTimeout: HTTPSConnectionPool(host='a.example'): Read timed out.",
             "pip_audit._service.interface.ServiceError",
             "ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed",
         ],
