@@ -486,20 +486,9 @@ class TestSlowReader:
             monkeypatch.setattr(protocol.BoundedProtocol, "pause_writing", HttpToolsProtocol.pause_writing)
         if is_given_up:
             monkeypatch.setattr(protocol, "REPLY_TIMEOUT", 0.1)
-        connection = await Connection.open(base_url)
-        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # any transport of a socket has it
-        await connection.send(head(b"GET", b"/api/%s/tasks" % user.encode(), CLOSE))
+        taken = await take_late(base_url, head(b"GET", b"/api/%s/tasks" % user.encode(), CLOSE))
 
-        await deadline(base_url)
-        await deadline(base_url)
-
-        connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
-        async with asyncio.timeout(60):
-            with suppress(ConnectionError):
-                while await connection.reader.read(1_048_576):
-                    pass
-        assert connection.reader.content.endswith(b"]") is not is_given_up
-        connection.writer.close()
+        assert taken.endswith(b"]") is not is_given_up
 
     @pytest.mark.usefixtures("soon")
     @pytest.mark.parametrize("is_given_up", [True, False])
@@ -508,20 +497,26 @@ class TestSlowReader:
     ) -> None:
         if is_given_up:
             monkeypatch.setattr(protocol, "REPLY_TIMEOUT", 0.1)
-        connection = await Connection.open(base_url)
-        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # any transport of a socket has it
-        await connection.send(head(b"GET", b"/docs/assets/swagger-ui-bundle.js") * self.REPLIES)
+        taken = await take_late(base_url, head(b"GET", b"/docs/assets/swagger-ui-bundle.js") * self.REPLIES)
 
-        await deadline(base_url)
-
-        connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
-        async with asyncio.timeout(60):
-            with suppress(ConnectionError):
-                while await connection.reader.read(1_048_576):
-                    pass
-        complete = connection.reader.content.count(b"HTTP/1.1 200 OK") == self.REPLIES
+        complete = taken.count(b"HTTP/1.1 200 OK") == self.REPLIES
         assert complete is not is_given_up
-        connection.writer.close()
+
+
+async def take_late(url: str, request: bytes) -> bytes:
+    """Read nothing until the time for that is over. Returns what the service sends all the same."""
+    connection = await Connection.open(url)
+    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # any transport of a socket has it
+    await connection.send(request)
+    await deadline(url)
+    await deadline(url)
+    connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+    async with asyncio.timeout(60):
+        with suppress(ConnectionError):
+            while await connection.reader.read(1_048_576):
+                pass
+    connection.writer.close()
+    return bytes(connection.reader.content)
 
 
 async def waits_for_a_lock(database: asyncpg.Connection) -> None:
