@@ -47,6 +47,9 @@ def _dsn() -> Iterator[str]:
 def _migrate(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=SQLModel.metadata)
     with context.begin_transaction():
+        # The role may be the service's, whose statements are to be short.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         # The second of two services that start at once waits here, then finds nothing left to do. A lock
         # of the transaction, not of the session, because a transaction-mode pooler keeps no sessions.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -55,8 +58,8 @@ def _migrate(connection: Connection) -> None:
 
 
 async def _run(dsn: str) -> None:
-    url, connect_args = parse_dsn(dsn)
-    engine = create_async_engine(url, connect_args=connect_args, poolclass=NullPool)
+    connect_args = parse_dsn(dsn).connect_args
+    engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)
     await engine.dispose()

@@ -90,7 +90,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             settings.database_url.get_secret_value(),
             pool_size=settings.database_pool_size,
             pool_timeout=settings.database_pool_timeout,
+            concurrency_limit=settings.concurrency_limit,
+            prepares=settings.prepares,
         )
+        if database.warning:
+            _logger.warning(database.warning)
         try:
             await database.check()
             async with _verifier(settings) as tokens:

@@ -30,8 +30,10 @@ class TestDefaults:
         assert load().model_dump() == {
             "database_url": None,
             "database_url_unpooled": None,
+            "database_prepared_statements": "auto",
             "database_pool_size": 5,
             "database_pool_timeout": 5,
+            "concurrency_limit": 1000,
             "embedded_postgres_dir": Path(".data/postgres"),
             "auth_jwt_secret": None,
             "auth_jwks_url": None,
@@ -42,6 +44,7 @@ class TestDefaults:
             "host": "127.0.0.1",
             "port": 8000,
             "web_concurrency": 1,
+            "shutdown_timeout": 10,
             "cors_origins": (
                 "http://localhost:3000",
                 "http://127.0.0.1:3000",
@@ -392,6 +395,19 @@ class TestDatabaseUrl:
         monkeypatch.setenv("DATABASE_URL", DSN)
 
         assert load().migration_dsn == DSN
+
+    def test_migrations_use_the_direct_host_of_neon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", "postgresql://ada:s3cret@ep-x-pooler.eu-west-2.aws.neon.tech/neondb")
+
+        assert load().migration_dsn == "postgresql://ada:s3cret@ep-x.eu-west-2.aws.neon.tech/neondb"
+
+    @pytest.mark.parametrize(("text", "prepares"), [("on", True), ("off", False), ("auto", None)])
+    def test_prepared_statements_are_for_the_operator_to_decide(
+        self, monkeypatch: pytest.MonkeyPatch, text: str, *, prepares: bool | None
+    ) -> None:
+        monkeypatch.setenv("DATABASE_PREPARED_STATEMENTS", text)
+
+        assert load().prepares is prepares
 
     def test_without_one_migrations_use_the_embedded_database(self) -> None:
         assert load().migration_dsn is None

@@ -14,9 +14,16 @@ import asyncpg
 import pytest
 from sqlalchemy import Integer, Text, bindparam, cast, func, literal_column, make_url, select
 
-from app.core.database import Database, statement
+from app.core.database import Database, Statement, statement
 from app.core.embedded import embedded_postgres
-from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, TimedOutError
+from app.core.errors import (
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+    OverloadedError,
+    StatementError,
+    TimedOutError,
+)
+from tests.faults import fault_proxy
 from tests.support import until
 
 ECHO: Final = statement(select(bindparam("value", type_=Text)))
@@ -43,6 +50,12 @@ def own_dsn(dsn: str) -> str:
             "CREATE FUNCTION fail(state text) RETURNS void LANGUAGE plpgsql AS"
             " $$BEGIN RAISE 's3cret' USING ERRCODE = state; END$$"
         )
+        await faults.execute(
+            "CREATE FUNCTION fails_first(name text, state text) RETURNS bigint LANGUAGE plpgsql AS"
+            " $$DECLARE n bigint := nextval(name::regclass);"
+            " BEGIN IF n = 1 AND state = '' THEN PERFORM pg_sleep(60); END IF;"
+            " IF n = 1 THEN RAISE 's3cret' USING ERRCODE = state; END IF; RETURN n; END$$"
+        )
         await faults.close()
         return own
 
@@ -54,8 +67,8 @@ async def make_database(own_dsn: str, caplog: pytest.LogCaptureFixture) -> Async
     """Makes databases. At the end nothing of them may be left, nor have been complained of."""
     made: list[Database] = []
 
-    def make(dsn: str = own_dsn, pool_size: int = 1, pool_timeout: float = 10) -> Database:
-        made.append(Database(dsn, pool_size=pool_size, pool_timeout=pool_timeout))
+    def make(dsn: str = own_dsn, pool_size: int = 1, pool_timeout: float = 10, limit: int = 100) -> Database:
+        made.append(Database(dsn, pool_size=pool_size, pool_timeout=pool_timeout, concurrency_limit=limit))
         return made[-1]
 
     yield make
@@ -120,7 +133,7 @@ def searches() -> list[str]:
     return [name for name in names if name.startswith("Database.")]
 
 
-async def fetch_value(db: Database, query: Any = ECHO, **values: object) -> Any:
+async def fetch_value(db: Database, query: Any = ECHO, **values: Any) -> Any:
     [[value]] = await db.fetch(query, **(values or {"value": "there"} if query is ECHO else values))
     return value
 
@@ -132,6 +145,20 @@ async def start_sleep(db: Database, database: asyncpg.Connection) -> tuple["asyn
     while not await sleeps(database, pid):
         assert not sleep.done()
     return sleep, pid
+
+
+async def sleeping(database: asyncpg.Connection) -> int:
+    """Returns the process that runs such a statement, or `fails_first`, in this database: the only one."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = 'faults' AND wait_event = 'PgSleep'"
+    while not (found := await database.fetchval(query)):
+        pass
+    pid: int = found
+    return pid
+
+
+async def terminate(database: asyncpg.Connection, pid: int) -> None:
+    """End a process of the server, and with it the statement that it runs."""
+    await database.execute("SELECT pg_terminate_backend($1, 10000)", pid)
 
 
 async def sleeps(database: asyncpg.Connection, pid: int) -> bool:
@@ -194,14 +221,15 @@ class TestLostConnection:
         assert db.reachable
 
     async def test_one_that_ends_within_a_statement_is_unavailable_and_replaced(
-        self, db: Database, database: asyncpg.Connection
+        self, db: Database, database: asyncpg.Connection, caplog: pytest.LogCaptureFixture
     ) -> None:
         sleep, pid = await start_sleep(db, database)
-        await database.execute("SELECT pg_terminate_backend($1)", pid)
+        await terminate(database, pid)
+        await terminate(database, await sleeping(database))  # where it was run once more
 
         with pytest.raises(DatabaseUnavailableError):
             await sleep
-        assert not db.reachable
+        assert "database unavailable: ConnectionDoesNotExistError 08003" in caplog.messages
         assert await fetch_value(db, PID) != pid
         assert db.reachable
 
@@ -221,7 +249,7 @@ class TestLostConnection:
     async def test_a_deadline_ends_a_statement_likewise(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, database: asyncpg.Connection
     ) -> None:
-        monkeypatch.setattr("app.core.database._COMMAND_TIMEOUT", 0.5)
+        monkeypatch.setattr("app.core.database._STATEMENT_TIMEOUT", 0.5)
         db = make_database()
         sleep, pid = await start_sleep(db, database)
 
@@ -244,6 +272,162 @@ class TestLostConnection:
         together = await asyncio.gather(*(fetch_value(db, PID) for _ in range(8)))
 
         assert len(set(together)) <= 2
+
+    async def test_after_one_that_says_nothing_none_that_was_open_before_is_trusted(
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase
+    ) -> None:
+        monkeypatch.setattr("app.core.database._STATEMENT_TIMEOUT", 0.5)
+        db = make_database(pool_size=3)
+        before = set(await asyncio.gather(*(fetch_value(db, PID) for _ in range(3))))
+        assert len(before) == 3
+
+        with pytest.raises(TimedOutError):
+            await db.fetch(SLEEP)
+
+        assert not before & set(await asyncio.gather(*(fetch_value(db, PID) for _ in range(3))))
+
+
+@pytest.fixture
+async def tries(own_dsn: str, new_user: Callable[[], str]) -> AsyncIterator[str]:
+    """The name of a sequence, which counts how often `fails_first` was run for it."""
+    name = new_user().replace("-", "_")
+    connection = await asyncpg.connect(own_dsn)
+    await connection.execute(f"CREATE SEQUENCE {name}")
+    yield name
+    await connection.close()
+
+
+def counting(*, reads: bool) -> Statement:
+    """The first time it fails with the SQLSTATE, without one it sleeps; later it returns how often it was run."""
+    return Statement("SELECT fails_first($1, $2)", ("name", "state"), reads)
+
+
+class TestAgain:
+    @pytest.mark.parametrize(("reads", "repeatable"), [(True, False), (False, True), (True, True)])
+    async def test_what_may_be_repeated_is_run_once_more_when_it_loses_its_connection(
+        self, db: Database, database: asyncpg.Connection, tries: str, *, reads: bool, repeatable: bool
+    ) -> None:
+        fetch = asyncio.create_task(db.fetch(counting(reads=reads), repeatable=repeatable, name=tries, state=""))
+        await terminate(database, await sleeping(database))
+
+        assert [tuple(record) for record in await fetch] == [(2,)]
+        assert db.reachable
+
+    async def test_another_change_is_not_and_its_outcome_is_unknown(
+        self, db: Database, database: asyncpg.Connection, tries: str
+    ) -> None:
+        fetch = asyncio.create_task(db.fetch(counting(reads=False), name=tries, state=""))
+        await terminate(database, await sleeping(database))
+
+        with pytest.raises(OutcomeUnknownError):
+            await fetch
+        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
+        assert next_try == 2
+
+    @pytest.mark.parametrize("state", ["08006", "25006", "26000", "40001", "40P01", "53300", "57P03", "58030", "XX000"])
+    async def test_what_the_server_refused_for_now_is_asked_once_more(
+        self, db: Database, tries: str, state: str
+    ) -> None:
+        assert [tuple(record) for record in await db.fetch(counting(reads=False), name=tries, state=state)] == [(2,)]
+        assert db.reachable
+
+    @pytest.mark.parametrize("state", ["57014", "55P03"])
+    async def test_what_took_too_long_is_not(self, db: Database, tries: str, state: str) -> None:
+        with pytest.raises(TimedOutError):
+            await db.fetch(counting(reads=True), repeatable=True, name=tries, state=state)
+
+        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
+        assert next_try == 2
+
+    @pytest.mark.parametrize(("reads", "expected"), [(True, TimedOutError), (False, OutcomeUnknownError)])
+    async def test_nor_is_what_the_server_did_not_answer(
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, tries: str, *, reads: bool, expected: type
+    ) -> None:
+        monkeypatch.setattr("app.core.database._STATEMENT_TIMEOUT", 0.5)
+        db = make_database()
+
+        with pytest.raises(expected):
+            await db.fetch(counting(reads=reads), repeatable=True, name=tries, state="")
+
+        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
+        assert next_try == 2
+
+    async def test_a_change_that_may_have_been_made_stays_unknown_when_the_database_is_away_then(
+        self, make_database: MakeDatabase, own_dsn: str, database: asyncpg.Connection, tries: str
+    ) -> None:
+        with fault_proxy(own_dsn) as proxy:
+            db = make_database(proxy.dsn)
+            fetch = asyncio.create_task(db.fetch(counting(reads=False), repeatable=True, name=tries, state=""))
+            await sleeping(database)
+            proxy.refuses = True
+            proxy.reset()
+
+            with pytest.raises(OutcomeUnknownError):
+                await fetch
+
+    async def test_when_the_database_is_known_to_be_away_one_attempt_is_made(
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
+    ) -> None:
+        monkeypatch.setattr("app.core.database._RETRY_DELAYS", (60,))
+        with fault_proxy(own_dsn) as proxy:
+            db = make_database(proxy.dsn)
+            proxy.refuses = True
+            with pytest.raises(DatabaseUnavailableError):
+                await fetch_value(db)
+            await until(lambda: proxy.accepted == 3)  # two, and a look
+
+            with pytest.raises(DatabaseUnavailableError):
+                await fetch_value(db)
+
+            assert proxy.accepted == 4
+
+
+class TestLimit:
+    async def test_one_more_than_the_limit_is_overloaded_at_once(
+        self, make_database: MakeDatabase, database: asyncpg.Connection
+    ) -> None:
+        db = make_database(limit=2)
+        sleep, _ = await start_sleep(db, database)
+        waiting = asyncio.create_task(fetch_value(db))
+        await asyncio.sleep(0)
+
+        with pytest.raises(OverloadedError):
+            await fetch_value(db)
+        sleep.cancel()
+        assert await waiting == "there"
+        assert await fetch_value(db) == "there"
+        with pytest.raises(asyncio.CancelledError):
+            await sleep
+
+    async def test_one_that_waits_while_connections_are_opened_has_as_long_as_they_have(
+        self, make_database: MakeDatabase, own_dsn: str
+    ) -> None:
+        with fault_proxy(own_dsn) as proxy:
+            proxy.delay = 0.5
+            db = make_database(proxy.dsn, pool_timeout=0.05)
+
+            assert await asyncio.gather(*(fetch_value(db) for _ in range(3))) == ["there"] * 3
+
+
+class TestTimeouts:
+    async def test_a_role_without_them_is_told_once(
+        self, make_database: MakeDatabase, own_dsn: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        connection = await asyncpg.connect(own_dsn)
+        await connection.execute("CREATE ROLE untimed LOGIN; ALTER ROLE untimed SET statement_timeout = 0")
+        await connection.close()
+        db = make_database(own_dsn.replace("postgres@", "untimed@"))
+
+        assert await db.check()
+        assert await db.check()
+
+        [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert warning.startswith("statement_timeout or lock_timeout is not set for this role")
+
+    async def test_of_one_with_them_nothing_is_told(self, db: Database, caplog: pytest.LogCaptureFixture) -> None:
+        assert await db.check()
+
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 class TestPool:

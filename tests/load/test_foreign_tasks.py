@@ -116,7 +116,7 @@ def service(dsn: str) -> Iterator[Service]:
     ran: list[Statement] = []
     fetch = Database.fetch
 
-    def noted(db: Database, query: Statement, **values: object) -> Any:
+    def noted(db: Database, query: Statement, **values: Any) -> Any:
         ran.append(query)
         return fetch(db, query, **values)
 

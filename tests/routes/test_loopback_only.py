@@ -128,7 +128,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     statements: list[Any] = []
     fetch = Database.fetch
 
-    async def counted(database: Database, query: Any, **values: object) -> list[asyncpg.Record]:
+    async def counted(database: Database, query: Any, **values: Any) -> list[asyncpg.Record]:
         statements.append(query)
         return await fetch(database, query, **values)
 

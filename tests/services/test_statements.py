@@ -216,12 +216,14 @@ class TestMade:
     def test_elsewhere_only_the_ping_is_made(self) -> None:
         found = [call for path in ELSEWHERE for call in calls(parsed(path), "statement")]
 
-        assert [ast.unparse(call) for call in found] == ["statement(select(literal_column('1')))"]
+        assert [ast.unparse(call) for call in found] == [
+            "statement(select(_setting('statement_timeout'), _setting('lock_timeout')))"
+        ]
 
     def test_elsewhere_only_the_ping_is_run(self) -> None:
         found = [call for path in ELSEWHERE for call in calls(parsed(path), "fetch")]
 
-        assert {ast.unparse(call) for call in found} == {"self.fetch(_PING)", "driver.fetch(sql, *values)"}
+        assert {ast.unparse(call) for call in found} == {"self.fetch(_PING)", "driver.fetch(query.sql, *values)"}
 
 
 PREAMBLE: Final = """
@@ -276,10 +278,10 @@ class TestPlanted:
             ),
             ("def unused() -> Statement:\n    return statement(select(*COLUMNS).where(mine))", "is never made"),
             ("make = statement\nmake(select(*COLUMNS))", "out of sight"),
-            ("Statement('SELECT * FROM tasks', ())", "out of sight"),
+            ("Statement('SELECT * FROM tasks', (), True)", "out of sight"),
             ("class Other(Statement): ...", "out of sight"),
             ("from app.core.database import statement as make\nmake(select(*COLUMNS))", "out of sight"),
-            ("from app.core import database\ndatabase.Statement('TABLE tasks', ())", "out of sight"),
+            ("from app.core import database\ndatabase.Statement('TABLE tasks', (), True)", "out of sight"),
             ("import sqlalchemy", "out of sight"),
             ("from sqlalchemy import *", "out of sight"),
             ("statement(select(*COLUMNS).where(mine, text('true OR true')))", "out of sight"),
@@ -321,7 +323,7 @@ class TestRun:
         ran: list[Call] = []
         fetch = Database.fetch
 
-        def noted(db: Database, query: database.Statement, **values: object) -> Any:
+        def noted(db: Database, query: database.Statement, **values: Any) -> Any:
             ran.append(Call(values["owner"], calling_line()))
             return fetch(db, query, **values)
 

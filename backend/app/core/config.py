@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.core.dsn import parse_dsn
+from app.core.dsn import parse_dsn, unpooled
 from app.core.errors import StartupError
 from app.core.jwks import check_jwks_url
 from app.core.loopback import is_loopback
@@ -103,13 +103,23 @@ class Settings(BaseSettings):
         default=None, description="PostgreSQL to use, 14 to 18. Unset: an embedded PostgreSQL is started."
     )
     database_url_unpooled: Annotated[Dsn, AfterValidator(_beside_pooled)] | None = Field(
-        default=None, description="Direct URL for migrations, where DATABASE_URL goes through a pooler."
+        default=None,
+        description="Direct URL, for migrations. Unset: DATABASE_URL, for a pooler of Neon with the direct host.",
+    )
+    database_prepared_statements: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Set to `off` behind a pooler that cannot take them; `auto` tells by host and port."
     )
     database_pool_size: int = Field(
         default=5, ge=1, le=100, description="Connections per worker, at most. Total: workers times this."
     )
     database_pool_timeout: float = Field(
         default=5, gt=0, le=60, description="Seconds to wait for a free connection before answering 503."
+    )
+    concurrency_limit: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="Requests per worker that use or wait for the database; the next is answered 503 at once.",
     )
     embedded_postgres_dir: Path = Field(
         default=Path(".data/postgres"), description="Where the embedded PostgreSQL keeps its data."
@@ -144,6 +154,12 @@ class Settings(BaseSettings):
     )
     port: int = Field(default=8000, ge=1, le=65_535, description="Port to listen on.")
     web_concurrency: int = Field(default=1, ge=1, le=64, description="Worker processes.")
+    shutdown_timeout: int = Field(
+        default=10,
+        ge=3,
+        le=600,
+        description="Seconds from SIGTERM to the end, at most. Requests in flight have all but the last two.",
+    )
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)] = (
         Field(default=_FRONTENDS, description="Origins of browser frontends, separated by commas. Never `*`.")
     )
@@ -164,8 +180,14 @@ class Settings(BaseSettings):
     @property
     def migration_dsn(self) -> str | None:
         """The connection string for migrations, or None for the embedded PostgreSQL."""
-        secret = self.database_url_unpooled or self.database_url
-        return secret.get_secret_value() if secret else None
+        if self.database_url_unpooled:
+            return self.database_url_unpooled.get_secret_value()
+        return unpooled(self.database_url.get_secret_value()) if self.database_url else None
+
+    @property
+    def prepares(self) -> bool | None:
+        """Whether statements are prepared; None leaves it to the host and port."""
+        return {"on": True, "off": False}.get(self.database_prepared_statements)
 
 
 def load_settings() -> Settings:

@@ -1,63 +1,242 @@
-"""A pasted connection string becomes what SQLAlchemy and asyncpg take."""
+"""A pasted connection string becomes what SQLAlchemy and asyncpg take.
+
+Its form and its parameters are libpq's (https://www.postgresql.org/docs/current/libpq-connect.html), those that are
+listed here; SQLAlchemy's scheme and its form of several hosts are taken too.
+"""
 
 import re
 import ssl
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, unquote
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from app.core.loopback import is_loopback
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
+_CONNECT_TIMEOUT_MAX: Final = 60
+_PORT: Final = 5432
 _PORT_MAX: Final = 65_535
+_POOLER_PORTS: Final = frozenset({6432, 6543})  # of PgBouncer and of Supabase
+_POOLER_NAMES: Final = ("pooler", "pgbouncer")
+
+_HOST: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[^:,@/?\[\]\s]*)(?::[0-9]{1,5})?"
+_HOST_AND_PORT: Final = re.compile(r"(?P<name>\[[^\]]+\]|[^/:][^:]*|)(?::(?P<port>[0-9]{1,5}))?")
 _NAME: Final = re.compile("[A-Za-z_]{1,40}")  # anything else may be part of a password that is not percent-encoded
-_SCHEMES: Final = {"postgres", "postgresql", "postgresql+asyncpg"}
-# asyncpg cannot bind the channel. A verified server certificate keeps the same attacker out.
-_VERIFIED: Final = {"verify-ca", "verify-full"}
-_UNVERIFIED: Final = {"disable", "allow", "prefer", "require"}
+_ENDPOINT: Final = re.compile(r"(?:endpoint|project)=[A-Za-z0-9-]+")
+_NEON_POOLER: Final = re.compile(r"-pooler(?=[.][A-Za-z0-9.-]+[.]neon[.]tech\b)", re.IGNORECASE)
+
+_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_ENCRYPTED: Final = _MODES[3:]
+_VERIFIED: Final = _MODES[4:]
+# Every parameter that is taken, and the values of those that have a choice. None: any value.
+_PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
+    "host": None,
+    "port": None,
+    "user": None,
+    "password": None,
+    "dbname": None,
+    "application_name": None,
+    "channel_binding": ("disable", "prefer", "require"),
+    "connect_timeout": None,
+    "gssencmode": ("disable", "prefer"),
+    "options": None,
+    "pgbouncer": ("true", "false"),
+    "ssl": ("true", "false"),
+    "sslmode": _MODES,
+    "sslnegotiation": ("postgres", "direct"),
+    "sslrootcert": None,
+    "target_session_attrs": ("any", "primary", "read-write"),
+}
 
 
-def parse_dsn(dsn: str) -> tuple[URL, dict[str, Any]]:
-    """Returns the URL for the engine and the keyword arguments for `asyncpg.connect`.
+class Target(NamedTuple):
+    """What to connect to: `connect_args` of the engine, and what the operator should know about it."""
 
-    TLS is verified for `sslmode=verify-ca` and `verify-full`, for `channel_binding=require`
-    and for every host of Neon. Raises ValueError, which names the part but never its value.
+    connect_args: dict[str, Any]
+    warning: str | None
+
+
+class _Host(NamedTuple):
+    name: str
+    port: int
+
+    @property
+    def is_neon(self) -> bool:
+        return self.name.lower().endswith(".neon.tech")
+
+    @property
+    def is_local(self) -> bool:
+        return not self.name or self.name.startswith("/") or is_loopback(self.name)
+
+    @property
+    def is_pooler(self) -> bool:
+        return self.port in _POOLER_PORTS or any(name in self.name.lower() for name in _POOLER_NAMES)
+
+
+def parse_dsn(dsn: str, *, prepares: bool | None = None) -> Target:
+    """Returns what leads to the database. `prepares` says whether statements may be prepared there; None leaves it to
+    the names of the hosts.
+
+    The certificate is verified for `sslmode=verify-ca` and `verify-full`, with `channel_binding=require`, with
+    `sslrootcert`, and for every host of Neon. Raises ValueError, which names the part but never its value.
     """
-    url = _parsed(dsn)
-    query = dict(url.query)
-    sslmode = str(query.pop("sslmode", "prefer"))
-    binding = query.pop("channel_binding", None)
-    if unknown := query.keys() - {"host", "port"}:
-        names = [name for name in sorted(unknown) if _NAME.fullmatch(name)]
-        message = f"has a parameter that is not supported: {', '.join(names) or 'its name is not shown'}"
+    options = _options(dsn)
+    hosts = _hosts(options)
+    is_neon = any(host.is_neon for host in hosts)
+    _check(options, is_neon=is_neon)
+    mode = _sslmode(options, is_neon=is_neon)
+    if prepares is None:
+        prepares = _can_prepare(options, hosts)
+    connect_args: dict[str, Any] = {
+        "user": options.get("user"),
+        "password": options.get("password"),
+        "database": options.get("dbname"),
+        "ssl": _tls(mode, options) if mode in _ENCRYPTED else mode,
+        "direct_tls": _direct_tls(mode, options),
+        "target_session_attrs": options.get("target_session_attrs", "any" if len(hosts) == 1 else "read-write"),
+        "timeout": _connect_timeout(options),
+        "server_settings": {"application_name": options.get("application_name", "tasks-api")},
+    }
+    if hosts != [_Host("", _PORT)]:
+        connect_args |= {"host": [host.name for host in hosts], "port": [host.port for host in hosts]}
+    if not prepares:
+        connect_args |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+    return Target(connect_args, None if all(host.is_local for host in hosts) else _warning(mode))
+
+
+def unpooled(dsn: str) -> str:
+    """Returns `dsn` with the direct host of a Neon endpoint in the place of its pooler."""
+    return _NEON_POOLER.sub("", dsn)
+
+
+def _url(password: str) -> re.Pattern[str]:
+    return re.compile(
+        r"postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?://"
+        rf"(?:(?P<user>[^:@/?]*)(?::(?P<password>{password}))?@)?"
+        rf"(?P<host>{_HOST}(?:,{_HOST})*)(?:/(?P<dbname>[^?]*))?(?:[?](?P<query>.*))?",
+        re.DOTALL,
+    )
+
+
+_URLS: Final = (_url("[^@/?]*"), _url(".*?"))  # the second for a password that is not percent-encoded
+
+
+def _options(dsn: str) -> dict[str, str]:
+    """Returns the parts of the URL by the names that parameters have; a parameter wins over a part."""
+    match = _URLS[0].fullmatch(dsn) or _URLS[1].fullmatch(dsn)
+    if match is None:
+        raise _malformed()
+    options = {name: unquote(match[name]) for name in ("user", "password", "dbname") if match[name]}
+    if match["host"]:
+        options["host"] = match["host"]
+    given: dict[str, list[str]] = {}
+    for name, value in parse_qsl((match["query"] or "").replace("+", "%2B"), keep_blank_values=True):
+        given.setdefault(name, []).append(value)
+    if twice := [name for name, values in given.items() if len(values) > 1 and name not in {"host", "port"}]:
+        raise ValueError(_about("has a parameter that is there twice", twice))
+    return options | {name: ",".join(values) for name, values in given.items()}
+
+
+def _hosts(options: Mapping[str, str]) -> list[_Host]:
+    """Returns the hosts in the order of trial; one without a name where none is given."""
+    names = options.get("host", "").split(",")
+    ports = options.get("port", "").split(",")
+    if len(ports) == 1:
+        ports *= len(names)
+    if len(ports) != len(names):
+        message = "has another number of ports than of hosts"
         raise ValueError(message)
-    verified = sslmode in _VERIFIED or binding == "require" or _is_neon(url)
-    connect_args = {"ssl": _tls(sslmode, verified=verified), "timeout": _CONNECT_TIMEOUT}
-    return url.set(drivername="postgresql+asyncpg", query=query), connect_args
+    return list(map(_host, names, ports))
 
 
-def _parsed(dsn: str) -> URL:
+def _host(name: str, port: str) -> _Host:
+    match = _HOST_AND_PORT.fullmatch(name)  # not for a directory, nor for an IPv6 address without brackets
+    if match:
+        name, port = unquote(match["name"].strip("[]")), match["port"] or port
+    if not re.fullmatch("[0-9]{0,5}", port) or int(port or _PORT) > _PORT_MAX:
+        raise _malformed()
+    return _Host(name, int(port or _PORT))
+
+
+def _malformed() -> ValueError:
+    return ValueError("must look like postgresql://user:password@host/database")
+
+
+def _about(sentence: str, names: Iterable[str]) -> str:
+    shown = [name for name in sorted(names) if _NAME.fullmatch(name)]
+    return f"{sentence}: {', '.join(shown) or 'its name is not shown'}"
+
+
+def _check(options: Mapping[str, str], *, is_neon: bool) -> None:
+    """Raises ValueError for what is not known. Neon finds its endpoint by the name of the host."""
+    unknown = options.keys() - _PARAMETERS.keys()
+    if "options" in options and not (is_neon and _ENDPOINT.fullmatch(options["options"])):
+        unknown |= {"options"}
+    if unknown:
+        raise ValueError(_about("has a parameter that is not supported", unknown))
+    for name, values in _PARAMETERS.items():
+        if values and options.get(name, values[0]) not in values:
+            message = f"has an unknown {name}; use one of {', '.join(values)}"
+            raise ValueError(message)
+
+
+def _sslmode(options: Mapping[str, str], *, is_neon: bool) -> str:
+    """Returns the mode that is asked for, or a stricter one. asyncpg cannot bind the channel: a certificate that is
+    verified for the name of the host keeps the same attacker out.
+    """
+    mode = options.get("sslmode", "require" if options.get("ssl") == "true" else "prefer")
+    root = options.get("sslrootcert")
+    verified = is_neon or options.get("channel_binding") == "require" or root == "system"
+    if mode == "disable" and (verified or root):
+        message = "has sslmode=disable, but its host or another parameter asks for encryption"
+        raise ValueError(message)
+    if verified:
+        return "verify-full"
+    return "verify-ca" if root and mode not in _VERIFIED else mode
+
+
+def _tls(mode: str, options: Mapping[str, str]) -> ssl.SSLContext:
+    root = options.get("sslrootcert", "system")
     try:
-        url = make_url(dsn)
-    except (ArgumentError, ValueError):
-        url = None
-    if url is None or url.drivername not in _SCHEMES or (url.port or 0) > _PORT_MAX:
-        message = "must look like postgresql://user:password@host/database"
+        context = ssl.create_default_context(cafile=None if root == "system" else root)
+    except (OSError, ValueError):
+        message = "has an sslrootcert that cannot be read"
         raise ValueError(message) from None
-    return url
+    context.set_alpn_protocols(["postgresql"])
+    if root != "system":  # as in libpq; authorities of one's own seldom have all that RFC 5280 asks for
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.check_hostname = mode == "verify-full"
+    context.verify_mode = ssl.CERT_REQUIRED if mode in _VERIFIED else ssl.CERT_NONE
+    return context
 
 
-def _is_neon(url: URL) -> bool:
-    hosts = (url.host or "", *url.normalized_query.get("host", ()))
-    return any(host.lower().endswith(".neon.tech") for host in hosts)
-
-
-def _tls(sslmode: str, *, verified: bool) -> str | ssl.SSLContext:
-    if sslmode not in _VERIFIED | _UNVERIFIED:
-        message = f"has an unknown sslmode; use one of {', '.join(sorted(_VERIFIED | _UNVERIFIED))}"
+def _direct_tls(mode: str, options: Mapping[str, str]) -> bool:
+    """Returns whether TLS begins without asking the server for it first."""
+    direct = options.get("sslnegotiation") == "direct"
+    if direct and mode not in _ENCRYPTED:
+        message = "has sslnegotiation=direct, which needs sslmode=require, verify-ca or verify-full"
         raise ValueError(message)
-    if not verified:
-        return sslmode
-    if sslmode == "disable":
-        message = "has sslmode=disable, but its host or channel_binding asks for encryption"
+    return direct
+
+
+def _connect_timeout(options: Mapping[str, str]) -> int:
+    """Returns seconds; as with libpq, 0 means that there is no other than ours."""
+    text = options.get("connect_timeout", "0")
+    if not re.fullmatch("[0-9]{1,2}", text) or int(text) > _CONNECT_TIMEOUT_MAX:
+        message = f"has an unknown connect_timeout; use whole seconds, {_CONNECT_TIMEOUT_MAX} at most"
         raise ValueError(message)
-    return ssl.create_default_context()
+    return int(text) or _CONNECT_TIMEOUT
+
+
+def _can_prepare(options: Mapping[str, str], hosts: Iterable[_Host]) -> bool:
+    """Returns whether statements may be prepared. Neon's pooler keeps them apart; others may hand them to strangers."""
+    if options.get("pgbouncer") == "true":
+        return False
+    return all(host.is_neon or not host.is_pooler for host in hosts)
+
+
+def _warning(mode: str) -> str | None:
+    if mode in _VERIFIED:
+        return None
+    what = "is encrypted but not verified" if mode == "require" else "may not be encrypted"
+    return f"DATABASE_URL: the connection to the database {what}, because sslmode is {mode}"

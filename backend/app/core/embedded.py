@@ -37,6 +37,8 @@ _INITDB: Final = (
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
     "--set=listen_addresses=",
+    "--set=statement_timeout=3s",  # as docs/deploy-neon.md advises for any other
+    "--set=lock_timeout=2s",
     "--set=unix_socket_directories=.",
 )
 

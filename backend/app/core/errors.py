@@ -23,8 +23,10 @@ AppError
 ├── InternalError              500  a defect of ours
 └── UnavailableError           503
     ├── DatabaseUnavailableError    no answer
-    ├── OverloadedError             no free connection
-    ├── TimedOutError               the statement did not finish
+    ├── OverloadedError             too many requests, or no free connection
+    ├── TimedOutError               the statement did not finish, and changed nothing
+    ├── OutcomeUnknownError         a change was sent, and no answer came
+    ├── ShuttingDownError           the service ends before the request does
     └── IssuerUnavailableError      no keys to check tokens with
 """
 
@@ -281,7 +283,7 @@ class UnavailableError(AppError):
 
 
 class DatabaseUnavailableError(UnavailableError):
-    """The database cannot be reached."""
+    """The database cannot be reached. Nothing was changed."""
 
     kind = "database-unavailable"
     title = "Database unavailable"
@@ -291,7 +293,7 @@ class DatabaseUnavailableError(UnavailableError):
 
 
 class OverloadedError(UnavailableError):
-    """Every connection to the database was in use for as long as a request may wait."""
+    """Every connection to the database was in use for as long as a request may wait, or too many requests wait."""
 
     kind = "overloaded"
     title = "Overloaded"
@@ -301,13 +303,33 @@ class OverloadedError(UnavailableError):
 
 
 class TimedOutError(UnavailableError):
-    """The database answers, but gave this statement up: too slow, or in the way of others."""
+    """The statement was too slow, or in the way of others, and was given up. Nothing was changed."""
 
     kind = "timed-out"
     title = "Timed out"
 
     def __init__(self) -> None:
         super().__init__("The database could not finish this in time. Please try again.")
+
+
+class OutcomeUnknownError(UnavailableError):
+    """A change was sent to the database, and the connection ended before the answer came."""
+
+    kind = "outcome-unknown"
+    title = "Outcome unknown"
+
+    def __init__(self) -> None:
+        super().__init__("The change may or may not have been made. Please look before you try again.")
+
+
+class ShuttingDownError(UnavailableError):
+    """The service ends, and the request was not done by then."""
+
+    kind = "shutting-down"
+    title = "Shutting down"
+
+    def __init__(self) -> None:
+        super().__init__("The service was stopped before it was done. A change may or may not have been made.")
 
 
 class IssuerUnavailableError(UnavailableError):

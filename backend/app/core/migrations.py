@@ -1,5 +1,8 @@
 """Brings the database to the newest revision of `alembic/`."""
 
+import logging
+import time
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Final
 
@@ -8,8 +11,12 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from app.core.errors import StartupError
+from app.core.faults import is_away
 
 _INI: Final = Path(__file__).parents[3] / "alembic.ini"
+_DELAYS: Final = (1, 2, 4, 8, 16)  # seconds between looks at a database that is away, then the last one again
+
+_logger = logging.getLogger(__name__)
 
 
 def alembic_config(dsn: str | None = None) -> Config:
@@ -20,12 +27,19 @@ def alembic_config(dsn: str | None = None) -> Config:
 
 
 def migrate(dsn: str) -> None:
-    """Upgrade to the newest revision. Safe to call from several services at once.
+    """Upgrade to the newest revision. Waits for a database that is away. Safe to call from several services at once.
 
-    Raises StartupError where the database cannot be reached or refuses.
+    Raises StartupError where the database refuses.
     """
-    try:
-        command.upgrade(alembic_config(dsn), "head")
-    except CommandError as error:
-        message = f"The database could not be migrated: {error}"
-        raise StartupError(message) from error
+    for delay in chain(_DELAYS, repeat(_DELAYS[-1])):  # pragma: no branch  # there is always another one
+        try:
+            command.upgrade(alembic_config(dsn), "head")
+        except CommandError as error:
+            cause = error.__cause__
+            if cause is None or not is_away(cause):
+                message = f"The database could not be migrated: {error}"
+                raise StartupError(message) from error
+            _logger.warning("waiting for the database: %s", error)
+            time.sleep(delay)
+        else:
+            return

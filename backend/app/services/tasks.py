@@ -145,12 +145,13 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
     task_id = uuid5(_KEY_NAMESPACE, f"{user_id} {key}") if key else uuid7()
     values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
     while True:
-        if records := await db.fetch(_CREATE, owner=user_id, task_id=task_id, **values):
+        # The id makes it repeatable: what was sent twice is inserted once.
+        if records := await db.fetch(_CREATE, repeatable=True, owner=user_id, task_id=task_id, **values):
             return CreatedTask(TaskRow(*records[0]), replayed=False)
         with suppress(TaskNotFoundError):  # deleted meanwhile: then the key is free again
             task = await get_task(db, user_id, task_id, Conditions())
             _refuse_other_content(new, task)
-            return CreatedTask(task, replayed=True)
+            return CreatedTask(task, replayed=key is not None)
 
 
 async def update_task(
@@ -182,7 +183,9 @@ async def complete_task(
 
     Raises TaskNotFoundError or PreconditionFailedError.
     """
-    return await _one(db, _COMPLETE, user_id, task_id, conditions, new_completed=completed)
+    return await _one(
+        db, _COMPLETE, user_id, task_id, conditions, repeatable=completed is not None, new_completed=completed
+    )
 
 
 async def delete_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> None:
@@ -191,10 +194,26 @@ async def delete_task(db: Database, user_id: str, task_id: UUID, conditions: Con
 
 
 async def _one(
-    db: Database, query: Statement, user_id: str, task_id: UUID, conditions: Conditions, **values: object
+    db: Database,
+    query: Statement,
+    user_id: str,
+    task_id: UUID,
+    conditions: Conditions,
+    *,
+    repeatable: bool = True,
+    **values: object,
 ) -> TaskRow:
     match, none_match, _ = conditions
-    records = await db.fetch(query, owner=user_id, task_id=task_id, match=match, none_match=none_match, **values)
+    unconditional = match is None and none_match is None  # otherwise the first may have made the second one wrong
+    records = await db.fetch(
+        query,
+        repeatable=repeatable and unconditional,
+        owner=user_id,
+        task_id=task_id,
+        match=match,
+        none_match=none_match,
+        **values,
+    )
     if not records:
         raise await _refusal(db, user_id, task_id, conditions)
     return TaskRow(*records[0])

@@ -1,0 +1,200 @@
+"""A network between the service and its database that can be made to fail while both run."""
+
+import asyncio
+import math
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from sqlalchemy import make_url
+
+_CHUNK: Final = 65_536
+_LOOK: Final = 0.02  # seconds between looks for idle connections
+_RST: Final = struct.pack("ii", 1, 0)  # as SO_LINGER: close() sends RST
+
+
+class _Link:
+    """One connection: the client's end and, once it is there, the server's."""
+
+    def __init__(self, client: asyncio.StreamWriter) -> None:
+        self.ends = [client]
+        self.task = asyncio.current_task()
+        self.used = math.inf  # when something went through; nothing is idle that has not begun
+        self.answer_is_cut = False
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.close()
+
+    def reset(self) -> None:
+        for end in self.ends:
+            with suppress(OSError):  # already closed
+                end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+            end.transport.abort()
+
+
+class FaultProxy:
+    """Forwards connections to the database of `dsn`, in a thread of its own, so that any thread may change it."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn  # once it runs: the same database through here
+        self.accepted = 0  # connections until now
+        self.cut_off = 0  # statements until now whose answer was kept back
+        self.delay = 0.0  # seconds in which a new connection is accepted and nothing of it forwarded: a cold start
+        self.refuses = False  # whether a new connection is reset at once
+        self.latency = 0.0  # seconds that each message takes longer
+        self.idle = math.inf  # seconds without traffic after which a connection is closed
+        self._database = make_url(dsn)
+        self._cuts = 0
+        self._links: set[_Link] = set()
+        self._lost: list[_Link] = []
+
+    @property
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self._links)
+
+    def hold(self) -> None:
+        """Drop every packet, as a firewall does: neither end hears of it. Connections go on after `heal`."""
+        self._call(self._passable.clear)
+
+    def lose(self) -> None:
+        """The same, but the connections of now do not go on. New ones do after `heal`."""
+        self._call(self._passable.clear)
+        self._call(self._forget)
+
+    def heal(self) -> None:
+        """End `hold` or `lose`."""
+        self._call(self._passable.set)
+
+    def reset(self) -> None:
+        """Send RST to both ends of every connection."""
+        self._call(self._reset)
+
+    def cut(self, statements: int) -> None:
+        """Have the server carry out the next statements, and reset the connection when it answers."""
+        self._cuts = statements
+
+    def run(self, started: threading.Event) -> None:
+        asyncio.run(self._serve(started))
+
+    def stop(self) -> None:
+        self._call(self._stopping.set)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._passable = asyncio.Event()
+        self._passable.set()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.dsn = self._through(server.sockets[0].getsockname()[1])
+        dropping = asyncio.create_task(self._drop_idle())
+        started.set()
+        await self._stopping.wait()
+        dropping.cancel()
+        server.close()
+        await asyncio.sleep(_LOOK)  # for connections that were just accepted
+        for link in (*self._links, *self._lost):
+            link.reset()
+
+    def _through(self, port: int) -> str:
+        query = {name: value for name, value in self._database.query.items() if name not in {"host", "port"}}
+        return self._database.set(host="127.0.0.1", port=port, query=query).render_as_string(hide_password=False)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        link = _Link(writer)
+        self._links.add(link)
+        with suppress(asyncio.CancelledError):  # lost
+            await self._forward(link, reader)
+        self._links.discard(link)
+
+    async def _forward(self, link: _Link, reader: asyncio.StreamReader) -> None:
+        await asyncio.sleep(self.delay)
+        await self._passable.wait()
+        if self.refuses:
+            link.reset()
+            return
+        try:
+            server_reader, server_writer = await self._connect()
+        except OSError:
+            link.reset()
+            return
+        link.ends.append(server_writer)
+        await asyncio.gather(
+            self._pump(link, reader, server_writer), self._pump(link, server_reader, link.ends[0], answers=True)
+        )
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host = str(self._database.query.get("host") or self._database.host)
+        port = int(str(self._database.query.get("port") or self._database.port or 5432))
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)
+
+    async def _pump(
+        self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                link.used = self._loop.time()
+                await asyncio.sleep(self.latency)
+                await self._passable.wait()
+                if answers and link.answer_is_cut:
+                    self.cut_off += 1
+                    link.reset()
+                    return
+                if self._cuts and not answers and _executes(data):
+                    self._cuts -= 1
+                    link.answer_is_cut = True
+                writer.write(data)
+                await writer.drain()
+        await self._passable.wait()
+        link.close()
+
+    def _reset(self) -> None:
+        for link in self._links:
+            link.reset()
+
+    def _forget(self) -> None:
+        self._lost += self._links
+        for link in self._links:
+            assert link.task
+            link.task.cancel()
+
+    async def _drop_idle(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            for link in self._links:
+                if self._loop.time() - link.used > self.idle:
+                    link.close()
+
+
+@contextmanager
+def fault_proxy(dsn: str) -> Iterator[FaultProxy]:
+    """Yields one that forwards all, until it is told otherwise."""
+    proxy = FaultProxy(dsn)
+    started = threading.Event()
+    thread = threading.Thread(target=proxy.run, args=[started])
+    thread.start()
+    started.wait()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+        thread.join()
+
+
+def _executes(data: bytes) -> bool:
+    """Whether these messages of PostgreSQL's protocol have a statement carried out: Execute or Query."""
+    while data:
+        if data[:1] in {b"E", b"Q"}:
+            return True
+        data = data[1 + int.from_bytes(data[1:5]) :]
+    return False
