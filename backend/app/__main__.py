@@ -18,7 +18,7 @@ from app.core.logging import log_config
 from app.core.migrations import migrate
 from app.routes.protocol import SERVER_OPTIONS
 
-_SHUTDOWN_TIMEOUT: Final = 10  # seconds for requests in flight
+_CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT that are kept for closing connections
 
 _logger = logging.getLogger("app")
 
@@ -61,7 +61,7 @@ def _serve(settings: Settings) -> None:
         port=settings.port,
         workers=settings.web_concurrency,
         log_config=log_config(),
-        timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT,
+        timeout_graceful_shutdown=settings.shutdown_timeout - _CLOSING_TIME,
         **SERVER_OPTIONS,
     )
 

@@ -1,5 +1,6 @@
 """Around every request: its id, its line in the log, headers for browsers, CORS, and the last resort for defects."""
 
+import asyncio
 import logging
 import re
 from http import HTTPStatus
@@ -12,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import InternalError, MisdirectedError, PreflightRefusedError
+from app.core.errors import InternalError, MisdirectedError, PreflightRefusedError, ShuttingDownError
 from app.core.loopback import is_loopback
 from app.routes.errors import problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
@@ -104,8 +105,8 @@ class ProblemCORSMiddleware(CORSMiddleware):
 
 
 class DefectMiddleware:
-    """Answers an exception that nothing else handles as a 500, and logs it. Stands inside CORS,
-    so that a browser may read the answer.
+    """Answers an exception that nothing else handles as a 500, and logs it; and as a 503 a request that the server
+    calls off because it has to end. Stands inside CORS, so that a browser may read the answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -121,12 +122,15 @@ class DefectMiddleware:
 
         try:
             await self._app(scope, receive, noting_send)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
             if started or scope["type"] != "http":
                 raise
             headers = Headers(scope=scope)
-            _logger.exception("unexpected error", extra={"request_id": request_id_of(headers)})
-            await problem(headers, InternalError())(scope, receive, send)
+            if isinstance(error, asyncio.CancelledError):
+                await problem(headers, ShuttingDownError())(scope, receive, send)
+            else:
+                _logger.exception("unexpected error", extra={"request_id": request_id_of(headers)})
+                await problem(headers, InternalError())(scope, receive, send)
 
 
 def _with_request_id(scope: Scope) -> Scope:

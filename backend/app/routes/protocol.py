@@ -20,6 +20,7 @@ HEADERS_MAX: Final = 100
 PIPELINE_MAX: Final = 100  # requests of a connection that wait for their turn
 REQUEST_TIMEOUT: Final = 30  # seconds in which a request has to arrive, its body included
 REPLY_TIMEOUT: Final = 60  # seconds in which a client has to take what its system does not buffer
+LAST_CALL: Final = 0.2  # seconds in which a request may still come on an idle connection when the service is to end
 
 _logger = logging.getLogger("app.requests")
 
@@ -34,6 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _refusal: AppError | None = None
     _refused = False
     _stuck: asyncio.TimerHandle | None = None
+    _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it
         super().connection_made(transport)
@@ -55,6 +57,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
+
+    def shutdown(self) -> None:
+        """Close the connection behind the request that is answered, or that may be on its way: to close an idle
+        connection at once could meet one, whose client would not know what became of it.
+        """
+        self._ending = True
+        if self._is_idle():
+            self.loop.call_later(LAST_CALL, self._close_if_idle)
+        elif self.cycle:
+            self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -93,6 +105,8 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
+        if self._ending:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -135,6 +149,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close the connection as soon as the client has what was sent, or has had the time to take it."""
         self.transport.close()
         self._abort_later()
+
+    def _close_if_idle(self) -> None:
+        if self._is_idle():
+            self._close()
+
+    def _is_idle(self) -> bool:
+        return not self._in_head and (self.cycle is None or self.cycle.response_complete)
 
     def _abort_later(self) -> None:
         if self._stuck is None:
