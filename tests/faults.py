@@ -98,8 +98,10 @@ class FaultProxy:
         started.set()
         await self._stopping.wait()
         dropping.cancel()
+        # asyncio forgets a connection that it accepts at the moment of close().
+        self._loop.remove_reader(server.sockets[0].fileno())
+        await asyncio.sleep(_LOOK)
         server.close()
-        await asyncio.sleep(_LOOK)  # for connections that were just accepted
         for link in (*self._links, *self._lost):
             link.reset()
 

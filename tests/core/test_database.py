@@ -124,7 +124,7 @@ async def silent_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.database._RETRY_DELAYS", (0.01,))
+    monkeypatch.setattr("app.core.database._LOOK_DELAYS", (0.01,))
 
 
 def searches() -> list[str]:
@@ -147,18 +147,16 @@ async def start_sleep(db: Database, database: asyncpg.Connection) -> tuple["asyn
     return sleep, pid
 
 
-async def sleeping(database: asyncpg.Connection) -> int:
-    """Returns the process that runs such a statement, or `fails_first`, in this database: the only one."""
-    query = "SELECT pid FROM pg_stat_activity WHERE datname = 'faults' AND wait_event = 'PgSleep'"
-    while not (found := await database.fetchval(query)):
-        pass
-    pid: int = found
-    return pid
+async def end_sleep(database: asyncpg.Connection, statement: "asyncio.Task[Any]") -> None:
+    """End the server's processes that sleep until `statement` is done, which is run by one of them."""
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'faults' AND wait_event = 'PgSleep'"
+    while not statement.done():
+        await database.execute(query)
 
 
-async def terminate(database: asyncpg.Connection, pid: int) -> None:
-    """End a process of the server, and with it the statement that it runs."""
-    await database.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+async def first_sleeps(database: asyncpg.Connection) -> bool:
+    query = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT fails_first%' AND wait_event = 'PgSleep'"
+    return bool(await database.fetch(query))
 
 
 async def sleeps(database: asyncpg.Connection, pid: int) -> bool:
@@ -224,8 +222,7 @@ class TestLostConnection:
         self, db: Database, database: asyncpg.Connection, caplog: pytest.LogCaptureFixture
     ) -> None:
         sleep, pid = await start_sleep(db, database)
-        await terminate(database, pid)
-        await terminate(database, await sleeping(database))  # where it was run once more
+        await end_sleep(database, sleep)  # and where it was run once more
 
         with pytest.raises(DatabaseUnavailableError):
             await sleep
@@ -249,7 +246,7 @@ class TestLostConnection:
     async def test_a_deadline_ends_a_statement_likewise(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, database: asyncpg.Connection
     ) -> None:
-        monkeypatch.setattr("app.core.database._STATEMENT_TIMEOUT", 0.5)
+        monkeypatch.setattr("app.core.pool._STATEMENT_TIMEOUT", 0.5)
         db = make_database()
         sleep, pid = await start_sleep(db, database)
 
@@ -276,7 +273,7 @@ class TestLostConnection:
     async def test_after_one_that_says_nothing_none_that_was_open_before_is_trusted(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase
     ) -> None:
-        monkeypatch.setattr("app.core.database._STATEMENT_TIMEOUT", 0.5)
+        monkeypatch.setattr("app.core.pool._STATEMENT_TIMEOUT", 0.5)
         db = make_database(pool_size=3)
         before = set(await asyncio.gather(*(fetch_value(db, PID) for _ in range(3))))
         assert len(before) == 3
@@ -308,7 +305,7 @@ class TestAgain:
         self, db: Database, database: asyncpg.Connection, tries: str, *, reads: bool, repeatable: bool
     ) -> None:
         fetch = asyncio.create_task(db.fetch(counting(reads=reads), repeatable=repeatable, name=tries, state=""))
-        await terminate(database, await sleeping(database))
+        await end_sleep(database, fetch)
 
         assert [tuple(record) for record in await fetch] == [(2,)]
         assert db.reachable
@@ -317,7 +314,7 @@ class TestAgain:
         self, db: Database, database: asyncpg.Connection, tries: str
     ) -> None:
         fetch = asyncio.create_task(db.fetch(counting(reads=False), name=tries, state=""))
-        await terminate(database, await sleeping(database))
+        await end_sleep(database, fetch)
 
         with pytest.raises(OutcomeUnknownError):
             await fetch
@@ -343,7 +340,7 @@ class TestAgain:
     async def test_nor_is_what_the_server_did_not_answer(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, tries: str, *, reads: bool, expected: type
     ) -> None:
-        monkeypatch.setattr("app.core.database._STATEMENT_TIMEOUT", 0.5)
+        monkeypatch.setattr("app.core.pool._STATEMENT_TIMEOUT", 0.5)
         db = make_database()
 
         with pytest.raises(expected):
@@ -358,7 +355,8 @@ class TestAgain:
         with fault_proxy(own_dsn) as proxy:
             db = make_database(proxy.dsn)
             fetch = asyncio.create_task(db.fetch(counting(reads=False), repeatable=True, name=tries, state=""))
-            await sleeping(database)
+            while not await first_sleeps(database):
+                pass
             proxy.refuses = True
             proxy.reset()
 
@@ -368,7 +366,7 @@ class TestAgain:
     async def test_when_the_database_is_known_to_be_away_one_attempt_is_made(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
     ) -> None:
-        monkeypatch.setattr("app.core.database._RETRY_DELAYS", (60,))
+        monkeypatch.setattr("app.core.database._LOOK_DELAYS", (60,))
         with fault_proxy(own_dsn) as proxy:
             db = make_database(proxy.dsn)
             proxy.refuses = True
@@ -422,7 +420,7 @@ class TestTimeouts:
         assert await db.check()
 
         [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
-        assert warning.startswith("statement_timeout or lock_timeout is not set for this role")
+        assert warning.startswith("statement_timeout or lock_timeout of the database")
 
     async def test_of_one_with_them_nothing_is_told(self, db: Database, caplog: pytest.LogCaptureFixture) -> None:
         assert await db.check()

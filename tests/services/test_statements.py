@@ -223,7 +223,7 @@ class TestMade:
     def test_elsewhere_only_the_ping_is_run(self) -> None:
         found = [call for path in ELSEWHERE for call in calls(parsed(path), "fetch")]
 
-        assert {ast.unparse(call) for call in found} == {"self.fetch(_PING)", "driver.fetch(query.sql, *values)"}
+        assert {ast.unparse(call) for call in found} == {"self.fetch(_PING)", "driver.fetch(sql, *values)"}
 
 
 PREAMBLE: Final = """

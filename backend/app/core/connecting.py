@@ -1,12 +1,17 @@
 """Opens connections to PostgreSQL where the network, or a database that is asleep, may say nothing for a while."""
 
 import asyncio
+import secrets
+from itertools import count
 from typing import Any, Final
 
 import asyncpg
 
 _PATIENCE: Final = 3  # seconds of silence after which another attempt is begun beside the others
 _ATTEMPTS_MAX: Final = 3
+
+_process: Final = secrets.token_hex(8)
+_numbers: Final = count()
 
 
 async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109  # asyncpg's own name
@@ -21,7 +26,7 @@ async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # n
         async with asyncio.timeout(timeout):
             while True:
                 if begun < _ATTEMPTS_MAX:
-                    attempts.add(asyncio.create_task(asyncpg.connect(timeout=timeout, **_turned(options, begun))))
+                    attempts.add(asyncio.create_task(_attempt(timeout=timeout, **_turned(options, begun))))
                     begun += 1
                 done, silent = await asyncio.wait(attempts, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
                 if opened := [attempt for attempt in done if not attempt.exception()]:
@@ -36,10 +41,23 @@ async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # n
             attempt.cancel()
 
 
+class _Connection(asyncpg.Connection):
+    """Gives prepared statements names that no other process has. asyncpg counts from 1 in each: behind a pooler that
+    cannot keep them apart, one would run the statement of another, a DELETE for a SELECT.
+    """
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"{prefix}_{_process}_{next(_numbers):x}"
+
+
 def _turned(options: dict[str, Any], by: int) -> dict[str, Any]:
     """Returns the options with another host first, where there are several."""
     lists = {name: value for name, value in options.items() if isinstance(value, list)}
     return options | {name: [*value[by:], *value[:by]] for name, value in lists.items()}
+
+
+async def _attempt(**options: Any) -> asyncpg.Connection:
+    return await asyncpg.connect(connection_class=_Connection, **options)
 
 
 def _end(attempt: "asyncio.Task[asyncpg.Connection]") -> None:

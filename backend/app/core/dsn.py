@@ -28,13 +28,9 @@ _NEON_POOLER: Final = re.compile(r"-pooler(?=[.][A-Za-z0-9.-]+[.]neon[.]tech\b)"
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ENCRYPTED: Final = _MODES[3:]
 _VERIFIED: Final = _MODES[4:]
-# Every parameter that is taken, and the values of those that have a choice. None: any value.
+# Every parameter that is taken, and the values of those that have a choice. None: any text.
 _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
-    "host": None,
-    "port": None,
-    "user": None,
-    "password": None,
-    "dbname": None,
+    **dict.fromkeys(("host", "port", "user", "password", "dbname")),
     "application_name": None,
     "channel_binding": ("disable", "prefer", "require"),
     "connect_timeout": None,

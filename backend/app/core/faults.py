@@ -11,6 +11,7 @@ from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, State
 _AWAY: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shutdown, disk; Neon that cannot wake up
 _READ_ONLY: Final = "25006"  # the old primary, after a failover
 _UNPREPARED: Final = ("26000", "42P05")  # a pooler that hands prepared statements to strangers
+_NO_TLS: Final = "rejected SSL upgrade"  # asyncpg has no class of its own for it
 _CONFLICT: Final = "40"  # serialization failure, deadlock
 _GIVEN_UP: Final = (_CONFLICT, "55P03", "57014")  # and lock timeout, statement timeout
 
@@ -53,8 +54,7 @@ def is_away(error: BaseException) -> bool:
     """Whether the database may be there later. A wrong name, password or certificate stays wrong."""
     if state := sqlstate(error):
         return state.startswith(_AWAY)
-    # asyncpg raises a bare ConnectionError where the server has no TLS.
-    return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and type(error) is not ConnectionError
+    return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and _NO_TLS not in str(error)
 
 
 def is_unprepared(error: BaseException | None) -> bool:

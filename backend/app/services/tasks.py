@@ -1,7 +1,9 @@
 """The six operations on tasks. Each is one SQL statement that names the owner."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid5
@@ -16,6 +18,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     case,
+    cast,
     delete,
     func,
     or_,
@@ -39,8 +42,10 @@ from app.services.cursors import Position, decode_cursor, encode_cursor
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
 # `updated_at` is the row's version: it grows even if the clock stands still or is set back.
 _NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("interval '1 microsecond'"))
-_MATCH: Final[Any] = bindparam("match", type_=ARRAY(DateTime(timezone=True)))
-_NONE_MATCH: Final[Any] = bindparam("none_match", type_=ARRAY(DateTime(timezone=True)))
+# As text, because asyncpg has to ask each connection what an array of times is.
+_VERSIONS: Final = ARRAY(DateTime(timezone=True))
+_MATCH: Final = cast(bindparam("match", type_=ARRAY(Text)), _VERSIONS)
+_NONE_MATCH: Final = cast(bindparam("none_match", type_=ARRAY(Text)), _VERSIONS)
 # The task that is asked for, if it is at a version that the request is meant for; NULL puts no condition.
 _MEANT: Final = (
     _OWNER,
@@ -210,13 +215,17 @@ async def _one(
         repeatable=repeatable and unconditional,
         owner=user_id,
         task_id=task_id,
-        match=match,
-        none_match=none_match,
+        match=_texts(match),
+        none_match=_texts(none_match),
         **values,
     )
     if not records:
         raise await _refusal(db, user_id, task_id, conditions)
     return TaskRow(*records[0])
+
+
+def _texts(versions: Sequence[datetime] | None) -> list[str] | None:
+    return None if versions is None else [version.isoformat() for version in versions]
 
 
 async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> AppError:

@@ -1,0 +1,333 @@
+"""Servers of Debian's that tests start, kill and restart: PostgreSQL with TLS, PgBouncer, HAProxy.
+
+Each runs in the foreground under our own eyes, in a directory of its test, on a loopback port that it keeps.
+"""
+
+import os
+import pwd
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import pytest
+from sqlalchemy import make_url
+
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
+_TIMEOUT: Final = 60  # seconds, to start (crash recovery included) or to stop
+_ACCOUNT: Final = "postgres"  # PostgreSQL and PgBouncer refuse to be run by root; Debian's packages make this account
+_HBA: Final = "host all all all scram-sha-256"
+_MODES: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_PATH: Final = os.pathsep.join(
+    (
+        *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1:]),
+        os.environ.get("PATH", os.defpath),
+        "/usr/sbin",  # where the PATH of plain users does not lead
+    )
+)
+
+
+def free_port() -> int:
+    """Returns a port below those that the system gives to clients, who might take it while its server is down."""
+    while True:
+        port = random.randint(15_000, 32_000)  # noqa: S311  # nobody has to guess it
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class _Server:
+    """A program that is ready once `is_ready` says so."""
+
+    port: int
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any], *command: str) -> None:
+        self._directory = directory
+        self._identity = identity
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Return when it accepts connections."""
+        deadline = time.monotonic() + _TIMEOUT
+        while not self.is_ready():
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._spawn()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+
+    def is_ready(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return self._process is not None
+        return False
+
+    def log(self) -> str:
+        """What the program has said so far."""
+        return (self._directory / "server.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End it in an orderly way."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once: it has no time to say goodbye."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process:
+            self._process.send_signal(how)
+            self._process.wait(_TIMEOUT)
+            self._process = None
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with (self._directory / "server.log").open("ab") as log:
+            return subprocess.Popen(
+                self._command,
+                cwd=self._directory,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._identity,
+            )
+
+
+class Postgres(_Server):
+    """Debian's PostgreSQL; what is stored survives restarts."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, str], hba: str, files: Mapping[str, bytes]) -> None:
+        self.port = free_port()
+        self.data = directory / "data"
+        self._password = secrets.token_hex(8)
+        self.dsn = f"postgresql://postgres:{self._password}@127.0.0.1:{self.port}/postgres"
+        super().__init__(directory, _identity(), _program("postgres"), f"-D{self.data}")
+        _give(directory, self._identity)
+        self._create(settings)
+        self.write({"pg_hba.conf": f"{hba}\n".encode(), **files})
+
+    def _create(self, settings: Mapping[str, str]) -> None:
+        owned = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": ""}
+        password = self._directory / "password"
+        password.write_text(self._password)
+        options = ("--username=postgres", f"--pwfile={password}", "--auth=scram-sha-256")
+        _run("initdb", f"--pgdata={self.data}", *options, "--locale=C.UTF-8", "--no-sync", **self._identity)
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.writelines(f"{name} = {_quoted(value)}\n" for name, value in {**owned, **settings}.items())
+
+    def is_ready(self) -> bool:
+        return (
+            self._process is not None and not _call("pg_isready", "--host=127.0.0.1", f"--port={self.port}").returncode
+        )
+
+    def stop(self, mode: str = "fast") -> None:
+        """End it. `fast` is an orderly restart or failover; `immediate` recovers at the next start."""
+        self._end(_MODES[mode])
+
+    def kill(self) -> None:
+        """End it and each of its processes, as a machine that loses its power does."""
+        if self._process:
+            self._process.send_signal(signal.SIGSTOP)  # so that it neither starts nor warns any of them
+            for child in _children(self._process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        super().kill()
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Put files, such as keys, into its data directory, where settings name them without a path."""
+        for name, content in files.items():
+            path = self.data / name
+            path.write_bytes(content)
+            path.chmod(0o600)
+            _give(path, self._identity)
+
+    def set(self, **settings: str) -> None:
+        """Change settings for whoever connects from now on."""
+        changes = [f"ALTER SYSTEM SET {name} = {_quoted(value)};" for name, value in settings.items()]
+        before = self.query("SELECT pg_conf_load_time()")
+        self.query("\n".join([*changes, "SELECT pg_reload_conf();"]))
+        _wait(lambda: self.query("SELECT pg_conf_load_time()") != before)
+
+    def query(self, sql: str) -> str:
+        """Run statements past everything that is tested. Returns what `psql` prints, without decoration."""
+        return _psql(self.dsn, sql)
+
+
+class PgBouncer(_Server):
+    """Debian's PgBouncer in transaction mode. The service has to be told, by `?pgbouncer=true` after its `dsn`."""
+
+    def __init__(self, directory: Path, dsn: str, settings: Mapping[str, object]) -> None:
+        url = make_url(dsn)
+        host = str(url.host or url.query["host"])
+        self.port = free_port()
+        self.dsn = url.set(host="127.0.0.1", port=self.port, query={}).render_as_string(hide_password=False)
+        # A server's socket may lie where only its owner gets.
+        super().__init__(directory, _identity(Path(host)), _program("pgbouncer"), str(directory / "pgbouncer.ini"))
+        users = directory / "users.txt"
+        users.write_text(f'"{url.username}" "{url.password or ""}"\n')
+        lines = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "scram-sha-256" if url.password else "trust",
+            "auth_file": users,
+            "admin_users": url.username,
+            "pool_mode": "transaction",
+            "max_client_conn": 1000,
+            "server_login_retry": 1,  # seconds after which it asks a server again that was away; by itself, 15
+            **settings,
+        }
+        (directory / "pgbouncer.ini").write_text(
+            f"[databases]\n* = host='{host}' port={url.port or url.query['port']}\n[pgbouncer]\n"
+            + "".join(f"{name} = {value}\n" for name, value in lines.items())
+        )
+        _give(directory, self._identity)
+
+    def query(self, sql: str) -> str:
+        """Ask the admin console, as in `SHOW POOLS`. Returns what `psql` prints, without decoration."""
+        return _psql(make_url(self.dsn).set(database="pgbouncer").render_as_string(hide_password=False), sql)
+
+
+class _HAProxy(_Server):
+    """Debian's HAProxy. It gives requests in turn to the servers that answer."""
+
+    def __init__(self, directory: Path, ports: Sequence[int]) -> None:
+        self.port = free_port()
+        super().__init__(directory, {}, _program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg"))
+        servers = "".join(f"    server service{port} 127.0.0.1:{port} check\n" for port in ports)
+        (directory / "haproxy.cfg").write_text(_HAPROXY.format(port=self.port, servers=servers))
+
+
+_HAPROXY: Final = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+    timeout queue 10s
+    retries 3
+    option redispatch 1
+    balance roundrobin
+    option httpchk
+    http-check send meth GET uri /health/live ver HTTP/1.1 hdr Host localhost
+    default-server inter 200ms fall 1 rise 1
+
+listen tasks
+    bind 127.0.0.1:{port}
+{servers}"""
+
+
+@contextmanager
+def postgres(
+    directory: Path,
+    *,
+    settings: Mapping[str, str] = _NONE,
+    hba: str | None = None,
+    files: Mapping[str, bytes] = _NONE,
+) -> Iterator[Postgres]:
+    """Yields a running PostgreSQL. `hba` says who may come how, `files` are put into its data directory."""
+    server = Postgres(_made(directory), settings, _HBA if hba is None else hba, files)
+    with _running(server):
+        yield server
+
+
+@contextmanager
+def pgbouncer(directory: Path, dsn: str, *, pool_size: int = 2, **settings: str) -> Iterator[PgBouncer]:
+    """Yields a running PgBouncer with the user and password of `dsn`, the server behind it, embedded or another."""
+    server = PgBouncer(_made(directory), dsn, {"default_pool_size": pool_size, **settings})
+    with _running(server):
+        yield server
+
+
+@contextmanager
+def haproxy(directory: Path, ports: Sequence[int]) -> Iterator[str]:
+    """Yields the address at which the services on `ports` take requests in turn."""
+    server = _HAProxy(_made(directory), ports)
+    with _running(server):
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@contextmanager
+def _running(server: _Server) -> Iterator[None]:
+    try:
+        server.start()
+        yield
+    finally:
+        server.kill()
+
+
+def _program(name: str) -> str:
+    """Returns where it is. The test that needs it is skipped where it is not installed."""
+    return shutil.which(name, path=_PATH) or pytest.skip(f"{name} is not installed")
+
+
+def _made(directory: Path) -> Path:
+    """Make the directory, and let the accounts of servers pass through those above it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        for parent in directory.resolve().parents:
+            parent.chmod(parent.stat().st_mode | 0o001)
+    return directory
+
+
+def _identity(socket_directory: Path | None = None) -> dict[str, Any]:
+    """Returns who runs a server: ourselves, but for root another."""
+    if os.geteuid():
+        return {}
+    if socket_directory and socket_directory.is_dir():
+        owner = socket_directory.stat()
+        return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+    account = pwd.getpwnam(_ACCOUNT)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def _give(path: Path, identity: Mapping[str, Any]) -> None:
+    if identity:
+        for given in (path, *(path.iterdir() if path.is_dir() else ())):
+            os.chown(given, identity["user"], identity["group"])
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in _call("pgrep", "-P", str(pid)).stdout.split()]
+
+
+def _environment(**others: str) -> dict[str, str]:
+    """No setting of whoever runs the tests reaches PostgreSQL's programs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | others
+
+
+def _call(name: str, *arguments: str, text: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [_program(name), *arguments]
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, input=text, **{"env": _environment(), **options}
+    )
+
+
+def _run(name: str, *arguments: str, **options: Any) -> str:
+    called = _call(name, *arguments, **options)
+    assert called.returncode == 0, called.stderr
+    return called.stdout.strip()
+
+
+def _psql(dsn: str, sql: str) -> str:
+    options = ("--no-psqlrc", "--tuples-only", "--no-align", "--quiet", "--set=ON_ERROR_STOP=1")
+    return _run("psql", *options, dsn, text=sql)
+
+
+def _quoted(value: str) -> str:
+    return "'{}'".format(value.replace("'", "''"))
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
