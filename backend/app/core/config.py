@@ -113,7 +113,10 @@ class Settings(BaseSettings):
         default=5, ge=1, le=100, description="Connections per worker, at most. Total: workers times this."
     )
     database_pool_timeout: float = Field(
-        default=5, gt=0, le=60, description="Seconds to wait for a free connection before answering 503."
+        default=5,
+        gt=0,
+        le=60,
+        description="Seconds to wait for a free connection before answering 503; at least 10 while one is being opened.",
     )
     concurrency_limit: int = Field(
         default=1_000,
