@@ -10,7 +10,7 @@ T ?= tests
 NODE_MODULES := tests/clients/node_modules
 export PYTHONPATH := backend
 
-.PHONY: help install run test fuzz check bench format migrate openapi clean
+.PHONY: help install run test fuzz chaos check bench format migrate openapi clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -46,6 +46,9 @@ test: install $(if $(filter tests/clients%,$(T)),$(NODE_MODULES)) ## Run the tes
 # 14 tests of cursors, keys, tags and URLs: a little over a million inputs. Those of other parsers get a tenth.
 fuzz: install ## Give the parsers a million made-up inputs
 	FUZZ_EXAMPLES=72000 $(BIN)/python -m pytest tests/fuzz --dist=worksteal --timeout=0 --hypothesis-show-statistics
+
+chaos: install ## Kill, cut and delay everything under load, for some minutes
+	CHAOS_ROUNDS=20 $(BIN)/python -m pytest tests/chaos --timeout=0
 
 check: install $(NODE_MODULES) ## Format, lint, types, imports, known vulnerabilities, migrations, OpenAPI and its clients
 	$(BIN)/ruff format --check .

@@ -53,12 +53,13 @@ def _migrate(connection: Connection) -> None:
         # The second of two services that start at once waits here, then finds nothing left to do. A lock
         # of the transaction, not of the session, because a transaction-mode pooler keeps no sessions.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+        # Requests queue behind whoever waits for a table: they have to get their turn before they are given up.
+        connection.execute(text("SET LOCAL lock_timeout = '1s'"))
         context.run_migrations()
 
 
 async def _run(dsn: str) -> None:
-    connect_args = parse_dsn(dsn).connect_args
+    connect_args = parse_dsn(dsn, prepares=False).connect_args  # nothing here is run twice
     engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)

@@ -30,6 +30,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # the terminal was closed
     try:
         settings = load_settings()
+        for warning in settings.warnings:
+            _logger.warning(warning)
         with _database(settings):
             _serve(settings)
     except StartupError as error:

@@ -93,8 +93,6 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
         )
-        if database.warning:
-            _logger.warning(database.warning)
         try:
             await database.check()
             async with _verifier(settings) as tokens:

@@ -401,6 +401,17 @@ class TestDatabaseUrl:
 
         assert load().migration_dsn == "postgresql://ada:s3cret@ep-x.eu-west-2.aws.neon.tech/neondb"
 
+    def test_one_that_may_not_be_encrypted_is_told_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert load().warnings == []
+        monkeypatch.setenv("DATABASE_URL", f"{DSN}?sslmode=verify-full")
+        assert load().warnings == []
+
+        monkeypatch.setenv("DATABASE_URL_UNPOOLED", f"{DSN}?sslmode=require")
+
+        assert load().warnings == [
+            "DATABASE_URL_UNPOOLED: the connection is encrypted but not verified, because sslmode is require"
+        ]
+
     @pytest.mark.parametrize(("text", "prepares"), [("on", True), ("off", False), ("auto", None)])
     def test_prepared_statements_are_for_the_operator_to_decide(
         self, monkeypatch: pytest.MonkeyPatch, text: str, *, prepares: bool | None

@@ -124,7 +124,7 @@ async def silent_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.database._LOOK_DELAYS", (0.01,))
+    monkeypatch.setattr("app.core.database.LOOK_DELAYS", (0.01,))
 
 
 def searches() -> list[str]:
@@ -328,6 +328,14 @@ class TestAgain:
         assert [tuple(record) for record in await db.fetch(counting(reads=False), name=tries, state=state)] == [(2,)]
         assert db.reachable
 
+    @pytest.mark.parametrize("state", ["08007", "40003"])
+    async def test_of_what_it_cannot_tell_the_outcome_is_unknown(self, db: Database, tries: str, state: str) -> None:
+        with pytest.raises(OutcomeUnknownError):
+            await db.fetch(counting(reads=False), name=tries, state=state)
+
+        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state=state)
+        assert next_try == 2
+
     @pytest.mark.parametrize("state", ["57014", "55P03"])
     async def test_what_took_too_long_is_not(self, db: Database, tries: str, state: str) -> None:
         with pytest.raises(TimedOutError):
@@ -366,7 +374,7 @@ class TestAgain:
     async def test_when_the_database_is_known_to_be_away_one_attempt_is_made(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
     ) -> None:
-        monkeypatch.setattr("app.core.database._LOOK_DELAYS", (60,))
+        monkeypatch.setattr("app.core.database.LOOK_DELAYS", (60,))
         with fault_proxy(own_dsn) as proxy:
             db = make_database(proxy.dsn)
             proxy.refuses = True

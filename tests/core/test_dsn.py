@@ -62,6 +62,7 @@ class TestNeon:
     def test_it_is_verified_without_being_asked_to(self) -> None:
         assert is_verified(connect_args(f"postgresql://ada:pw@{NEON.upper()}/neondb")["ssl"]) == (True, True)
         assert is_verified(connect_args(f"postgresql://ada:pw@/neondb?host={NEON}")["ssl"]) == (True, True)
+        assert is_verified(connect_args(f"postgresql://ada:pw@{NEON}./neondb")["ssl"]) == (True, True)
 
     @pytest.mark.parametrize("host", ["neon.tech.example.com", "notneon.tech"])
     def test_a_host_that_only_looks_like_it_is_like_any_other(self, host: str) -> None:
@@ -117,6 +118,8 @@ class TestAddress:
             ("p:ss", "p:ss"),
             ("p@ss", "p@ss"),
             ("p/ss?w=rd#1", "p/ss?w=rd#1"),
+            ("12/34", "12/34"),
+            ("Zk9@x7/Qw==", "Zk9@x7/Qw=="),
         ],
     )
     def test_a_password_may_be_percent_encoded_and_need_not_be(self, written: str, password: str) -> None:
@@ -148,8 +151,11 @@ class TestAddress:
     def test_a_host_may_be_an_address(self, dsn: str, expected: list[tuple[str, int]]) -> None:
         assert addresses(dsn) == expected
 
-    def test_where_none_is_given_the_driver_looks_for_the_usual_sockets(self) -> None:
-        assert not {"host", "port"} & connect_args("postgresql://ada@/tasks").keys()
+    @pytest.mark.parametrize("dsn", ["postgresql://ada@/tasks", "postgresql:///tasks", "postgresql://"])
+    def test_where_none_is_given_it_is_on_this_machine(self, monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+        monkeypatch.setenv("PGHOST", "db.example.com")
+
+        assert [host for host, _ in addresses(dsn)] == ["/run/postgresql", "/var/run/postgresql", "/tmp", "localhost"]  # noqa: S108  # not opened
 
     @pytest.mark.parametrize(
         ("dsn", "directory"),
@@ -197,6 +203,7 @@ class TestAddress:
             "postgresql://ada:s3cret@db.example.com:99999/tasks",
             "postgresql://ada:s3cret@db.example.com/tasks?port=s3cret",
             "postgresql://ada:s3cret@db example.com/tasks",
+            "postgresql://ada:x@s3cret?host=a@db.example.com/tasks",
         ],
     )
     def test_anything_else_is_refused_without_being_shown(self, dsn: str) -> None:
@@ -279,18 +286,14 @@ class TestEncryption:
         target = parse_dsn(f"postgresql://ada@db.example.com/tasks{query}")
 
         assert target.connect_args["ssl"] == mode
-        assert target.warning == (
-            f"DATABASE_URL: the connection to the database may not be encrypted, because sslmode is {mode}"
-        )
+        assert target.warning == (f"the connection may not be encrypted, because sslmode is {mode}")
 
     @pytest.mark.parametrize("query", ["sslmode=require", "ssl=true", "sslmode=require&channel_binding=prefer"])
     def test_required_is_encrypted_and_it_is_told_that_nobody_verifies(self, query: str) -> None:
         target = parse_dsn(f"postgresql://ada@db.example.com/tasks?{query}")
 
         assert is_verified(target.connect_args["ssl"]) == (False, False)
-        assert target.warning == (
-            "DATABASE_URL: the connection to the database is encrypted but not verified, because sslmode is require"
-        )
+        assert target.warning == ("the connection is encrypted but not verified, because sslmode is require")
 
     @pytest.mark.parametrize(
         ("query", "name_too"),

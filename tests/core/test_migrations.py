@@ -55,7 +55,7 @@ WAIT: Final = """
 import logging, sys
 from app.core import migrations
 logging.basicConfig(level="WARNING", format="%(message)s")
-migrations._DELAYS = (0.05,)
+migrations.LOOK_DELAYS = (0.05,)
 migrations.migrate(sys.argv[1])
 """
 CONSTRAINTS: Final = """
@@ -298,7 +298,7 @@ class TestMigrate:
     def test_one_that_comes_is_migrated(self, tmp_path: Path) -> None:
         socket_directory = tmp_path / "postgres"
         with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("app.core.migrations._DELAYS", (0.05,))
+            patch.setattr("app.core.migrations.LOOK_DELAYS", (0.05,))
             migration = threads.submit(migrate, f"postgresql://postgres@/postgres?host={socket_directory}")
             with embedded_postgres(socket_directory) as dsn:
                 migration.result()

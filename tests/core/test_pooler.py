@@ -46,7 +46,7 @@ from sqlalchemy import column, select, table
 from app.core.database import Database, statement
 
 async def main():
-    database = Database(sys.argv[1], pool_size=1, pool_timeout=10, prepares=True)
+    database = Database(sys.argv[1], pool_size=1, pool_timeout=10, concurrency_limit=10, prepares=True)
     await database.check()
     names = statement(select(column("name")).select_from(table("pg_prepared_statements")))
     print(*(name for [name] in await database.fetch(names)))

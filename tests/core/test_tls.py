@@ -194,7 +194,7 @@ def url(dsn: str, query: str = "", host: str = "localhost") -> str:
 
 async def answers(dsn: str) -> bool:
     """Whether the service gets an answer from this database."""
-    database = Database(dsn, pool_size=1, pool_timeout=10)
+    database = Database(dsn, pool_size=1, pool_timeout=10, concurrency_limit=10)
     try:
         return await database.check()
     finally:

@@ -313,7 +313,7 @@ class TestRun:
 
     @pytest.fixture
     async def db(self, dsn: str) -> AsyncIterator[Database]:
-        db = Database(dsn, pool_size=1, pool_timeout=10)
+        db = Database(dsn, pool_size=1, pool_timeout=10, concurrency_limit=10)
         yield db
         await db.close()
 

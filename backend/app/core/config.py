@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         default=5,
         gt=0,
         le=60,
-        description="Seconds to wait for a free connection before answering 503; at least 10 while one is being opened.",
+        description="Seconds to wait for a free connection before a 503; at least 10 while one is being opened.",
     )
     concurrency_limit: int = Field(
         default=1_000,
@@ -186,6 +186,15 @@ class Settings(BaseSettings):
         if self.database_url_unpooled:
             return self.database_url_unpooled.get_secret_value()
         return unpooled(self.database_url.get_secret_value()) if self.database_url else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the operator should know about the settings, a sentence each."""
+        return [
+            f"{name.upper()}: {warning}"
+            for name in ("database_url", "database_url_unpooled")
+            if (secret := getattr(self, name)) and (warning := parse_dsn(secret.get_secret_value()).warning)
+        ]
 
     @property
     def prepares(self) -> bool | None:

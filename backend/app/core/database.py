@@ -17,12 +17,11 @@ from app.core.errors import (
     StatementError,
     UnavailableError,
 )
-from app.core.faults import is_unprepared, may_pass, sqlstate
+from app.core.faults import LOOK_DELAYS, is_unprepared, may_pass, sqlstate
 from app.core.pool import Pool
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that has waited for longer is not tried again
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds, from and to: those who were cut off together return one by one
-_LOOK_DELAYS: Final = (1, 2, 4, 8, 16)  # seconds between looks at a lost database, then the last one again
 
 _logger = logging.getLogger(__name__)
 _DIALECT: Final[Any] = make_url("postgresql+asyncpg://").get_dialect()()
@@ -55,10 +54,7 @@ _NO_TIMEOUTS: Final = (
 
 
 class Database:
-    """What statements are run on, and whether it answered when it was last asked.
-
-    `warning` is what the operator should know about the connection string, if anything.
-    """
+    """What statements are run on, and whether it answered when it was last asked."""
 
     def __init__(
         self,
@@ -66,12 +62,11 @@ class Database:
         *,
         pool_size: int,
         pool_timeout: float,
-        concurrency_limit: int = 1_000,
+        concurrency_limit: int,
         prepares: bool | None = None,
     ) -> None:
         """Connects at the first statement. Raises ValueError for a connection string it cannot use."""
-        connect_args, self.warning = parse_dsn(dsn, prepares=prepares)
-        self._pool = Pool(connect_args, size=pool_size, timeout=pool_timeout)
+        self._pool = Pool(parse_dsn(dsn, prepares=prepares).connect_args, size=pool_size, timeout=pool_timeout)
         self._room = concurrency_limit
         self._recovery: asyncio.Task[None] | None = None
         self._answered: bool | None = None
@@ -93,7 +88,9 @@ class Database:
             raise OverloadedError
         self._room -= 1
         try:
-            records = await self._run(query, [values[name] for name in query.names], repeatable=repeatable)
+            records = await self._run_twice_at_most(
+                query, [values[name] for name in query.names], repeatable=repeatable
+            )
         except OverloadedError:
             raise
         except UnavailableError as error:
@@ -128,7 +125,9 @@ class Database:
             await asyncio.wait([self._recovery])
         await self._pool.close()
 
-    async def _run(self, query: Statement, values: list[Any], *, repeatable: bool) -> list[asyncpg.Record]:
+    async def _run_twice_at_most(
+        self, query: Statement, values: list[Any], *, repeatable: bool
+    ) -> list[asyncpg.Record]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _RETRY_WITHIN
         try:
@@ -168,6 +167,6 @@ class Database:
 
     async def _recover(self) -> None:
         """Ask until there is an answer: a replica out of rotation gets no request that would find the database."""
-        delays = chain(_LOOK_DELAYS, repeat(_LOOK_DELAYS[-1]))
+        delays = chain(LOOK_DELAYS, repeat(LOOK_DELAYS[-1]))
         while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event tells when; coverage.py loses it
             await asyncio.sleep(next(delays))

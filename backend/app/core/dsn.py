@@ -14,6 +14,7 @@ from app.core.loopback import is_loopback
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
 _CONNECT_TIMEOUT_MAX: Final = 60
+_LOCAL: Final = ("/run/postgresql", "/var/run/postgresql", "/tmp", "localhost")  # noqa: S108  # as asyncpg has it
 _PORT: Final = 5432
 _PORT_MAX: Final = 65_535
 _POOLER_PORTS: Final = frozenset({6432, 6543})  # of PgBouncer and of Supabase
@@ -58,11 +59,11 @@ class _Host(NamedTuple):
 
     @property
     def is_neon(self) -> bool:
-        return self.name.lower().endswith(".neon.tech")
+        return self.name.lower().rstrip(".").endswith(".neon.tech")
 
     @property
     def is_local(self) -> bool:
-        return not self.name or self.name.startswith("/") or is_loopback(self.name)
+        return self.name.startswith("/") or is_loopback(self.name)
 
     @property
     def is_pooler(self) -> bool:
@@ -84,6 +85,8 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> Target:
     if prepares is None:
         prepares = _can_prepare(options, hosts)
     connect_args: dict[str, Any] = {
+        "host": [host.name for host in hosts],
+        "port": [host.port for host in hosts],
         "user": options.get("user"),
         "password": options.get("password"),
         "database": options.get("dbname"),
@@ -93,8 +96,6 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> Target:
         "timeout": _connect_timeout(options),
         "server_settings": {"application_name": options.get("application_name", "tasks-api")},
     }
-    if hosts != [_Host("", _PORT)]:
-        connect_args |= {"host": [host.name for host in hosts], "port": [host.port for host in hosts]}
     if not prepares:
         connect_args |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
     return Target(connect_args, None if all(host.is_local for host in hosts) else _warning(mode))
@@ -109,7 +110,7 @@ def _url(password: str) -> re.Pattern[str]:
     return re.compile(
         r"postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?://"
         rf"(?:(?P<user>[^:@/?]*)(?::(?P<password>{password}))?@)?"
-        rf"(?P<host>{_HOST}(?:,{_HOST})*)(?:/(?P<dbname>[^?]*))?(?:[?](?P<query>.*))?",
+        rf"(?P<host>{_HOST}(?:,{_HOST})*)(?:/(?P<dbname>[^?@]*))?(?:[?](?P<query>.*))?",
         re.DOTALL,
     )
 
@@ -130,12 +131,13 @@ def _options(dsn: str) -> dict[str, str]:
         given.setdefault(name, []).append(value)
     if twice := [name for name, values in given.items() if len(values) > 1 and name not in {"host", "port"}]:
         raise ValueError(_about("has a parameter that is there twice", twice))
-    return options | {name: ",".join(values) for name, values in given.items()}
+    options |= {name: ",".join(values) for name, values in given.items()}
+    return {**options, "host": options.get("host") or ",".join(_LOCAL)}
 
 
 def _hosts(options: Mapping[str, str]) -> list[_Host]:
-    """Returns the hosts in the order of trial; one without a name where none is given."""
-    names = options.get("host", "").split(",")
+    """Returns the hosts in the order of trial: where none is given, the usual places on this machine."""
+    names = options["host"].split(",")
     ports = options.get("port", "").split(",")
     if len(ports) == 1:
         ports *= len(names)
@@ -149,7 +151,7 @@ def _host(name: str, port: str) -> _Host:
     match = _HOST_AND_PORT.fullmatch(name)  # not for a directory, nor for an IPv6 address without brackets
     if match:
         name, port = unquote(match["name"].strip("[]")), match["port"] or port
-    if not re.fullmatch("[0-9]{0,5}", port) or int(port or _PORT) > _PORT_MAX:
+    if "@" in name or not re.fullmatch("[0-9]{0,5}", port) or int(port or _PORT) > _PORT_MAX:
         raise _malformed()
     return _Host(name, int(port or _PORT))
 
@@ -235,4 +237,4 @@ def _warning(mode: str) -> str | None:
     if mode in _VERIFIED:
         return None
     what = "is encrypted but not verified" if mode == "require" else "may not be encrypted"
-    return f"DATABASE_URL: the connection to the database {what}, because sslmode is {mode}"
+    return f"the connection {what}, because sslmode is {mode}"

@@ -313,7 +313,7 @@ class TimedOutError(UnavailableError):
 
 
 class OutcomeUnknownError(UnavailableError):
-    """A change was sent to the database, and the connection ended before the answer came."""
+    """A change was sent to the database, and no answer came."""
 
     kind = "outcome-unknown"
     title = "Outcome unknown"

@@ -7,13 +7,16 @@ import asyncpg
 
 from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementError, TimedOutError
 
+LOOK_DELAYS: Final = (1, 2, 4)  # seconds between looks at a database that is away, then the last one again
+
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _AWAY: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shutdown, disk; Neon that cannot wake up
+_UNKNOWN: Final = ("08007", "40003")  # the server itself cannot tell
 _READ_ONLY: Final = "25006"  # the old primary, after a failover
 _UNPREPARED: Final = ("26000", "42P05")  # a pooler that hands prepared statements to strangers
 _NO_TLS: Final = "rejected SSL upgrade"  # asyncpg has no class of its own for it
-_CONFLICT: Final = "40"  # serialization failure, deadlock
-_GIVEN_UP: Final = (_CONFLICT, "55P03", "57014")  # and lock timeout, statement timeout
+_CONFLICT: Final = ("40001", "40P01")  # serialization failure, deadlock
+_GIVEN_UP: Final = (*_CONFLICT, "55P03", "57014")  # and lock timeout, statement timeout
 
 
 def sqlstate(error: BaseException | None) -> str:
@@ -31,11 +34,12 @@ def meaning(error: Exception, *, reads: bool, closed: bool) -> Exception:
     state = sqlstate(error)
     if isinstance(error, TimeoutError):
         return TimedOutError() if reads else OutcomeUnknownError()
-    if isinstance(error, OSError) or (closed and not isinstance(error, asyncpg.InterfaceError)):
+    was_lost = closed and not isinstance(error, asyncpg.InterfaceError)  # which says that nothing was sent
+    if was_lost or isinstance(error, OSError) or state in _UNKNOWN:
         return DatabaseUnavailableError() if reads else OutcomeUnknownError()
     if state.startswith(_GIVEN_UP):
         return TimedOutError()
-    if closed or state.startswith((*_AWAY, _READ_ONLY, *_UNPREPARED)):  # refused, or never sent
+    if closed or state.startswith((*_AWAY, _READ_ONLY, *_UNPREPARED)):
         return DatabaseUnavailableError()
     return StatementError(error)
 
@@ -46,12 +50,14 @@ def may_pass(error: Exception) -> bool:
     """
     cause = error.__cause__
     if isinstance(error, TimedOutError):
-        return sqlstate(cause).startswith(_CONFLICT)
+        return sqlstate(cause) in _CONFLICT
     return isinstance(error, DatabaseUnavailableError | OutcomeUnknownError) and not isinstance(cause, TimeoutError)
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the database may be there later. A wrong name, password or certificate stays wrong."""
+    """Whether the database may be there later. A wrong password or certificate stays wrong; so does a wrong name, but
+    a host whose name is not known yet looks the same, and so does a pooler that cannot reach its server.
+    """
     if state := sqlstate(error):
         return state.startswith(_AWAY)
     return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and _NO_TLS not in str(error)

@@ -11,10 +11,9 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from app.core.errors import StartupError
-from app.core.faults import is_away
+from app.core.faults import LOOK_DELAYS, is_away
 
 _INI: Final = Path(__file__).parents[3] / "alembic.ini"
-_DELAYS: Final = (1, 2, 4, 8, 16)  # seconds between looks at a database that is away, then the last one again
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def migrate(dsn: str) -> None:
 
     Raises StartupError where the database refuses.
     """
-    for delay in chain(_DELAYS, repeat(_DELAYS[-1])):  # pragma: no branch  # there is always another one
+    for delay in chain(LOOK_DELAYS, repeat(LOOK_DELAYS[-1])):  # pragma: no branch  # there is always another one
         try:
             command.upgrade(alembic_config(dsn), "head")
         except CommandError as error:

@@ -1,13 +1,13 @@
-"""The one engine: connections that are opened when they are needed, and a statement that is run on one of them."""
+"""The one pool: connections that are opened when they are needed, and a statement that is run on one of them."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
+from weakref import WeakSet
 
 import asyncpg
-from sqlalchemy import PoolProxiedConnection, event, exc
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import PoolProxiedConnection, create_pool_from_url, event, exc
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -18,7 +18,7 @@ from app.core.faults import meaning
 _STATEMENT_TIMEOUT: Final = 4  # seconds; asyncpg's default is to wait for ever
 _OPENING_TIMEOUT: Final = 10  # seconds that a request waits, at least, while connections are being opened
 _END_TIMEOUT: Final = 2  # seconds in which the server may take note that a statement was given up
-_CLOSE_TIMEOUT: Final = 0.8  # seconds for those that are given up, and again for the others
+_CLOSE_TIMEOUT: Final = 1  # seconds for all connections
 _RECYCLE: Final = 240  # seconds; below the five minutes after which Neon suspends
 
 
@@ -27,21 +27,23 @@ class Pool:
 
     def __init__(self, connect_args: dict[str, Any], *, size: int, timeout: float) -> None:
         """`connect_args` are those of `parse_dsn`; `timeout` is in seconds, for a connection that is free."""
-        self._engine = create_async_engine(
+        # Without an engine, which asks the server eleven questions before its first connection can be used.
+        self._pool = create_pool_from_url(
             "postgresql+asyncpg://",
             connect_args={**connect_args, "command_timeout": _STATEMENT_TIMEOUT, "async_creator_fn": self._connect},
             pool_size=size,
             max_overflow=0,
-            pool_recycle=_RECYCLE,
-            pool_use_lifo=True,
-            pool_reset_on_return=None,
+            recycle=_RECYCLE,
+            use_lifo=True,
+            reset_on_return=None,
         )
-        event.listen(self._engine.sync_engine, "connect", self._mark)
-        event.listen(self._engine.sync_engine, "checkout", self._refuse_lost)
+        event.listen(self._pool, "connect", self._mark)
+        event.listen(self._pool, "checkout", self._refuse_lost)
         self._free = asyncio.Semaphore(size)
         self._patience = timeout
         self._opening = 0
         self._generation = 0
+        self._drivers: WeakSet[asyncpg.Connection] = WeakSet()
         self._ends: set[asyncio.Task[None]] = set()
 
     async def run(self, sql: str, values: list[Any], *, reads: bool) -> list[asyncpg.Record]:
@@ -49,19 +51,18 @@ class Pool:
 
         Raises UnavailableError, one of its kinds, with the driver's error as its cause, and StatementError.
         """
-        async with self._connection_to_come():
-            return await greenlet_spawn(self._run, sql, values, reads)
+        async with self._turn():
+            return await greenlet_spawn(self._check_out_and_run, sql, values, reads)
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._ends:
-            await asyncio.wait(self._ends, timeout=_CLOSE_TIMEOUT)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._engine.dispose()
+        ends = [*self._ends, *(asyncio.create_task(_end(driver, _CLOSE_TIMEOUT)) for driver in self._drivers)]
+        if ends:
+            await asyncio.wait(ends, timeout=_CLOSE_TIMEOUT)
+        await greenlet_spawn(self._pool.dispose)
 
     @asynccontextmanager
-    async def _connection_to_come(self) -> AsyncIterator[None]:
+    async def _turn(self) -> AsyncIterator[None]:
         """The pool's own queue does not tell those who wait when a connection could not be made."""
         patience = max(self._patience, _OPENING_TIMEOUT) if self._opening else self._patience
         try:
@@ -74,9 +75,9 @@ class Pool:
         finally:
             self._free.release()
 
-    def _run(self, sql: str, values: list[Any], reads: bool) -> list[asyncpg.Record]:
+    def _check_out_and_run(self, sql: str, values: list[Any], reads: bool) -> list[asyncpg.Record]:
         try:
-            connection = self._engine.sync_engine.raw_connection()
+            connection = self._pool.connect()
         except Exception as error:
             raise DatabaseUnavailableError from error
         try:
@@ -108,9 +109,11 @@ class Pool:
     async def _connect(self, **options: Any) -> asyncpg.Connection:
         self._opening += 1
         try:
-            return await connect(**options)
+            driver = await connect(**options)
         finally:
             self._opening -= 1
+        self._drivers.add(driver)
+        return driver
 
     def _mark(self, _: object, entry: ConnectionPoolEntry) -> None:
         entry.info["generation"] = self._generation
@@ -128,12 +131,12 @@ class Pool:
     def _give_up(self, connection: PoolProxiedConnection, driver: Any) -> None:
         """Free the place of a connection at once: to end its statement at the server may take a while."""
         connection.detach()
-        end = asyncio.get_running_loop().create_task(_end(driver))
+        end = asyncio.get_running_loop().create_task(_end(driver, _END_TIMEOUT))
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
 
 
-async def _end(driver: Any) -> None:
+async def _end(driver: Any, seconds: float) -> None:
     """Have the server stop what it does for this connection, and close it."""
     with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        await driver.close(timeout=_END_TIMEOUT)
+        await driver.close(timeout=seconds)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -32,7 +31,15 @@ from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from app.core.database import Database, Statement, statement
-from app.core.errors import AppError, FieldError, InvalidRequestError, PreconditionFailedError, TaskNotFoundError
+from app.core.errors import (
+    AppError,
+    FieldError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    PreconditionFailedError,
+    TaskNotFoundError,
+    UnavailableError,
+)
 from app.models.task import COLUMNS, Task, TaskRow
 from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.schemas.version import Conditions, entity_tag
@@ -153,10 +160,14 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
         # The id makes it repeatable: what was sent twice is inserted once.
         if records := await db.fetch(_CREATE, repeatable=True, owner=user_id, task_id=task_id, **values):
             return CreatedTask(TaskRow(*records[0]), replayed=False)
-        with suppress(TaskNotFoundError):  # deleted meanwhile: then the key is free again
+        try:
             task = await get_task(db, user_id, task_id, Conditions())
-            _refuse_other_content(new, task)
-            return CreatedTask(task, replayed=key is not None)
+        except TaskNotFoundError:
+            continue  # deleted meanwhile: then the key is free again
+        except UnavailableError as error:
+            raise OutcomeUnknownError from error
+        _refuse_other_content(new, task)
+        return CreatedTask(task, replayed=key is not None)
 
 
 async def update_task(
@@ -208,15 +219,13 @@ async def _one(
     repeatable: bool = True,
     **values: object,
 ) -> TaskRow:
-    match, none_match, _ = conditions
-    unconditional = match is None and none_match is None  # otherwise the first may have made the second one wrong
     records = await db.fetch(
         query,
-        repeatable=repeatable and unconditional,
+        repeatable=repeatable and conditions == Conditions(),  # one that has held once need not hold again
         owner=user_id,
         task_id=task_id,
-        match=_texts(match),
-        none_match=_texts(none_match),
+        match=_texts(conditions.match),
+        none_match=_texts(conditions.none_match),
         **values,
     )
     if not records:
