@@ -7,6 +7,7 @@ OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.confi
     settings = app.core.config.Settings(_env_file=None, auth_jwt_secret=secrets.token_hex()); \
     print(json.dumps(app.main.create_app(settings).openapi(), indent=2))'
 T ?= tests
+COMMA := ,
 NODE_MODULES := tests/clients/node_modules
 export PYTHONPATH := backend
 
@@ -34,12 +35,21 @@ run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless 
 	@exec $(BIN)/python -m app
 
 # These are not measured: they cover nothing that the others do not, and would take three times as long.
-UNMEASURED := tests/load tests/fuzz tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
-    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_proxy.py
+UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/test_expand_contract.py tests/core/test_partitions.py \
+    tests/core/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
+    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_deployment_files.py tests/test_proxy.py \
+    tests/test_rolling_restart.py
+# What passes through a pooler, and what speaks of operations alone, so that it passes in any deployment.
+POOLED := tests/routes tests/load tests/services
+OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
+    tests/routes/test_idempotency_key.py tests/routes/test_hostile_input.py tests/load/test_races.py \
+    tests/load/test_isolation.py tests/load/test_state_machine.py tests/load/test_foreign_tasks.py
 test: install $(if $(filter tests/clients%,$(T)),$(NODE_MODULES)) ## Run the tests; T=path narrows
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(T) $(if $(filter tests,$(T)),$(UNMEASURED:%=--ignore=%) --ignore=tests/clients)
 	$(if $(filter tests,$(T)),$(BIN)/python -m pytest $(UNMEASURED))
+	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=pgbouncer $(BIN)/python -m pytest $(POOLED))
+	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=haproxy$(COMMA)expanded$(COMMA)partitioned $(BIN)/python -m pytest $(OPERATIONS))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter-out tests,$(T)),--fail-under=0)
 

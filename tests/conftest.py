@@ -1,11 +1,12 @@
-"""One PostgreSQL and one service for the whole run, spoken to over HTTP.
+"""One PostgreSQL and one service for the whole run, spoken to over HTTP; with TEST_DEPLOYMENT in another deployment.
 
 Tests share the tables: each has users of its own, and nobody sees another's tasks.
 """
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,9 +17,14 @@ import pytest
 from app.core.config import Settings
 from app.core.embedded import embedded_postgres
 from app.core.migrations import migrate
+from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
+from tests.servers import pgbouncer
 from tests.support import SECRET, make_settings, serving
 
 _numbers = count(1)
+_deployment = deployment()
+
+Serve = Callable[[Settings], AbstractAsyncContextManager[str]]
 
 
 @pytest.fixture(scope="session")
@@ -41,24 +47,51 @@ def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     given = os.environ.get("TEST_DATABASE_URL")
     with nullcontext(given) if given else embedded_postgres(tmp_path_factory.mktemp("data") / "postgres") as dsn:
         migrate(dsn)
+        if "expanded" in _deployment:
+            expand(dsn)
+        if "partitioned" in _deployment:
+            partition(dsn)
         yield dsn
 
 
 @pytest.fixture(scope="session")
-def settings(dsn: str) -> Settings:
-    return make_settings(dsn)
+def configure(dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Settings]]:
+    """Makes the settings of a service."""
+    if "pgbouncer" in _deployment:
+        with pgbouncer(tmp_path_factory.mktemp("pgbouncer"), dsn, pool_size=2) as pooler:
+            yield partial(make_settings, f"{pooler.dsn}?pgbouncer=true", database_pool_size=16)
+    else:
+        yield partial(make_settings, dsn)
 
 
 @pytest.fixture(scope="session")
-async def base_url(settings: Settings) -> AsyncIterator[str]:
-    async with serving(settings) as url:
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
+    """Serves, with HAProxy by two services."""
+
+    @asynccontextmanager
+    async def serve_by_two(settings: Settings) -> AsyncIterator[str]:
+        async with serving(settings) as one, serving(settings) as two:
+            with haproxy(tmp_path_factory.mktemp("haproxy"), [one, two], WITHOUT_CHECKS) as url:
+                yield url
+
+    return serve_by_two if "haproxy" in _deployment else serving
+
+
+@pytest.fixture(scope="session")
+def settings(configure: Callable[..., Settings]) -> Settings:
+    return configure()
+
+
+@pytest.fixture(scope="session")
+async def base_url(settings: Settings, serve: Serve) -> AsyncIterator[str]:
+    async with serve(settings) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-async def secured_url(dsn: str) -> AsyncIterator[str]:
+async def secured_url(configure: Callable[..., Settings], serve: Serve) -> AsyncIterator[str]:
     """Where the same tasks are served, but only to whoever has a token (`support.bearer`)."""
-    async with serving(make_settings(dsn, auth_jwt_secret=SECRET)) as url:
+    async with serve(configure(auth_jwt_secret=SECRET)) as url:
         yield url
 
 

@@ -69,6 +69,7 @@ class FaultProxy:
     def heal(self) -> None:
         """End `hold` or `lose`."""
         self._call(self._passable.set)
+        self._call(self._give_up)
 
     def reset(self) -> None:
         """Send RST to both ends of every connection."""
@@ -169,6 +170,12 @@ class FaultProxy:
         for link in self._links:
             assert link.task
             link.task.cancel()
+
+    def _give_up(self) -> None:
+        """A server finds out by itself that nobody is there (tcp_keepalives_idle); it has no room for ever more."""
+        for link in self._lost:
+            for end in link.ends[1:]:
+                end.transport.abort()
 
     async def _drop_idle(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
 from app.core.config import Settings, load_settings
 from app.core.embedded import embedded_postgres
@@ -56,7 +57,7 @@ def _database(settings: Settings) -> Iterator[None]:
 def _serve(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     _logger.info("docs will be at http://%s:%d/docs", host, settings.port)
-    uvicorn.run(
+    config = uvicorn.Config(
         "app.main:create_app",
         factory=True,
         host=settings.host,
@@ -66,6 +67,23 @@ def _serve(settings: Settings) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout - _CLOSING_TIME,
         **SERVER_OPTIONS,
     )
+    if config.workers > 1:
+        _Workers(config, sockets=[config.bind_socket()]).run()
+    else:
+        server = uvicorn.Server(config)
+        server.run()
+        sys.exit(int(not server.started))
+
+
+class _Workers(Multiprocess):
+    """uvicorn's, which keeps the socket open until the last worker has ended: whoever connects meanwhile is taken by
+    the system, served by nobody, and reset.
+    """
+
+    def terminate_all(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+        super().terminate_all()
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,146 @@
+"""Other deployments than one service on a database of its own, and clients that must not notice when one changes.
+
+TEST_DEPLOYMENT names those that the suite runs in.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Self
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.servers import _program, _running, _Server, free_port
+from tests.support import execute, until
+
+HAPROXY: Final = (Path(__file__).parents[1] / "docs/haproxy.cfg").read_text()
+WITHOUT_CHECKS: Final = MappingProxyType({" check inter 500ms fall 1 rise 1": ""})
+PARTITIONS: Final = 16
+# What a next release might add.
+EXPANSION: Final = (
+    "ALTER TABLE tasks ADD COLUMN due_at timestamptz",
+    "ALTER TABLE tasks ADD COLUMN priority integer NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD CONSTRAINT wider CHECK (char_length(title) <= 400) NOT VALID",
+    "ALTER TABLE tasks VALIDATE CONSTRAINT wider",
+    "ALTER TABLE tasks DROP CONSTRAINT ck_tasks_title",
+    "ALTER TABLE tasks RENAME CONSTRAINT wider TO ck_tasks_title",
+    "CREATE INDEX CONCURRENTLY ix_tasks_user_id_updated_at_id ON tasks (user_id, updated_at, id)",
+)
+
+
+def deployment() -> set[str]:
+    """Returns the words of TEST_DEPLOYMENT."""
+    words = set(os.environ.get("TEST_DEPLOYMENT", "").split(",")) - {""}
+    if unknown := words - {"pgbouncer", "haproxy", "expanded", "partitioned"}:
+        message = f"TEST_DEPLOYMENT does not know {', '.join(sorted(unknown))}"
+        raise pytest.UsageError(message)
+    return words
+
+
+def expand(dsn: str) -> None:
+    """Bring the table to where a next release might have it."""
+    for sql in EXPANSION:
+        execute(dsn, sql)
+
+
+def partition(dsn: str) -> None:
+    """Put a table of the same columns, rules and keys in the place of `tasks`, parted by the hash of the owner."""
+    execute(dsn, "ALTER TABLE tasks RENAME TO whole")
+    execute(dsn, "CREATE TABLE tasks (LIKE whole INCLUDING ALL) PARTITION BY HASH (user_id)")
+    for number in range(PARTITIONS):
+        bounds = f"FOR VALUES WITH (MODULUS {PARTITIONS}, REMAINDER {number})"
+        execute(dsn, f"CREATE TABLE tasks_{number} PARTITION OF tasks {bounds}")
+    execute(dsn, "INSERT INTO tasks SELECT * FROM whole")
+    execute(dsn, "DROP TABLE whole")
+
+
+@contextmanager
+def haproxy(directory: Path, urls: Sequence[str], changes: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """Yields the address of HAProxy with docs/haproxy.cfg in front of two services, some words of it replaced."""
+    port = free_port()
+    one, two = (url.removeprefix("http://") for url in urls)
+    everywhere = {
+        ":443 ssl crt /etc/haproxy/tasks.example.com.pem alpn h2,http/1.1": f"127.0.0.1:{port}",
+        "127.0.0.1:8001": one,
+        "127.0.0.1:8002": two,
+    }
+    configuration = HAPROXY
+    for words, others in {**everywhere, **changes}.items():
+        assert words in configuration
+        configuration = configuration.replace(words, others)
+    (directory / "haproxy.cfg").write_text(configuration)
+    server = _Server(directory, {}, _program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg"))
+    server.port = port
+    with _running(server):
+        yield f"http://127.0.0.1:{port}"
+
+
+class Load:
+    """Clients that use every operation, each for a user of its own, and know what has to be there."""
+
+    def __init__(self, url: str, clients: int = 6) -> None:
+        self.faults: list[str] = []
+        self._url = url
+        self._clients = [_Client(f"load-{number}") for number in range(clients)]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        ending = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for client in self._clients:
+                group.create_task(client.run(self._url, self.faults, ending))
+            try:
+                yield self
+            finally:
+                ending.set()
+
+    async def goes_on(self) -> None:
+        """Return when each client has done everything once more, from beginning to end."""
+        goals = [client.rounds + 2 for client in self._clients]
+        await until(lambda: all(client.rounds >= goal for client, goal in zip(self._clients, goals, strict=True)))
+
+
+class _Client:
+    def __init__(self, user: str) -> None:
+        self.rounds = 0
+        self._path = f"/api/{user}/tasks"
+        self._tasks: list[dict[str, Any]] = []  # newest first
+
+    async def run(self, url: str, faults: list[str], ending: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as self._http:
+            while not ending.is_set():
+                try:
+                    await self._use_everything()
+                except (AssertionError, httpx.HTTPError) as fault:
+                    faults.append(f"{type(fault).__name__}: {fault}")
+                self.rounds += 1
+
+    async def _use_everything(self) -> None:
+        key = {"Idempotency-Key": uuid4().hex}
+        task = await self._ask("POST", "", 201, json={"title": "Buy milk"}, headers=key)
+        self._tasks.insert(0, task)
+        path = f"/{task['id']}"
+        for method, at, sent, change in (
+            ("PUT", path, {"title": "Buy more milk"}, {"title": "Buy more milk"}),
+            ("PATCH", f"{path}/complete", {"completed": True}, {"completed": True}),
+            ("PATCH", f"{path}/complete", None, {"completed": False}),
+            ("GET", path, None, {}),
+        ):
+            changed = await self._ask(method, at, 200, json=sent)
+            assert changed == {**task, **change, "updated_at": changed["updated_at"]}, method
+            assert (changed["updated_at"] > task["updated_at"]) == bool(change), method
+            task = self._tasks[0] = changed
+        if self.rounds % 4:
+            await self._ask("DELETE", path, 204)
+            del self._tasks[0]
+        assert await self._ask("GET", "", 200) == self._tasks, "list"
+
+    async def _ask(self, method: str, path: str, status: int, **content: Any) -> Any:
+        reply = await self._http.request(method, self._path + path, **content)
+        assert reply.status_code == status, f"{method} {reply.status_code} {reply.text}"
+        return reply.json() if reply.content else None

@@ -1,0 +1,245 @@
+"""A service that is told to end, alone and as one of two behind HAProxy with docs/haproxy.cfg."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import httpx
+import pytest
+from sqlalchemy import make_url
+
+from tests.deployments import WITHOUT_CHECKS, Load, haproxy
+from tests.servers import free_port
+from tests.service import TASKS, Service
+from tests.support import execute, until
+from tests.test_proxy import Upstream
+
+SHUTDOWN_TIMEOUT: Final = 4
+# HAProxy as if docs/haproxy.cfg did not say what to do when a service goes.
+CARELESS: Final = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
+TASK: Final = f"{TASKS}/019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
+COMPLETE: Final = f"{TASK}/complete"
+SEEN: Final = {"If-Match": '"2026-11-22T07:30:36.839496Z"'}
+ONCE: Final = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
+ASK: Final = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % TASKS.encode()
+HEAD: Final = (
+    b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 16\r\n"
+    b"Expect: 100-continue\r\n\r\n" % TASKS.encode()
+)
+WAITING: Final = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+StartService = Callable[..., Service]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+def own(dsn: str) -> Iterator[str]:
+    """A database for services that migrate it themselves."""
+    execute(dsn, "CREATE DATABASE restarts")
+    yield make_url(dsn).set(database="restarts").render_as_string(hide_password=False)
+    execute(dsn, "DROP DATABASE restarts WITH (FORCE)")
+
+
+@pytest.fixture
+def start(own: str, tmp_path: Path) -> Iterator[StartService]:
+    """Starts services, which are ready then."""
+    with ExitStack() as services:
+
+        def start(port: int = 0, workers: int = 1) -> Service:
+            directory = tmp_path / f"start-{free_port()}"
+            directory.mkdir()
+            settings = {"SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT), "WEB_CONCURRENCY": str(workers)}
+            service = Service(directory, {"DATABASE_URL": own, **settings}, port=port)
+            return services.enter_context(service).ready()
+
+        yield start
+
+
+@asynccontextmanager
+async def connected(service: Service) -> AsyncIterator[Streams]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def held(dsn: str) -> AsyncIterator[None]:
+    """Lock all tasks: who changes one has to wait."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM tasks FOR UPDATE")
+            yield
+    finally:
+        await connection.close()
+
+
+async def is_refused(service: Service) -> bool:
+    """Whether nobody can connect any more."""
+    with suppress(ConnectionRefusedError):
+        async with connected(service):
+            return False
+    return True
+
+
+async def end(service: Service) -> int:
+    """Returns the exit code. It is to be there in time, and nothing is to be complained of."""
+    async with asyncio.timeout(SHUTDOWN_TIMEOUT):
+        code = await asyncio.to_thread(service.end)
+    assert "Traceback" not in service.stdout + service.stderr
+    return code
+
+
+async def rest_of(reader: asyncio.StreamReader) -> bytes:
+    """Returns what comes until the connection is closed."""
+    with suppress(ConnectionResetError):  # it was closed before we sent
+        return await reader.read()
+    return b""
+
+
+async def restart(start: StartService, service: Service, workers: int) -> None:
+    """Return when another has taken the place of `service` and has got requests."""
+    assert await end(service) == 0
+    following = await asyncio.to_thread(start, service.port, workers)
+    await until(lambda: [line for line in following.lines if line.get("method") == "POST"])
+
+
+class TestTwoServices:
+    @pytest.mark.parametrize(
+        ("workers", "changes", "are_lost"),
+        [(1, {}, False), (2, {}, False), (1, CARELESS, True)],
+        ids=["one worker", "two workers", "control with a careless proxy"],
+    )
+    async def test_each_is_restarted_in_turn_and_no_request_is_lost(
+        self, start: StartService, tmp_path: Path, workers: int, changes: dict[str, str], *, are_lost: bool
+    ) -> None:
+        services = [await asyncio.to_thread(start, workers=workers) for _ in range(2)]
+        with haproxy(tmp_path, [service.url for service in services], changes) as url:
+            async with Load(url).running() as load:
+                await load.goes_on()
+                for service in services:
+                    await restart(start, service, workers)
+                    await load.goes_on()
+
+        assert bool(load.faults) == are_lost, load.faults[:5]
+
+
+class TestProxy:
+    """Behind it are services that take each request, and go without an answer."""
+
+    @pytest.fixture
+    async def lost(self) -> Upstream:
+        return Upstream()
+
+    @pytest.fixture
+    async def proxied(self, lost: Upstream, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+        async with lost.listening() as one, lost.listening() as two:
+            with haproxy(tmp_path, [one, two], WITHOUT_CHECKS) as url:
+                async with httpx.AsyncClient(base_url=url) as client:
+                    yield client
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "headers"),
+        [
+            ("GET", TASK, None, {}),
+            ("GET", TASK, None, {"If-None-Match": "*"}),
+            ("POST", TASKS, {"title": "a"}, ONCE),
+            ("PUT", TASK, {"title": "a"}, {}),
+            ("PATCH", COMPLETE, {"completed": True}, {}),
+            ("PATCH", COMPLETE, {"completed": False}, {}),
+            ("DELETE", TASK, None, {}),
+        ],
+    )
+    async def test_what_may_be_done_twice_is_sent_again(
+        self, proxied: httpx.AsyncClient, lost: Upstream, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> None:
+        await proxied.request(method, path, json=body, headers=headers)
+
+        assert len(lost.arrived) == 4
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "headers"),
+        [
+            ("POST", TASKS, {"title": "a"}, {}),
+            ("PUT", TASK, {"title": "a"}, SEEN),
+            ("PATCH", COMPLETE, None, {}),
+            ("PATCH", COMPLETE, {}, {}),
+            ("PATCH", COMPLETE, {"complete": True}, {}),
+            ("PATCH", COMPLETE, {"completed": True}, SEEN),
+            ("DELETE", TASK, None, SEEN),
+            ("DELETE", TASK, None, {"If-None-Match": "*"}),
+        ],
+    )
+    async def test_anything_else_is_sent_once_and_answered_with_a_problem(
+        self, proxied: httpx.AsyncClient, lost: Upstream, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> None:
+        reply = await proxied.request(method, path, json=body, headers={"X-Request-ID": "my-request", **headers})
+
+        assert len(lost.arrived) == 1
+        assert (reply.status_code, reply.headers["Content-Type"]) == (502, "application/problem+json")
+        assert (reply.headers["X-Request-ID"], reply.headers["Retry-After"]) == ("my-request", "1")
+        assert (reply.json()["type"], reply.json()["status"]) == ("urn:problem-type:service-unreachable", 502)
+        assert reply.json()["instance"] == "my-request"
+
+    async def test_without_a_service_there_is_a_problem_too(self, tmp_path: Path) -> None:
+        away = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+        with haproxy(tmp_path, away) as url:
+            async with httpx.AsyncClient(base_url=url) as client:
+                reply = await client.get(TASKS)
+
+        assert (reply.status_code, reply.headers["Content-Type"]) == (503, "application/problem+json")
+        assert reply.json()["instance"] == reply.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+class TestEnd:
+    @pytest.fixture
+    async def service(self, start: StartService, workers: int) -> Service:
+        return await asyncio.to_thread(start, workers=workers)
+
+    async def test_a_request_in_flight_is_answered_and_nobody_new_gets_in(
+        self, service: Service, own: str, database: asyncpg.Connection
+    ) -> None:
+        task = await asyncio.to_thread(service.create, "Wait")
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            async with held(own):
+                slow = asyncio.create_task(client.put(f"{TASKS}/{task['id']}", json={"title": "Done"}))
+                await until(lambda: database.fetchval(WAITING))
+                ended = asyncio.create_task(end(service))
+                await until(lambda: is_refused(service))
+            reply = await slow
+
+        assert (reply.status_code, reply.json()["title"]) == (200, "Done")
+        assert await ended == 0
+
+    async def test_a_connection_that_is_open_gets_an_answer_or_is_closed(self, service: Service) -> None:
+        async with connected(service) as (reader, writer):
+            writer.write(ASK)
+            await reader.readuntil(b"[]")
+            ended = asyncio.create_task(end(service))
+            await until(lambda: is_refused(service))
+            writer.write(ASK)
+            rest = await rest_of(reader)
+
+        assert rest == b"" or (rest.startswith(b"HTTP/1.1 200 OK") and rest.endswith(b"[]"))
+        assert await ended == 0
+
+    async def test_half_a_request_is_answered_with_a_problem(self, service: Service) -> None:
+        async with connected(service) as (reader, writer):
+            writer.write(HEAD)
+            await reader.readuntil(b"100 Continue\r\n\r\n")
+            writer.write(b'{"title"')
+            ended = asyncio.create_task(end(service))
+            head, _, body = (await rest_of(reader)).partition(b"\r\n\r\n")
+
+        assert head.startswith(b"HTTP/1.1 503 ")
+        problem = json.loads(body)
+        assert problem["type"] == "urn:problem-type:shutting-down"
+        assert f"\r\nx-request-id: {problem['instance']}\r\n" in head.decode().lower()
+        assert await ended == 0
