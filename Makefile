@@ -37,8 +37,7 @@ run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless 
 # These are not measured: they cover nothing that the others do not, and would take three times as long.
 UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/test_expand_contract.py tests/core/test_partitions.py \
     tests/core/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
-    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_deployment_files.py tests/test_proxy.py \
-    tests/test_rolling_restart.py
+    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_deployment_files.py tests/test_proxy.py
 # What passes through a pooler, and what speaks of operations alone, so that it passes in any deployment.
 POOLED := tests/routes tests/load tests/services
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \

@@ -387,6 +387,17 @@ class TestAgain:
 
             assert proxy.accepted == 4
 
+    async def test_a_pooler_that_mixes_up_prepared_statements_is_told_once_and_no_outage(
+        self, db: Database, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert await db.check()
+        for state in ("26000", "42P05"):
+            with pytest.raises(DatabaseUnavailableError):
+                await db.fetch(FAIL, value=state)
+
+        assert caplog.messages.count("a pooler mixes up prepared statements: set DATABASE_PREPARED_STATEMENTS=off") == 1
+        assert "database unavailable" not in caplog.text
+
 
 class TestLimit:
     async def test_one_more_than_the_limit_is_overloaded_at_once(

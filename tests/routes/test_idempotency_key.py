@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from app.core.config import Settings
+from app.services import tasks as services
 from tests.support import exchange, pointers, serving, short
 
 Client = httpx.AsyncClient
@@ -166,6 +167,24 @@ async def test_after_the_task_is_deleted_its_key_makes_a_new_one_with_the_same_i
     assert second.json()["id"] == first.json()["id"]
     assert second.json()["created_at"] > first.json()["created_at"]
     assert second.json().items() >= (BODY | fields).items()
+
+
+async def test_if_that_happens_while_it_is_asked_for_it_makes_a_new_one_too(
+    monkeypatch: pytest.MonkeyPatch, client: Client, tasks: str
+) -> None:
+    first = await post(client, tasks)
+    get_task = services.get_task
+
+    async def delete_first(*arguments: Any) -> Any:
+        await client.delete(first.headers["Location"])
+        return await get_task(*arguments)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(services, "get_task", delete_first)
+        second = await post(client, tasks)
+
+    assert (second.status_code, replayed(second)) == (201, False)
+    assert second.json()["created_at"] > first.json()["created_at"]
 
 
 class TestKey:

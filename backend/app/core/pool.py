@@ -63,17 +63,24 @@ class Pool:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """The pool's own queue does not tell those who wait when a connection could not be made."""
-        patience = max(self._patience, _OPENING_TIMEOUT) if self._opening else self._patience
-        try:
-            async with asyncio.timeout(patience):
-                await self._free.acquire()
-        except TimeoutError:
-            raise OverloadedError from None
+        """The pool's own queue does not tell those who wait when a connection could not be made. It is no overload as
+        long as connections are being opened: a database that wakes up takes its time.
+        """
+        is_mine = await self._is_free_within(self._patience)
+        if not is_mine and self._opening:
+            is_mine = await self._is_free_within(_OPENING_TIMEOUT - self._patience)
+        if not is_mine:
+            raise OverloadedError
         try:
             yield
         finally:
             self._free.release()
+
+    async def _is_free_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._free.acquire()
+        return False
 
     def _check_out_and_run(self, sql: str, values: list[Any], reads: bool) -> list[asyncpg.Record]:
         try:

@@ -1,0 +1,306 @@
+"""Clients that write without a pause and keep a book of what they sent and what they were answered."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+import httpx
+
+from tests.support import until
+
+Task = dict[str, Any]
+
+OWN: Final = 3
+PAUSE: Final = 0.05  # seconds, after a request that failed
+NOTHING_DONE: Final = {"503 database-unavailable", "503 overloaded", "503 timed-out"}
+UNKNOWN: Final = {"503 outcome-unknown", "503 shutting-down"}
+# What a client sees of a server that is killed.
+ENDED: Final = (httpx.ReadError, httpx.WriteError, httpx.ConnectError, httpx.RemoteProtocolError)
+# Each change of a task, kept in the transaction that makes it: so no change is missed that another one covers.
+HISTORY: Final = """
+CREATE TABLE history AS SELECT '' AS operation, * FROM tasks LIMIT 0;
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'DELETE' THEN INSERT INTO history SELECT TG_OP, OLD.*;
+        ELSE INSERT INTO history SELECT TG_OP, NEW.*;
+        END IF;
+        RETURN NULL;
+    END
+$$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON tasks FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+class Answer(NamedTuple):
+    """`outcome` is a status, with the type of a refusal, or what became of the connection."""
+
+    at: float
+    request: str
+    outcome: str
+
+    @property
+    def is_success(self) -> bool:
+        return self.outcome.startswith("2")
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it says that nothing was done."""
+        return self.outcome in NOTHING_DONE
+
+
+class Version(NamedTuple):
+    """A task as it was after a change."""
+
+    id: str
+    updated_at: str
+    title: str
+    completed: bool
+
+    @classmethod
+    def of(cls, task: Task) -> "Version":
+        return cls(*(task[name] for name in cls._fields))
+
+
+class Book:
+    """What one client knows."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.surprises: list[str] = []
+        self.sent: set[str] = set()  # titles
+        self.refused: set[str] = set()  # those that were sent in vain
+        self.made: dict[str, str] = {}  # the acknowledged ones, with their ids
+        self.discarded: set[str] = set()  # ids of which a DELETE was sent
+        self.gone: set[str] = set()  # those of which it was acknowledged
+        self.versions: set[Version] = set()  # acknowledged changes
+        self.unsure = 0  # toggles that may or may not have been made
+        self.titles: list[str] = []  # the last one that was put and acknowledged, and those since that may have been
+        self.states: list[bool] = []  # likewise, for `completed`
+
+
+class Client:
+    """A user with three tasks that are changed, each in one way, and others that come and go."""
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+        self.book = Book()
+        self.turns = 0
+        self._tasks = f"/api/{user}/tasks"
+        self._numbers = count()
+        self._retried: str | None = None
+
+    async def begin(self, url: str) -> None:
+        self._http = httpx.AsyncClient(base_url=url, timeout=30)
+        while len(self.book.made) < OWN:  # what was before may have left a connection that is lost
+            await self._create(self._title())
+        self.toggled, self.put, self.set = self.book.made.values()
+        self.book.titles = [title for title, made in self.book.made.items() if made == self.put]
+        self.book.states = [False]
+
+    async def write(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            await self._turn()
+            self.turns += 1
+
+    async def end(self) -> None:
+        """Have every task that has a key made in the end."""
+        while self._retried:
+            await self._create_with_key()
+        await self._http.aclose()
+
+    def names(self) -> dict[str, str]:
+        """What a test needs to do what this client did not."""
+        title, kept = next((title, made) for title, made in self.book.made.items() if made not in self.book.discarded)
+        gone = next(iter(self.book.gone))
+        own = {"toggled": self.toggled, "put": self.put, "set": self.set}
+        return {"user": self.user, "title": title, "kept": kept, "gone": gone, **own}
+
+    async def _turn(self) -> None:
+        await self._create_and_delete()
+        await self._create_with_key()
+        await self._toggle()
+        await self._put()
+        await self._set()
+        await self._read()
+
+    def _title(self) -> str:
+        return f"{self.user} {next(self._numbers)}"
+
+    async def _create(self, title: str, **headers: str) -> str | None:
+        self.book.sent.add(title)
+        reply = await self._ask("POST", self._tasks, {201}, json={"title": title}, headers=headers)
+        if reply is None:
+            return None
+        self.book.made[title] = reply.json()["id"]
+        return self.book.made[title]
+
+    async def _create_with_key(self) -> None:
+        """Send it again in the next turn if there is no answer."""
+        self._retried = title = self._retried or self._title()
+        if await self._create(title, **{"Idempotency-Key": title}):
+            self._retried = None
+
+    async def _create_and_delete(self) -> None:
+        title = self._title()
+        made = await self._create(title)
+        if made is None and self._is_refused():
+            self.book.refused.add(title)
+        if made and self.turns % 2:
+            await self._delete(made)
+
+    async def _delete(self, made: str) -> None:
+        self.book.discarded.add(made)
+        # 404: the service has asked twice, as it does not know what came of the first time.
+        if await self._ask("DELETE", f"{self._tasks}/{made}", {204, 404}):
+            self.book.gone.add(made)
+        elif self._is_refused():
+            self.book.discarded.remove(made)
+
+    async def _toggle(self) -> None:
+        changed = await self._change("PATCH", f"{self._tasks}/{self.toggled}/complete")
+        if not changed and not self._is_refused():
+            self.book.unsure += 1
+
+    async def _put(self) -> None:
+        title = self._title()
+        if await self._change("PUT", f"{self._tasks}/{self.put}", json={"title": title}):
+            self.book.titles = [title]
+        elif not self._is_refused():
+            self.book.titles.append(title)
+
+    async def _set(self) -> None:
+        state = self.turns % 2 == 0
+        if await self._change("PATCH", f"{self._tasks}/{self.set}/complete", json={"completed": state}):
+            self.book.states = [state]
+        elif not self._is_refused():
+            self.book.states.append(state)
+
+    async def _read(self) -> None:
+        kept = next(made for made in reversed(self.book.made.values()) if made not in self.book.discarded)
+        await self._ask("GET", f"{self._tasks}/{kept}", {200})
+        await self._ask("GET", self._tasks, {200})
+
+    async def _change(self, method: str, path: str, **options: Any) -> bool:
+        reply = await self._ask(method, path, {200}, **options)
+        if reply is not None:
+            self.book.versions.add(Version.of(reply.json()))
+        return reply is not None
+
+    async def _ask(self, method: str, path: str, expected: set[int], **options: Any) -> httpx.Response | None:
+        """Returns None where nothing was done, and where the outcome is not known."""
+        try:
+            reply = await self._http.request(method, path, **options)
+        except ENDED as error:
+            outcome, known = type(error).__name__, False
+        else:
+            outcome, known = _outcome(reply), reply.status_code in expected
+            if not known and outcome not in NOTHING_DONE | UNKNOWN:
+                self.book.surprises.append(f"{method} {path} was answered {outcome}: {reply.text}")
+        self.book.answers.append(Answer(monotonic(), method, outcome))
+        if known:
+            return reply
+        await asyncio.sleep(PAUSE)
+        return None
+
+    def _is_refused(self) -> bool:
+        return self.book.answers[-1].is_refusal
+
+    def served(self, since: float) -> float | None:
+        """Returns the seconds until the first success."""
+        first = None
+        for answer in reversed(self.book.answers):
+            if answer.at < since:
+                break
+            if answer.is_success:
+                first = answer.at - since
+        return first
+
+
+class Ledger:
+    """All the clients."""
+
+    def __init__(self, users: Iterable[str]) -> None:
+        self.clients = [Client(user) for user in users]
+
+    @asynccontextmanager
+    async def writing(self, url: str) -> AsyncIterator[None]:
+        """Have all of them write until the end of the context."""
+        stopping = asyncio.Event()
+        await asyncio.gather(*(client.begin(url) for client in self.clients))
+        async with asyncio.TaskGroup() as group:
+            for client in self.clients:
+                group.create_task(client.write(stopping))
+            yield
+            stopping.set()
+        await asyncio.gather(*(client.end() for client in self.clients))
+
+    def outcomes(self, since: float = 0) -> Counter[str]:
+        return Counter(
+            answer.outcome for client in self.clients for answer in client.book.answers if answer.at >= since
+        )
+
+    def refused(self, since: float) -> bool:
+        """Whether a fault has reached anybody."""
+        return any(outcome.startswith("503") for outcome in self.outcomes(since))
+
+    async def healed(self, since: float) -> float:
+        """Returns the seconds until the last client was served, when each has done all it does once more."""
+        turns = [client.turns + 2 for client in self.clients]
+        await until(
+            lambda: all(
+                client.turns >= turn and client.served(since) is not None
+                for client, turn in zip(self.clients, turns, strict=True)
+            )
+        )
+        return max(client.served(since) or 0 for client in self.clients)
+
+    async def faults(self, dsn: str) -> list[str]:
+        """Returns what the books say and the database does not, or the other way round."""
+        users = [client.user for client in self.clients]
+        connection = await asyncpg.connect(dsn)
+        tasks = await connection.fetch("SELECT * FROM tasks WHERE user_id = ANY($1)", users)
+        history = await connection.fetch("SELECT * FROM history WHERE user_id = ANY($1)", users)
+        await connection.close()
+        stored = {task["id"]: Version.of(task) for task in map(_as_sent, tasks)}
+        changes = [(change["operation"], Version.of(change)) for change in map(_as_sent, history)]
+        faults = [fault for client in self.clients for fault in _faults(client, stored, changes)]
+        sent = {title for client in self.clients for title in client.book.sent}
+        faults += [f"never sent: {change}" for way, change in changes if way == "INSERT" and change.title not in sent]
+        return faults
+
+
+def _faults(client: Client, stored: dict[str, Version], changes: list[tuple[str, Version]]) -> Iterator[str]:
+    book = client.book
+    inserted = Counter(change.title for way, change in changes if way == "INSERT")
+    updates = Counter(change for way, change in changes if way == "UPDATE")
+    yield from book.surprises
+    yield from (f"made {inserted[title]} times: {title}" for title in book.sent if inserted[title] > 1)
+    yield from (f"refused and made: {title}" for title in book.refused if inserted[title])
+    yield from (f"lost task: {title}" for title in book.made if not inserted[title])
+    yield from (f"lost task: {made}" for made in book.made.values() if made not in book.discarded | stored.keys())
+    yield from (f"lost deletion: {stored[gone]}" for gone in book.gone & stored.keys())
+    yield from (f"lost change: {version}" for version in book.versions if updates[version] != 1)
+    toggles = sum(version.id == client.toggled for version in updates.keys() - book.versions)
+    if toggles > book.unsure:
+        yield f"{toggles} toggles that nobody was told of, but only {book.unsure} of which nobody knows"
+    if client.put in stored and stored[client.put].title not in book.titles:
+        yield f"put {book.titles}, but there is {stored[client.put]}"
+    if client.set in stored and stored[client.set].completed not in book.states:
+        yield f"set {book.states}, but there is {stored[client.set]}"
+
+
+def _as_sent(record: asyncpg.Record) -> Task:
+    updated_at = record["updated_at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return {**record, "id": str(record["id"]), "updated_at": updated_at}
+
+
+def _outcome(reply: httpx.Response) -> str:
+    if reply.status_code != 503 or not reply.headers.get("Retry-After", "").isdigit():
+        return str(reply.status_code)
+    assert reply.headers["Content-Type"] == "application/problem+json"
+    return f"503 {reply.json()['type'].removeprefix('urn:problem-type:')}"
