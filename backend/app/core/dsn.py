@@ -47,7 +47,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
 
 
 class Target(NamedTuple):
-    """What to connect to: `connect_args` of the engine, and what the operator should know about it."""
+    """What to connect to: `connect_args` of the pool, and what the operator should know about it."""
 
     connect_args: dict[str, Any]
     warning: str | None
