@@ -14,7 +14,7 @@ from app.core.loopback import is_loopback
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
 _CONNECT_TIMEOUT_MAX: Final = 60
-_LOCAL: Final = ("/run/postgresql", "/var/run/postgresql", "/tmp", "localhost")  # noqa: S108  # as asyncpg has it
+_LOCAL: Final = ("/run/postgresql", "/var/run/postgresql", "localhost")
 _PORT: Final = 5432
 _PORT_MAX: Final = 65_535
 _POOLER_PORTS: Final = frozenset({6432, 6543})  # of PgBouncer and of Supabase
