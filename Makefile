@@ -57,7 +57,7 @@ fuzz: install ## Give the parsers a million made-up inputs
 	FUZZ_EXAMPLES=72000 $(BIN)/python -m pytest tests/fuzz --dist=worksteal --timeout=0 --hypothesis-show-statistics
 
 chaos: install ## Kill, cut and delay everything under load, for some minutes
-	CHAOS_ROUNDS=20 $(BIN)/python -m pytest tests/chaos --timeout=0
+	CHAOS_ROUNDS=10 $(BIN)/python -m pytest tests/chaos --timeout=0
 
 check: install $(NODE_MODULES) ## Format, lint, types, imports, known vulnerabilities, migrations, OpenAPI and its clients
 	$(BIN)/ruff format --check .

@@ -72,7 +72,8 @@ def _serve(settings: Settings) -> None:
     else:
         server = uvicorn.Server(config)
         server.run()
-        sys.exit(int(not server.started))
+        if not server.started:  # pragma: no cover  # the application does not start; uvicorn has said why
+            sys.exit(1)
 
 
 class _Workers(Multiprocess):

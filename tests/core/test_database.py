@@ -425,6 +425,20 @@ class TestLimit:
 
             assert await asyncio.gather(*(fetch_value(db) for _ in range(3))) == ["there"] * 3
 
+    async def test_one_that_waits_for_longer_than_that_is_overloaded(
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
+    ) -> None:
+        monkeypatch.setattr("app.core.pool._OPENING_TIMEOUT", 0.2)
+        with fault_proxy(own_dsn) as proxy:
+            proxy.delay = 1
+            db = make_database(proxy.dsn, pool_timeout=0.05)
+            first = asyncio.create_task(fetch_value(db))
+            await until(lambda: proxy.accepted)
+
+            with pytest.raises(OverloadedError):
+                await fetch_value(db)
+            assert await first == "there"
+
 
 class TestTimeouts:
     async def test_a_role_without_them_is_told_once(

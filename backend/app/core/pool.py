@@ -66,21 +66,23 @@ class Pool:
         """The pool's own queue does not tell those who wait when a connection could not be made. It is no overload as
         long as connections are being opened: a database that wakes up takes its time.
         """
-        is_mine = await self._is_free_within(self._patience)
-        if not is_mine and self._opening:
-            is_mine = await self._is_free_within(_OPENING_TIMEOUT - self._patience)
-        if not is_mine:
-            raise OverloadedError
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._free.acquire()
+        except TimeoutError:
+            await self._wait_for_opening()
         try:
             yield
         finally:
             self._free.release()
 
-    async def _is_free_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                return await self._free.acquire()
-        return False
+    async def _wait_for_opening(self) -> None:
+        rest = _OPENING_TIMEOUT - self._patience if self._opening else 0
+        try:
+            async with asyncio.timeout(rest):
+                await self._free.acquire()
+        except TimeoutError:
+            raise OverloadedError from None
 
     def _check_out_and_run(self, sql: str, values: list[Any], reads: bool) -> list[asyncpg.Record]:
         try:
