@@ -157,6 +157,12 @@ class TestWorkers:
             with Service(directory, port=service.port) as next_service:
                 assert {task["title"] for task in next_service.ready().tasks()} == titles
 
+    def test_they_end_when_the_terminal_is_closed(self, directory: Path) -> None:
+        with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
+            service.ready()
+            assert service.end(signal.SIGHUP) == 0
+            assert not service.postgres_runs
+
 
 class TestTwoServices:
     def test_both_may_start_on_one_new_directory_and_the_last_one_stops_its_postgres(self, tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ class _Workers(Multiprocess):
             sock.close()
         super().terminate_all()
 
+    def handle_hup(self) -> None:
+        self.should_exit.set()  # as with one worker
+
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM unwinds the stack, so that the embedded PostgreSQL is stopped too."""

@@ -18,7 +18,7 @@ from app.core.database import Database
 from app.core.errors import StartupError
 from app.core.jwks import JwksClient
 from app.core.security import KeySource, SharedSecret, TokenVerifier
-from app.models.task import USER_ID_PATTERN
+from app.models.task import USER_ID_PATTERN, Task
 from app.routes import health, tasks
 from app.routes.docs import install_docs
 from app.routes.errors import METHODS, install_error_handlers
@@ -92,6 +92,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             pool_timeout=settings.database_pool_timeout,
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
+            tables=(str(Task.__tablename__),),
         )
         try:
             await database.check()

@@ -401,6 +401,11 @@ class TestDatabaseUrl:
 
         assert load().migration_dsn == "postgresql://ada:s3cret@ep-x.eu-west-2.aws.neon.tech/neondb"
 
+    def test_white_space_around_it_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", f" {DSN}\r\n")
+
+        assert load().migration_dsn == DSN
+
     def test_one_that_may_not_be_encrypted_is_told_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert load().warnings == []
         monkeypatch.setenv("DATABASE_URL", f"{DSN}?sslmode=verify-full")

@@ -440,6 +440,65 @@ class TestLimit:
             assert await first == "there"
 
 
+@pytest.fixture
+async def owner(own_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """Makes and takes what the role `fit` may use."""
+    connection = await asyncpg.connect(own_dsn)
+    await connection.execute("CREATE TABLE things (); CREATE ROLE fit LOGIN; GRANT ALL ON things TO fit")
+    yield connection
+    await connection.execute("DROP TABLE IF EXISTS things; DROP ROLE fit")
+    await connection.close()
+
+
+@pytest.mark.usefixtures("quick_retries")
+class TestFitness:
+    @pytest.mark.parametrize(
+        ("take", "give", "reason"),
+        [
+            ("ALTER ROLE fit SET default_transaction_read_only = on", "ALTER ROLE fit RESET ALL", "read-only"),
+            ("REVOKE INSERT ON things FROM fit", "GRANT INSERT ON things TO fit", "no table, or no right to it"),
+            ("ALTER TABLE things RENAME TO gone", "ALTER TABLE gone RENAME TO things", "no table, or no right to it"),
+        ],
+    )
+    async def test_a_database_that_cannot_be_used_is_not_ready_until_it_can(
+        self,
+        own_dsn: str,
+        owner: asyncpg.Connection,
+        caplog: pytest.LogCaptureFixture,
+        take: str,
+        give: str,
+        reason: str,
+    ) -> None:
+        await owner.execute(take)
+        caplog.set_level(logging.INFO)
+        dsn = own_dsn.replace("postgres@", "fit@")
+        db = Database(dsn, pool_size=1, pool_timeout=10, concurrency_limit=10, tables=("things",))
+
+        assert not await db.check()
+        assert await fetch_value(db) == "there"
+        assert not db.reachable
+        await owner.execute(give)
+        await owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'fit'")
+        await until(lambda: db.reachable)
+
+        assert caplog.messages.count(f"database cannot be used: {reason}") == 1
+        assert caplog.messages[-1] == "database can be used"
+        await db.close()
+
+    async def test_one_that_loses_its_table_is_not_ready_from_the_next_statement_on(
+        self, own_dsn: str, owner: asyncpg.Connection
+    ) -> None:
+        dsn = own_dsn.replace("postgres@", "fit@")
+        db = Database(dsn, pool_size=1, pool_timeout=10, concurrency_limit=10, tables=("things",))
+        assert await db.check()
+        await owner.execute("DROP TABLE things")
+
+        with pytest.raises(StatementError):
+            await db.fetch(Statement("TABLE things", (), reads=True))
+        await until(lambda: not db.reachable)
+        await db.close()
+
+
 class TestTimeouts:
     async def test_a_role_without_them_is_told_once(
         self, make_database: MakeDatabase, own_dsn: str, caplog: pytest.LogCaptureFixture

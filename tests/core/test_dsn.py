@@ -203,6 +203,8 @@ class TestAddress:
             "postgresql://ada:s3cret@db.example.com:99999/tasks",
             "postgresql://ada:s3cret@db.example.com/tasks?port=s3cret",
             "postgresql://ada:s3cret@db example.com/tasks",
+            "postgresql://ada:s3cret@db.example.com/tasks\n",
+            "postgresql://ada:s3cret@db.example.com/ta\0sks",
             "postgresql://ada:x@s3cret?host=a@db.example.com/tasks",
         ],
     )

@@ -422,8 +422,9 @@ class TestDatabaseUnavailable:
 
 class TestOverloaded:
     async def test_no_free_connection_for_as_long_as_the_settings_allow_is_503(
-        self, dsn: str, database: asyncpg.Connection, task: dict[str, Any]
+        self, dsn: str, database: asyncpg.Connection, task: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO, "app")
         settings = make_settings(dsn, database_pool_size=1, database_pool_timeout=0.1)
         async with serving(settings) as url, httpx.AsyncClient(base_url=url) as client:
             async with database.transaction():
@@ -435,6 +436,7 @@ class TestOverloaded:
 
         assert_problem(await refused, 503, "overloaded")
         assert int((await refused).headers["Retry-After"]) > 0
+        assert "unavailable: overloaded" in caplog.messages
 
 
 MARK: Final = "zq9mark"

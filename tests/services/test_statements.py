@@ -217,13 +217,13 @@ class TestMade:
         found = [call for path in ELSEWHERE for call in calls(parsed(path), "statement")]
 
         assert [ast.unparse(call) for call in found] == [
-            "statement(select(_setting('statement_timeout'), _setting('lock_timeout')))"
+            "statement(select(*settings, *(_may(right, table) for table in tables for right in _RIGHTS)))"
         ]
 
     def test_elsewhere_only_the_ping_is_run(self) -> None:
         found = [call for path in ELSEWHERE for call in calls(parsed(path), "fetch")]
 
-        assert {ast.unparse(call) for call in found} == {"self.fetch(_PING)", "driver.fetch(sql, *values)"}
+        assert {ast.unparse(call) for call in found} == {"self.fetch(self._ping)", "driver.fetch(sql, *values)"}
 
 
 PREAMBLE: Final = """

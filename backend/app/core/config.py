@@ -77,8 +77,9 @@ def _host(host: str, info: ValidationInfo) -> str:
 
 
 def _dsn(secret: SecretStr) -> SecretStr:
-    parse_dsn(secret.get_secret_value())
-    return secret
+    dsn = secret.get_secret_value().strip()  # a file with a secret often ends with a new line
+    parse_dsn(dsn)
+    return SecretStr(dsn)
 
 
 def _beside_pooled(secret: SecretStr, info: ValidationInfo) -> SecretStr:

@@ -45,8 +45,12 @@ def _setting(name: str) -> Any:
     return func.current_setting(literal_column(f"'{name}'"))
 
 
-_PING: Final = statement(select(_setting("statement_timeout"), _setting("lock_timeout")))
+def _may(right: str, table: str) -> Any:
+    """NULL where there is no such table."""
+    return func.has_table_privilege(func.to_regclass(literal_column(f"'{table}'")), literal_column(f"'{right}'"))
 
+
+_RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
     "see docs/deploy-neon.md"
@@ -54,7 +58,7 @@ _NO_TIMEOUTS: Final = (
 
 
 class Database:
-    """What statements are run on, and whether it answered when it was last asked."""
+    """What statements are run on, and whether it can be used, by what it answered when it was last asked."""
 
     def __init__(
         self,
@@ -64,18 +68,25 @@ class Database:
         pool_timeout: float,
         concurrency_limit: int,
         prepares: bool | None = None,
+        tables: tuple[str, ...] = (),
     ) -> None:
-        """Connects at the first statement. Raises ValueError for a connection string it cannot use."""
+        """Connects at the first statement. It can be used if `tables` can be read and written.
+
+        Raises ValueError for a connection string it cannot use.
+        """
         self._pool = Pool(parse_dsn(dsn, prepares=prepares).connect_args, size=pool_size, timeout=pool_timeout)
         self._room = concurrency_limit
         self._recovery: asyncio.Task[None] | None = None
+        settings = map(_setting, ("statement_timeout", "lock_timeout", "transaction_read_only"))
+        self._ping = statement(select(*settings, *(_may(right, table) for table in tables for right in _RIGHTS)))
         self._answered: bool | None = None
+        self._unfit: str | None = None
         self._warnings: set[str] = set()
 
     @property
     def reachable(self) -> bool:
-        """Whether the database answered when it was last asked."""
-        return bool(self._answered)
+        """Whether the database answered when it was last asked, and can be used."""
+        return bool(self._answered) and not self._unfit
 
     async def fetch(self, query: Statement, *, repeatable: bool = False, **values: object) -> list[asyncpg.Record]:
         """Run one statement, committed when it returns.
@@ -100,23 +111,27 @@ class Database:
                 self._note(answered=False, cause=error.__cause__)
             self._look()
             raise
+        except StatementError:
+            self._look()  # a table may be gone, or a right to it
+            raise
         finally:
             self._room += 1
         self._note(answered=True)
         return records
 
     async def check(self) -> bool:
-        """Ask the database once. Returns whether it answered."""
+        """Ask the database once. Returns whether it can be used."""
         try:
-            [timeouts] = await self.fetch(_PING)
+            [(statement_timeout, lock_timeout, read_only, *rights)] = await self.fetch(self._ping)
         except OverloadedError:
             return False
         except (UnavailableError, StatementError) as error:
             self._note(answered=False, cause=error.__cause__ or error)
             return False
-        if "0" in tuple(timeouts):
+        if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
-        return True
+        self._note_unfit("read-only" if read_only == "on" else None if all(rights) else "no table, or no right to it")
+        return self.reachable
 
     async def close(self) -> None:
         """Close every connection."""
@@ -155,6 +170,15 @@ class Database:
                 _logger.info("database reached")
             else:  # the text of a driver's error may hold values and addresses
                 _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
+
+    def _note_unfit(self, reason: str | None) -> None:
+        if reason != self._unfit:
+            self._unfit = reason
+            if reason:
+                self._look()
+                _logger.warning("database cannot be used: %s", reason)
+            else:
+                _logger.info("database can be used")
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warnings:

@@ -121,7 +121,7 @@ _URLS: Final = (_url("[^@/?]*"), _url(".*?"))  # the second for a password that 
 def _options(dsn: str) -> dict[str, str]:
     """Returns the parts of the URL by the names that parameters have; a parameter wins over a part."""
     match = _URLS[0].fullmatch(dsn) or _URLS[1].fullmatch(dsn)
-    if match is None:
+    if match is None or not dsn.isprintable():
         raise _malformed()
     options = {name: unquote(match[name]) for name in ("user", "password", "dbname") if match[name]}
     if match["host"]:

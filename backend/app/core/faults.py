@@ -14,7 +14,7 @@ _AWAY: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shut
 _UNKNOWN: Final = ("08007", "40003")  # the server itself cannot tell
 _READ_ONLY: Final = "25006"  # the old primary, after a failover
 _UNPREPARED: Final = ("26000", "42P05")  # a pooler that hands prepared statements to strangers
-_NO_TLS: Final = "rejected SSL upgrade"  # asyncpg has no class of its own for it
+_FINAL: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg, and PgBouncer, have no code for it
 _CONFLICT: Final = ("40001", "40P01")  # serialization failure, deadlock
 _GIVEN_UP: Final = (*_CONFLICT, "55P03", "57014")  # and lock timeout, statement timeout
 
@@ -58,9 +58,9 @@ def is_away(error: BaseException) -> bool:
     """Whether the database may be there later. A wrong password or certificate stays wrong; so does a wrong name, but
     a host whose name is not known yet looks the same, and so does a pooler that cannot reach its server.
     """
-    if state := sqlstate(error):
-        return state.startswith(_AWAY)
-    return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and _NO_TLS not in str(error)
+    if isinstance(error, ssl.SSLError) or any(words in str(error) for words in _FINAL):
+        return False
+    return sqlstate(error).startswith(_AWAY) or isinstance(error, OSError)
 
 
 def is_unprepared(error: BaseException | None) -> bool:

@@ -1,5 +1,6 @@
 """Every error becomes RFC 9457 `application/problem+json` here, and nowhere else."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -19,7 +20,10 @@ from app.core.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
     RouteNotFoundError,
+    UnavailableError,
 )
+
+_logger = logging.getLogger("app.requests")
 
 MEDIA_TYPE: Final = "application/problem+json"
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -78,6 +82,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 async def _app_error(request: Request, error: AppError) -> Response:
+    if isinstance(error, UnavailableError):  # the line of the request has the status only
+        _logger.info("unavailable: %s", error.kind, extra={"request_id": request_id_of(request.headers)})
     return problem(request.headers, error)
 
 
