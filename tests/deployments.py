@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.servers import _program, _running, _Server, free_port
+from tests.servers import Server, free_port, program, running
 from tests.support import execute, until
 
 HAPROXY: Final = (Path(__file__).parents[1] / "docs/haproxy.cfg").read_text()
@@ -74,9 +74,9 @@ def haproxy(directory: Path, urls: Sequence[str], changes: Mapping[str, str] = M
         assert words in configuration
         configuration = configuration.replace(words, others)
     (directory / "haproxy.cfg").write_text(configuration)
-    server = _Server(directory, {}, _program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg"))
+    server = Server(directory, {}, program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg"))
     server.port = port
-    with _running(server):
+    with running(server):
         yield f"http://127.0.0.1:{port}"
 
 

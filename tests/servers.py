@@ -1,4 +1,4 @@
-"""Servers of Debian's that tests start, kill and restart: PostgreSQL with TLS, PgBouncer, HAProxy.
+"""Servers of Debian's that tests start, kill and restart: PostgreSQL with TLS, PgBouncer.
 
 Each runs in the foreground under our own eyes, in a directory of its test, on a loopback port that it keeps.
 """
@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -44,7 +44,7 @@ def free_port() -> int:
             return port
 
 
-class _Server:
+class Server:
     """A program that is ready once `is_ready` says so."""
 
     port: int
@@ -101,7 +101,7 @@ class _Server:
             )
 
 
-class Postgres(_Server):
+class Postgres(Server):
     """Debian's PostgreSQL; what is stored survives restarts."""
 
     def __init__(self, directory: Path, settings: Mapping[str, str], hba: str, files: Mapping[str, bytes]) -> None:
@@ -109,7 +109,7 @@ class Postgres(_Server):
         self.data = directory / "data"
         self._password = secrets.token_hex(8)
         self.dsn = f"postgresql://postgres:{self._password}@127.0.0.1:{self.port}/postgres"
-        super().__init__(directory, _identity(), _program("postgres"), f"-D{self.data}")
+        super().__init__(directory, _identity(), program("postgres"), f"-D{self.data}")
         _give(directory, self._identity)
         self._create(settings)
         self.write({"pg_hba.conf": f"{hba}\n".encode(), **files})
@@ -161,7 +161,7 @@ class Postgres(_Server):
         return _psql(self.dsn, sql)
 
 
-class PgBouncer(_Server):
+class PgBouncer(Server):
     """Debian's PgBouncer in transaction mode. The service has to be told, by `?pgbouncer=true` after its `dsn`."""
 
     def __init__(self, directory: Path, dsn: str, settings: Mapping[str, object]) -> None:
@@ -170,7 +170,7 @@ class PgBouncer(_Server):
         self.port = free_port()
         self.dsn = url.set(host="127.0.0.1", port=self.port, query={}).render_as_string(hide_password=False)
         # A server's socket may lie where only its owner gets.
-        super().__init__(directory, _identity(Path(host)), _program("pgbouncer"), str(directory / "pgbouncer.ini"))
+        super().__init__(directory, _identity(Path(host)), program("pgbouncer"), str(directory / "pgbouncer.ini"))
         users = directory / "users.txt"
         users.write_text(f'"{url.username}" "{url.password or ""}"\n')
         lines = {
@@ -196,35 +196,6 @@ class PgBouncer(_Server):
         return _psql(make_url(self.dsn).set(database="pgbouncer").render_as_string(hide_password=False), sql)
 
 
-class _HAProxy(_Server):
-    """Debian's HAProxy. It gives requests in turn to the servers that answer."""
-
-    def __init__(self, directory: Path, ports: Sequence[int]) -> None:
-        self.port = free_port()
-        super().__init__(directory, {}, _program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg"))
-        servers = "".join(f"    server service{port} 127.0.0.1:{port} check\n" for port in ports)
-        (directory / "haproxy.cfg").write_text(_HAPROXY.format(port=self.port, servers=servers))
-
-
-_HAPROXY: Final = """
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 60s
-    timeout server 60s
-    timeout queue 10s
-    retries 3
-    option redispatch 1
-    balance roundrobin
-    option httpchk
-    http-check send meth GET uri /health/live ver HTTP/1.1 hdr Host localhost
-    default-server inter 200ms fall 1 rise 1
-
-listen tasks
-    bind 127.0.0.1:{port}
-{servers}"""
-
-
 @contextmanager
 def postgres(
     directory: Path,
@@ -235,7 +206,7 @@ def postgres(
 ) -> Iterator[Postgres]:
     """Yields a running PostgreSQL. `hba` says who may come how, `files` are put into its data directory."""
     server = Postgres(_made(directory), settings, _HBA if hba is None else hba, files)
-    with _running(server):
+    with running(server):
         yield server
 
 
@@ -243,20 +214,13 @@ def postgres(
 def pgbouncer(directory: Path, dsn: str, *, pool_size: int = 2, **settings: str) -> Iterator[PgBouncer]:
     """Yields a running PgBouncer with the user and password of `dsn`, the server behind it, embedded or another."""
     server = PgBouncer(_made(directory), dsn, {"default_pool_size": pool_size, **settings})
-    with _running(server):
+    with running(server):
         yield server
 
 
 @contextmanager
-def haproxy(directory: Path, ports: Sequence[int]) -> Iterator[str]:
-    """Yields the address at which the services on `ports` take requests in turn."""
-    server = _HAProxy(_made(directory), ports)
-    with _running(server):
-        yield f"http://127.0.0.1:{server.port}"
-
-
-@contextmanager
-def _running(server: _Server) -> Iterator[None]:
+def running(server: Server) -> Iterator[None]:
+    """Have it run in the context, and be killed at its end."""
     try:
         server.start()
         yield
@@ -264,7 +228,7 @@ def _running(server: _Server) -> Iterator[None]:
         server.kill()
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """Returns where it is. The test that needs it is skipped where it is not installed."""
     return shutil.which(name, path=_PATH) or pytest.skip(f"{name} is not installed")
 
@@ -305,7 +269,7 @@ def _environment(**others: str) -> dict[str, str]:
 
 
 def _call(name: str, *arguments: str, text: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [_program(name), *arguments]
+    command = [program(name), *arguments]
     return subprocess.run(
         command, check=False, capture_output=True, text=True, input=text, **{"env": _environment(), **options}
     )
