@@ -252,7 +252,8 @@ class TestLostConnection:
 
         with pytest.raises(TimedOutError):
             await sleep
-        assert db.reachable  # one slow statement is no outage
+        assert not db.reachable  # until it has been asked
+        await until(lambda: db.reachable)
         assert await fetch_value(db) == "there"
         while await sleeps(database, pid):
             pass

@@ -107,7 +107,7 @@ class Database:
         except UnavailableError as error:
             if is_unprepared(error.__cause__):
                 self._warn_once("a pooler mixes up prepared statements: set DATABASE_PREPARED_STATEMENTS=off")
-            elif isinstance(error, DatabaseUnavailableError):
+            elif isinstance(error, DatabaseUnavailableError) or isinstance(error.__cause__, TimeoutError):
                 self._note(answered=False, cause=error.__cause__)
             self._look()
             raise
