@@ -28,7 +28,7 @@ async def get_liveness() -> Health:
 
 @router.get("/ready", responses=problems(IssuerUnavailableError(), DatabaseUnavailableError()), **PUBLIC)
 async def get_readiness(db: Db, tokens: Tokens) -> Health:
-    """Whether the database answered when it was last asked, and there are keys to check tokens with. Asks nothing."""
+    """Whether the database could be used when last asked, and there are keys to check tokens with. Asks nothing."""
     if not db.reachable:
         raise DatabaseUnavailableError
     if tokens and not tokens.ready:
