@@ -7,7 +7,6 @@ OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.confi
     settings = app.core.config.Settings(_env_file=None, auth_jwt_secret=secrets.token_hex()); \
     print(json.dumps(app.main.create_app(settings).openapi(), indent=2))'
 T ?= tests
-COMMA := ,
 NODE_MODULES := tests/clients/node_modules
 export PYTHONPATH := backend
 
@@ -39,6 +38,7 @@ UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/test_expand_contract.
     tests/core/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
     tests/routes/test_list_tasks.py tests/test_audit.py tests/test_deployment_files.py tests/test_proxy.py
 # What passes through a pooler, and what speaks of operations alone, so that it passes in any deployment.
+SEVERAL := haproxy,expanded,partitioned
 POOLED := tests/routes tests/load tests/services
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
     tests/routes/test_idempotency_key.py tests/routes/test_hostile_input.py tests/load/test_races.py \
@@ -48,7 +48,7 @@ test: install $(if $(filter tests/clients%,$(T)),$(NODE_MODULES)) ## Run the tes
 	$(BIN)/coverage run -m pytest $(T) $(if $(filter tests,$(T)),$(UNMEASURED:%=--ignore=%) --ignore=tests/clients)
 	$(if $(filter tests,$(T)),$(BIN)/python -m pytest $(UNMEASURED))
 	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=pgbouncer $(BIN)/python -m pytest $(POOLED))
-	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=haproxy$(COMMA)expanded$(COMMA)partitioned $(BIN)/python -m pytest $(OPERATIONS))
+	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=$(SEVERAL) $(BIN)/python -m pytest $(OPERATIONS))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter-out tests,$(T)),--fail-under=0)
 

@@ -59,7 +59,7 @@ def _migrate(connection: Connection) -> None:
 
 
 async def _run(dsn: str) -> None:
-    connect_args = parse_dsn(dsn, prepares=False).connect_args  # nothing here is run twice
+    connect_args = parse_dsn(dsn, prepares=False)  # nothing here is run twice
     engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)

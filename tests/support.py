@@ -16,6 +16,7 @@ import jwt
 import pytest
 import uvicorn
 from pydantic import SecretStr
+from sqlalchemy import make_url
 
 from app.core.config import Settings
 from app.main import create_app
@@ -114,6 +115,14 @@ def execute(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
             await connection.close()
 
     return asyncio.run(run())
+
+
+@contextmanager
+def new_database(dsn: str, name: str) -> Iterator[str]:
+    """Yields the connection string of an empty database beside that of `dsn`, which is dropped at the end."""
+    execute(dsn, f"CREATE DATABASE {name}")
+    yield make_url(dsn).set(database=name).render_as_string(hide_password=False)
+    execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def pointers(refusal: httpx.Response) -> list[str]:

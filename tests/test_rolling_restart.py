@@ -10,12 +10,11 @@ from typing import Any, Final
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import make_url
 
 from tests.deployments import WITHOUT_CHECKS, Load, haproxy
 from tests.servers import free_port
 from tests.service import TASKS, Service
-from tests.support import execute, until
+from tests.support import new_database, until
 from tests.test_proxy import Upstream
 
 SHUTDOWN_TIMEOUT: Final = 4
@@ -39,9 +38,8 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
     """A database for services that migrate it themselves."""
-    execute(dsn, "CREATE DATABASE restarts")
-    yield make_url(dsn).set(database="restarts").render_as_string(hide_password=False)
-    execute(dsn, "DROP DATABASE restarts WITH (FORCE)")
+    with new_database(dsn, "restarts") as own:
+        yield own
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 def options(proxy: FaultProxy, **others: Any) -> dict[str, Any]:
     settings = {"server_settings": {"application_name": f"connecting-{id(proxy)}"}}
-    return {**parse_dsn(proxy.dsn).connect_args, **settings, **others}
+    return {**parse_dsn(proxy.dsn), **settings, **others}
 
 
 async def count(database: asyncpg.Connection, proxy: FaultProxy) -> int:

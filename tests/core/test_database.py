@@ -124,7 +124,7 @@ async def silent_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.database.LOOK_DELAYS", (0.01,))
+    monkeypatch.setattr("app.core.faults._LOOK_DELAYS", (0.01,))
 
 
 def searches() -> list[str]:
@@ -375,7 +375,7 @@ class TestAgain:
     async def test_when_the_database_is_known_to_be_away_one_attempt_is_made(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
     ) -> None:
-        monkeypatch.setattr("app.core.database.LOOK_DELAYS", (60,))
+        monkeypatch.setattr("app.core.faults._LOOK_DELAYS", (60,))
         with fault_proxy(own_dsn) as proxy:
             db = make_database(proxy.dsn)
             proxy.refuses = True

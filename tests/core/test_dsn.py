@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 import trustme
 
-from app.core.dsn import parse_dsn, unpooled
+from app.core.dsn import insecurity, parse_dsn, unpooled
 
 NEON: Final = "ep-cool-darkness-a1b2c3d4.us-east-2.aws.neon.tech"
 POOLED: Final = NEON.replace(".", "-pooler.", 1)
@@ -25,7 +25,7 @@ HANDED_OUT: Final = (
 
 
 def connect_args(dsn: str) -> dict[str, Any]:
-    return parse_dsn(dsn).connect_args
+    return parse_dsn(dsn)
 
 
 def addresses(dsn: str) -> list[tuple[str, int]]:
@@ -51,13 +51,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestNeon:
     @pytest.mark.parametrize("dsn", HANDED_OUT)
     def test_whatever_it_hands_out_is_taken_and_verified(self, dsn: str) -> None:
-        target = parse_dsn(dsn)
+        arguments = connect_args(dsn)
 
-        [host] = target.connect_args["host"]
+        [host] = arguments["host"]
         assert host in {NEON, POOLED}
-        assert (target.connect_args["password"], target.connect_args["database"]) == ("npg_s3cret", "neondb")
-        assert is_verified(target.connect_args["ssl"]) == (True, True)
-        assert target.warning is None
+        assert (arguments["password"], arguments["database"]) == ("npg_s3cret", "neondb")
+        assert is_verified(arguments["ssl"]) == (True, True)
+        assert insecurity(dsn) is None
 
     def test_it_is_verified_without_being_asked_to(self) -> None:
         assert is_verified(connect_args(f"postgresql://ada:pw@{NEON.upper()}/neondb")["ssl"]) == (True, True)
@@ -285,17 +285,17 @@ class TestEncryption:
         ],
     )
     def test_less_than_required_is_left_to_the_driver_and_told(self, query: str, mode: str) -> None:
-        target = parse_dsn(f"postgresql://ada@db.example.com/tasks{query}")
+        dsn = f"postgresql://ada@db.example.com/tasks{query}"
 
-        assert target.connect_args["ssl"] == mode
-        assert target.warning == (f"the connection may not be encrypted, because sslmode is {mode}")
+        assert connect_args(dsn)["ssl"] == mode
+        assert insecurity(dsn) == (f"the connection may not be encrypted, because sslmode is {mode}")
 
     @pytest.mark.parametrize("query", ["sslmode=require", "ssl=true", "sslmode=require&channel_binding=prefer"])
     def test_required_is_encrypted_and_it_is_told_that_nobody_verifies(self, query: str) -> None:
-        target = parse_dsn(f"postgresql://ada@db.example.com/tasks?{query}")
+        dsn = f"postgresql://ada@db.example.com/tasks?{query}"
 
-        assert is_verified(target.connect_args["ssl"]) == (False, False)
-        assert target.warning == ("the connection is encrypted but not verified, because sslmode is require")
+        assert is_verified(connect_args(dsn)["ssl"]) == (False, False)
+        assert insecurity(dsn) == ("the connection is encrypted but not verified, because sslmode is require")
 
     @pytest.mark.parametrize(
         ("query", "name_too"),
@@ -313,14 +313,14 @@ class TestEncryption:
     def test_the_certificate_is_verified_where_that_is_asked_for(
         self, root: Path, query: str, *, name_too: bool
     ) -> None:
-        target = parse_dsn(f"postgresql://ada@db.example.com/tasks?{query.format(root=root)}")
+        dsn = f"postgresql://ada@db.example.com/tasks?{query.format(root=root)}"
 
-        assert is_verified(target.connect_args["ssl"]) == (True, name_too)
-        assert target.warning is None
+        assert is_verified(connect_args(dsn)["ssl"]) == (True, name_too)
+        assert insecurity(dsn) is None
 
     @pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1:5433", "[::1]", "%2Frun%2Fpostgresql"])
     def test_on_this_machine_there_is_nothing_to_tell(self, host: str) -> None:
-        assert parse_dsn(f"postgresql://ada@{host}/tasks").warning is None
+        assert insecurity(f"postgresql://ada@{host}/tasks") is None
 
     @pytest.mark.parametrize(
         "dsn",
@@ -382,5 +382,5 @@ class TestPreparedStatements:
         assert (arguments["statement_cache_size"], arguments["prepared_statement_cache_size"]) == (0, 0)
 
     def test_the_setting_decides_against_the_names(self) -> None:
-        assert "statement_cache_size" not in parse_dsn("postgresql://ada@h:6432/d", prepares=True).connect_args
-        assert parse_dsn("postgresql://ada@h/d", prepares=False).connect_args["statement_cache_size"] == 0
+        assert "statement_cache_size" not in parse_dsn("postgresql://ada@h:6432/d", prepares=True)
+        assert parse_dsn("postgresql://ada@h/d", prepares=False)["statement_cache_size"] == 0

@@ -15,12 +15,11 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import make_url
 
 from app.core import migrations
 from app.core.migrations import alembic_config, migrate
 from tests.deployments import EXPANSION, Load
-from tests.support import execute, make_settings, serving, until
+from tests.support import make_settings, new_database, serving, until
 
 VERSIONS: Final = Path(migrations.__file__).parents[3] / "alembic/versions"
 HARMLESS: Final = r"['\"](CREATE INDEX|ALTER TABLE \w+ VALIDATE CONSTRAINT|UPDATE|COMMENT) [^;]+"
@@ -47,11 +46,9 @@ Connect = Callable[[], Awaitable[asyncpg.Connection]]
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
     """A migrated database of its own."""
-    execute(dsn, "CREATE DATABASE expanding")
-    own = make_url(dsn).set(database="expanding").render_as_string(hide_password=False)
-    migrate(own)
-    yield own
-    execute(dsn, "DROP DATABASE expanding WITH (FORCE)")
+    with new_database(dsn, "expanding") as own:
+        migrate(own)
+        yield own
 
 
 @pytest.fixture

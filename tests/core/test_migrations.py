@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ from app.core.dsn import parse_dsn
 from app.core.embedded import embedded_postgres
 from app.core.errors import StartupError
 from app.core.migrations import alembic_config, migrate
-from tests.support import execute
+from tests.support import execute, new_database
 
 ROOT: Final = Path(migrations.__file__).parents[3]
 BACKEND: Final = ROOT / "backend"
@@ -53,9 +54,9 @@ COLUMNS: Final = """
 # Migrates, or waits, and says so.
 WAIT: Final = """
 import logging, sys
-from app.core import migrations
+from app.core import faults, migrations
 logging.basicConfig(level="WARNING", format="%(message)s")
-migrations.LOOK_DELAYS = (0.05,)
+faults._LOOK_DELAYS = (0.05,)
 migrations.migrate(sys.argv[1])
 """
 CONSTRAINTS: Final = """
@@ -67,28 +68,20 @@ INDEXES: Final = """
     WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1
 """
 
-NewDatabase = Callable[[], str]
+MakeDatabase = Callable[[], str]
 
 
 @pytest.fixture
-def new_database(dsn: str) -> Iterator[NewDatabase]:
+def make_database(dsn: str) -> Iterator[MakeDatabase]:
     """Makes empty databases."""
     numbers = count(1)
-    names: list[str] = []
-
-    def create() -> str:
-        names.append(f"migrations_{next(numbers)}")
-        execute(dsn, f"CREATE DATABASE {names[-1]}")
-        return make_url(dsn).set(database=names[-1]).render_as_string(hide_password=False)
-
-    yield create
-    for name in names:
-        execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
+    with ExitStack() as databases:
+        yield lambda: databases.enter_context(new_database(dsn, f"migrations_{next(numbers)}"))
 
 
 @pytest.fixture
-def empty(new_database: NewDatabase) -> str:
-    return new_database()
+def empty(make_database: MakeDatabase) -> str:
+    return make_database()
 
 
 @pytest.fixture
@@ -121,7 +114,7 @@ def structure(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
 
 def create_from_models(dsn: str) -> None:
     async def run() -> None:
-        engine = create_async_engine("postgresql+asyncpg://", connect_args=parse_dsn(dsn).connect_args)
+        engine = create_async_engine("postgresql+asyncpg://", connect_args=parse_dsn(dsn))
         async with engine.begin() as connection:
             await connection.run_sync(SQLModel.metadata.create_all)
         await engine.dispose()
@@ -298,7 +291,7 @@ class TestMigrate:
     def test_one_that_comes_is_migrated(self, tmp_path: Path) -> None:
         socket_directory = tmp_path / "postgres"
         with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("app.core.migrations.LOOK_DELAYS", (0.05,))
+            patch.setattr("app.core.faults._LOOK_DELAYS", (0.05,))
             migration = threads.submit(migrate, f"postgresql://postgres@/postgres?host={socket_directory}")
             with embedded_postgres(socket_directory) as dsn:
                 migration.result()

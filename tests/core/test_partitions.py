@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
 
 from app.core.database import Statement, statement
 from app.core.migrations import migrate
@@ -20,7 +19,7 @@ from app.schemas.task import Sort
 from app.services import tasks
 from tests.deployments import PARTITIONS, partition
 from tests.services.test_statements import SERVICES, made_by
-from tests.support import execute
+from tests.support import execute, new_database
 
 USERS: Final = 320
 TASKS: Final = 40  # of each
@@ -62,15 +61,13 @@ Explain = Callable[[asyncpg.Connection, Statement], Awaitable[Any]]
 @pytest.fixture(scope="module")
 def parted(dsn: str) -> Iterator[str]:
     """A database with the table in partitions, and tasks of many users in it."""
-    execute(dsn, "CREATE DATABASE parted")
-    parted = make_url(dsn).set(database="parted").render_as_string(hide_password=False)
-    migrate(parted)
-    partition(parted)
-    execute(parted, FILL, USERS, TASKS)
-    execute(parted, "INSERT INTO tasks (user_id, id, title) VALUES ($1, $2, 'Drink milk')", OWNER, TASK_ID)
-    execute(parted, "ANALYZE tasks")
-    yield parted
-    execute(dsn, "DROP DATABASE parted WITH (FORCE)")
+    with new_database(dsn, "parted") as parted:
+        migrate(parted)
+        partition(parted)
+        execute(parted, FILL, USERS, TASKS)
+        execute(parted, "INSERT INTO tasks (user_id, id, title) VALUES ($1, $2, 'Drink milk')", OWNER, TASK_ID)
+        execute(parted, "ANALYZE tasks")
+        yield parted
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from app.core import migrations
 from app.core.config import Settings
 from app.core.migrations import migrate
 from tests.servers import PgBouncer, pgbouncer
-from tests.support import execute, make_settings, serving, until
+from tests.support import execute, make_settings, new_database, serving, until
 
 BACKEND: Final = Path(migrations.__file__).parents[2]
 ROOT: Final = BACKEND.parent
@@ -254,9 +254,8 @@ class TestMigrations:
     def empty(self, dsn: str, bouncer: PgBouncer) -> Iterator[str]:
         """An empty database behind the pooler."""
         name = f"pooled_{next(_numbers)}"
-        execute(dsn, f"CREATE DATABASE {name}")
-        yield make_url(bouncer.dsn).set(database=name).render_as_string(hide_password=False)
-        execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
+        with new_database(dsn, name):
+            yield make_url(bouncer.dsn).set(database=name).render_as_string(hide_password=False)
 
     def test_they_run_through_the_pooler(self, dsn: str, empty: str) -> None:
         migrate(f"{empty}?pgbouncer=true")

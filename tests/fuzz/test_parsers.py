@@ -251,12 +251,12 @@ class TestDatabaseUrl:
     @given(dsn=any_dsn)
     def test_any_text_is_a_url_for_the_engine_or_refused_in_words(self, dsn: str) -> None:
         try:
-            target = parse_dsn(dsn)
+            arguments = parse_dsn(dsn)
         except ValueError as error:
             refusal = error.args[0]
         else:
             refusal = None
-            as_the_driver_reads(target.connect_args)
+            as_the_driver_reads(arguments)
 
         assert refusal is None or refusal.startswith(("must look like ", "has "))
 
@@ -273,7 +273,7 @@ class TestDatabaseUrl:
     ) -> None:
         sent = URL.create("postgresql", user, password, host, port, database)
 
-        arguments = parse_dsn(sent.render_as_string(hide_password=False)).connect_args
+        arguments = parse_dsn(sent.render_as_string(hide_password=False))
 
         addresses, parameters = as_the_driver_reads(arguments)
         assert addresses == [(host, port or 5432)]

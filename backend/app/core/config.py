@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.core.dsn import parse_dsn, unpooled
+from app.core.dsn import insecurity, parse_dsn, unpooled
 from app.core.errors import StartupError
 from app.core.jwks import check_jwks_url
 from app.core.loopback import is_loopback
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         return [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")
-            if (secret := getattr(self, name)) and (warning := parse_dsn(secret.get_secret_value()).warning)
+            if (secret := getattr(self, name)) and (warning := insecurity(secret.get_secret_value()))
         ]
 
     @property

@@ -26,13 +26,14 @@ async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # n
         async with asyncio.timeout(timeout):
             while True:
                 if begun < _ATTEMPTS_MAX:
-                    attempts.add(asyncio.create_task(_attempt(timeout=timeout, **_turned(options, begun))))
+                    opening = asyncpg.connect(connection_class=_Connection, **_turned(options, begun))
+                    attempts.add(asyncio.create_task(opening))
                     begun += 1
                 done, silent = await asyncio.wait(attempts, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
                 if opened := [attempt for attempt in done if not attempt.exception()]:
                     attempts.remove(opened[0])
                     return opened[0].result()
-                if done and not silent:
+                if not silent:
                     return done.pop().result()
                 attempts = silent
     finally:
@@ -54,10 +55,6 @@ def _turned(options: dict[str, Any], by: int) -> dict[str, Any]:
     """Returns the options with another host first, where there are several."""
     lists = {name: value for name, value in options.items() if isinstance(value, list)}
     return options | {name: [*value[by:], *value[:by]] for name, value in lists.items()}
-
-
-async def _attempt(**options: Any) -> asyncpg.Connection:
-    return await asyncpg.connect(connection_class=_Connection, **options)
 
 
 def _end(attempt: "asyncio.Task[asyncpg.Connection]") -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
 import asyncpg
@@ -17,7 +16,7 @@ from app.core.errors import (
     StatementError,
     UnavailableError,
 )
-from app.core.faults import LOOK_DELAYS, is_unprepared, may_pass, sqlstate
+from app.core.faults import is_unprepared, look_delays, may_pass, sqlstate
 from app.core.pool import Pool
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that has waited for longer is not tried again
@@ -74,7 +73,7 @@ class Database:
 
         Raises ValueError for a connection string it cannot use.
         """
-        self._pool = Pool(parse_dsn(dsn, prepares=prepares).connect_args, size=pool_size, timeout=pool_timeout)
+        self._pool = Pool(parse_dsn(dsn, prepares=prepares), size=pool_size, timeout=pool_timeout)
         self._room = concurrency_limit
         self._recovery: asyncio.Task[None] | None = None
         settings = map(_setting, ("statement_timeout", "lock_timeout", "transaction_read_only"))
@@ -191,6 +190,6 @@ class Database:
 
     async def _recover(self) -> None:
         """Ask until there is an answer: a replica out of rotation gets no request that would find the database."""
-        delays = chain(LOOK_DELAYS, repeat(LOOK_DELAYS[-1]))
+        delays = look_delays()
         while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event tells when; coverage.py loses it
             await asyncio.sleep(next(delays))

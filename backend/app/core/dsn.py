@@ -46,13 +46,6 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
 }
 
 
-class Target(NamedTuple):
-    """What to connect to: `connect_args` of the pool, and what the operator should know about it."""
-
-    connect_args: dict[str, Any]
-    warning: str | None
-
-
 class _Host(NamedTuple):
     name: str
     port: int
@@ -70,18 +63,14 @@ class _Host(NamedTuple):
         return self.port in _POOLER_PORTS or any(name in self.name.lower() for name in _POOLER_NAMES)
 
 
-def parse_dsn(dsn: str, *, prepares: bool | None = None) -> Target:
-    """Returns what leads to the database. `prepares` says whether statements may be prepared there; None leaves it to
-    the names of the hosts.
+def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
+    """Returns the `connect_args` that lead to the database. `prepares` says whether statements may be prepared there;
+    None leaves it to the names of the hosts.
 
     The certificate is verified for `sslmode=verify-ca` and `verify-full`, with `channel_binding=require`, with
     `sslrootcert`, and for every host of Neon. Raises ValueError, which names the part but never its value.
     """
-    options = _options(dsn)
-    hosts = _hosts(options)
-    is_neon = any(host.is_neon for host in hosts)
-    _check(options, is_neon=is_neon)
-    mode = _sslmode(options, is_neon=is_neon)
+    options, hosts, mode = _parts(dsn)
     if prepares is None:
         prepares = _can_prepare(options, hosts)
     connect_args: dict[str, Any] = {
@@ -98,12 +87,30 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> Target:
     }
     if not prepares:
         connect_args |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-    return Target(connect_args, None if all(host.is_local for host in hosts) else _warning(mode))
+    return connect_args
+
+
+def insecurity(dsn: str) -> str | None:
+    """Returns what the operator should know about the encryption of the connection, if anything. Raises ValueError."""
+    _, hosts, mode = _parts(dsn)
+    if mode in _VERIFIED or all(host.is_local for host in hosts):
+        return None
+    what = "is encrypted but not verified" if mode == "require" else "may not be encrypted"
+    return f"the connection {what}, because sslmode is {mode}"
 
 
 def unpooled(dsn: str) -> str:
     """Returns `dsn` with the direct host of a Neon endpoint in the place of its pooler."""
     return _NEON_POOLER.sub("", dsn)
+
+
+def _parts(dsn: str) -> tuple[dict[str, str], list[_Host], str]:
+    """Returns the parameters, the hosts in the order of trial, and the `sslmode` that holds."""
+    options = _options(dsn)
+    hosts = _hosts(options)
+    is_neon = any(host.is_neon for host in hosts)
+    _check(options, is_neon=is_neon)
+    return options, hosts, _sslmode(options, is_neon=is_neon)
 
 
 def _url(password: str) -> re.Pattern[str]:
@@ -231,10 +238,3 @@ def _can_prepare(options: Mapping[str, str], hosts: Iterable[_Host]) -> bool:
     if options.get("pgbouncer") == "true":
         return False
     return all(host.is_neon or not host.is_pooler for host in hosts)
-
-
-def _warning(mode: str) -> str | None:
-    if mode in _VERIFIED:
-        return None
-    what = "is encrypted but not verified" if mode == "require" else "may not be encrypted"
-    return f"the connection {what}, because sslmode is {mode}"

@@ -1,13 +1,15 @@
 """What an error of the driver means: whether the statement was carried out, and whether asking again may help."""
 
 import ssl
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Final
 
 import asyncpg
 
 from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementError, TimedOutError
 
-LOOK_DELAYS: Final = (1, 2, 4)  # seconds between looks at a database that is away, then the last one again
+_LOOK_DELAYS: Final = (1, 2, 4)  # seconds, then the last one again
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _AWAY: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shutdown, disk; Neon that cannot wake up
@@ -37,7 +39,7 @@ def meaning(error: Exception, *, reads: bool, closed: bool) -> Exception:
     was_lost = closed and not isinstance(error, asyncpg.InterfaceError)  # which says that nothing was sent
     if was_lost or isinstance(error, OSError) or state in _UNKNOWN:
         return DatabaseUnavailableError() if reads else OutcomeUnknownError()
-    if state.startswith(_GIVEN_UP):
+    if state in _GIVEN_UP:
         return TimedOutError()
     if closed or state.startswith((*_AWAY, _READ_ONLY, *_UNPREPARED)):
         return DatabaseUnavailableError()
@@ -61,6 +63,11 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, ssl.SSLError) or any(words in str(error) for words in _FINAL):
         return False
     return sqlstate(error).startswith(_AWAY) or isinstance(error, OSError)
+
+
+def look_delays() -> Iterator[float]:
+    """Yields, without end, the seconds between looks at a database that is away."""
+    return chain(_LOOK_DELAYS, repeat(_LOOK_DELAYS[-1]))
 
 
 def is_unprepared(error: BaseException | None) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +10,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from app.core.errors import StartupError
-from app.core.faults import LOOK_DELAYS, is_away
+from app.core.faults import is_away, look_delays
 
 _INI: Final = Path(__file__).parents[3] / "alembic.ini"
 
@@ -30,7 +29,7 @@ def migrate(dsn: str) -> None:
 
     Raises StartupError where the database refuses.
     """
-    for delay in chain(LOOK_DELAYS, repeat(LOOK_DELAYS[-1])):  # pragma: no branch  # there is always another one
+    for delay in look_delays():  # pragma: no branch  # there is always another one
         try:
             command.upgrade(alembic_config(dsn), "head")
         except CommandError as error:
