@@ -59,7 +59,8 @@ def _migrate(connection: Connection) -> None:
 
 
 async def _run(dsn: str) -> None:
-    connect_args = parse_dsn(dsn, prepares=False)  # nothing here is run twice
+    # Nothing here is run twice. SQLAlchemy would prepare it nonetheless.
+    connect_args = parse_dsn(dsn, prepares=False) | {"prepared_statement_cache_size": 0}
     engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)

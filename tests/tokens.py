@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from time import time
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec_key
@@ -20,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key a
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
-from sqlalchemy import Pool, event
 
+from app.core.pool import Pool
 from tests.support import SECRET
 
 SigningKey = bytes | Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey
@@ -133,15 +134,14 @@ async def serving_keys(*jwks: dict[str, Any]) -> AsyncIterator[KeyServer]:
 def counted_checkouts() -> Iterator[list[None]]:
     """Yields a list that grows by one whenever a database connection is taken from a pool."""
     checkouts: list[None] = []
+    run = Pool.run
 
-    def count(*_: object) -> None:
+    async def count(pool: Pool, *arguments: Any, **options: Any) -> Any:
         checkouts.append(None)
+        return await run(pool, *arguments, **options)
 
-    event.listen(Pool, "checkout", count)
-    try:
+    with patch.object(Pool, "run", count):
         yield checkouts
-    finally:
-        event.remove(Pool, "checkout", count)
 
 
 def _public_jwk(key: SigningKey) -> dict[str, Any]:

@@ -547,6 +547,23 @@ class TestPool:
             await sleep
         assert await waiting == "there"
 
+    async def test_a_connection_is_used_again_until_it_is_too_old_and_is_closed_then(
+        self, make_database: MakeDatabase, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        db = make_database()
+        pids = [await fetch_value(db, PID), await fetch_value(db, PID)]
+        monkeypatch.setattr("app.core.pool._AGE_MAX", -1)
+        young = make_database()
+        old = await fetch_value(young, PID)
+
+        assert len(set(pids)) == 1
+        assert await fetch_value(young, PID) != old
+
+        async def is_closed() -> bool:
+            return not await database.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", old)
+
+        await until(is_closed)
+
     async def test_those_that_wait_for_a_connection_are_told_at_once_that_none_can_be_made(
         self, make_database: MakeDatabase, closed_port: int
     ) -> None:

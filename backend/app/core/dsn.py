@@ -1,4 +1,4 @@
-"""A pasted connection string becomes what SQLAlchemy and asyncpg take.
+"""A pasted connection string becomes what asyncpg takes.
 
 Its form and its parameters are libpq's (https://www.postgresql.org/docs/current/libpq-connect.html), those that are
 listed here; SQLAlchemy's scheme and its form of several hosts are taken too.
@@ -64,8 +64,8 @@ class _Host(NamedTuple):
 
 
 def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
-    """Returns the `connect_args` that lead to the database. `prepares` says whether statements may be prepared there;
-    None leaves it to the names of the hosts.
+    """Returns the arguments of `asyncpg.connect` that lead to the database. `prepares` says whether statements may be
+    prepared there; None leaves it to the names of the hosts.
 
     The certificate is verified for `sslmode=verify-ca` and `verify-full`, with `channel_binding=require`, with
     `sslrootcert`, and for every host of Neon. Raises ValueError, which names the part but never its value.
@@ -86,7 +86,7 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
         "server_settings": {"application_name": options.get("application_name", "tasks-api")},
     }
     if not prepares:
-        connect_args |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        connect_args["statement_cache_size"] = 0
     return connect_args
 
 
