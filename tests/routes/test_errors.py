@@ -380,7 +380,7 @@ class TestDefect:
     async def test_after_the_reply_started_the_connection_is_closed(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("app.routes.tasks._tagged", _late_defect)
+        monkeypatch.setattr("app.routes.tasks._reply", _late_defect)
 
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             await client.post(TASKS, json={"title": "Buy oat milk"})

@@ -1,10 +1,16 @@
 """What the JSON Schema of a task says, and what the service does."""
 
 import re
+from datetime import UTC, datetime
+from uuid import UUID
 
+from asyncpg.pgproto import pgproto
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from app.schemas.task import Title
+from app.models.task import TaskRow
+from app.schemas.task import TaskList, TaskResponse, Title, task_json, tasks_json
 
 TITLE = TypeAdapter(Title)
 
@@ -22,3 +28,33 @@ def test_the_pattern_of_a_title_allows_exactly_the_characters_that_the_service_a
     titles = [chr(point) for point in range(0x4000)]  # beyond, Unicode has no white space
 
     assert [title for title in titles if accepted(title)] == [title for title in titles if pattern.search(title)]
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+MOMENTS = st.datetimes(timezones=st.just(UTC))
+ROWS = st.builds(
+    TaskRow,
+    st.uuids() | st.uuids().map(lambda made: pgproto.UUID(made.bytes)),
+    TEXT,
+    TEXT,
+    st.none() | TEXT,
+    st.booleans(),
+    MOMENTS,
+    MOMENTS,
+)
+WHOLE = datetime(2026, 11, 25, tzinfo=UTC)
+
+
+@given(ROWS)
+@example(TaskRow(UUID(int=7), "ada", 'Buy "oat" milk', None, completed=False, created_at=WHOLE, updated_at=WHOLE))
+def test_a_task_is_written_as_its_schema_says(row: TaskRow) -> None:
+    documented = TaskResponse.model_validate(row, from_attributes=True).model_dump_json()
+
+    assert task_json(row).decode() == documented
+
+
+@given(st.lists(ROWS, max_size=3))
+def test_so_is_a_list(rows: list[TaskRow]) -> None:
+    schema = TypeAdapter(TaskList)
+
+    assert tasks_json(rows) == schema.dump_json(schema.validate_python(rows, from_attributes=True))

@@ -1,11 +1,26 @@
 """Logs: one JSON object a line on stdout, or plain lines when stdout is a terminal."""
 
+import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from pythonjsonlogger.core import RESERVED_ATTRS
+import orjson
 
-_OMITTED: Final = [*RESERVED_ATTRS, "color_message"]  # uvicorn's message again, with terminal colours
+# What every record has; anything else was given as `extra`. `color_message` is uvicorn's message with colours.
+_OF_RECORDS: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes level, logger, message, time and what was given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["exc_info"] = self.formatException(record.exc_info)
+        line |= {name: value for name, value in vars(record).items() if name not in _OF_RECORDS}
+        line["time"] = datetime.fromtimestamp(record.created, UTC)
+        return orjson.dumps(line, default=str).decode()
 
 
 def log_config() -> dict[str, Any]:
@@ -15,13 +30,7 @@ def log_config() -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "json": {
-                "()": "pythonjsonlogger.json.JsonFormatter",
-                "fmt": ["levelname", "name", "message"],
-                "rename_fields": {"levelname": "level", "name": "logger"},
-                "timestamp": "time",
-                "reserved_attrs": _OMITTED,
-            },
+            "json": {"()": JsonFormatter},
             "terminal": {"format": "%(asctime)s %(levelname)-7s %(message)s", "datefmt": "%H:%M:%S"},
         },
         "handlers": {

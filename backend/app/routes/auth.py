@@ -7,6 +7,7 @@ from fastapi import Request
 from app.core.errors import ForbiddenError, TokenInvalidError, TokenMissingError
 from app.core.security import TokenVerifier
 from app.routes.errors import request_id_of
+from app.routes.headers import values_of
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ async def authorize(request: Request) -> None:
 
 def _bearer_token(request: Request) -> str:
     """Returns what stands in the only `Authorization`. Raises TokenMissingError or TokenInvalidError."""
-    sent = request.headers.getlist("authorization")
+    sent = values_of(request, b"authorization")
     if len(sent) > 1:
         raise TokenInvalidError("several")
     scheme, _, token = "".join(sent).partition(" ")

@@ -9,6 +9,7 @@ from typing import Final
 from fastapi import Request
 from starlette.responses import Response
 
+from app.routes.headers import values_of
 from app.schemas.version import Conditions, version_of
 
 _ANY: Final = "*"
@@ -16,8 +17,8 @@ _ANY: Final = "*"
 
 async def read_conditions(request: Request) -> Conditions:
     """Returns what the statement has to check. For GET, `If-None-Match` is left to `unless_unchanged`."""
-    match = _tags(request, "if-match")
-    none_match = None if request.method == "GET" else _tags(request, "if-none-match")
+    match = _tags(request, b"if-match")
+    none_match = None if request.method == "GET" else _tags(request, b"if-none-match")
     if none_match is not None and _ANY in none_match:  # then no version will do
         return Conditions(match=(), must_exist=match == [_ANY])
     return Conditions(
@@ -34,16 +35,18 @@ def unless_unchanged(request: Request, response: Response) -> Response:
     """
     if "ETag" not in response.headers:
         response.headers["ETag"] = _weak_tag(response)
-    known = _tags(request, "if-none-match") or []
+    known = _tags(request, b"if-none-match")
+    if known is None:
+        return response
     current = response.headers["ETag"].removeprefix("W/")
     if known != [_ANY] and current not in [tag.removeprefix("W/") for tag in known]:
         return response
     return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": response.headers["ETag"]})
 
 
-def _tags(request: Request, name: str) -> list[str] | None:
+def _tags(request: Request, name: bytes) -> list[str] | None:
     """Returns the members of the list in a header, None without it. Tags of ours have no comma to be parted at."""
-    values = request.headers.getlist(name)
+    values = values_of(request, name)
     return [tag.strip(" \t") for tag in ",".join(values).split(",")] if values else None
 
 

@@ -4,11 +4,10 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, get_args
 from urllib.parse import quote
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic_core import from_json
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.core.errors import (
@@ -21,7 +20,9 @@ from app.core.errors import (
 )
 from app.routes.auth import authorize
 from app.routes.conditions import unless_unchanged
-from app.routes.errors import body_pointer, invalid_request
+from app.routes.errors import body_pointer
+from app.routes.headers import values_of
+from app.routes.parameters import ABSENT, Parameters
 
 BODY_LIMIT: Final = 65_536  # bytes
 _NAMES_SHOWN: Final = 20
@@ -37,76 +38,55 @@ class ContractRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        parameters = Parameters(self.dependant)
         known_query = _names(self.dependant.query_params)
-        known_fields = _names([self.body_field] if self.body_field else [])
+        known_fields = _names(self.dependant.body_params)
 
         async def answer(request: Request) -> Response:
             await authorize(request)
-            data = None
-            if self.body_field:
-                request = await _JsonRequest.read(request)
-                data = request.data
-            fields = [name for name in data if name not in known_fields] if isinstance(data, dict) else []
-            parameters = [name for name in request.query_params if name not in known_query]
-            headers = _preference(request, fields, parameters)
+            body = await _read(request) if self.body_field else ABSENT
+            fields = [name for name in body if name not in known_fields] if isinstance(body, dict) else []
+            headers = _preference(request, fields, _unknown_parameters(request, known_query))
             try:
-                response = await handle(request)
-            except RequestValidationError as error:
-                raise invalid_request(error, headers) from None
+                response: Response = await self.endpoint(**await parameters.read(request, body))
             except AppError as error:
                 error.headers.update(headers)
                 raise
             if request.method == "GET":
                 response = unless_unchanged(request, response)
-            response.headers.update(headers)
+            if headers:
+                response.headers.update(headers)
             return response
 
         return answer
 
 
-class _JsonRequest(Request):
-    """A request whose body has been read and parsed, as FastAPI will ask for it."""
-
-    content: bytes
-    data: Any
-
-    @classmethod
-    async def read(cls, request: Request) -> "_JsonRequest":
-        parsed = cls(request.scope, request.receive)
-        parsed.content = await _read(request)
-        parsed.data = _parse(request, parsed.content) if parsed.content else None
-        return parsed
-
-    async def body(self) -> bytes:
-        return self.content
-
-    async def json(self) -> Any:
-        return self.data
-
-
-async def _read(request: Request) -> bytes:
-    """FastAPI's `max_body_size` answers an honest Content-Length in plain text, so the limit is kept here."""
-    content = bytearray()
-    if int(request.headers.get("content-length", "0")) > BODY_LIMIT:
+async def _read(request: Request) -> Any:
+    """Returns the body, parsed, or ABSENT. FastAPI's `max_body_size` answers an honest Content-Length in plain text,
+    so the limit is kept here.
+    """
+    if any(int(length) > BODY_LIMIT for length in values_of(request, b"content-length")):
         raise BodyTooLargeError(BODY_LIMIT)
-    try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > BODY_LIMIT:
-                raise BodyTooLargeError(BODY_LIMIT)
-    except ClientDisconnect:
-        message = "The connection ended before the body did."
-        raise MalformedBodyError(message) from None
-    return bytes(content)
+    content = bytearray()
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            text = "The connection ended before the body did."
+            raise MalformedBodyError(text)
+        content += message.get("body", b"")
+        if len(content) > BODY_LIMIT:
+            raise BodyTooLargeError(BODY_LIMIT)
+        more = message.get("more_body", False)
+    return _parse(request, bytes(content)) if content else ABSENT
 
 
 def _parse(request: Request, content: bytes) -> Any:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = "".join(values_of(request, b"content-type")[:1]).partition(";")[0].strip().lower()
     is_json = media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
     )
-    if not is_json or request.headers.get("content-encoding", "identity").lower() != "identity":
+    if not is_json or any(coding.lower() != "identity" for coding in values_of(request, b"content-encoding")):
         raise UnsupportedMediaTypeError
     try:
         return from_json(content, allow_inf_nan=False)
@@ -129,6 +109,10 @@ def _model_names(model: type) -> Iterable[str]:
     return model.model_fields if issubclass(model, BaseModel) else model.__annotations__
 
 
+def _unknown_parameters(request: Request, known: frozenset[str]) -> list[str]:
+    return [name for name in request.query_params if name not in known] if request.scope["query_string"] else []
+
+
 def _preference(request: Request, fields: list[str], parameters: list[str]) -> dict[str, str]:
     """Returns the headers that say how unknown names were handled. Raises InvalidRequestError if strictly."""
     handling = _handling(request)
@@ -142,7 +126,7 @@ def _preference(request: Request, fields: list[str], parameters: list[str]) -> d
 
 def _handling(request: Request) -> str | None:
     """Returns the first `handling` of `Prefer` if it is one of the two defined (RFC 7240 section 4.4)."""
-    for preference in ",".join(request.headers.getlist("prefer")).split(","):
+    for preference in ",".join(values_of(request, b"prefer")).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "handling":
             value = value.strip().strip('"').lower()

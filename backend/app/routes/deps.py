@@ -10,7 +10,7 @@ from app.core.database import Database
 from app.core.errors import MalformedHeaderError
 from app.core.security import TokenVerifier
 from app.routes.conditions import read_conditions
-from app.routes.headers import KEY_MAX
+from app.routes.headers import KEY_MAX, values_of
 from app.schemas.task import ID_BOUNDS, UserIdText
 from app.schemas.version import Conditions
 
@@ -31,7 +31,7 @@ async def _tokens(request: Request) -> TokenVerifier | None:
 
 async def _idempotency_key(request: Request) -> str | None:
     """Returns the key, quoted or not, None without one. Raises MalformedHeaderError."""
-    sent = request.headers.getlist("idempotency-key")
+    sent = values_of(request, b"idempotency-key")
     if not sent:
         return None
     key = sent[0].strip(" \t")

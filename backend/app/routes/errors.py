@@ -8,7 +8,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -17,7 +16,6 @@ from starlette.routing import Match
 from app.core.errors import (
     AppError,
     FieldError,
-    InvalidRequestError,
     MethodNotAllowedError,
     RouteNotFoundError,
     UnavailableError,
@@ -70,13 +68,15 @@ def body_pointer(*path: object) -> str:
     return "#" + "".join("/" + quote(str(part).replace("~", "~0").replace("/", "~1")) for part in path)
 
 
-def invalid_request(error: RequestValidationError, headers: Mapping[str, str]) -> InvalidRequestError:
-    """Returns what FastAPI found wrong, in our words and without the input."""
-    return InvalidRequestError(map(_field_error, error.errors()), headers)
+def field_error(error: Mapping[str, Any]) -> FieldError:
+    """Returns what pydantic found wrong, in our words and without the input."""
+    part, *path = error["loc"]
+    pointer = body_pointer(*path) if part == "body" else "/".join(map(str, (part, *path)))
+    return FieldError(pointer, _WORDS.get(error["type"]) or _SUBJECT.sub("must", error["msg"]))
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer our errors and the router's as problems. `ContractRoute` turns FastAPI's into ours."""
+    """Have `app` answer our errors and the router's as problems."""
     app.exception_handler(AppError)(_app_error)
     app.exception_handler(HTTPException)(_http_exception)
 
@@ -85,12 +85,6 @@ async def _app_error(request: Request, error: AppError) -> Response:
     if isinstance(error, UnavailableError):  # the line of the request has the status only
         _logger.info("unavailable: %s", error.kind, extra={"request_id": request_id_of(request.headers)})
     return problem(request.headers, error)
-
-
-def _field_error(error: Mapping[str, Any]) -> FieldError:
-    part, *path = error["loc"]
-    pointer = body_pointer(*path) if part == "body" else "/".join(map(str, (part, *path)))
-    return FieldError(pointer, _WORDS.get(error["type"]) or _SUBJECT.sub("must", error["msg"]))
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:

@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 from app.core.errors import DatabaseUnavailableError, IssuerUnavailableError
 from app.routes.deps import Db, Tokens
-from app.routes.openapi import PUBLIC, problems
+from app.routes.openapi import PUBLIC, operation_id, problems
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(prefix="/health", tags=["health"], generate_unique_id_function=operation_id)
 
 
 class Health(BaseModel):

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.core.errors import (
     AppError,
@@ -63,6 +64,11 @@ _BODY: Final = (
     InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
 )
 _TASK: Final = (TaskNotFoundError(), PreconditionFailedError('"2026-11-22T09:31:12.654321Z"'))
+
+
+def operation_id(route: APIRoute) -> str:
+    """Returns the name of the handler."""
+    return route.name
 
 
 def problems(*errors: AppError) -> dict[int | str, dict[str, Any]]:

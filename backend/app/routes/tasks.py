@@ -1,5 +1,6 @@
 """The six task endpoints."""
 
+from http import HTTPStatus
 from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode
 
@@ -8,8 +9,17 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from app.models.task import TaskRow
 from app.routes.contract import ContractRoute
 from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
-from app.routes.openapi import CHANGE, CREATE, DELETE, LIST, READ
-from app.schemas.task import Completion, TaskCreate, TaskList, TaskQuery, TaskResponse, TaskUpdate
+from app.routes.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
+from app.schemas.task import (
+    Completion,
+    TaskCreate,
+    TaskList,
+    TaskQuery,
+    TaskResponse,
+    TaskUpdate,
+    task_json,
+    tasks_json,
+)
 from app.schemas.version import entity_tag
 from app.services import tasks
 
@@ -17,49 +27,50 @@ _TOGGLE_OR_SET: Final[Any] = Body(
     openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
 )
 
-router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=ContractRoute)
+router = APIRouter(
+    prefix="/api/{user_id}/tasks",
+    tags=["tasks"],
+    route_class=ContractRoute,
+    generate_unique_id_function=operation_id,
+)
 
 
 @router.get("", response_model=TaskList, **LIST)
-async def list_tasks(
-    db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request, response: Response
-) -> list[TaskRow]:
+async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request) -> Response:
     """List the user's tasks, newest first.
 
     When there are more, the header `Link` leads to the next page: `</api/...>; rel="next"`.
     """
     page = await tasks.list_tasks(db, user_id, query)
+    reply = Response(tasks_json(page.tasks), media_type="application/json")
     if page.next_cursor:
-        response.headers["Link"] = f'<{_next_page(request, page.next_cursor)}>; rel="next"'
-    return page.tasks
+        reply.headers["Link"] = f'<{_next_page(request, page.next_cursor)}>; rel="next"'
+    return reply
 
 
 @router.post("", response_model=TaskResponse, status_code=201, **CREATE)
-async def create_task(
-    db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, request: Request, response: Response
-) -> TaskRow:
+async def create_task(db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, request: Request) -> Response:
     """Create a task. `Location` is its address. With `Idempotency-Key`, sending it again creates no second one."""
     task, replayed = await tasks.create_task(db, user_id, body, key)
+    reply = _reply(task, HTTPStatus.CREATED)
+    reply.headers["Location"] = f"{_path(request)}/{task.id}"
     if replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    response.headers["Location"] = f"{quote(request.url.path)}/{task.id}"
-    return _tagged(response, task)
+        reply.headers["Idempotent-Replayed"] = "true"
+    return reply
 
 
 @router.get("/{task_id}", response_model=TaskResponse, **READ)
-async def get_task(
-    db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions, response: Response
-) -> TaskRow:
+async def get_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> Response:
     """Read one task."""
-    return _tagged(response, await tasks.get_task(db, user_id, task_id, conditions))
+    return _reply(await tasks.get_task(db, user_id, task_id, conditions))
 
 
 @router.put("/{task_id}", response_model=TaskResponse, **CHANGE)
 async def update_task(
-    db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions, response: Response
-) -> TaskRow:
+    db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions
+) -> Response:
     """Change the fields that are sent and keep the others. `"description": null` clears the description."""
-    return _tagged(response, await tasks.update_task(db, user_id, task_id, body, conditions))
+    return _reply(await tasks.update_task(db, user_id, task_id, body, conditions))
 
 
 @router.patch("/{task_id}/complete", response_model=TaskResponse, **CHANGE)
@@ -68,27 +79,30 @@ async def complete_task(
     user_id: UserId,
     task_id: TaskId,
     conditions: RequestConditions,
-    response: Response,
     body: Annotated[Completion | None, _TOGGLE_OR_SET] = None,
-) -> TaskRow:
+) -> Response:
     """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat."""
     completed = (body or {}).get("completed")
-    return _tagged(response, await tasks.complete_task(db, user_id, task_id, completed, conditions))
+    return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions))
 
 
 @router.delete("/{task_id}", status_code=204, response_class=Response, **DELETE)
-async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> None:
+async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> Response:
     """Delete a task for good."""
     await tasks.delete_task(db, user_id, task_id, conditions)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _tagged(response: Response, task: TaskRow) -> TaskRow:
-    response.headers["ETag"] = entity_tag(task.updated_at)
-    return task
+def _reply(task: TaskRow, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(task_json(task), status, {"ETag": entity_tag(task.updated_at)}, "application/json")
+
+
+def _path(request: Request) -> str:
+    return quote(request.scope["path"])
 
 
 def _next_page(request: Request, cursor: str) -> str:
     """Relative to the host (RFC 8288 section 3.1), so that no proxy in front can make it wrong."""
     known = TaskQuery.model_fields.keys() - {"cursor"}
     asked = [(name, value) for name, value in request.query_params.items() if name in known]
-    return f"{quote(request.url.path)}?{urlencode([*asked, ('cursor', cursor)])}"
+    return f"{_path(request)}?{urlencode([*asked, ('cursor', cursor)])}"

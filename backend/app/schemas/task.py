@@ -1,9 +1,11 @@
 """Tasks on the wire: what a client may send and what it gets."""
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,7 +20,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN
+from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN, TaskRow
 from app.schemas.version import timestamp
 
 SEARCH_MAX: Final = 200
@@ -132,6 +134,33 @@ class TaskResponse(BaseModel):
 
 
 TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LIMIT_MAX})]
+
+
+def task_json(task: TaskRow) -> bytes:
+    """Returns `task` as a TaskResponse."""
+    return orjson.dumps(_members(task), option=orjson.OPT_UTC_Z)
+
+
+def tasks_json(tasks: Iterable[TaskRow]) -> bytes:
+    """Returns `tasks` as a TaskList."""
+    return orjson.dumps(list(map(_members, tasks)), option=orjson.OPT_UTC_Z)
+
+
+def _members(task: TaskRow) -> dict[str, Any]:
+    return {
+        "id": str(task.id),
+        "user_id": task.user_id,
+        "title": task.title,
+        "description": task.description,
+        "completed": task.completed,
+        "created_at": _moment(task.created_at),
+        "updated_at": _moment(task.updated_at),
+    }
+
+
+def _moment(moment: datetime) -> datetime | str:
+    """Returns what orjson writes like `timestamp`: it leaves out the digits of a second when all are zero."""
+    return moment if moment.microsecond else timestamp(moment)
 
 
 class TaskQuery(BaseModel):

@@ -1,0 +1,51 @@
+"""What a handler takes, found in a request as FastAPI describes it, so that OpenAPI stays true."""
+
+from typing import Any, Final
+
+from fastapi.dependencies.models import Dependant
+from starlette.requests import Request
+
+from app.core.errors import InvalidRequestError
+from app.routes.errors import field_error
+
+ABSENT: Final[Any] = object()  # in the place of a body that was not sent; `null` is one
+
+
+class Parameters:
+    """FastAPI's way from a request to the arguments of a handler, without what it finds out anew for each request.
+
+    A handler may take path parameters, one model of query parameters, one body, the request, and dependencies,
+    coroutine functions that take the request alone.
+    """
+
+    def __init__(self, dependant: Dependant) -> None:
+        self._dependencies: list[Any] = [(each.name, each.call) for each in dependant.dependencies]
+        self._path = dependant.path_params
+        self._query = dependant.query_params
+        self._body = dependant.body_params
+        self._request = dependant.request_param_name
+
+    async def read(self, request: Request, body: Any) -> dict[str, Any]:
+        """Returns the arguments by name. Raises InvalidRequestError, which has all that is wrong."""
+        arguments: dict[str, Any] = {}
+        for name, call in self._dependencies:
+            arguments[name] = await call(request)
+        wrong: list[Any] = []
+        for field in self._path:
+            arguments[field.name], errors = field.validate(request.path_params[field.alias], loc=("path", field.alias))
+            wrong += errors
+        for field in self._query:
+            arguments[field.name], errors = field.validate(dict(request.query_params), loc=("query",))
+            wrong += errors
+        for field in self._body:
+            if body is ABSENT and field.field_info.is_required():
+                wrong.append({"type": "missing", "loc": ("body",)})
+            else:
+                given = field.get_default() if body is ABSENT else body
+                arguments[field.name], errors = field.validate(given, loc=("body",))
+                wrong += errors
+        if wrong:
+            raise InvalidRequestError(map(field_error, wrong))
+        if self._request:
+            arguments[self._request] = request
+        return arguments
