@@ -36,7 +36,8 @@ run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless 
 # These are not measured: they cover nothing that the others do not, and would take three times as long.
 UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/test_expand_contract.py tests/core/test_partitions.py \
     tests/core/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
-    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_deployment_files.py tests/test_proxy.py
+    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_benchmarks.py tests/test_deployment_files.py \
+    tests/test_proxy.py
 # What passes through a pooler, and what speaks of operations alone, so that it passes in any deployment.
 SEVERAL := haproxy,expanded,partitioned
 POOLED := tests/routes tests/load tests/services
@@ -72,7 +73,12 @@ check: install $(NODE_MODULES) ## Format, lint, types, imports, known vulnerabil
 	$(OPENAPI) | diff -u docs/openapi.json -
 	$(BIN)/python -m pytest tests/clients
 
-bench: install ## Measure what it costs to check a token
+# Without Node.js there is no Fastify to measure.
+benchmarks/fastify/node_modules: benchmarks/fastify/package-lock.json
+	-cd benchmarks/fastify && npm ci --loglevel=error && touch node_modules
+
+bench: install benchmarks/fastify/node_modules ## Measure what a request and a token cost, beside what others write
+	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.tokens
 
 format: install ## Format the code and sort the imports
@@ -86,4 +92,4 @@ openapi: install ## Write docs/openapi.json
 	$(OPENAPI) > docs/openapi.json
 
 clean: ## Remove what the other commands made, the embedded database included
-	rm -rf $(NODE_MODULES) .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(NODE_MODULES) benchmarks/fastify/node_modules .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,42 @@
+"""The data that is measured on: users with tasks, and the file from which wrk draws its requests."""
+
+import time
+from typing import Final
+
+import asyncpg
+import jwt
+from uuid_utils.compat import uuid7
+
+from benchmarks.subjects import SECRET
+
+USERS: Final = 1_000
+TASKS: Final = 20
+_COLUMNS: Final = ("user_id", "id", "title", "description")
+
+
+async def seed(dsn: str) -> str:
+    """Fill the table. Returns a line for each user: name, token, ids of tasks."""
+    rows, lines = [], []
+    for user in (f"user-{number:04}" for number in range(USERS)):
+        ids = [uuid7() for _ in range(TASKS)]
+        rows += [(user, task_id, f"Task {number}", "The barista one") for number, task_id in enumerate(ids)]
+        lines.append(" ".join([user, _token(user), *map(str, ids)]))
+    connection = await asyncpg.connect(dsn)
+    await connection.copy_records_to_table("tasks", records=rows, columns=_COLUMNS)
+    await connection.execute("VACUUM ANALYZE tasks")
+    await connection.close()
+    return "\n".join(lines) + "\n"
+
+
+async def sweep(dsn: str) -> None:
+    """Delete what was created, so that lists stay as long as they were."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("SET statement_timeout = 0")
+    await connection.execute("DELETE FROM tasks WHERE title NOT LIKE 'Task %'")
+    await connection.execute("VACUUM tasks")
+    await connection.close()
+
+
+def _token(user: str) -> str:
+    claims = {"sub": user, "exp": time.time() + 36_000, "iat": time.time(), "name": "Ada", "email": "ada@example.com"}
+    return jwt.encode(claims, SECRET, "HS256")

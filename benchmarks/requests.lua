@@ -1,0 +1,43 @@
+-- What wrk (https://github.com/wg/wrk) sends: one operation, for users and tasks drawn from a file.
+-- Arguments: the operation, and the file, which has a line per user: name, token, ids of tasks, parted by spaces.
+local requests = {}
+
+function init(args)
+  local operation = args[1]
+  for line in io.lines(args[2]) do
+    local words = {}
+    for word in line:gmatch("%S+") do words[#words + 1] = word end
+    local path = "/api/" .. words[1] .. "/tasks"
+    local headers = { Accept = "application/json", Authorization = "Bearer " .. words[2], ["User-Agent"] = "wrk" }
+    if operation == "list" then
+      requests[#requests + 1] = wrk.format("GET", path, headers)
+    elseif operation == "create" then
+      headers["Content-Type"] = "application/json"
+      local body = '{"title": "Buy oat milk", "description": "The barista one"}'
+      requests[#requests + 1] = wrk.format("POST", path, headers, body)
+    else
+      for i = 3, #words do
+        local task = path .. "/" .. words[i]
+        if operation == "get" then
+          requests[#requests + 1] = wrk.format("GET", task, headers)
+        else
+          requests[#requests + 1] = wrk.format("PATCH", task .. "/complete", headers)
+        end
+      end
+    end
+  end
+  math.randomseed(7)
+end
+
+function request()
+  return requests[math.random(#requests)]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  io.write(string.format(
+    '{"requests": %d, "seconds": %f, "failed": %d, "p50": %f, "p99": %f}\n',
+    summary.requests, summary.duration / 1e6, failed, latency:percentile(50), latency:percentile(99)
+  ))
+end
