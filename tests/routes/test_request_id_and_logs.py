@@ -17,7 +17,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.core.logging import log_config
+from app.core.logging import JsonFormatter, log_config
 from tests.support import exchange, handling
 
 ROOT: Final = Path(__file__).parents[2]
@@ -272,7 +272,7 @@ def without_date(head: bytes) -> bytes:
 def test_the_configuration_writes_a_defect_as_one_json_line_to_stdout() -> None:
     script = """
 import logging.config
-from app.core.logging import log_config
+from app.core.logging import JsonFormatter, log_config
 logging.config.dictConfig(log_config())
 try:
     raise RuntimeError("first line\\nsecond line")
@@ -288,3 +288,13 @@ except RuntimeError:
     assert (line["level"], line["message"], line["request_id"]) == ("ERROR", "a defect", "mine")
     assert "RuntimeError: first line\nsecond line" in line["exc_info"]
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize("odd", ["\ud800", 2**64, Path("x"), {1: "one"}])
+def test_what_is_not_plain_json_is_written_nonetheless(odd: object) -> None:
+    record = logging.makeLogRecord({"msg": f"{odd}", "args": (), "odd": odd})
+
+    line = json.loads(JsonFormatter().format(record))
+
+    assert line["message"] == str(odd)
+    assert datetime.fromisoformat(line["time"]).tzinfo

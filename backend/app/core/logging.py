@@ -1,5 +1,6 @@
 """Logs: one JSON object a line on stdout, or plain lines when stdout is a terminal."""
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -19,8 +20,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exc_info"] = self.formatException(record.exc_info)
         line |= {name: value for name, value in vars(record).items() if name not in _OF_RECORDS}
-        line["time"] = datetime.fromtimestamp(record.created, UTC)
-        return orjson.dumps(line, default=str).decode()
+        line["time"] = datetime.fromtimestamp(record.created, UTC).isoformat()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # lone surrogates, long integers, keys that are no text: orjson refuses them
+            return json.dumps(line, default=str)
 
 
 def log_config() -> dict[str, Any]:
