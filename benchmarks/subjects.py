@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Final, NamedTuple
 
 import httpx
 import psutil
+from tests.servers import free_port
 
 SECRET: Final = os.urandom(32).hex()
 FASTIFY: Final = Path(__file__).with_name("fastify")
@@ -38,13 +38,13 @@ class Running(NamedTuple):
         return [self.process, *self.process.children(recursive=True)]
 
 
-def service(name: str = "Tasks API", **settings: str) -> Subject:
+def service() -> Subject:
     """The service as it is deployed: tokens are checked, each request has an id and a line in the log."""
     expected = {"AUTH_JWT_SECRET": SECRET, "AUTH_ISSUER": "unchecked", "AUTH_AUDIENCE": "unchecked"}
     return Subject(
-        name,
+        "Tasks API",
         [sys.executable, "-m", "app"],
-        {"PYTHONPATH": "backend", "DATABASE_POOL_SIZE": str(POOL_SIZE), **expected, **settings},
+        {"PYTHONPATH": "backend", "DATABASE_POOL_SIZE": str(POOL_SIZE), **expected},
     )
 
 
@@ -61,12 +61,10 @@ def baselines() -> Iterator[Subject]:
 @contextmanager
 def running(subject: Subject, dsn: str, directory: Path) -> Iterator[Running]:
     """Yields the subject when it answers, and ends it. What it prints goes to a file, as a log does."""
-    port = _free_port()
-    command = [*subject.command, f"--port={port}"] if "uvicorn" in subject.command else subject.command
+    port = free_port()
+    environment = _environment(subject, DATABASE_URL=dsn, PORT=str(port), UVICORN_PORT=str(port))
     with (directory / f"{port}.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603  # our own commands
-            command, env=_environment(subject, DATABASE_URL=dsn, PORT=str(port)), stdout=log, stderr=log
-        )
+        process = subprocess.Popen(subject.command, env=environment, stdout=log, stderr=log)  # noqa: S603  # our own
         try:
             _await_answer(process, port)
             yield Running(subject.name, port, psutil.Process(process.pid))
@@ -78,13 +76,6 @@ def running(subject: Subject, dsn: str, directory: Path) -> Iterator[Running]:
 def _environment(subject: Subject, **others: str) -> Mapping[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return kept | {"NODE_ENV": "production"} | subject.environment | others
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _await_answer(process: "subprocess.Popen[bytes]", port: int) -> None:
