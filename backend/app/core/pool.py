@@ -1,6 +1,7 @@
 """The one pool: connections that are opened when they are needed, and a statement that is run on one of them."""
 
 import asyncio
+from collections import deque
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
@@ -32,7 +33,8 @@ class Pool:
     def __init__(self, connect_args: dict[str, Any], *, size: int, timeout: float) -> None:
         """`connect_args` are those of `parse_dsn`; `timeout` is in seconds, for a connection that is free."""
         self._connect_args = {**connect_args, "command_timeout": _STATEMENT_TIMEOUT}
-        self._turns = asyncio.Semaphore(size)
+        self._free = size
+        self._queue: deque[asyncio.Future[None]] = deque()
         self._patience = timeout
         self._idle: list[_Open] = []
         self._opening = 0
@@ -45,14 +47,14 @@ class Pool:
 
         Raises UnavailableError, one of its kinds, with the driver's error as its cause, and StatementError.
         """
-        if self._turns.locked():
-            await self._wait_for_turn()
+        if self._free:
+            self._free -= 1
         else:
-            await self._turns.acquire()
+            await self._turn()
         try:
             return await self._run_on(self._last_used() or await self._open(), sql, values, reads)
         finally:
-            self._turns.release()
+            self._pass_on()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -60,21 +62,36 @@ class Pool:
         if ends:
             await asyncio.wait(ends, timeout=_CLOSE_TIMEOUT)
 
-    async def _wait_for_turn(self) -> None:
-        """It is no overload as long as connections are being opened: a database that wakes up takes its time."""
+    async def _turn(self) -> None:
+        """Wait until another statement passes its place on. Raises OverloadedError."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        patience = turn.get_loop().call_later(self._patience, self._lose_patience, turn)
         try:
-            async with asyncio.timeout(self._patience):
-                await self._turns.acquire()
-        except TimeoutError:
-            await self._wait_for_opening()
+            await turn
+        except asyncio.CancelledError:
+            if not (turn.cancelled() or turn.exception()):  # the place came at the same moment
+                self._pass_on()
+            raise
+        finally:
+            patience.cancel()
 
-    async def _wait_for_opening(self) -> None:
+    def _pass_on(self) -> None:
+        """Give the place to the one that has waited longest. asyncio.Semaphore with a timeout is a tenth of a GET."""
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _lose_patience(self, turn: asyncio.Future[None]) -> None:
+        """It is no overload as long as connections are being opened: a database that wakes up takes its time."""
         rest = _OPENING_TIMEOUT - self._patience if self._opening else 0
-        try:
-            async with asyncio.timeout(rest):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise OverloadedError from None
+        if rest > 0:
+            turn.get_loop().call_later(rest, _give_up, turn)
+        else:
+            _give_up(turn)
 
     def _last_used(self) -> _Open | None:
         """Costs no round trip: asyncpg knows when the server has closed a connection. After one that went dumb
@@ -130,6 +147,11 @@ class Pool:
         end = asyncio.get_running_loop().create_task(_end(driver, _END_TIMEOUT))
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
+
+
+def _give_up(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_exception(OverloadedError())
 
 
 async def _end(driver: asyncpg.Connection, seconds: float) -> None:
