@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app.core.errors import (
     AppError,
@@ -36,6 +37,18 @@ class ContractRoute(APIRoute):
     ignored and named in `Ignored-Fields`; with `Prefer: handling=strict` it is refused. A GET gets an `ETag`, and 304
     if the client has it already.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._answer = self.get_route_handler()
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Without FastAPI's stacks of what dependencies may leave to be closed: none does here."""
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        response = await self._answer(Request(scope, receive))
+        await response(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         parameters = Parameters(self.dependant)

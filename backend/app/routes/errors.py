@@ -1,5 +1,6 @@
 """Every error becomes RFC 9457 `application/problem+json` here, and nowhere else."""
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,10 @@ from starlette.routing import Match
 from app.core.errors import (
     AppError,
     FieldError,
+    InternalError,
     MethodNotAllowedError,
     RouteNotFoundError,
+    ShuttingDownError,
     UnavailableError,
 )
 
@@ -76,9 +79,14 @@ def field_error(error: Mapping[str, Any]) -> FieldError:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer our errors and the router's as problems."""
-    app.exception_handler(AppError)(_app_error)
-    app.exception_handler(HTTPException)(_http_exception)
+    """Have `app` answer our errors, the router's, defects, and that it has to end, as problems."""
+    handlers: dict[Any, Any] = {
+        AppError: _app_error,
+        HTTPException: _http_exception,
+        asyncio.CancelledError: _called_off,
+        Exception: _defect,
+    }
+    app.exception_handlers.update(handlers)
 
 
 async def _app_error(request: Request, error: AppError) -> Response:
@@ -93,7 +101,17 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
         return problem(request.headers, RouteNotFoundError())
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return problem(request.headers, MethodNotAllowedError(_allowed(request)))
-    raise error
+    return await _defect(request, error)
+
+
+async def _called_off(request: Request, _: asyncio.CancelledError) -> Response:
+    """The server calls a request off because it has to end."""
+    return problem(request.headers, ShuttingDownError())
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    _logger.error("unexpected error", exc_info=error, extra={"request_id": request_id_of(request.headers)})
+    return problem(request.headers, InternalError())
 
 
 def _allowed(request: Request) -> Iterator[str]:

@@ -1,21 +1,24 @@
-"""Around every request: its id, its line in the log, headers for browsers, CORS, and the last resort for defects."""
+"""Around every request: its id, its line in the log, headers for browsers, CORS, and the answer to an error."""
 
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
+from secrets import token_hex
 from time import perf_counter
-from typing import Final
-from uuid import uuid4
+from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import InternalError, MisdirectedError, PreflightRefusedError, ShuttingDownError
+from app.core.errors import MisdirectedError, PreflightRefusedError
 from app.core.loopback import is_loopback
-from app.routes.errors import problem, request_id_of
+from app.routes.errors import problem
 from app.schemas.problem import REQUEST_ID_PATTERN
 
 # What every reply has that does not say something else. Only /docs is a page that loads anything.
@@ -23,6 +26,7 @@ _SAFE_HEADERS: Final = (
     (b"cache-control", b"private, no-cache"),  # a copy is asked about before each use (RFC 9111 section 5.2.2.4)
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
+    (b"vary", b"Origin, Authorization"),
     (b"x-content-type-options", b"nosniff"),
 )
 
@@ -34,61 +38,11 @@ _logger = logging.getLogger("app.requests")
 
 def complete_headers(message: Message, request_id: str) -> None:
     """Have a reply name its request, and tell browsers what not to do with it."""
-    headers = MutableHeaders(scope=message)
-    headers["X-Request-ID"] = request_id
-    headers.add_vary_header("Authorization")
-    said = {name for name, _ in headers.raw}
-    headers.raw.extend(header for header in _SAFE_HEADERS if header[0] not in said)
-
-
-class RequestMiddleware:
-    """Gives each request an id, writes one line about it, and has each reply tell browsers what not to do with it.
-    Answers HEAD as GET (RFC 9110 section 9.3.2).
-
-    The id travels on as the request header `X-Request-ID`, replaced where the client's is missing or malformed.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = perf_counter()
-        inner = _with_request_id(scope)
-        request_id = request_id_of(Headers(scope=inner))
-        status: int | None = None
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                complete_headers(message, request_id)
-            await send(message)
-
-        try:
-            await self._app(inner, receive, send_with_id)
-        finally:
-            route = getattr(inner.get("route"), "path", None)
-            _log(request_id, scope["method"], route, status, (perf_counter() - started) * 1000)
-
-
-class LoopbackMiddleware:
-    """Refuses what does not come over a loopback address, or is not addressed to this machine by name.
-
-    Without authentication, a web page whose host name is made to lead here (DNS rebinding) could otherwise have its
-    reader's browser use the service.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (_on_loopback(scope) and _for_loopback(scope)):
-            await self._app(scope, receive, send)
-        else:
-            await problem(Headers(scope=scope), MisdirectedError())(scope, receive, send)
+    said = dict(message["headers"])
+    if b"vary" in said:
+        MutableHeaders(scope=message).add_vary_header("Authorization")
+    absent = [header for header in _SAFE_HEADERS if header[0] not in said]
+    message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *absent]
 
 
 class ProblemCORSMiddleware(CORSMiddleware):
@@ -104,42 +58,86 @@ class ProblemCORSMiddleware(CORSMiddleware):
         return refusal
 
 
-class DefectMiddleware:
-    """Answers an exception that nothing else handles as a 500, and logs it; and as a 503 a request that the server
-    calls off because it has to end. Stands inside CORS, so that a browser may read the answer.
+class RequestMiddleware:
+    """All there is around the routes. Gives each request an id, writes one line about it, adds the headers for
+    browsers and CORS, and answers what the routes raise, and HEAD as GET (RFC 9110 section 9.3.2).
+
+    The id travels on as the request header `X-Request-ID`, replaced where the client's is missing or malformed.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, *, handlers: Mapping[Any, Any], cors: Mapping[str, Any], loopback_only: bool
+    ) -> None:
+        """`handlers` are FastAPI's `exception_handlers`, coroutine functions; `cors` are Starlette's options."""
         self._app = app
+        self._handlers = handlers
+        self._cors = ProblemCORSMiddleware(app, **cors)
+        self._loopback_only = loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        inner, request_id = _with_request_id(scope)
+        status: int | None = None
 
-        async def noting_send(message: Message) -> None:
-            nonlocal started
-            started = True
+        async def reply(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                complete_headers(message, request_id)
             await send(message)
 
+        app, deliver = self._across_origins(inner, reply)
         try:
-            await self._app(scope, receive, noting_send)
+            if self._loopback_only:
+                _refuse_misdirected(inner)
+            await app(inner, receive, deliver)
         except (Exception, asyncio.CancelledError) as error:
-            if started or scope["type"] != "http":
+            if status is not None:
                 raise
-            headers = Headers(scope=scope)
-            if isinstance(error, asyncio.CancelledError):
-                await problem(headers, ShuttingDownError())(scope, receive, send)
-            else:
-                _logger.exception("unexpected error", extra={"request_id": request_id_of(headers)})
-                await problem(headers, InternalError())(scope, receive, send)
+            response = await self._answer(Request(inner, receive), error)
+            await response(inner, receive, deliver)
+        finally:
+            route = getattr(inner.get("route"), "path", None)
+            _log(request_id, scope["method"], route, status, (perf_counter() - started) * 1000)
+
+    def _across_origins(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
+        """Returns what answers, and what it sends with, which is no matter of CORS but for requests of web pages."""
+        if b"origin" not in dict(scope["headers"]):
+            return self._app, send
+        headers = Headers(scope=scope)
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return self._cors.preflight_response(headers), send
+        return self._app, partial(self._cors.send, send=send, request_headers=headers)
+
+    async def _answer(self, request: Request, error: BaseException) -> Response:
+        for kind in type(error).__mro__:
+            if kind in self._handlers:
+                response: Response = await self._handlers[kind](request, error)
+                return response
+        raise error
 
 
-def _with_request_id(scope: Scope) -> Scope:
-    headers = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
-    sent = Headers(scope=scope).get("x-request-id", "")
-    request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+def _with_request_id(scope: Scope) -> tuple[Scope, str]:
+    headers = [header for header in scope["headers"] if header[0] != b"x-request-id"]
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
+    request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else token_hex(16)
+    headers.append((b"x-request-id", request_id.encode()))
     # The server leaves the body out of a reply to HEAD; routing sees a GET.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "method": method, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+    return {**scope, "method": method, "headers": headers}, request_id
+
+
+def _refuse_misdirected(scope: Scope) -> None:
+    """Raises MisdirectedError for what does not come over a loopback address, or is not addressed to this machine.
+
+    Without authentication, a web page whose host name is made to lead here (DNS rebinding) could otherwise have its
+    reader's browser use the service.
+    """
+    if not (_on_loopback(scope) and _for_loopback(scope)):
+        raise MisdirectedError
 
 
 def _on_loopback(scope: Scope) -> bool:
