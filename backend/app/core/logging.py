@@ -4,12 +4,30 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from time import time
 from typing import Any, Final
 
 import orjson
 
+_BLANK: Final = vars(logging.LogRecord("app.requests", logging.INFO, "", 0, "%s %s %s in %.1f ms", None, None))
 # What every record has; anything else was given as `extra`. `color_message` is uvicorn's message with colours.
 _OF_RECORDS: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+
+
+class RequestRecord(logging.LogRecord):
+    """The record of one request. It does not look for thread, file and line, which is most of what a record costs."""
+
+    def __init__(self, request_id: str, method: str, route: str | None, status: int | None, duration_ms: float) -> None:
+        self.__dict__ = {
+            **_BLANK,
+            "args": (method, route or "(no route)", status, duration_ms),
+            "created": time(),
+            "request_id": request_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(duration_ms, 3),
+        }
 
 
 class JsonFormatter(logging.Formatter):

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedError, PreflightRefusedError
+from app.core.logging import RequestRecord
 from app.core.loopback import is_loopback
 from app.routes.errors import problem
 from app.schemas.problem import REQUEST_ID_PATTERN
@@ -101,7 +102,8 @@ class RequestMiddleware:
             await response(inner, receive, deliver)
         finally:
             route = getattr(inner.get("route"), "path", None)
-            _log(request_id, scope["method"], route, status, (perf_counter() - started) * 1000)
+            duration_ms = (perf_counter() - started) * 1000
+            _logger.handle(RequestRecord(request_id, scope["method"], route, status, duration_ms))
 
     def _across_origins(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns what answers, and what it sends with, which is no matter of CORS but for requests of web pages."""
@@ -149,20 +151,3 @@ def _on_loopback(scope: Scope) -> bool:
 def _for_loopback(scope: Scope) -> bool:
     host = _HOST.fullmatch(Headers(scope=scope).get("host", ""))
     return host is not None and is_loopback(host[1] or host[2])
-
-
-def _log(request_id: str, method: str, route: str | None, status: int | None, duration_ms: float) -> None:
-    _logger.info(
-        "%s %s %s in %.1f ms",
-        method,
-        route or "(no route)",
-        status,
-        duration_ms,
-        extra={
-            "request_id": request_id,
-            "method": method,
-            "route": route,
-            "status": status,
-            "duration_ms": round(duration_ms, 3),
-        },
-    )
