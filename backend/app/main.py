@@ -21,6 +21,7 @@ from app.core.jwks import JwksClient
 from app.core.security import KeySource, SharedSecret, TokenVerifier
 from app.models.task import USER_ID_PATTERN, Task
 from app.routes import health, tasks
+from app.routes.contract import ContractRoutes
 from app.routes.docs import install_docs
 from app.routes.errors import METHODS, install_error_handlers
 from app.routes.headers import REQUEST_HEADERS, RESPONSE_HEADERS
@@ -49,7 +50,7 @@ class TasksAPI(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Returns the routes and what is around them. What `add_middleware` has added stands inside."""
-        app: ASGIApp = AsyncExitStackMiddleware(self.router)
+        app: ASGIApp = ContractRoutes(self.routes, AsyncExitStackMiddleware(self.router))
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
         return RequestMiddleware(

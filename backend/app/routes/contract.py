@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import (
     AppError,
@@ -30,6 +31,27 @@ _NAMES_SHOWN: Final = 20
 _NAME_LENGTH: Final = 40  # bytes; with the number of names, a bound on what a reply repeats
 
 
+class ContractRoutes:
+    """Finds the route of a request by method and path, and hands on what is for none of `routes`."""
+
+    def __init__(self, routes: Iterable[BaseRoute], otherwise: ASGIApp) -> None:
+        self._otherwise = otherwise
+        self._routes: dict[str, list[ContractRoute]] = {}
+        for route in routes:
+            if isinstance(route, ContractRoute):
+                for method in route.methods or ():
+                    self._routes.setdefault(method, []).append(route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        for route in self._routes.get(scope.get("method", ""), ()):
+            if found := route.path_regex.match(path):
+                scope.update(route=route, path_params=found.groupdict())
+                await route.answer(scope, receive, send)
+                return
+        await self._otherwise(scope, receive, send)
+
+
 class ContractRoute(APIRoute):
     """A route that asks for a token, then reads bodies strictly and unknown names as the client prefers (RFC 7240).
 
@@ -42,11 +64,8 @@ class ContractRoute(APIRoute):
         super().__init__(*args, **kwargs)
         self._answer = self.get_route_handler()
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Without FastAPI's stacks of what dependencies may leave to be closed: none does here."""
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)
-            return
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with this path and method, without FastAPI's stacks of what dependencies leave open."""
         response = await self._answer(Request(scope, receive))
         await response(scope, receive, send)
 
