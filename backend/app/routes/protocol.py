@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, Final
 from uuid import uuid4
 
@@ -30,7 +31,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _in_head = _in_body = False
-    _head_size = 0
     _unread = 0  # bytes since the last one that was part of a body
     _refusal: AppError | None = None
     _refused = False
@@ -89,18 +89,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._set_deadline()
         self._in_head = True
-        self._head_size = self._unread = 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count(len(url))
+        self._unread = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_body:  # what follows a body is no header (RFC 9110 section 6.5.1)
             super().on_header(name, value)
-        self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
+        """Raises ValueError, which the parser takes for an error in the request."""
+        if len(self.headers) > HEADERS_MAX or self._head_size() > HEAD_MAX:
+            self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
+            raise ValueError
         if not self._is_clear() or len(self.pipeline) >= PIPELINE_MAX:
             raise ValueError
         super().on_headers_complete()
@@ -127,14 +126,18 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or (self._refused and is_last):
             self._close()
 
+    def _head_size(self) -> int:
+        return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
+
     def _is_clear(self) -> bool:
         """Whether it is certain for whom the request is (RFC 9112 section 3.2), and where it ends (section 6.1)."""
         version = self.parser.get_http_version()
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
-        if version == "1.1":
-            return hosts == 1 and codings in ([], [b"chunked"])
-        return version == "1.0" and hosts <= 1 and not codings
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if b"transfer-encoding" in names:
+            codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+            return version == "1.1" and hosts == 1 and codings == [b"chunked"]
+        return hosts == 1 if version == "1.1" else version == "1.0" and hosts <= 1
 
     def _set_deadline(self) -> None:
         if self._deadline is None:
@@ -171,13 +174,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(RequestTimeoutError(REQUEST_TIMEOUT))
         else:
             self._close()
-
-    def _count(self, size: int) -> None:
-        """Raises ValueError, which the parser takes for an error in the request."""
-        self._head_size += size
-        if self._head_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:
-            self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
-            raise ValueError
 
     def _go_on_without(self, upgrade: HttpParserUpgrade, data: bytes) -> None:
         """Nothing but HTTP/1.1 is spoken here, so an upgrade is ignored (RFC 9110 section 7.8). The parser has taken
