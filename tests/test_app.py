@@ -3,6 +3,9 @@
 import httpx
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import Settings
 from app.core.errors import StartupError
@@ -32,3 +35,46 @@ async def test_an_exception_of_the_framework_that_nobody_expects_is_a_logged_def
 
     assert (reply.status_code, reply.json()["type"]) == (500, "urn:problem-type:internal-error")
     assert "unexpected error" in caplog.messages
+
+
+class TeapotError(Exception):
+    """An error of a route that somebody has added."""
+
+
+class Layer:
+    """A middleware that somebody has added: it names itself in each reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-layer", b"seen")]
+            await send(message)
+
+        await self._app(scope, receive, named)
+
+
+async def test_what_is_added_to_it_works_as_in_any_other(settings: Settings) -> None:
+    app = create_app(settings)
+    app.add_middleware(Layer)
+
+    @app.exception_handler(TeapotError)
+    async def refuse(request: Request, _: TeapotError) -> Response:
+        return Response(f"refused {request.headers['X-Request-ID']}", 418)
+
+    @app.get("/added/{number}")
+    async def brew(number: int) -> dict[str, int]:
+        if number > 1:
+            raise TeapotError
+        return {"number": number}
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        good, bad, refused, missing = [await client.get(f"/added/{path}") for path in ("1", "one", "2", "1/2")]
+
+    assert (good.status_code, good.json()) == (200, {"number": 1})
+    assert (bad.status_code, missing.status_code) == (422, 404)
+    assert (refused.status_code, refused.text) == (418, f"refused {refused.headers['X-Request-ID']}")
+    for reply in (good, bad, refused, missing):
+        assert (reply.headers["X-Layer"], reply.headers["X-Content-Type-Options"]) == ("seen", "nosniff")

@@ -49,13 +49,16 @@ class TasksAPI(FastAPI):
         self._loopback_only = not settings.authenticates
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Returns the routes and what is around them. What `add_middleware` has added stands inside."""
-        app: ASGIApp = ContractRoutes(self.routes, AsyncExitStackMiddleware(self.router))
+        """Returns the routes and what is around them. What `add_middleware` has added stands outside."""
+        app: ASGIApp = RequestMiddleware(
+            ContractRoutes(self.routes, AsyncExitStackMiddleware(self.router)),
+            handlers=self.exception_handlers,
+            cors=self._cors,
+            loopback_only=self._loopback_only,
+        )
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
-        return RequestMiddleware(
-            app, handlers=self.exception_handlers, cors=self._cors, loopback_only=self._loopback_only
-        )
+        return app
 
 
 class _State(TypedDict):
