@@ -1,5 +1,8 @@
 """What the application does that no request to a sound one shows."""
 
+import subprocess
+import sys
+
 import httpx
 import pytest
 from starlette.exceptions import HTTPException
@@ -19,6 +22,14 @@ async def test_without_a_database_it_does_not_start_and_says_what_would(monkeypa
     with pytest.raises(StartupError, match="DATABASE_URL is not set"):
         async with app.router.lifespan_context(app):
             raise AssertionError
+
+
+def test_what_fetches_keys_is_not_imported_without_an_address_to_fetch_them_from() -> None:
+    command = [sys.executable, "-c", "import app.main, sys; print('httpx' in sys.modules, 'jwt' in sys.modules)"]
+
+    done = subprocess.run(command, env={"PYTHONPATH": "backend"}, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "False True\n"
 
 
 async def test_an_exception_of_the_framework_that_nobody_expects_is_a_logged_defect(

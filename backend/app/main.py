@@ -17,7 +17,6 @@ from app import __version__
 from app.core.config import UNCHECKED, Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
-from app.core.jwks import JwksClient
 from app.core.security import KeySource, SharedSecret, TokenVerifier
 from app.models.task import USER_ID_PATTERN, Task
 from app.routes import health, tasks
@@ -124,6 +123,8 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
     """Yields what checks tokens, None without authentication."""
     if settings.auth_jwks_url:
+        from app.core.jwks import JwksClient  # noqa: PLC0415  # see app.core.config
+
         async with JwksClient(settings.auth_jwks_url) as keys:
             yield _verifier_with(keys, settings)
     elif settings.auth_jwt_secret:

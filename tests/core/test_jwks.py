@@ -31,7 +31,8 @@ from jwt.utils import base64url_encode
 import app
 from app.core.config import Settings
 from app.core.errors import IssuerUnavailableError
-from app.core.jwks import JwksClient, Key, _read_keys, check_jwks_url
+from app.core.jwks import JwksClient, _read_keys, check_jwks_url
+from app.core.security import Key
 from tests.support import make_settings, serving, short, until
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

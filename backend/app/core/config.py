@@ -19,7 +19,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.dsn import insecurity, parse_dsn, unpooled
 from app.core.errors import StartupError
-from app.core.jwks import check_jwks_url
 from app.core.loopback import is_loopback
 from app.core.security import check_secret
 
@@ -28,6 +27,12 @@ UNCHECKED: Final = "unchecked"
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 # What a browser sends (RFC 6454 section 6.2): lower case, no path, no user.
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def _jwks_url(url: str) -> str:
+    from app.core.jwks import check_jwks_url  # noqa: PLC0415  # its HTTP client is a tenth of a start without one
+
+    return check_jwks_url(url)
 
 
 def _split(text: object) -> object:
@@ -133,7 +138,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("auth_jwt_secret", "better_auth_secret"),
         description="Secret that tokens are signed with (HS256), 32 bytes or more. BETTER_AUTH_SECRET is another name.",
     )
-    auth_jwks_url: Annotated[str, AfterValidator(check_jwks_url), AfterValidator(_instead_of_secret)] | None = Field(
+    auth_jwks_url: Annotated[str, AfterValidator(_jwks_url), AfterValidator(_instead_of_secret)] | None = Field(
         default=None,
         description="Where the issuer publishes the keys of its tokens (EdDSA, ES256, RS256), instead of a secret.",
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from time import monotonic
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from app.core.errors import IssuerUnavailableError
 from app.core.loopback import is_loopback
+from app.core.security import Key
 
 _TIMEOUT: Final = 5  # seconds for one fetch, from the first byte sent to the last one received
 _REFRESH: Final = 300  # seconds after which the keys are fetched anew: the longest that a withdrawn key is accepted
@@ -30,14 +31,6 @@ _NEW_NAMES: Final = {"EdDSA": "Ed25519"}  # RFC 9864 section 2.2; tokens still h
 _FETCHED: Final = "fetched"
 
 _logger = logging.getLogger(__name__)
-
-
-class Key(NamedTuple):
-    """What a signature is verified with, the one algorithm that goes with it, and its name."""
-
-    algorithm: str
-    material: Any
-    kid: str | None = None
 
 
 class _BadReplyError(ValueError):

@@ -11,7 +11,6 @@ import jwt
 from jwt.algorithms import HMACAlgorithm
 
 from app.core.errors import TokenInvalidError
-from app.core.jwks import Key
 
 TOKEN_MAX: Final = 8_192  # bytes
 SECRET_MIN: Final = 32  # bytes, the length of the hash (RFC 7518 section 3.2)
@@ -33,6 +32,14 @@ _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
     jwt.InvalidAudienceError: "audience",
     jwt.InvalidIssuerError: "issuer",
 }
+
+
+class Key(NamedTuple):
+    """What a signature is verified with, the one algorithm that goes with it, and its name."""
+
+    algorithm: str
+    material: Any
+    kid: str | None = None
 
 
 class KeySource(Protocol):
