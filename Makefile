@@ -36,7 +36,8 @@ run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless 
 # These are not measured: they cover nothing that the others do not, and would take three times as long.
 UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/test_expand_contract.py tests/core/test_partitions.py \
     tests/core/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
-    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_benchmarks.py tests/test_deployment_files.py \
+    tests/routes/test_list_tasks.py tests/test_audit.py tests/test_benchmarks.py tests/test_benchmarks_growth.py \
+    tests/test_deployment_files.py \
     tests/test_proxy.py
 # What passes through a pooler, and what speaks of operations alone, so that it passes in any deployment.
 SEVERAL := haproxy,expanded,partitioned
@@ -79,6 +80,8 @@ benchmarks/fastify/node_modules: benchmarks/fastify/package-lock.json
 
 bench: install benchmarks/fastify/node_modules ## Measure what a request and a token cost, beside what others write
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.tokens
 
 format: install ## Format the code and sort the imports

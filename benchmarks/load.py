@@ -2,8 +2,10 @@
 
 import json
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Final, NamedTuple
 
 import psutil
@@ -11,8 +13,15 @@ import psutil
 from benchmarks.subjects import Running
 
 OPERATIONS: Final = ("get", "list", "toggle", "create")
-CONNECTIONS: Final = 16
+CONNECTIONS: Final = 16  # more than the pools have
 _SCRIPT: Final = Path(__file__).with_name("requests.lua")
+
+
+class Load(NamedTuple):
+    """What wrk sends: an operation of requests.lua, and the file from which it draws."""
+
+    operation: str
+    requests: Path
 
 
 class Sample(NamedTuple):
@@ -26,13 +35,15 @@ class Sample(NamedTuple):
     memory: float
 
 
-def measure(subject: Running, operation: str, requests: Path, *, seconds: int, postmaster: psutil.Process) -> Sample:
-    """Returns what `operation` cost. Raises RuntimeError if any request failed."""
+def measure(
+    subject: Running, load: Load, postmaster: psutil.Process, *, seconds: int, connections: int = CONNECTIONS
+) -> Sample:
+    """Returns what a request of `load` cost. Raises RuntimeError if any request failed."""
     before = _cpu(subject.process), _cpu(postmaster)
-    reply = _wrk(subject.port, operation, requests, seconds)
+    reply = _wrk(subject.port, load, seconds, connections)
     after = _cpu(subject.process), _cpu(postmaster)
     if reply["failed"] or not reply["requests"]:
-        message = f"{subject.name}, {operation}: {reply}"
+        message = f"{subject.name}, {load.operation} of {load.requests.name}: {reply}"
         raise RuntimeError(message)
     count = reply["requests"]
     return Sample(
@@ -45,9 +56,14 @@ def measure(subject: Running, operation: str, requests: Path, *, seconds: int, p
     )
 
 
-def _wrk(port: int, operation: str, requests: Path, seconds: int) -> dict[str, float]:
-    command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s", "--timeout=10s"]
-    command += [f"--script={_SCRIPT}", f"http://127.0.0.1:{port}", "--", operation, str(requests)]
+def medians(samples: Iterable[Sample]) -> Sample:
+    """Returns the median of each figure."""
+    return Sample(*map(median, zip(*samples, strict=True)))
+
+
+def _wrk(port: int, load: Load, seconds: int, connections: int) -> dict[str, float]:
+    command = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds}s", "--timeout=10s"]
+    command += [f"--script={_SCRIPT}", f"http://127.0.0.1:{port}", "--", *map(str, load)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  # our own command
     reply: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return reply

@@ -1,5 +1,6 @@
 -- What wrk (https://github.com/wg/wrk) sends: one operation, for users and tasks drawn from a file.
--- Arguments: the operation, and the file, which has a line per user: name, token, ids of tasks, parted by spaces.
+-- Arguments: the operation, and the file, which has a line per user: name, token, ids of tasks, parted by spaces; for
+-- the operation `page` a line per list: path, token.
 local requests = {}
 
 function init(args)
@@ -9,7 +10,9 @@ function init(args)
     for word in line:gmatch("%S+") do words[#words + 1] = word end
     local path = "/api/" .. words[1] .. "/tasks"
     local headers = { Accept = "application/json", Authorization = "Bearer " .. words[2], ["User-Agent"] = "wrk" }
-    if operation == "list" then
+    if operation == "page" then
+      requests[#requests + 1] = wrk.format("GET", words[1], headers)
+    elseif operation == "list" then
       requests[#requests + 1] = wrk.format("GET", path, headers)
     elseif operation == "create" then
       headers["Content-Type"] = "application/json"

@@ -27,5 +27,5 @@ def test_it_measures_each_operation_and_writes_the_page(tmp_path: Path) -> None:
     assert written.endswith("\nAfter.\n")
     assert "old" not in written
     for operation in ("get", "list", "toggle", "create"):
-        assert f"| {operation} | CPU, µs |" in written
-    assert written.count("| Tasks API |") == written.count("| common idiom |") == 4
+        assert f"| {operation} | connections | CPU, µs |" in written
+    assert written.count("| Tasks API |") == written.count("| common idiom |") == 2 * 4

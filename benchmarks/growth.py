@@ -1,0 +1,291 @@
+"""`python -m benchmarks.growth`: what requests cost as the table grows. Writes docs/performance.md.
+
+One process of the service answers throughout: with a small table, and after that has been filled to `--rows`.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+import httpx
+
+from app.core.database import Statement
+from app.schemas.task import LIMIT_MAX
+from app.services.tasks import _COMPLETE, _CREATE, _GET, _page  # the very statements that the service runs
+from benchmarks.data import _token, sweep
+from benchmarks.load import Load, Sample, measure, medians
+from benchmarks.rig import Database, database, run, table
+from benchmarks.subjects import Running, running, service
+
+DRAWN: Final = 300  # users that the load is sent for
+IDS: Final = 100  # tasks of each of them: together in more blocks than PostgreSQL itself keeps in memory
+LIMIT: Final = 20  # tasks on a page
+FAR: Final = 25  # pages before the far one
+TASKS: Final = 1_000  # of each user of the large table
+WAVE: Final = 1_000  # users that are added together: all at once takes twice as long
+LISTS: Final = tuple(limit for limit in (20, 200, 1_000) if limit <= LIMIT_MAX)
+
+STATEMENTS: Final = {  # what the service runs for each operation
+    "get": _GET,
+    "first page": _page("-created_at", frozenset(), resumed=False),
+    "far page": _page("-created_at", frozenset(), resumed=True),
+    "toggle": _COMPLETE,
+    "create": _CREATE,
+}
+PLANNING: Final = ("force_custom_plan", "force_generic_plan")  # a prepared statement is run either way
+# Each of these reads more rows than the request is about: it grows with the table, or with the user.
+REFUSED: Final = ("Seq Scan", "Bitmap", "Sort")
+
+# The tasks of a user lie apart, as if all users had added one after the other; ids and times grow together.
+_FILL: Final = """
+    INSERT INTO tasks (user_id, id, title, description, completed, created_at, updated_at)
+    SELECT $1::text || '-' || $2::int + n % $3::int, uuidv7(moment - clock_timestamp()), 'Task ' || n / $3::int,
+        'The barista one', n % 3 = 0, moment, moment
+    FROM (
+        SELECT n, now() - interval '60 days' + n / $3::int * interval '1 minute' AS moment
+        FROM generate_series(0, $3::int * $4::int - 1) AS n
+    ) AS spread
+"""
+_IDS: Final = "SELECT id FROM tasks WHERE user_id = $1 ORDER BY hashtext(id::text) LIMIT $2"
+_POSITION: Final = """
+    SELECT created_at, id FROM tasks WHERE user_id = $1 ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT 1
+"""
+
+
+class Group(NamedTuple):
+    """So many users, called after the group, with so many tasks each."""
+
+    name: str
+    users: int
+    tasks: int
+
+
+# One task more than a page has, so that there is a link to the next; and the user that has a far page.
+SMALL: Final = (Group("small", 10, LIMIT + 1), Group("collector", 1, TASKS))
+
+
+class User(NamedTuple):
+    """A user, and ids of some tasks of theirs."""
+
+    name: str
+    token: str
+    ids: list[UUID]
+
+
+class Result(NamedTuple):
+    """Samples by operation, those of lists by the size of the page, and resident MiB of the service along the way."""
+
+    small: dict[str, Sample]
+    large: dict[str, Sample]
+    lists: dict[str, Sample]
+    plans: dict[str, str]
+    memory: list[float]
+    filling: float  # seconds
+
+
+def main() -> None:
+    """Measure, print the tables, and put them in the page. Exits with one sentence if a plan reads too much."""
+    run("growth", __doc__, {"rows": 10_000_000, "rounds": 3, "seconds": 3}, _report)
+
+
+def compare(rows: int, rounds: int, seconds: int) -> Result:
+    """Returns what each operation cost before and after the table was filled with so many rows, the medians."""
+    with database() as db, running(service(), db.dsn, db.directory) as live:
+        memory = [_memory(live)]
+        fill(db.dsn, SMALL)
+        small = _measure_all(live, db, _loads(live, db, *SMALL), rounds, seconds)
+        asyncio.run(sweep(db.dsn))
+        memory.append(_memory(live))
+        group, filling = _fill_up(db.dsn, rows)
+        plans = asyncio.run(explain(db.dsn, f"{group.name}-0"))
+        _exit_if_refused(plans)
+        lists = _measure_all(live, db, _lists(db, group), rounds, seconds)
+        large = _measure_all(live, db, _loads(live, db, group, group), rounds, seconds)
+        return Result(small, large, lists, plans, [*memory, _memory(live)], filling)
+
+
+def fill(dsn: str, groups: Iterable[Group]) -> None:
+    """Add users with tasks. What PostgreSQL has to do afterwards is done before it is measured."""
+
+    async def run_all() -> None:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute("SET statement_timeout = 0")
+        for name, users, tasks in groups:
+            for first in range(0, users, WAVE):
+                await connection.execute(_FILL, name, first, min(WAVE, users - first), tasks)
+        await connection.execute("VACUUM ANALYZE tasks")
+        await connection.execute("CHECKPOINT")
+        await connection.close()
+
+    asyncio.run(run_all())
+
+
+async def explain(dsn: str, owner: str) -> dict[str, str]:
+    """Returns how PostgreSQL would find the rows of each statement for a user who has some pages of tasks."""
+    connection = await asyncpg.connect(dsn)
+    [(moment, task_id)] = await connection.fetch(_POSITION, owner, LIMIT * FAR - 1)
+    values = {"owner": owner, "task_id": task_id, "new_title": "Buy oat milk", "new_completed": False}
+    values |= {"limit": LIMIT + 1, "after_key": moment, "after_id": task_id}
+    plans = {name: await _plans(connection, statement, values) for name, statement in STATEMENTS.items()}
+    await connection.close()
+    return plans
+
+
+def complaint(operation: str, plan: str) -> str | None:
+    """Returns what is wrong with a plan, as `explain` describes it, if anything is."""
+    if not any(word in plan for word in REFUSED):
+        return None
+    return f"{operation} is not answered from an index alone: {plan}"
+
+
+def _fill_up(dsn: str, rows: int) -> tuple[Group, float]:
+    """Returns who was added, and the seconds that it took."""
+    started = time.monotonic()
+    group = _filled(rows)
+    fill(dsn, [group])
+    seconds = time.monotonic() - started
+    print(f"filled in {seconds:.0f} s", file=sys.stderr)
+    return group, seconds
+
+
+def _filled(rows: int) -> Group:
+    return Group("user", max(rows // TASKS, 1), TASKS)
+
+
+async def _draw(dsn: str, group: Group) -> list[User]:
+    """Returns some of the users of a group, from its first to its last."""
+    connection = await asyncpg.connect(dsn)
+    users = []
+    for number in range(0, group.users, max(group.users // DRAWN, 1)):
+        name = f"{group.name}-{number}"
+        ids = [record["id"] for record in await connection.fetch(_IDS, name, IDS)]
+        users.append(User(name, _token(name), ids))
+    await connection.close()
+    return users
+
+
+def _loads(live: Running, db: Database, group: Group, collectors: Group) -> dict[str, Load]:
+    """Returns what is sent for users of `group`; the far page is that of one of `collectors`."""
+    users = asyncio.run(_draw(db.dsn, group))
+    collector = asyncio.run(_draw(db.dsn, collectors))[-1]
+    lines = [" ".join([user.name, user.token, *map(str, user.ids)]) for user in users]
+    far = f"{_far_page(live, collector)} {collector.token}"
+    return {
+        "get": db.write("get", "users", lines),
+        "first page": _pages(db, users, LIMIT),
+        "far page": db.write("page", "far", [far]),
+        "toggle": db.write("toggle", "users", lines),
+        "create": db.write("create", "users", lines),  # the last one, as it adds rows
+    }
+
+
+def _lists(db: Database, group: Group) -> dict[str, Load]:
+    users = asyncio.run(_draw(db.dsn, group))
+    return {f"{limit:,}": _pages(db, users, limit) for limit in LISTS}
+
+
+def _pages(db: Database, users: list[User], limit: int) -> Load:
+    paths = [f"/api/{user.name}/tasks?limit={limit} {user.token}" for user in users]
+    return db.write("page", f"pages of {limit}", paths)
+
+
+def _far_page(live: Running, user: User) -> str:
+    """Returns its path, after the links of those before it."""
+    path = f"/api/{user.name}/tasks?limit={LIMIT}"
+    headers = {"Authorization": f"Bearer {user.token}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{live.port}", headers=headers) as client:
+        for _ in range(FAR):
+            path = client.get(path).raise_for_status().links["next"]["url"]
+    return path
+
+
+def _measure_all(live: Running, db: Database, loads: dict[str, Load], rounds: int, seconds: int) -> dict[str, Sample]:
+    """Returns the medians by operation. One is done with before the next begins: `create` would lengthen the pages."""
+    results = {}
+    for name, load in loads.items():
+        measure(live, load, db.postmaster, seconds=1)  # warms up
+        results[name] = medians([measure(live, load, db.postmaster, seconds=seconds) for _ in range(rounds)])
+    return results
+
+
+def _memory(live: Running) -> float:
+    return float(live.process.memory_info().rss / 2**20)
+
+
+async def _plans(connection: asyncpg.Connection, statement: Statement, values: dict[str, Any]) -> str:
+    """Returns how a statement runs, planned for its values and planned for any."""
+    literals = ", ".join(_literal(values.get(name)) for name in statement.names)
+    plans = []
+    for planning in PLANNING:
+        await connection.execute(f"SET plan_cache_mode = {planning}; PREPARE it AS {statement.sql}")
+        explained = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE it({literals})")
+        await connection.execute("DEALLOCATE it")
+        plans.append(", ".join(_scans(json.loads(explained)[0]["Plan"])))
+    return "; for any values ".join(dict.fromkeys(plans))
+
+
+def _literal(value: object) -> str:
+    return "NULL" if value is None else f"'{value}'"
+
+
+def _scans(node: dict[str, Any]) -> Iterator[str]:
+    """Yields how the nodes of a plan find rows, and what sorts them."""
+    kind = node["Node Type"]
+    if indexes := node.get("Conflict Arbiter Indexes"):
+        yield f"Insert, conflicts by {', '.join(indexes)}"
+    if "Index Name" in node:
+        yield f"{kind} using {node['Index Name']}"
+    elif "Scan" in kind or "Sort" in kind:
+        yield kind
+    for child in node.get("Plans", ()):
+        yield from _scans(child)
+
+
+def _exit_if_refused(plans: dict[str, str]) -> None:
+    for operation, plan in plans.items():
+        if wrong := complaint(operation, plan):
+            sys.exit(wrong)
+
+
+def _report(given: Namespace) -> str:
+    result = compare(given.rows, given.rounds, given.seconds)
+    return f"{_sizes(given.rows, result)}\n\n{_growth_table(result)}\n\n{_list_table(result)}"
+
+
+def _sizes(rows: int, result: Result) -> str:
+    small = sum(group.users * group.tasks for group in SMALL)
+    large = small + _filled(rows).users * TASKS
+    start, before, after = result.memory
+    return (
+        f"{small:,} rows, then {large:,}, filled in {result.filling:.0f} s. Resident memory of the service: "
+        f"{start:.0f} MiB when it had started, {before:.0f} after the small table, {after:.0f} after the large one."
+    )
+
+
+def _growth_table(result: Result) -> str:
+    head = ["operation", "CPU, µs, small", "large", "database CPU, µs, small", "large", "p50, ms, small / large"]
+    rows = []
+    for operation, plan in result.plans.items():
+        small, large = result.small[operation], result.large[operation]
+        costs = (small.cpu, large.cpu, small.database_cpu, large.database_cpu)
+        rows.append((operation, *(f"{cost:.0f}" for cost in costs), f"{small.p50:.1f} / {large.p50:.1f}", plan))
+    return table([*head, "plan, large"], rows)
+
+
+def _list_table(result: Result) -> str:
+    head = ["tasks on the page", "CPU, µs", "CPU, µs, for a task", "database CPU, µs", "p50, ms"]
+    rows = []
+    for limit, each in zip(LISTS, result.lists.values(), strict=True):
+        costs = (f"{each.cpu:.0f}", f"{each.cpu / limit:.1f}", f"{each.database_cpu:.0f}", f"{each.p50:.1f}")
+        rows.append((f"{limit:,}", *costs))
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What the benchmarks of growth and of workers stand on: a database, any load, their places in docs/performance.md."""
+
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+
+from app.core.embedded import embedded_postgres
+from app.core.migrations import migrate
+from benchmarks.load import Load
+
+PAGE: Final = Path("docs/performance.md")
+
+
+class Database(NamedTuple):
+    """A migrated PostgreSQL, and a directory for whatever else is written."""
+
+    dsn: str
+    postmaster: psutil.Process
+    directory: Path
+
+    def write(self, operation: str, name: str, lines: Iterable[str]) -> Load:
+        """Returns a load of these lines."""
+        requests = self.directory / name
+        requests.write_text("".join(f"{line}\n" for line in lines))
+        return Load(operation, requests)
+
+
+@contextmanager
+def database() -> Iterator[Database]:
+    """Yields an embedded one, which is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # the server runs under an account of its own
+        with embedded_postgres(directory / "postgres") as dsn:
+            migrate(dsn)
+            pid = (directory / "postgres" / "postmaster.pid").read_text().split()[0]
+            yield Database(dsn, psutil.Process(int(pid)), directory)
+
+
+def run(name: str, description: str | None, options: dict[str, int], report: Callable[[Namespace], str]) -> None:
+    """Print what `report` returns, and put it in the page between the marks of `name`. `options` have defaults.
+
+    Exits with one sentence on stderr where wrk or the marks are missing.
+    """
+    arguments = ArgumentParser(description=description)
+    for option, default in options.items():
+        arguments.add_argument(f"--{option}", type=int, default=default, help=f"by itself, {default}")
+    arguments.add_argument("--page", type=Path, default=PAGE)
+    given = arguments.parse_args()
+    _exit_if_it_cannot_run(name, given.page)
+    started = time.monotonic()
+    text = report(given)
+    text = f"{_head(given, time.monotonic() - started)}\n\n{text}"
+    given.page.write_text(_replaced(given.page.read_text(), name, text))
+    print(text)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns it in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _exit_if_it_cannot_run(name: str, page: Path) -> None:
+    if not shutil.which("wrk"):
+        sys.exit("wrk is not on the PATH; it sends the load: https://github.com/wg/wrk")
+    try:
+        _replaced(page.read_text(), name, "")
+    except (OSError, ValueError) as error:
+        sys.exit(f"{page} cannot be written: {error}")
+
+
+def _head(given: Namespace, seconds: float) -> str:
+    return (
+        f"Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}, {given.rounds} rounds of {given.seconds} s "
+        f"for each, {seconds:.0f} s in all. {_machine()}"
+    )
+
+
+def _machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}."
+
+
+def _replaced(page: str, name: str, text: str) -> str:
+    """Returns `page` with `text` between the two marks of `name`."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        message = f"{begin} and {end} are not in the page."
+        raise ValueError(message)
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"

@@ -1,0 +1,210 @@
+"""`python -m benchmarks.workers`: what a second worker brings, and what a start costs. Writes docs/performance.md."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from statistics import median
+from typing import Final, NamedTuple
+
+import asyncpg
+from tests.servers import free_port
+
+from benchmarks.data import seed
+from benchmarks.load import Load, Sample, measure, medians
+from benchmarks.rig import Database, database, run, table
+from benchmarks.subjects import POOL_SIZE, Subject, _environment, running, service
+
+WORKERS: Final = (1, 2)
+OPERATIONS: Final = ("get", "toggle")
+CONNECTIONS: Final = 32  # of wrk: more than the pools of all workers have
+DEAREST: Final = 10  # packages that are named
+_STARTED_WITHIN: Final = 60  # seconds
+_OPEN: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+
+
+class Served(NamedTuple):
+    """What so many workers did of an operation, and how many connections PostgreSQL had at the end."""
+
+    workers: int
+    operation: str
+    sample: Sample
+    connections: int
+
+
+class Import(NamedTuple):
+    """A module, how deep it is in the imports of others, and microseconds without and with those that it imports."""
+
+    name: str
+    depth: int
+    own: int
+    cumulative: int
+
+    @property
+    def package(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def main() -> None:
+    """Measure, print the tables, and put them in the page."""
+    run("workers", __doc__, {"rounds": 5, "seconds": 3}, _report)
+
+
+def serve(db: Database, load: Path, workers: int, rounds: int, seconds: int) -> Iterator[Served]:
+    """Yields what so many workers do of each operation."""
+    subject = _service(WEB_CONCURRENCY=str(workers))
+    with running(subject, db.dsn, db.directory) as live:
+        _await_workers(db.dsn, workers)
+        for operation in OPERATIONS:
+            sent = Load(operation, load)
+            samples = [  # the first warms up
+                measure(live, sent, db.postmaster, seconds=seconds, connections=CONNECTIONS) for _ in range(rounds)
+            ]
+            yield Served(workers, operation, medians(samples), _connections(db.dsn))
+
+
+def start(directory: Path, **environment: str) -> float:
+    """Returns the seconds from the start of the program to its first 200 of /health/live. Ends it."""
+    port = free_port()
+    subject = _service(**environment, PORT=str(port))
+    started = time.perf_counter()
+    with (directory / "start.log").open("wb") as log:
+        process = subprocess.Popen(subject.command, env=_environment(subject), stdout=log, stderr=log)  # noqa: S603  # ours
+        try:
+            _await_live(process, port, started + _STARTED_WITHIN)
+            return time.perf_counter() - started
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=20)
+
+
+def imports() -> list[Import]:
+    """Returns all that `import app.main` imports, each after what it imports itself."""
+    command = [sys.executable, "-X", "importtime", "-c", "import app.main"]
+    done = subprocess.run(command, env=_environment(service()), capture_output=True, text=True, check=True)  # noqa: S603  # ours
+    lines = [
+        line.removeprefix("import time:").split("|")
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    ][1:]
+    found = [_import(*line) for line in lines]
+    first = next(number for number, each in enumerate(found) if each.depth == 0 and each.package == "site") + 1
+    return found[first:]
+
+
+def dearest(found: list[Import]) -> dict[str, tuple[int, int]]:
+    """Returns by package the microseconds of its modules alone, and with all that they are the first to import."""
+    own: defaultdict[str, int] = defaultdict(int)
+    cumulative: defaultdict[str, int] = defaultdict(int)
+    above: list[Import] = []
+    for each in reversed(found):  # from the one that imports to those that are imported
+        del above[each.depth :]
+        own[each.package] += each.own
+        if each.package not in {importer.package for importer in above}:
+            cumulative[each.package] += each.cumulative
+        above.append(each)
+    ranked = sorted(own, key=own.__getitem__, reverse=True)[:DEAREST]
+    return {package: (own[package], cumulative[package]) for package in ranked}
+
+
+def _report(given: Namespace) -> str:
+    with database() as db:
+        return "\n\n".join((_workers(db, given), _starts(db, given.rounds), _imports(given.rounds)))
+
+
+def _workers(db: Database, given: Namespace) -> str:
+    load = db.directory / "users"
+    load.write_text(asyncio.run(seed(db.dsn)))
+    head = ("workers", "operation", "requests/s", "CPU, µs", "database CPU, µs", "p99, ms", "connections", "at most")
+    rows = []
+    for workers in WORKERS:
+        for each in serve(db, load, workers, given.rounds, given.seconds):
+            sample = each.sample
+            costs = (f"{sample.rate:,.0f}", f"{sample.cpu:.0f}", f"{sample.database_cpu:.0f}", f"{sample.p99:.1f}")
+            most = str(workers * POOL_SIZE)
+            rows.append((str(workers), each.operation, *costs, str(each.connections), most))
+    return table(head, rows)
+
+
+def _starts(db: Database, rounds: int) -> str:
+    embedded = {"EMBEDDED_POSTGRES_DIR": str(db.directory / "embedded")}
+    start(db.directory, **embedded)  # makes the data directory
+    kinds = {"DATABASE_URL, migrated": {"DATABASE_URL": db.dsn}, "embedded, data there": embedded}
+    rows = []
+    for name, environment in kinds.items():
+        times = [start(db.directory, **environment) for _ in range(rounds)]
+        rows.append((name, f"{median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}"))
+    return table(("start", "to the first answer, s", "fastest", "slowest"), rows)
+
+
+def _imports(rounds: int) -> str:
+    runs = sorted((imports() for _ in range(rounds)), key=_total)
+    middle = runs[len(runs) // 2]
+    rows = [(name, _milliseconds(own), _milliseconds(all_)) for name, (own, all_) in dearest(middle).items()]
+    head = f"`import app.main` takes {_milliseconds(_total(middle))} ms, {len(middle)} modules. By package:"
+    return f"{head}\n\n{table(('package', 'its modules, ms', 'with what they are the first to import, ms'), rows)}"
+
+
+def _total(found: list[Import]) -> int:
+    return sum(each.own for each in found)
+
+
+def _milliseconds(microseconds: int) -> str:
+    return f"{microseconds / 1e3:.0f}"
+
+
+def _import(own: str, cumulative: str, name: str) -> Import:
+    """Returns one line; a module stands two spaces to the right of the one that imports it."""
+    module = name.strip()
+    return Import(module, (len(name) - len(module) - 1) // 2, int(own), int(cumulative))
+
+
+def _service(**environment: str) -> Subject:
+    subject = service()
+    return subject._replace(environment=subject.environment | environment)
+
+
+def _connections(dsn: str) -> int:
+    async def count() -> int:
+        connection = await asyncpg.connect(dsn)
+        found: int = await connection.fetchval(_OPEN)
+        await connection.close()
+        return found
+
+    return asyncio.run(count())
+
+
+def _await_workers(dsn: str, workers: int) -> None:
+    """Each asks the database once before it serves."""
+    deadline = time.monotonic() + _STARTED_WITHIN
+    while _connections(dsn) < workers:
+        if time.monotonic() > deadline:
+            message = f"There are not {workers} workers."
+            raise RuntimeError(message)
+        time.sleep(0.1)
+
+
+def _await_live(process: "subprocess.Popen[bytes]", port: int, deadline: float) -> None:
+    while not _is_live(port):
+        if process.poll() is not None or time.perf_counter() > deadline:
+            message = f"{process.args!r} does not answer."
+            raise RuntimeError(message)
+        time.sleep(0.005)
+
+
+def _is_live(port: int) -> bool:
+    with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        connection.request("GET", "/health/live")
+        return connection.getresponse().status == 200  # noqa: PLR2004  # plainer than its name
+    return False
+
+
+if __name__ == "__main__":
+    main()
