@@ -18,7 +18,7 @@ import httpx
 from app.core.database import Statement
 from app.schemas.task import LIMIT_MAX
 from app.services.tasks import _COMPLETE, _CREATE, _GET, _page  # the very statements that the service runs
-from benchmarks.data import _token, sweep
+from benchmarks.data import sweep, token
 from benchmarks.load import Load, Sample, measure, medians
 from benchmarks.rig import Database, database, run, table
 from benchmarks.subjects import Running, running, service
@@ -165,7 +165,7 @@ async def _draw(dsn: str, group: Group) -> list[User]:
     for number in range(0, group.users, max(group.users // DRAWN, 1)):
         name = f"{group.name}-{number}"
         ids = [record["id"] for record in await connection.fetch(_IDS, name, IDS)]
-        users.append(User(name, _token(name), ids))
+        users.append(User(name, token(name), ids))
     await connection.close()
     return users
 

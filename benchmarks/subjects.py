@@ -62,9 +62,9 @@ def baselines() -> Iterator[Subject]:
 def running(subject: Subject, dsn: str, directory: Path) -> Iterator[Running]:
     """Yields the subject when it answers, and ends it. What it prints goes to a file, as a log does."""
     port = free_port()
-    environment = _environment(subject, DATABASE_URL=dsn, PORT=str(port), UVICORN_PORT=str(port))
+    given = environment_of(subject, DATABASE_URL=dsn, PORT=str(port), UVICORN_PORT=str(port))
     with (directory / f"{port}.log").open("wb") as log:
-        process = subprocess.Popen(subject.command, env=environment, stdout=log, stderr=log)  # noqa: S603  # our own
+        process = subprocess.Popen(subject.command, env=given, stdout=log, stderr=log)  # noqa: S603  # our own
         try:
             _await_answer(process, port)
             yield Running(subject.name, port, psutil.Process(process.pid))
@@ -73,7 +73,8 @@ def running(subject: Subject, dsn: str, directory: Path) -> Iterator[Running]:
             process.wait(timeout=20)
 
 
-def _environment(subject: Subject, **others: str) -> Mapping[str, str]:
+def environment_of(subject: Subject, **others: str) -> Mapping[str, str]:
+    """Returns what a subject is told, and the little that it needs of this environment."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return kept | {"NODE_ENV": "production"} | subject.environment | others
 

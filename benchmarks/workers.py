@@ -20,7 +20,7 @@ from tests.servers import free_port
 from benchmarks.data import seed
 from benchmarks.load import Load, Sample, measure, medians
 from benchmarks.rig import Database, database, run, table
-from benchmarks.subjects import POOL_SIZE, Subject, _environment, running, service
+from benchmarks.subjects import POOL_SIZE, Subject, environment_of, running, service
 
 WORKERS: Final = (1, 2)
 OPERATIONS: Final = ("get", "toggle")
@@ -65,9 +65,9 @@ def serve(db: Database, load: Path, workers: int, rounds: int, seconds: int) -> 
         for operation in OPERATIONS:
             sent = Load(operation, load)
             samples = [  # the first warms up
-                measure(live, sent, db.postmaster, seconds=seconds, connections=CONNECTIONS) for _ in range(rounds)
+                measure(live, sent, db.postmaster, seconds=seconds, connections=CONNECTIONS) for _ in range(rounds + 1)
             ]
-            yield Served(workers, operation, medians(samples), _connections(db.dsn))
+            yield Served(workers, operation, medians(samples[1:]), _connections(db.dsn))
 
 
 def start(directory: Path, **environment: str) -> float:
@@ -76,7 +76,7 @@ def start(directory: Path, **environment: str) -> float:
     subject = _service(**environment, PORT=str(port))
     started = time.perf_counter()
     with (directory / "start.log").open("wb") as log:
-        process = subprocess.Popen(subject.command, env=_environment(subject), stdout=log, stderr=log)  # noqa: S603  # ours
+        process = subprocess.Popen(subject.command, env=environment_of(subject), stdout=log, stderr=log)  # noqa: S603  # ours
         try:
             _await_live(process, port, started + _STARTED_WITHIN)
             return time.perf_counter() - started
@@ -88,7 +88,7 @@ def start(directory: Path, **environment: str) -> float:
 def imports() -> list[Import]:
     """Returns all that `import app.main` imports, each after what it imports itself."""
     command = [sys.executable, "-X", "importtime", "-c", "import app.main"]
-    done = subprocess.run(command, env=_environment(service()), capture_output=True, text=True, check=True)  # noqa: S603  # ours
+    done = subprocess.run(command, env=environment_of(service()), capture_output=True, text=True, check=True)  # noqa: S603  # ours
     lines = [
         line.removeprefix("import time:").split("|")
         for line in done.stderr.splitlines()

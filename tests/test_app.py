@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from typing import Annotated, Any
 
 import httpx
 import pytest
+from fastapi import Cookie, Depends, Header
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.core.config import Settings
 from app.core.errors import StartupError
 from app.main import create_app
+from app.routes.contract import ContractRoute
+from app.routes.deps import Db, UserId
 
 
 async def test_without_a_database_it_does_not_start_and_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +71,7 @@ class Layer:
         await self._app(scope, receive, named)
 
 
-async def test_what_is_added_to_it_works_as_in_any_other(settings: Settings) -> None:
+async def test_routes_layers_and_handlers_may_be_added_to_it(settings: Settings) -> None:
     app = create_app(settings)
     app.add_middleware(Layer)
 
@@ -89,3 +93,25 @@ async def test_what_is_added_to_it_works_as_in_any_other(settings: Settings) -> 
     assert (refused.status_code, refused.text) == (418, f"refused {refused.headers['X-Request-ID']}")
     for reply in (good, bad, refused, missing):
         assert (reply.headers["X-Layer"], reply.headers["X-Content-Type-Options"]) == ("seen", "nosniff")
+
+
+async def from_header(sent: Annotated[str, Header()]) -> str:
+    return sent
+
+
+def not_awaited(request: Request) -> str:
+    return request.method
+
+
+@pytest.mark.parametrize("taken", [Header(), Cookie(), Depends(from_header), Depends(not_awaited)])
+def test_a_handler_that_takes_what_its_route_does_not_read_is_refused_when_it_is_made(taken: Any) -> None:
+    async def handler(text: str = taken) -> None: ...
+
+    with pytest.raises(TypeError, match="takes what ContractRoute does not read: text"):
+        ContractRoute("/", handler)
+
+
+def test_a_handler_may_take_what_the_handlers_of_tasks_take() -> None:
+    async def handler(user_id: UserId, db: Db, request: Request) -> None: ...
+
+    assert ContractRoute("/{user_id}", handler)

@@ -741,6 +741,16 @@ class TestFlood:
             assert not [reply for reply in replies if not 400 <= reply.status < 500]
         await assert_alive(url)
 
+    async def test_trailers_that_come_in_one_piece_with_the_body_are_bounded_too(self, base_url: str) -> None:
+        body = b'c\r\n{"title":""}\r\n0\r\n'
+        request = head(b"POST", b"/api/ada/tasks", JSON, CHUNKED, b"Connection: close\r\n") + body
+
+        [small] = await converse(base_url, request + b"X: a\r\n" * 10 + b"\r\n")
+        [large] = await converse(base_url, request + b"X: a\r\n" * (protocol.HEAD_MAX // 2 + 1) + b"\r\n")
+
+        assert_refusal(large, 431)
+        assert small.status == 422
+
     async def test_the_measure_sees_what_a_service_would_keep(self, base_url: str) -> None:
         memory = Memory()
         kept = []

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from logging.config import DictConfigurator
@@ -17,7 +18,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.core.logging import JsonFormatter, log_config
+from app.core.logging import JsonFormatter, RequestRecord, log_config
 from tests.support import exchange, handling
 
 ROOT: Final = Path(__file__).parents[2]
@@ -165,6 +166,17 @@ class TestLine:
         assert logged == [reply.headers["X-Request-ID"] for reply in replies]
         assert len(log.lines) == len(replies)
 
+    async def test_there_is_none_where_the_logger_is_set_to_warnings(
+        self, client: httpx.AsyncClient, log: Log, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING, "app.requests")
+        await client.get(LIVE)
+        caplog.set_level(logging.INFO, "app.requests")
+        reply = await client.get(LIVE)
+
+        assert (await log.request())["request_id"] == reply.headers["X-Request-ID"]
+        assert len(log.lines) == 1
+
     async def test_a_defect_is_one_line_of_its_own_with_the_same_id(
         self, client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -272,7 +284,7 @@ def without_date(head: bytes) -> bytes:
 def test_the_configuration_writes_a_defect_as_one_json_line_to_stdout() -> None:
     script = """
 import logging.config
-from app.core.logging import JsonFormatter, log_config
+from app.core.logging import log_config
 logging.config.dictConfig(log_config())
 try:
     raise RuntimeError("first line\\nsecond line")
@@ -290,7 +302,7 @@ except RuntimeError:
     assert run.stderr == ""
 
 
-@pytest.mark.parametrize("odd", ["\ud800", 2**64, Path("x"), {1: "one"}])
+@pytest.mark.parametrize("odd", ["\ud800", 2**64, Path("x"), {1: "one"}, {(1, 2): "two"}])
 def test_what_is_not_plain_json_is_written_nonetheless(odd: object) -> None:
     record = logging.makeLogRecord({"msg": f"{odd}", "args": (), "odd": odd})
 
@@ -298,3 +310,13 @@ def test_what_is_not_plain_json_is_written_nonetheless(odd: object) -> None:
 
     assert line["message"] == str(odd)
     assert datetime.fromisoformat(line["time"]).tzinfo
+
+
+def test_the_record_of_a_request_may_be_formatted_in_any_way() -> None:
+    before = time.time()
+    record = RequestRecord("mine", "GET", None, 404, 1.25)
+    line = logging.Formatter("%(name)s %(levelname)s %(threadName)s %(message)s").format(record)
+
+    assert line == "app.requests INFO MainThread GET (no route) 404 in 1.2 ms"
+    assert before <= record.created <= time.time()
+    assert record.msecs == pytest.approx(record.created % 1 * 1_000)

@@ -18,10 +18,12 @@ class RequestRecord(logging.LogRecord):
     """The record of one request. It does not look for thread, file and line, which is most of what a record costs."""
 
     def __init__(self, request_id: str, method: str, route: str | None, status: int | None, duration_ms: float) -> None:
+        now = time()
         self.__dict__ = {
             **_BLANK,
             "args": (method, route or "(no route)", status, duration_ms),
-            "created": time(),
+            "created": now,
+            "msecs": now % 1 * 1000,
             "request_id": request_id,
             "method": method,
             "route": route,
@@ -42,7 +44,7 @@ class JsonFormatter(logging.Formatter):
         try:
             return orjson.dumps(line, default=str).decode()
         except TypeError:  # lone surrogates, long integers, keys that are no text: orjson refuses them
-            return json.dumps(line, default=str)
+            return json.dumps(line, default=str, skipkeys=True)
 
 
 def log_config() -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Pool:
         """Wait until another statement passes its place on. Raises OverloadedError."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
-        patience = turn.get_loop().call_later(self._patience, self._lose_patience, turn)
+        timer = turn.get_loop().call_later(self._patience, self._lose_patience, turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -74,7 +74,7 @@ class Pool:
                 self._pass_on()
             raise
         finally:
-            patience.cancel()
+            timer.cancel()
 
     def _pass_on(self) -> None:
         """Give the place to the one that has waited longest. asyncio.Semaphore with a timeout is a tenth of a GET."""
@@ -89,9 +89,10 @@ class Pool:
         """It is no overload as long as connections are being opened: a database that wakes up takes its time."""
         rest = _OPENING_TIMEOUT - self._patience if self._opening else 0
         if rest > 0:
-            turn.get_loop().call_later(rest, _give_up, turn)
+            timer = turn.get_loop().call_later(rest, _refuse, turn)
+            turn.add_done_callback(lambda _: timer.cancel())
         else:
-            _give_up(turn)
+            _refuse(turn)
 
     def _last_used(self) -> _Open | None:
         """Costs no round trip: asyncpg knows when the server has closed a connection. After one that went dumb
@@ -149,7 +150,7 @@ class Pool:
         end.add_done_callback(self._ends.discard)
 
 
-def _give_up(turn: asyncio.Future[None]) -> None:
+def _refuse(turn: asyncio.Future[None]) -> None:
     if not turn.done():
         turn.set_exception(OverloadedError())
 

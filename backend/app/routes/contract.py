@@ -62,12 +62,10 @@ class ContractRoute(APIRoute):
 
     Before it knows who asks, it reads nothing that follows the headers. An unknown body field or query parameter is
     ignored and named in `Ignored-Fields`; with `Prefer: handling=strict` it is refused. A GET gets an `ETag`, and 304
-    if the client has it already.
+    if the client has it already. Handlers return a Response: `status_code` and `response_model` are for OpenAPI.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.respond = self.get_route_handler()
+    respond: Callable[[Request], Coroutine[Any, Any, Response]]
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         parameters = Parameters(self.dependant)
@@ -90,6 +88,7 @@ class ContractRoute(APIRoute):
                 response.headers.update(headers)
             return response
 
+        self.respond = respond
         return respond
 
 

@@ -103,7 +103,8 @@ class RequestMiddleware:
         finally:
             route = getattr(inner.get("route"), "path", None)
             duration_ms = (perf_counter() - started) * 1000
-            _logger.handle(RequestRecord(request_id, scope["method"], route, status, duration_ms))
+            if _logger.isEnabledFor(logging.INFO):
+                _logger.handle(RequestRecord(request_id, scope["method"], route, status, duration_ms))
 
     def _across_origins(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns what answers, and what it sends with, which is no matter of CORS but for requests of web pages."""

@@ -1,5 +1,6 @@
 """What a handler takes, found in a request as FastAPI describes it, so that OpenAPI stays true."""
 
+from inspect import iscoroutinefunction
 from typing import Any, Final
 
 from fastapi.dependencies.models import Dependant
@@ -19,6 +20,8 @@ class Parameters:
     """
 
     def __init__(self, dependant: Dependant) -> None:
+        """Raises TypeError for a handler that takes anything else."""
+        _check(dependant)
         self._dependencies: list[Any] = [(each.name, each.call) for each in dependant.dependencies]
         self._path = dependant.path_params
         self._query = dependant.query_params
@@ -49,3 +52,19 @@ class Parameters:
         if self._request:
             arguments[self._request] = request
         return arguments
+
+
+def _check(dependant: Dependant) -> None:
+    fields = [*dependant.header_params, *dependant.cookie_params]
+    fields += [*dependant.query_params[1:], *dependant.body_params[1:]]
+    wrong = [field.name for field in fields]
+    wrong += [str(each.name) for each in dependant.dependencies if not _is_plain(each)]
+    if wrong:
+        message = f"{dependant.call} takes what ContractRoute does not read: {', '.join(wrong)}"
+        raise TypeError(message)
+
+
+def _is_plain(dependency: Dependant) -> bool:
+    """Whether it is a named coroutine function that takes the request alone."""
+    takes = (dependency.dependencies, dependency.path_params, dependency.query_params, dependency.header_params)
+    return bool(dependency.name) and iscoroutinefunction(dependency.call) and not any(takes)

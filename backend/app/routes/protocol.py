@@ -5,8 +5,8 @@ import logging
 from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import chain
-from typing import Any, Final
-from uuid import uuid4
+from secrets import token_hex
+from typing import Any, Final, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.datastructures import Headers
@@ -31,6 +31,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _in_head = _in_body = False
+    _trailing = 0  # bytes after the body
     _unread = 0  # bytes since the last one that was part of a body
     _refusal: AppError | None = None
     _refused = False
@@ -89,17 +90,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._set_deadline()
         self._in_head = True
-        self._unread = 0
+        self._unread = self._trailing = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # what follows a body is no header (RFC 9110 section 6.5.1)
+        if not self._in_body:
             super().on_header(name, value)
+            return
+        self._trailing += len(name) + len(value)  # what follows a body is no header (RFC 9110 section 6.5.1)
+        if self._trailing > HEAD_MAX:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Raises ValueError, which the parser takes for an error in the request."""
         if len(self.headers) > HEADERS_MAX or self._head_size() > HEAD_MAX:
-            self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
-            raise ValueError
+            self._refuse_head()
         if not self._is_clear() or len(self.pipeline) >= PIPELINE_MAX:
             raise ValueError
         super().on_headers_complete()
@@ -125,6 +129,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         if self.transport.is_closing() or (self._refused and is_last):
             self._close()
+
+    def _refuse_head(self) -> NoReturn:
+        self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
+        raise ValueError
 
     def _head_size(self) -> int:
         return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
@@ -203,7 +211,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_body:
             self.cycle.disconnected = True  # it must not answer any more
         if not (self._in_body and self.cycle.response_started):
-            request_id = uuid4().hex
+            request_id = token_hex(16)
             extra = {"request_id": request_id, "status": error.status}
             _logger.info("refused before it was read: %d %s", error.status, error.kind, extra=extra)
             self.transport.write(_rendered(error, request_id))
