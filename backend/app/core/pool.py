@@ -151,7 +151,7 @@ class Pool:
 
 
 def _refuse(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
+    with suppress(asyncio.InvalidStateError):  # the place came at the same moment
         turn.set_exception(OverloadedError())
 
 

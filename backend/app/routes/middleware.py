@@ -116,11 +116,10 @@ class RequestMiddleware:
         return self._app, partial(self._cors.send, send=send, request_headers=headers)
 
     async def _answer(self, request: Request, error: BaseException) -> Response:
-        for kind in type(error).__mro__:
-            if kind in self._handlers:
-                response: Response = await self._handlers[kind](request, error)
-                return response
-        raise error
+        """Returns what the handler of the nearest class does; `install_error_handlers` has one for every error."""
+        handler = next(self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers)
+        response: Response = await handler(request, error)
+        return response
 
 
 def _with_request_id(scope: Scope) -> tuple[Scope, str]:
