@@ -30,6 +30,8 @@ async def ending(settings: Settings) -> AsyncIterator[tuple[Connect, Callable[[]
             _, writer = await connect()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:  # the port was closed before it was accepted
+            return False
         writer.close()
         return False
 
@@ -37,8 +39,10 @@ async def ending(settings: Settings) -> AsyncIterator[tuple[Connect, Callable[[]
         tasks.append(asyncio.create_task(service.__aexit__(None, None, None)))
         await until(is_refused)
 
-    yield connect, end
-    await asyncio.wait(tasks)
+    try:
+        yield connect, end
+    finally:
+        await asyncio.wait(tasks or [asyncio.create_task(service.__aexit__(None, None, None))])
 
 
 async def answer(streams: Streams) -> bytes:
