@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import Cookie, Depends, Header
+from fastapi import Body, Cookie, Depends, Header
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -99,11 +99,15 @@ async def from_header(sent: Annotated[str, Header()]) -> str:
     return sent
 
 
+async def from_body(sent: Annotated[str, Body()]) -> str:
+    return sent
+
+
 def not_awaited(request: Request) -> str:
     return request.method
 
 
-@pytest.mark.parametrize("taken", [Header(), Cookie(), Depends(from_header), Depends(not_awaited)])
+@pytest.mark.parametrize("taken", [Header(), Cookie(), Depends(from_header), Depends(from_body), Depends(not_awaited)])
 def test_a_handler_that_takes_what_its_route_does_not_read_is_refused_when_it_is_made(taken: Any) -> None:
     async def handler(text: str = taken) -> None: ...
 

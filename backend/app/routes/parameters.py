@@ -66,5 +66,6 @@ def _check(dependant: Dependant) -> None:
 
 def _is_plain(dependency: Dependant) -> bool:
     """Whether it is a named coroutine function that takes the request alone."""
-    takes = (dependency.dependencies, dependency.path_params, dependency.query_params, dependency.header_params)
-    return bool(dependency.name) and iscoroutinefunction(dependency.call) and not any(takes)
+    fields = (dependency.path_params, dependency.query_params, dependency.header_params, dependency.cookie_params)
+    takes = any((*fields, dependency.body_params, dependency.dependencies))
+    return bool(dependency.name) and iscoroutinefunction(dependency.call) and not takes
