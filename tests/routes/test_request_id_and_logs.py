@@ -1,24 +1,27 @@
 """Each request has an id and one line in the log, which say what happened and nothing of what was sent."""
 
 import asyncio
+import errno
+import io
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from logging.config import DictConfigurator
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from unittest.mock import patch
 
 import asyncpg
 import httpx
 import pytest
 
-from app.core.logging import JsonFormatter, RequestRecord, log_config
+from app.core.logging import JsonFormatter, _log_request, log_config, request_log
 from tests.support import exchange, handling
 
 ROOT: Final = Path(__file__).parents[2]
@@ -312,11 +315,90 @@ def test_what_is_not_plain_json_is_written_nonetheless(odd: object) -> None:
     assert datetime.fromisoformat(line["time"]).tzinfo
 
 
-def test_the_record_of_a_request_may_be_formatted_in_any_way() -> None:
-    before = time.time()
-    record = RequestRecord("mine", "GET", None, 404, 1.25)
-    line = logging.Formatter("%(name)s %(levelname)s %(threadName)s %(message)s").format(record)
+class Stream(io.StringIO):
+    """Counts how often it was flushed, and refuses what is written while it is `full`."""
 
-    assert line == "app.requests INFO MainThread GET (no route) 404 in 1.2 ms"
-    assert before <= record.created <= time.time()
-    assert record.msecs == pytest.approx(record.created % 1 * 1_000)
+    full = False
+    flushed = 0
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+@contextmanager
+def only_json_lines(stream: Stream) -> Iterator[logging.StreamHandler[Stream]]:
+    """Yields the one handler there is, as `log_config` has it. pytest adds its own between a fixture and its test."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    with patch.object(logging.root, "handlers", [handler]), patch.object(logging.root, "level", logging.INFO):
+        yield handler
+
+
+class TestLineWithoutLogging:
+    """Where one stream of JSON lines is all that gets the line of a request, it is written there at once."""
+
+    @pytest.mark.parametrize("route", ["/api/{user_id}/tasks", None])
+    def test_it_is_the_same(self, monkeypatch: pytest.MonkeyPatch, route: str | None) -> None:
+        request, stream = ("mine", "GET", route, 404, 1.23456), Stream()
+        with only_json_lines(stream):
+            _log_request(*request)
+            monkeypatch.setattr("app.core.logging._log_request", lambda *_: pytest.fail("It went through logging."))
+            request_log()(*request)
+
+        logged, written = map(json.loads, stream.getvalue().splitlines())
+        assert list(written) == list(logged)
+        assert logged.pop("time") <= written.pop("time")
+        assert written == logged
+        assert stream.flushed == 2
+
+    def test_there_is_none_where_the_logger_is_set_to_warnings(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.WARNING, "app.requests")
+        with only_json_lines(Stream()) as only:
+            request_log()("mine", "GET", None, 404, 1)
+
+        assert only.stream.getvalue() == ""
+
+    @pytest.mark.parametrize("name", [None, "app", "app.requests"])
+    def test_another_handler_gets_it_too(self, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+        other, logger = logging.StreamHandler(Stream()), logging.getLogger(name)
+        with only_json_lines(Stream()) as only:
+            monkeypatch.setattr(logger, "handlers", [*logger.handlers, other])
+            request_log()("mine", "GET", None, 404, 1)
+            monkeypatch.undo()
+
+        assert json.loads(only.stream.getvalue())["message"] == "GET (no route) 404 in 1.0 ms"
+        assert other.stream.getvalue() == "GET (no route) 404 in 1.0 ms\n"
+
+    @pytest.mark.parametrize(
+        ("change", "line"),
+        [
+            (lambda only: only.setLevel(logging.WARNING), ""),
+            (lambda only: only.addFilter(lambda _: False), ""),
+            (lambda only: only.setFormatter(logging.Formatter("%(status)d")), "404\n"),
+        ],
+        ids=["level", "filter", "formatter"],
+    )
+    def test_what_is_said_of_the_handler_is_heeded(
+        self, change: Callable[[logging.StreamHandler[Stream]], None], line: str
+    ) -> None:
+        with only_json_lines(Stream()) as only:
+            change(only)
+            request_log()("mine", "GET", None, 404, 1)
+
+        assert only.stream.getvalue() == line
+
+    def test_a_full_disk_is_told_on_stderr_and_stops_no_request(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with only_json_lines(Stream()) as only:
+            log = request_log()
+            only.stream.full = True
+            log("mine", "GET", None, 404, 1)
+            only.stream.full = False
+            log("mine", "GET", None, 200, 1)
+
+        assert "No space left on device" in capsys.readouterr().err
+        assert json.loads(only.stream.getvalue())["status"] == 200

@@ -1,7 +1,6 @@
 """Around every request: its id, its line in the log, headers for browsers, CORS, and the answer to an error."""
 
 import asyncio
-import logging
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedError, PreflightRefusedError
-from app.core.logging import RequestRecord
+from app.core.logging import request_log
 from app.core.loopback import is_loopback
 from app.routes.errors import problem
 from app.schemas.problem import REQUEST_ID_PATTERN
@@ -33,8 +32,6 @@ _SAFE_HEADERS: Final = (
 
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
-
-_logger = logging.getLogger("app.requests")
 
 
 def complete_headers(message: Message, request_id: str) -> None:
@@ -74,6 +71,7 @@ class RequestMiddleware:
         self._handlers = handlers
         self._cors = ProblemCORSMiddleware(app, **cors)
         self._loopback_only = loopback_only
+        self._log = request_log()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,8 +101,7 @@ class RequestMiddleware:
         finally:
             route = getattr(inner.get("route"), "path", None)
             duration_ms = (perf_counter() - started) * 1000
-            if _logger.isEnabledFor(logging.INFO):
-                _logger.handle(RequestRecord(request_id, scope["method"], route, status, duration_ms))
+            self._log(request_id, scope["method"], route, status, duration_ms)
 
     def _across_origins(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns what answers, and what it sends with, which is no matter of CORS but for requests of web pages."""
