@@ -1,12 +1,15 @@
 """GET /api/{user_id}/tasks/{task_id}."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
 import pytest
+from sqlalchemy import make_url
+
+from tests.support import make_settings, serving
 
 
 async def test_it_answers_what_creating_answered(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
@@ -49,6 +52,33 @@ async def test_times_always_have_six_digits_and_z(
     read = (await client.get(f"/api/{task['user_id']}/tasks/{task['id']}")).json()
 
     assert read == task | {"created_at": sent, "updated_at": sent}
+
+
+@pytest.fixture
+async def elsewhere(dsn: str, database: asyncpg.Connection) -> AsyncIterator[str]:
+    """The address of a service whose role has other habits than ours."""
+    await database.execute("CREATE ROLE elsewhere LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO elsewhere")
+    for name, value in {"TimeZone": "Asia/Kolkata", "DateStyle": "German, DMY", "IntervalStyle": "iso_8601"}.items():
+        await database.execute(f"ALTER ROLE elsewhere SET {name} = '{value}'")
+    own = make_url(dsn).set(username="elsewhere").render_as_string(hide_password=False)
+    async with serving(make_settings(own)) as url:
+        yield url
+    await database.execute("DROP OWNED BY elsewhere; DROP ROLE elsewhere")
+
+
+async def test_times_are_the_same_whatever_the_zone_and_the_style_of_the_role(
+    elsewhere: str, client: httpx.AsyncClient, tasks: str, task: dict[str, Any]
+) -> None:
+    path = f"{elsewhere}{tasks}"
+    read = (await client.get(f"{path}/{task['id']}")).json()
+    made = (await client.post(path, json={"title": "Made elsewhere"})).json()
+    changed = (await client.patch(f"{path}/{made['id']}/complete")).json()
+    listed = (await client.get(path)).json()
+
+    assert read == task
+    assert listed == (await client.get(tasks)).json() == [changed, task]
+    assert changed["created_at"] == made["created_at"]
+    assert task["created_at"] < made["created_at"] == made["updated_at"] < changed["updated_at"]
 
 
 async def test_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What the JSON Schema of a task says, and what the service does."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC
 from uuid import UUID
 
 from asyncpg.pgproto import pgproto
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.models.task import TaskRow
 from app.schemas.task import TaskList, TaskResponse, Title, task_json, tasks_json
+from app.schemas.version import timestamp
 
 TITLE = TypeAdapter(Title)
 
@@ -31,7 +32,7 @@ def test_the_pattern_of_a_title_allows_exactly_the_characters_that_the_service_a
 
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
-MOMENTS = st.datetimes(timezones=st.just(UTC))
+MOMENTS = st.datetimes(timezones=st.just(UTC)).map(timestamp)
 ROWS = st.builds(
     TaskRow,
     st.uuids() | st.uuids().map(lambda made: pgproto.UUID(made.bytes)),
@@ -42,7 +43,7 @@ ROWS = st.builds(
     MOMENTS,
     MOMENTS,
 )
-WHOLE = datetime(2026, 11, 25, tzinfo=UTC)
+WHOLE = "2026-11-25T00:00:00.000000Z"
 
 
 @given(ROWS)

@@ -138,12 +138,12 @@ TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LI
 
 def task_json(task: TaskRow) -> bytes:
     """Returns `task` as a TaskResponse."""
-    return orjson.dumps(_members(task), option=orjson.OPT_UTC_Z)
+    return orjson.dumps(_members(task))
 
 
 def tasks_json(tasks: Iterable[TaskRow]) -> bytes:
     """Returns `tasks` as a TaskList."""
-    return orjson.dumps(list(map(_members, tasks)), option=orjson.OPT_UTC_Z)
+    return orjson.dumps(list(map(_members, tasks)))
 
 
 def _members(task: TaskRow) -> dict[str, Any]:
@@ -153,14 +153,9 @@ def _members(task: TaskRow) -> dict[str, Any]:
         "title": task.title,
         "description": task.description,
         "completed": task.completed,
-        "created_at": _moment(task.created_at),
-        "updated_at": _moment(task.updated_at),
+        "created_at": task.created_at,
+        "updated_at": task.updated_at,
     }
-
-
-def _moment(moment: datetime) -> datetime | str:
-    """Returns what orjson writes like `timestamp`: it leaves out the digits of a second when all are zero."""
-    return moment if moment.microsecond else timestamp(moment)
 
 
 class TaskQuery(BaseModel):

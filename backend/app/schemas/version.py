@@ -26,9 +26,9 @@ def timestamp(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def entity_tag(updated_at: datetime) -> str:
+def entity_tag(updated_at: str) -> str:
     """Returns the strong entity tag of a task that was last changed then."""
-    return f'"{timestamp(updated_at)}"'
+    return f'"{updated_at}"'
 
 
 def version_of(tag: str) -> datetime | None:

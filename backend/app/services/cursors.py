@@ -23,8 +23,7 @@ class Position(NamedTuple):
 
 def encode_cursor(position: Position, sort: Sort, scope: str) -> str:
     """Returns `position` as URL-safe text, bound to `sort` and `scope`: all that decides what the list holds."""
-    key = position.key if isinstance(position.key, str) else position.key.isoformat()
-    return _sealed(position.id.bytes + key.encode(), sort, scope)
+    return _sealed(position.id.bytes + str(position.key).encode(), sort, scope)
 
 
 def decode_cursor(cursor: str, sort: Sort, scope: str) -> Position:

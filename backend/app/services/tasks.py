@@ -139,7 +139,7 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     if query.cursor:
         values["after_key"], values["after_id"] = decode_cursor(query.cursor, query.sort, scope)
     records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
-    tasks = [TaskRow(*record) for record in records[: query.limit]]
+    tasks = list(map(TaskRow._make, records[: query.limit]))
     if len(records) == len(tasks):
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
