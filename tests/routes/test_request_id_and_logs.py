@@ -333,10 +333,12 @@ class Stream(io.StringIO):
 @contextmanager
 def only_json_lines(stream: Stream) -> Iterator[logging.StreamHandler[Stream]]:
     """Yields the one handler there is, as `log_config` has it. pytest adds its own between a fixture and its test."""
-    handler = logging.StreamHandler(stream)
+    handler, level = logging.StreamHandler(stream), logging.root.level
     handler.setFormatter(JsonFormatter())
-    with patch.object(logging.root, "handlers", [handler]), patch.object(logging.root, "level", logging.INFO):
+    logging.root.setLevel(logging.INFO)
+    with patch.object(logging.root, "handlers", [handler]):
         yield handler
+    logging.root.setLevel(level)
 
 
 class TestLineWithoutLogging:

@@ -17,7 +17,7 @@ async def authorize(request: Request) -> None:
 
     Raises TokenMissingError, TokenInvalidError, ForbiddenError, or IssuerUnavailableError.
     """
-    tokens: TokenVerifier | None = request.state.tokens
+    tokens: TokenVerifier | None = request.scope["state"]["tokens"]
     if tokens is None:
         return
     try:

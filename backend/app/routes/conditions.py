@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from app.routes.headers import values_of
-from app.schemas.version import Conditions, version_of
+from app.schemas.version import UNCONDITIONAL, Conditions, version_of
 
 _ANY: Final = "*"
 
@@ -18,7 +18,9 @@ _ANY: Final = "*"
 async def read_conditions(request: Request) -> Conditions:
     """Returns what the statement has to check. For GET, `If-None-Match` is left to `unless_unchanged`."""
     match = _tags(request, b"if-match")
-    none_match = None if request.method == "GET" else _tags(request, b"if-none-match")
+    none_match = None if request.scope["method"] == "GET" else _tags(request, b"if-none-match")
+    if match is None and none_match is None:
+        return UNCONDITIONAL
     if none_match is not None and _ANY in none_match:  # then no version will do
         return Conditions(match=(), must_exist=match == [_ANY])
     return Conditions(
@@ -33,15 +35,17 @@ def unless_unchanged(request: Request, response: Response) -> Response:
 
     Without one it gets a weak one, made of all that it says.
     """
-    if "ETag" not in response.headers:
-        response.headers["ETag"] = _weak_tag(response)
+    said = dict(response.raw_headers)
+    if b"etag" not in said:
+        said[b"etag"] = _weak_tag(bytes(response.body) + said.get(b"link", b""))
+        response.raw_headers.append((b"etag", said[b"etag"]))
     known = _tags(request, b"if-none-match")
     if known is None:
         return response
-    current = response.headers["ETag"].removeprefix("W/")
-    if known != [_ANY] and current not in [tag.removeprefix("W/") for tag in known]:
+    current = said[b"etag"].decode()
+    if known != [_ANY] and current.removeprefix("W/") not in [tag.removeprefix("W/") for tag in known]:
         return response
-    return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": response.headers["ETag"]})
+    return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": current})
 
 
 def _tags(request: Request, name: bytes) -> list[str] | None:
@@ -55,6 +59,5 @@ def _versions(tags: Iterable[str]) -> list[datetime]:
     return [version for version in map(version_of, tags) if version]
 
 
-def _weak_tag(response: Response) -> str:
-    content = bytes(response.body) + response.headers.get("Link", "").encode()
-    return f'W/"{blake2b(content, digest_size=12).hexdigest()}"'
+def _weak_tag(content: bytes) -> bytes:
+    return b'W/"%s"' % blake2b(content, digest_size=12).hexdigest().encode()

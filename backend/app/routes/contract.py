@@ -82,7 +82,7 @@ class ContractRoute(APIRoute):
             except AppError as error:
                 error.headers.update(headers)
                 raise
-            if request.method == "GET":
+            if request.scope["method"] == "GET":
                 response = unless_unchanged(request, response)
             if headers:
                 response.headers.update(headers)
@@ -157,7 +157,8 @@ def _preference(request: Request, fields: list[str], parameters: list[str]) -> d
 
 def _handling(request: Request) -> str | None:
     """Returns the first `handling` of `Prefer` if it is one of the two defined (RFC 7240 section 4.4)."""
-    for preference in ",".join(values_of(request, b"prefer")).split(","):
+    sent = values_of(request, b"prefer")
+    for preference in ",".join(sent).split(",") if sent else ():
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "handling":
             value = value.strip().strip('"').lower()

@@ -20,12 +20,12 @@ _BARE: Final = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}")
 
 
 async def _database(request: Request) -> Database:
-    database: Database = request.state.database
+    database: Database = request.scope["state"]["database"]
     return database
 
 
 async def _tokens(request: Request) -> TokenVerifier | None:
-    tokens: TokenVerifier | None = request.state.tokens
+    tokens: TokenVerifier | None = request.scope["state"]["tokens"]
     return tokens
 
 

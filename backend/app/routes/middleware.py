@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
-from secrets import token_hex
+from os import urandom
 from time import perf_counter
 from typing import Any, Final
 
@@ -120,10 +120,11 @@ class RequestMiddleware:
 
 
 def _with_request_id(scope: Scope) -> tuple[Scope, str]:
-    headers = [header for header in scope["headers"] if header[0] != b"x-request-id"]
-    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
-    request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else token_hex(16)
-    headers.append((b"x-request-id", request_id.encode()))
+    headers = scope["headers"]
+    sent = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
+    others = [header for header in headers if header[0] != b"x-request-id"] if sent else headers
+    request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else urandom(16).hex()
+    headers = [*others, (b"x-request-id", request_id.encode())]
     # The server leaves the body out of a reply to HEAD; routing sees a GET.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {**scope, "method": method, "headers": headers}, request_id

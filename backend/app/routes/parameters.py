@@ -23,7 +23,7 @@ class Parameters:
         """Raises TypeError for a handler that takes anything else."""
         _check(dependant)
         self._dependencies: list[Any] = [(each.name, each.call) for each in dependant.dependencies]
-        self._path = dependant.path_params
+        self._path: list[Any] = [(field.name, field.alias, field.validate) for field in dependant.path_params]
         self._query = dependant.query_params
         self._body = dependant.body_params
         self._request = dependant.request_param_name
@@ -34,8 +34,9 @@ class Parameters:
         for name, call in self._dependencies:
             arguments[name] = await call(request)
         wrong: list[Any] = []
-        for field in self._path:
-            arguments[field.name], errors = field.validate(request.path_params[field.alias], loc=("path", field.alias))
+        sent = request.path_params
+        for name, alias, validate in self._path:
+            arguments[name], errors = validate(sent[alias], loc=("path", alias))
             wrong += errors
         for field in self._query:
             arguments[field.name], errors = field.validate(dict(request.query_params), loc=("query",))

@@ -21,6 +21,9 @@ class Conditions(NamedTuple):
     must_exist: bool = False
 
 
+UNCONDITIONAL: Final = Conditions()
+
+
 def timestamp(moment: datetime) -> str:
     """Returns RFC 3339, UTC with `Z` and always six digits of a second, so that times sort as text."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -42,7 +42,7 @@ from app.core.errors import (
 )
 from app.models.task import COLUMNS, Task, TaskRow
 from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
-from app.schemas.version import Conditions, entity_tag
+from app.schemas.version import UNCONDITIONAL, Conditions, entity_tag
 from app.services.cursors import Position, decode_cursor, encode_cursor
 
 # SQLAlchemy keeps the columns' names for itself in INSERT and UPDATE: hence `owner` and `new_title`.
@@ -161,7 +161,7 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
         if records := await db.fetch(_CREATE, repeatable=True, owner=user_id, task_id=task_id, **values):
             return CreatedTask(TaskRow(*records[0]), replayed=False)
         try:
-            task = await get_task(db, user_id, task_id, Conditions())
+            task = await get_task(db, user_id, task_id, UNCONDITIONAL)
         except TaskNotFoundError:
             continue  # deleted meanwhile: then the key is free again
         except UnavailableError as error:
@@ -221,7 +221,7 @@ async def _one(
 ) -> TaskRow:
     records = await db.fetch(
         query,
-        repeatable=repeatable and conditions == Conditions(),  # one that has held once need not hold again
+        repeatable=repeatable and conditions == UNCONDITIONAL,  # one that has held once need not hold again
         owner=user_id,
         task_id=task_id,
         match=_texts(conditions.match),
@@ -243,7 +243,7 @@ async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Condit
     if conditions.match is None and conditions.none_match is None:
         return missing
     try:
-        current = await get_task(db, user_id, task_id, Conditions())
+        current = await get_task(db, user_id, task_id, UNCONDITIONAL)
     except TaskNotFoundError:
         return missing
     return PreconditionFailedError(entity_tag(current.updated_at))
