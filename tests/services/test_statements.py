@@ -336,7 +336,7 @@ class TestRun:
         foreign = (await tasks.create_task(db, new_user(), TaskCreate(title="A secret"))).task
         ran.clear()
 
-        await call_everything(db, user, [foreign.id, uuid4()])
+        await call_everything(db, user, [UUID(foreign.id), uuid4()])
 
         assert {call.owner for call in ran} == {user}
 
@@ -355,7 +355,7 @@ class TestRun:
 
 async def call_everything(db: Database, user: str, ids: Iterable[UUID]) -> None:
     """Call each function of the services, for the user's own tasks and for `ids`, so that each question is asked."""
-    mine = [(await create(db, user, key)).id for key in (None, None, "key", "key")]
+    mine = [UUID((await create(db, user, key)).id) for key in (None, None, "key", "key")]
     for task_id in (*ids, *mine):
         for conditions in (Conditions(), Conditions(match=()), Conditions(match=(), must_exist=True)):
             await suppressed(tasks.get_task(db, user, task_id, conditions))

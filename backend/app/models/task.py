@@ -1,10 +1,11 @@
 """The table `tasks`: one row a task, the owner first in every key."""
 
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, DateTime, Index, Text, false, func, literal_column
+from sqlalchemy import CheckConstraint, DateTime, Index, Text, Uuid, cast, false, func, literal_column
 from sqlmodel import Field, SQLModel
 
 TITLE_MAX: Final = 200
@@ -48,14 +49,14 @@ class Task(SQLModel, table=True):
     )
 
 
-class TaskRow(NamedTuple):
-    """A task as a statement returns it, its fields in the order of `COLUMNS`.
+@dataclass
+class TaskRow:
+    """A task as a statement returns it and as it goes over the wire, its fields in the order of `COLUMNS`.
 
-    Times are as they go over the wire: RFC 3339, UTC with `Z` and always six digits of a second, so that they sort as
-    text.
+    Times are RFC 3339, UTC with `Z` and always six digits of a second, so that they sort as text.
     """
 
-    id: UUID
+    id: str
     user_id: str
     title: str
     description: str | None
@@ -64,14 +65,14 @@ class TaskRow(NamedTuple):
     updated_at: str
 
 
-def _column(column: Any) -> Any:
-    """PostgreSQL writes a time at less than it costs here to read it."""
+def _on_the_wire(column: Any) -> Any:
+    """PostgreSQL writes an id or a time as text at less than it costs here to read and write it."""
     if isinstance(column.type, DateTime):
         utc = func.timezone(literal_column("'UTC'"), column)
         return func.to_char(utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")).label(column.name)
-    return column
+    return cast(column, Text).label(column.name) if isinstance(column.type, Uuid) else column
 
 
 _table: Any = SQLModel.metadata.tables["tasks"]
-COLUMNS: Final = tuple(_column(_table.c[name]) for name in TaskRow._fields)
+COLUMNS: Final = tuple(_on_the_wire(_table.c[field.name]) for field in fields(TaskRow))
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())

@@ -17,8 +17,7 @@ from app.schemas.task import (
     TaskQuery,
     TaskResponse,
     TaskUpdate,
-    task_json,
-    tasks_json,
+    as_json,
 )
 from app.schemas.version import entity_tag
 from app.services import tasks
@@ -42,7 +41,7 @@ async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query(
     When there are more, the header `Link` leads to the next page: `</api/...>; rel="next"`.
     """
     page = await tasks.list_tasks(db, user_id, query)
-    reply = Response(tasks_json(page.tasks), media_type="application/json")
+    reply = Response(as_json(page.tasks), media_type="application/json")
     if page.next_cursor:
         reply.headers["Link"] = f'<{_next_page(request, page.next_cursor)}>; rel="next"'
     return reply
@@ -94,7 +93,7 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
 
 
 def _reply(task: TaskRow, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(task_json(task), status, {"ETag": entity_tag(task.updated_at)}, "application/json")
+    return Response(as_json(task), status, {"ETag": entity_tag(task.updated_at)}, "application/json")
 
 
 def _path(request: Request) -> str:

@@ -1,8 +1,7 @@
 """Tasks on the wire: what a client may send and what it gets."""
 
-from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
 import orjson
@@ -136,26 +135,9 @@ class TaskResponse(BaseModel):
 TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LIMIT_MAX})]
 
 
-def task_json(task: TaskRow) -> bytes:
-    """Returns `task` as a TaskResponse."""
-    return orjson.dumps(_members(task))
-
-
-def tasks_json(tasks: Iterable[TaskRow]) -> bytes:
-    """Returns `tasks` as a TaskList."""
-    return orjson.dumps(list(map(_members, tasks)))
-
-
-def _members(task: TaskRow) -> dict[str, Any]:
-    return {
-        "id": str(task.id),
-        "user_id": task.user_id,
-        "title": task.title,
-        "description": task.description,
-        "completed": task.completed,
-        "created_at": task.created_at,
-        "updated_at": task.updated_at,
-    }
+def as_json(content: TaskRow | list[TaskRow]) -> bytes:
+    """Returns a TaskResponse or a TaskList."""
+    return orjson.dumps(content)
 
 
 class TaskQuery(BaseModel):

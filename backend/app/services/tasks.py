@@ -139,7 +139,7 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     if query.cursor:
         values["after_key"], values["after_id"] = decode_cursor(query.cursor, query.sort, scope)
     records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
-    tasks = list(map(TaskRow._make, records[: query.limit]))
+    tasks = [TaskRow(*record) for record in records[: query.limit]]
     if len(records) == len(tasks):
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
@@ -284,4 +284,4 @@ def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
 
 
 def _position(task: TaskRow, sort: Sort) -> Position:
-    return Position(getattr(task, sort.removeprefix("-")), task.id)
+    return Position(getattr(task, sort.removeprefix("-")), UUID(task.id))
