@@ -39,7 +39,7 @@ def compare(subjects: list[Subject], *, rounds: int, seconds: int) -> Samples:
     with database() as db, ExitStack() as stack:
         requests = db.directory / "requests"
         requests.write_text(asyncio.run(seed(db.dsn)))
-        live = [stack.enter_context(running(subject, db.dsn, db.directory)) for subject in subjects]
+        live = [stack.enter_context(running(subject, db.directory, DATABASE_URL=db.dsn)) for subject in subjects]
         cases = [(operation, clients, each) for operation in OPERATIONS for clients in CLIENTS for each in live]
         for number in range(rounds + 1):
             for operation, clients, each in cases:

@@ -96,7 +96,7 @@ def main() -> None:
 
 def compare(rows: int, rounds: int, seconds: int) -> Result:
     """Returns what each operation cost before and after the table was filled with so many rows, the medians."""
-    with database() as db, running(service(), db.dsn, db.directory) as live:
+    with database() as db, running(service(), db.directory, DATABASE_URL=db.dsn) as live:
         memory = [_memory(live)]
         fill(db.dsn, SMALL)
         small = _measure_all(live, db, _loads(live, db, *SMALL), rounds, seconds)

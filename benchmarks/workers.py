@@ -1,32 +1,27 @@
 """`python -m benchmarks.workers`: what a second worker brings, and what a start costs. Writes docs/performance.md."""
 
 import asyncio
-import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
 import asyncpg
-from tests.servers import free_port
 
 from benchmarks.data import seed
 from benchmarks.load import Load, Sample, measure, medians
 from benchmarks.rig import Database, database, run, table
-from benchmarks.subjects import POOL_SIZE, Subject, environment_of, running, service
+from benchmarks.subjects import POOL_SIZE, STARTED_WITHIN, environment_of, running, service
 
 WORKERS: Final = (1, 2)
 OPERATIONS: Final = ("get", "toggle")
 CONNECTIONS: Final = 32  # of wrk: more than the pools of all workers have
 DEAREST: Final = 10  # packages that are named
-_STARTED_WITHIN: Final = 60  # seconds
 _OPEN: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 
@@ -59,8 +54,7 @@ def main() -> None:
 
 def serve(db: Database, load: Path, workers: int, rounds: int, seconds: int) -> Iterator[Served]:
     """Yields what so many workers do of each operation."""
-    subject = _service(WEB_CONCURRENCY=str(workers))
-    with running(subject, db.dsn, db.directory) as live:
+    with running(service(), db.directory, DATABASE_URL=db.dsn, WEB_CONCURRENCY=str(workers)) as live:
         _await_workers(db.dsn, workers)
         for operation in OPERATIONS:
             sent = Load(operation, load)
@@ -71,18 +65,10 @@ def serve(db: Database, load: Path, workers: int, rounds: int, seconds: int) -> 
 
 
 def start(directory: Path, **environment: str) -> float:
-    """Returns the seconds from the start of the program to its first 200 of /health/live. Ends it."""
-    port = free_port()
-    subject = _service(**environment, PORT=str(port))
+    """Returns the seconds from the start of the program to its first answer. Ends it."""
     started = time.perf_counter()
-    with (directory / "start.log").open("wb") as log:
-        process = subprocess.Popen(subject.command, env=environment_of(subject), stdout=log, stderr=log)  # noqa: S603  # ours
-        try:
-            _await_live(process, port, started + _STARTED_WITHIN)
-            return time.perf_counter() - started
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=20)
+    with running(service(), directory, **environment):
+        return time.perf_counter() - started
 
 
 def imports() -> list[Import]:
@@ -166,11 +152,6 @@ def _import(own: str, cumulative: str, name: str) -> Import:
     return Import(module, (len(name) - len(module) - 1) // 2, int(own), int(cumulative))
 
 
-def _service(**environment: str) -> Subject:
-    subject = service()
-    return subject._replace(environment=subject.environment | environment)
-
-
 def _connections(dsn: str) -> int:
     async def count() -> int:
         connection = await asyncpg.connect(dsn)
@@ -183,27 +164,12 @@ def _connections(dsn: str) -> int:
 
 def _await_workers(dsn: str, workers: int) -> None:
     """Each asks the database once before it serves."""
-    deadline = time.monotonic() + _STARTED_WITHIN
+    deadline = time.monotonic() + STARTED_WITHIN
     while _connections(dsn) < workers:
         if time.monotonic() > deadline:
             message = f"There are not {workers} workers."
             raise RuntimeError(message)
         time.sleep(0.1)
-
-
-def _await_live(process: "subprocess.Popen[bytes]", port: int, deadline: float) -> None:
-    while not _is_live(port):
-        if process.poll() is not None or time.perf_counter() > deadline:
-            message = f"{process.args!r} does not answer."
-            raise RuntimeError(message)
-        time.sleep(0.005)
-
-
-def _is_live(port: int) -> bool:
-    with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-        connection.request("GET", "/health/live")
-        return connection.getresponse().status == 200  # noqa: PLR2004  # plainer than its name
-    return False
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.timeout(300)  # there is a minute of load where Fastify is installed
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk sends the load")
 def test_it_measures_each_operation_and_writes_the_page(tmp_path: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
