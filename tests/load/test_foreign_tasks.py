@@ -29,10 +29,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import bindparam, select
+from sqlmodel import col
 
 from app.core.database import Database, Statement, statement
 from app.core.errors import AppError, ForbiddenError, TaskNotFoundError
-from app.models.task import COLUMNS
+from app.models.task import Task
 from app.schemas.version import Conditions
 from app.services import tasks
 from tests.support import SECRET, bearer, make_settings, serving_in_thread
@@ -381,7 +382,7 @@ class TestControl:
     def test_a_reply_that_tells_of_the_tasks_of_others_is_found(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        anybodys = statement(select(COLUMNS[0]).where(COLUMNS[0] == bindparam("task_id")))
+        anybodys = statement(select(col(Task.id)).where(col(Task.id) == bindparam("task_id")))
 
         async def telling(db: Database, _user_id: str, task_id: UUID, _conditions: Conditions) -> AppError:
             return ForbiddenError() if await db.fetch(anybodys, task_id=task_id) else TaskNotFoundError()
