@@ -698,6 +698,7 @@ FLOODS: Final = {
     "many chunk extensions": [CHUNKED_POST, *[b"1;%s\r\na\r\n" % (b"a" * 30_000)] * (3 * FLOOD // 30_000)],
     "zeros before a chunk size": [CHUNKED_POST + b"0" * FLOOD],
     "trailers": [CHUNKED_POST + b"0\r\n", *[b"X: a\r\n" * 100] * (FLOOD // 600)],
+    "trailers in one piece with a body": [CHUNKED_POST + b"1\r\n{\r\n0\r\n" + b"X:\r\n" * 60_000],
     "a long trailer": [CHUNKED_POST + b"0\r\nX: " + b"a" * FLOOD],
     "a long body": [head(b"POST", b"/api/ada/tasks", JSON, b"Content-Length: 999999999\r\n"), *[b"a" * 65_536] * 500],
     "a long body in chunks": [CHUNKED_POST, *[b"10000\r\n%s\r\n" % (b"a" * 65_536)] * 500],
@@ -747,8 +748,10 @@ class TestFlood:
 
         [small] = await converse(base_url, request + b"X: a\r\n" * 10 + b"\r\n")
         [large] = await converse(base_url, request + b"X: a\r\n" * (protocol.HEAD_MAX // 2 + 1) + b"\r\n")
+        [endless] = await converse(base_url, request + b"X: a\r\n" * (protocol.HEAD_MAX // 2 + 2))
 
         assert_refusal(large, 431)
+        assert_refusal(endless, 431)
         assert small.status == 422
 
     async def test_the_measure_sees_what_a_service_would_keep(self, base_url: str) -> None:
@@ -765,6 +768,11 @@ class TestFlood:
     )
     async def test_a_head_that_is_too_large_is_431(self, base_url: str, flood: str) -> None:
         [reply] = await converse(base_url, *FLOODS[flood])
+
+        assert_refusal(reply, 431)
+
+    async def test_one_of_too_many_headers_is_not_waited_for(self, base_url: str) -> None:
+        [reply] = await converse(base_url, head(b"GET", LIVE)[:-2] + b"X:\r\n" * (protocol.HEADERS_MAX + 1))
 
         assert_refusal(reply, 431)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import chain
 from secrets import token_hex
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.datastructures import Headers
@@ -31,6 +31,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _in_head = _in_body = False
+    _trailing = 0  # bytes after the body
     _unread = 0  # bytes since the last one that was part of a body
     _refusal: AppError | None = None
     _refused = False
@@ -89,15 +90,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._set_deadline()
         self._in_head = True
-        self._unread = 0
+        self._unread = self._trailing = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            self._trailing += len(name) + len(value)  # what follows a body is no header (RFC 9110 section 6.5.1)
+        else:
+            super().on_header(name, value)
+        if self._trailing > HEAD_MAX or len(self.headers) > HEADERS_MAX:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Raises ValueError, which the parser takes for an error in the request."""
-        self._bound_headers(len(self.url))
+        if self._head_size() > HEAD_MAX:
+            self._refuse_head()
         if not self._is_clear() or len(self.pipeline) >= PIPELINE_MAX:
             raise ValueError
         super().on_headers_complete()
-        self.headers = []  # what follows a body is no header (RFC 9110 section 6.5.1)
         self._in_head, self._in_body = False, True
         if self._ending:
             self.cycle.keep_alive = False
@@ -107,8 +116,6 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.headers:
-            self._bound_headers(0)
         self._clear_deadline()
         self._in_body = False
         super().on_message_complete()
@@ -123,11 +130,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or (self._refused and is_last):
             self._close()
 
-    def _bound_headers(self, size: int) -> None:
-        """Raises ValueError if they are too many or, with `size` bytes before them, too large."""
-        if len(self.headers) > HEADERS_MAX or size + sum(map(len, chain.from_iterable(self.headers))) > HEAD_MAX:
-            self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
-            raise ValueError
+    def _refuse_head(self) -> NoReturn:
+        self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
+        raise ValueError
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
 
     def _is_clear(self) -> bool:
         """Whether it is certain for whom the request is (RFC 9112 section 3.2), and where it ends (section 6.1)."""
@@ -179,7 +187,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Nothing but HTTP/1.1 is spoken here, so an upgrade is ignored (RFC 9110 section 7.8). The parser has taken
         the request to be complete, and what follows for something else: what frames a body is parsed again for it.
         """
-        framing = [field for field in self.scope["headers"] if field[0] in {b"content-length", b"transfer-encoding"}]
+        framing = [field for field in self.headers if field[0] in {b"content-length", b"transfer-encoding"}]
         if framing:
             self._set_deadline()
             self.cycle.more_body = self._in_body = True
