@@ -21,7 +21,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.core.logging import JsonFormatter, _log_request, log_config, request_log
+from app.core.logging import JsonFormatter, _log, log_config, request_log
 from tests.support import exchange, handling
 
 ROOT: Final = Path(__file__).parents[2]
@@ -316,41 +316,62 @@ def test_what_is_not_plain_json_is_written_nonetheless(odd: object) -> None:
 
 
 class Stream(io.StringIO):
-    """Counts how often it was flushed, and refuses what is written while it is `full`."""
+    """A text file: on a full disk, what it was given stays, and is written when there is room."""
 
     full = False
     flushed = 0
 
-    def write(self, text: str) -> int:
+    def flush(self) -> None:
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return super().write(text)
-
-    def flush(self) -> None:
         self.flushed += 1
 
 
+Handler = logging.StreamHandler[Stream]
+REQUEST: Final = {"request_id": "mine", "method": "GET", "route": None, "status": 404, "duration_ms": 1.235}
+MESSAGE: Final = "GET (no route) 404 in 1.2 ms"
+
+
 @contextmanager
-def only_json_lines(stream: Stream) -> Iterator[logging.StreamHandler[Stream]]:
-    """Yields the one handler there is, as `log_config` has it. pytest adds its own between a fixture and its test."""
-    handler, level = logging.StreamHandler(stream), logging.root.level
-    handler.setFormatter(JsonFormatter())
+def only(handler: Handler) -> Iterator[Stream]:
+    """Have this be the one handler there is. pytest adds its own between a fixture and its test."""
+    level = logging.root.level
     logging.root.setLevel(logging.INFO)
     with patch.object(logging.root, "handlers", [handler]):
-        yield handler
+        yield handler.stream
     logging.root.setLevel(level)
+
+
+def json_lines(kind: type[Handler] = logging.StreamHandler, formatter: type[JsonFormatter] = JsonFormatter) -> Handler:
+    """Returns a handler as `log_config` has it."""
+    handler = kind(Stream())
+    handler.setFormatter(formatter())
+    return handler
+
+
+class Marking(JsonFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"marked: {super().format(record)}"
+
+
+class Upper(logging.StreamHandler[Stream]):
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage().upper()
 
 
 class TestLineWithoutLogging:
     """Where one stream of JSON lines is all that gets the line of a request, it is written there at once."""
 
+    @pytest.fixture
+    def no_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.core.logging._log", lambda _: pytest.fail("It went through logging."))
+
     @pytest.mark.parametrize("route", ["/api/{user_id}/tasks", None])
     def test_it_is_the_same(self, monkeypatch: pytest.MonkeyPatch, route: str | None) -> None:
-        request, stream = ("mine", "GET", route, 404, 1.23456), Stream()
-        with only_json_lines(stream):
-            _log_request(*request)
-            monkeypatch.setattr("app.core.logging._log_request", lambda *_: pytest.fail("It went through logging."))
-            request_log()(*request)
+        with only(json_lines()) as stream:
+            _log(REQUEST | {"route": route})
+            monkeypatch.setattr("app.core.logging._log", lambda _: pytest.fail("It went through logging."))
+            request_log()(REQUEST | {"route": route})
 
         logged, written = map(json.loads, stream.getvalue().splitlines())
         assert list(written) == list(logged)
@@ -358,49 +379,97 @@ class TestLineWithoutLogging:
         assert written == logged
         assert stream.flushed == 2
 
+    @pytest.mark.usefixtures("no_logging")
     def test_there_is_none_where_the_logger_is_set_to_warnings(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.WARNING, "app.requests")
-        with only_json_lines(Stream()) as only:
-            request_log()("mine", "GET", None, 404, 1)
+        with only(json_lines()) as stream:
+            log = request_log()
+            caplog.set_level(logging.WARNING, "app.requests")
+            log(REQUEST)
 
-        assert only.stream.getvalue() == ""
+        assert stream.getvalue() == ""
 
     @pytest.mark.parametrize("name", [None, "app", "app.requests"])
     def test_another_handler_gets_it_too(self, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
         other, logger = logging.StreamHandler(Stream()), logging.getLogger(name)
-        with only_json_lines(Stream()) as only:
+        with only(json_lines()) as stream:
             monkeypatch.setattr(logger, "handlers", [*logger.handlers, other])
-            request_log()("mine", "GET", None, 404, 1)
+            request_log()(REQUEST)
             monkeypatch.undo()
 
-        assert json.loads(only.stream.getvalue())["message"] == "GET (no route) 404 in 1.0 ms"
-        assert other.stream.getvalue() == "GET (no route) 404 in 1.0 ms\n"
+        assert json.loads(stream.getvalue())["message"] == MESSAGE
+        assert other.stream.getvalue() == f"{MESSAGE}\n"
+
+    def test_handlers_above_a_logger_that_hands_nothing_on_do_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        own, logger = json_lines(), logging.getLogger("app.requests")
+        with only(json_lines()) as stream:
+            monkeypatch.setattr(logger, "handlers", [own])
+            monkeypatch.setattr(logger, "propagate", False)
+            request_log()(REQUEST)
+
+        assert stream.getvalue() == ""
+        assert json.loads(own.stream.getvalue())["message"] == MESSAGE
 
     @pytest.mark.parametrize(
-        ("change", "line"),
+        ("handler", "line"),
         [
-            (lambda only: only.setLevel(logging.WARNING), ""),
-            (lambda only: only.addFilter(lambda _: False), ""),
-            (lambda only: only.setFormatter(logging.Formatter("%(status)d")), "404\n"),
+            (json_lines(formatter=Marking), "marked: "),
+            (json_lines(kind=Upper), MESSAGE.upper()),
+            (logging.StreamHandler(Stream()), MESSAGE),
         ],
-        ids=["level", "filter", "formatter"],
+        ids=["formatter", "handler", "no formatter"],
     )
-    def test_what_is_said_of_the_handler_is_heeded(
-        self, change: Callable[[logging.StreamHandler[Stream]], None], line: str
-    ) -> None:
-        with only_json_lines(Stream()) as only:
-            change(only)
-            request_log()("mine", "GET", None, 404, 1)
+    def test_one_of_another_kind_writes_as_it_does(self, handler: Handler, line: str) -> None:
+        with only(handler) as stream:
+            request_log()(REQUEST)
 
-        assert only.stream.getvalue() == line
+        assert stream.getvalue().startswith(line)
 
-    def test_a_full_disk_is_told_on_stderr_and_stops_no_request(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with only_json_lines(Stream()) as only:
+    @pytest.mark.parametrize("late", [False, True])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda handler: handler.setLevel(logging.WARNING),
+            lambda handler: handler.addFilter(lambda _: False),
+            lambda _: logging.getLogger("app.requests").addFilter(refuse),
+            lambda handler: handler.setStream(Stream()),
+        ],
+        ids=["level", "filter", "filter of the logger", "stream"],
+    )
+    def test_what_keeps_it_away_does_so_at_any_time(self, change: Callable[[Handler], object], *, late: bool) -> None:
+        handler = json_lines()
+        with only(handler) as stream:
             log = request_log()
-            only.stream.full = True
-            log("mine", "GET", None, 404, 1)
-            only.stream.full = False
-            log("mine", "GET", None, 200, 1)
+            change(handler)
+            (log if late else request_log())(REQUEST)
+        logging.getLogger("app.requests").removeFilter(refuse)
+
+        assert stream.getvalue() == ""
+
+    @pytest.mark.usefixtures("no_logging")
+    def test_a_full_disk_is_told_on_stderr_and_loses_and_repeats_nothing(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with only(json_lines()) as stream:
+            log = request_log()
+            stream.full = True
+            log(REQUEST | {"request_id": "while it is full"})
+            stream.full = False
+            log(REQUEST)
 
         assert "No space left on device" in capsys.readouterr().err
-        assert json.loads(only.stream.getvalue())["status"] == 200
+        assert [json.loads(line)["request_id"] for line in stream.getvalue().splitlines()] == [
+            "while it is full",
+            "mine",
+        ]
+
+    @pytest.mark.usefixtures("no_logging")
+    def test_so_is_a_stream_that_was_closed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with only(json_lines()) as stream:
+            stream.close()
+            request_log()(REQUEST)
+
+        assert "I/O operation on closed file" in capsys.readouterr().err
+
+
+def refuse(_: logging.LogRecord) -> bool:
+    return False

@@ -7,18 +7,14 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from time import time
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import orjson
 
 # What every record has; anything else was given as `extra`. `color_message` is uvicorn's message with colours.
 _OF_RECORDS: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
-_OF_REQUESTS: Final = ("request_id", "method", "route", "status", "duration_ms")
-_MESSAGE: Final = "%s %s %s in %.1f ms"
 
 _requests = logging.getLogger("app.requests")
-
-RequestLog = Callable[[str, str, str | None, int | None, float], None]
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,16 +32,15 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(line, default=str, skipkeys=True)
 
 
-def request_log() -> RequestLog:
-    """Returns what logs a request, by its id, method, route, status, and duration in milliseconds.
+def request_log() -> Callable[[dict[str, Any]], None]:
+    """Returns what logs a request, given `request_id`, `method`, `route`, `status` and `duration_ms`.
 
     Where one stream of JSON lines is all that would get it, it writes there: the way through `logging` is a tenth of a
-    GET. What is added to the loggers later than this gets nothing then.
+    GET. Handlers and formatters that are set later than this are not asked then.
     """
-    match [*_handlers_of(_requests)]:
-        case [logging.StreamHandler(formatter=JsonFormatter(), level=logging.NOTSET, filters=[]) as only]:
-            return partial(_write_request, only.stream)
-    return _log_request
+    handlers = [*_handlers_of(_requests)]
+    kinds = [(type(handler), type(handler.formatter)) for handler in handlers]
+    return partial(_write, handlers[0]) if kinds == [(logging.StreamHandler, JsonFormatter)] else _log
 
 
 def _handlers_of(logger: logging.Logger | None) -> Iterator[logging.Handler]:
@@ -54,32 +49,26 @@ def _handlers_of(logger: logging.Logger | None) -> Iterator[logging.Handler]:
         logger = logger.parent if logger.propagate else None
 
 
-def _log_request(request_id: str, method: str, route: str | None, status: int | None, duration_ms: float) -> None:
-    extra = dict(zip(_OF_REQUESTS, (request_id, method, route, status, round(duration_ms, 3)), strict=True))
-    _requests.info(_MESSAGE, method, route or "(no route)", status, duration_ms, extra=extra)
+def _log(request: dict[str, Any]) -> None:
+    _requests.info(_message(request), extra=request)
 
 
-def _write_request(
-    stream: TextIO, request_id: str, method: str, route: str | None, status: int | None, duration_ms: float
-) -> None:
-    if not _requests.isEnabledFor(logging.INFO):
-        return
-    line = {
-        "level": "INFO",
-        "logger": _requests.name,
-        "message": _MESSAGE % (method, route or "(no route)", status, duration_ms),
-        "request_id": request_id,
-        "method": method,
-        "route": route,
-        "status": status,
-        "duration_ms": round(duration_ms, 3),
-        "time": _time(time()),
-    }
-    try:
-        stream.write(orjson.dumps(line).decode() + "\n")
-        stream.flush()
-    except (OSError, ValueError):  # no space, or closed: `logging` knows how to tell
-        _log_request(request_id, method, route, status, duration_ms)
+def _write(handler: Any, request: dict[str, Any]) -> None:
+    if handler.level or handler.filters or _requests.filters:
+        _log(request)
+    elif _requests.isEnabledFor(logging.INFO):
+        head = {"level": "INFO", "logger": _requests.name, "message": _message(request)}
+        line = orjson.dumps({**head, **request, "time": _time(time())}).decode()
+        try:
+            handler.stream.write(line + "\n")
+            handler.stream.flush()
+        except (OSError, ValueError):  # no space, or closed
+            handler.handleError(logging.makeLogRecord({"msg": line}))
+
+
+def _message(request: dict[str, Any]) -> str:
+    route = request["route"] or "(no route)"
+    return f"{request['method']} {route} {request['status']} in {request['duration_ms']:.1f} ms"
 
 
 def _time(seconds: float) -> str:

@@ -99,9 +99,15 @@ class RequestMiddleware:
             response = await self._answer(Request(inner, receive), error)
             await response(inner, receive, deliver)
         finally:
-            route = getattr(inner.get("route"), "path", None)
-            duration_ms = (perf_counter() - started) * 1000
-            self._log(request_id, scope["method"], route, status, duration_ms)
+            self._log(
+                {
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "route": getattr(inner.get("route"), "path", None),
+                    "status": status,
+                    "duration_ms": round((perf_counter() - started) * 1000, 3),
+                }
+            )
 
     def _across_origins(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns what answers, and what it sends with, which is no matter of CORS but for requests of web pages."""
