@@ -91,7 +91,9 @@ def _await_answer(process: "subprocess.Popen[bytes]", port: int) -> None:
 
 
 def _answers(port: int) -> bool:
-    """It is asked by the standard library's client: one that takes as long to be made would be measured as well."""
+    """Returns whether there is an answer, 404 where a subject has no such page. A client that takes longer to be made
+    than the standard library's would be measured as well.
+    """
     with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         connection.request("GET", "/health/live")
         return connection.getresponse().status < HTTPStatus.INTERNAL_SERVER_ERROR

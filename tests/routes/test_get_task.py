@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import make_url
 
-from tests.support import make_settings, serving
+from tests.support import SECRET, make_settings, serving
 
 
 async def test_it_answers_what_creating_answered(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
@@ -57,10 +57,11 @@ async def test_times_always_have_six_digits_and_z(
 @pytest.fixture
 async def elsewhere(dsn: str, database: asyncpg.Connection) -> AsyncIterator[str]:
     """The address of a service whose role has other habits than ours."""
-    await database.execute("CREATE ROLE elsewhere LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO elsewhere")
+    await database.execute(f"CREATE ROLE elsewhere LOGIN PASSWORD '{SECRET}'")
+    await database.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO elsewhere")
     for name, value in {"TimeZone": "Asia/Kolkata", "DateStyle": "German, DMY", "IntervalStyle": "iso_8601"}.items():
         await database.execute(f"ALTER ROLE elsewhere SET {name} = '{value}'")
-    own = make_url(dsn).set(username="elsewhere").render_as_string(hide_password=False)
+    own = make_url(dsn).set(username="elsewhere", password=SECRET).render_as_string(hide_password=False)
     async with serving(make_settings(own)) as url:
         yield url
     await database.execute("DROP OWNED BY elsewhere; DROP ROLE elsewhere")
