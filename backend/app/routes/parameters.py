@@ -25,11 +25,16 @@ class Parameters:
         self._dependencies: list[Any] = [(each.name, each.call) for each in dependant.dependencies]
         self._path: list[Any] = [(field.name, field.alias, field.validate) for field in dependant.path_params]
         self._query = dependant.query_params
-        self._body = dependant.body_params
+        self._body: list[Any] = [
+            (field.name, field.field_info.is_required(), field.validate) for field in dependant.body_params
+        ]
         self._request = dependant.request_param_name
 
     async def read(self, request: Request, body: Any) -> dict[str, Any]:
-        """Returns the arguments by name. Raises InvalidRequestError, which has all that is wrong."""
+        """Returns the arguments by name, without a body that was not sent and need not be: the handler has a default.
+
+        Raises InvalidRequestError, which has all that is wrong.
+        """
         arguments: dict[str, Any] = {}
         for name, call in self._dependencies:
             arguments[name] = await call(request)
@@ -41,13 +46,12 @@ class Parameters:
         for field in self._query:
             arguments[field.name], errors = field.validate(dict(request.query_params), loc=("query",))
             wrong += errors
-        for field in self._body:
-            if body is ABSENT and field.field_info.is_required():
-                wrong.append({"type": "missing", "loc": ("body",)})
-            else:
-                given = field.get_default() if body is ABSENT else body
-                arguments[field.name], errors = field.validate(given, loc=("body",))
+        for name, required, validate in self._body:
+            if body is not ABSENT:
+                arguments[name], errors = validate(body, loc=("body",))
                 wrong += errors
+            elif required:
+                wrong.append({"type": "missing", "loc": ("body",)})
         if wrong:
             raise InvalidRequestError(map(field_error, wrong))
         if self._request:

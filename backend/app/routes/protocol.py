@@ -73,7 +73,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
-        self._set_deadline()
         self._unread += len(data)
         try:
             self.parser.feed_data(data)
@@ -84,6 +83,8 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             if self._unread > HEAD_MAX:
                 self._refuse(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
+            elif self._is_idle():
+                self._set_deadline()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
