@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 from typing import Annotated, Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, quote_plus
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
@@ -25,6 +25,8 @@ from app.services import tasks
 _TOGGLE_OR_SET: Final[Any] = Body(
     openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
 )
+
+_REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameters that the next page has too
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -102,6 +104,5 @@ def _path(request: Request) -> str:
 
 def _next_page(request: Request, cursor: str) -> str:
     """Relative to the host (RFC 8288 section 3.1), so that no proxy in front can make it wrong."""
-    known = TaskQuery.model_fields.keys() - {"cursor"}
-    asked = [(name, value) for name, value in request.query_params.items() if name in known]
-    return f"{_path(request)}?{urlencode([*asked, ('cursor', cursor)])}"
+    asked = [f"{name}={quote_plus(value)}&" for name, value in request.query_params.items() if name in _REPEATED]
+    return f"{_path(request)}?{''.join(asked)}cursor={cursor}"
