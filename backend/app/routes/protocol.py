@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import chain
-from secrets import token_hex
 from typing import Any, Final, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -14,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.core.errors import AppError, HeadTooLargeError, MalformedRequestError, RequestTimeoutError
 from app.routes.errors import problem
-from app.routes.middleware import complete_headers
+from app.routes.middleware import complete_headers, new_request_id
 
 HEAD_MAX: Final = 32_768  # bytes of request line and headers
 HEADERS_MAX: Final = 100
@@ -212,7 +211,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_body:
             self.cycle.disconnected = True  # it must not answer any more
         if not (self._in_body and self.cycle.response_started):
-            request_id = token_hex(16)
+            request_id = new_request_id()
             extra = {"request_id": request_id, "status": error.status}
             _logger.info("refused before it was read: %d %s", error.status, error.kind, extra=extra)
             self.transport.write(_rendered(error, request_id))
