@@ -34,8 +34,8 @@ run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless 
 	@exec $(BIN)/python -m app
 
 # These are not measured: they cover nothing that the others do not, and would take three times as long.
-UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/test_expand_contract.py tests/core/test_partitions.py \
-    tests/core/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
+UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/database/test_expand_contract.py tests/core/database/test_partitions.py \
+    tests/core/database/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
     tests/routes/test_list_tasks.py tests/test_audit.py tests/test_benchmarks.py tests/test_benchmarks_growth.py \
     tests/test_deployment_files.py \
     tests/test_proxy.py

@@ -17,9 +17,9 @@ from sqlmodel import SQLModel
 
 import app.models.task  # noqa: F401  # fills the metadata
 from app.core.config import load_settings
-from app.core.dsn import parse_dsn
-from app.core.embedded import embedded_postgres
+from app.core.database.dsn import parse_dsn
 from app.core.errors import StartupError
+from app.server.embedded import embedded_postgres
 
 _LOCK: Final = 7_461_736_531  # any number that no other program on this database uses
 _EXPECTED: Final = (

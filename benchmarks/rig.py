@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from app.core.embedded import embedded_postgres
-from app.core.migrations import migrate
+from app.core.database.migrations import migrate
+from app.server.embedded import embedded_postgres
 from benchmarks.load import Load
 
 PAGE: Final = Path("docs/performance.md")

@@ -11,7 +11,7 @@ from typing import Any, Final
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from app.core.security import Key, TokenVerifier
+from app.core.security.tokens import Key, TokenVerifier
 from app.models.task import USER_ID_PATTERN
 
 ROUNDS: Final = 5

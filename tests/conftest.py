@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from app.core.config import Settings
-from app.core.embedded import embedded_postgres
-from app.core.migrations import migrate
+from app.core.database.migrations import migrate
+from app.server.embedded import embedded_postgres
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
 from tests.support import SECRET, make_settings, serving

@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 
 from app.core.config import Settings
 from app.main import create_app
-from app.routes.protocol import SERVER_OPTIONS
+from app.server.protocol import SERVER_OPTIONS
 
 Handler = TypeVar("Handler", bound=logging.Handler)
 

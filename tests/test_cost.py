@@ -28,7 +28,7 @@ from uvicorn.server import ServerState
 from app.core.config import Settings
 from app.core.logging import JsonFormatter
 from app.main import create_app
-from app.routes.protocol import SERVER_OPTIONS, BoundedProtocol
+from app.server.protocol import SERVER_OPTIONS, BoundedProtocol
 from tests.support import SECRET, make_settings, token
 
 NUMBERS: Final = Path(__file__).with_name("cost.json")

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from sqlalchemy import make_url
 
 from app.core.config import Settings
-from app.core.embedded import embedded_postgres
+from app.server.embedded import embedded_postgres
 from tests.servers import free_port
 from tests.service import TASKS, Service
 from tests.support import SECRET, bearer, execute, until

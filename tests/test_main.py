@@ -19,8 +19,8 @@ import httpx
 import pytest
 from sqlalchemy import make_url
 
-from app.core.embedded import embedded_postgres
-from app.core.migrations import migrate
+from app.core.database.migrations import migrate
+from app.server.embedded import embedded_postgres
 from tests.service import TASKS, Service
 from tests.support import SECRET, bearer, execute
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import trustme
 
-from app.core.security import TOKEN_MAX
+from app.core.security.tokens import TOKEN_MAX
 from tests.support import SECRET, bearer, make_settings, serving
 
 EXAMPLE: Final = (Path(__file__).parents[1] / "docs/nginx.conf").read_text()

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from app.core.pool import Pool
+from app.core.database.pool import Pool
 from tests.support import SECRET
 
 SigningKey = bytes | Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey

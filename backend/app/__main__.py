@@ -13,11 +13,11 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app.core.config import Settings, load_settings
-from app.core.embedded import embedded_postgres
+from app.core.database.migrations import migrate
 from app.core.errors import StartupError
 from app.core.logging import log_config
-from app.core.migrations import migrate
-from app.routes.protocol import SERVER_OPTIONS
+from app.server.embedded import embedded_postgres
+from app.server.protocol import SERVER_OPTIONS
 
 _CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT that are kept for closing connections
 

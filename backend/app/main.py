@@ -17,15 +17,15 @@ from app import __version__
 from app.core.config import UNCHECKED, Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
-from app.core.security import KeySource, SharedSecret, TokenVerifier
+from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier
+from app.http.contract import ContractRoutes
+from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
+from app.http.middleware import RequestMiddleware
+from app.http.openapi import DESCRIPTION, install_openapi
+from app.http.problems import METHODS, install_error_handlers
 from app.models.task import USER_ID_PATTERN, Task
 from app.routes import health, tasks
-from app.routes.contract import ContractRoutes
 from app.routes.docs import install_docs
-from app.routes.errors import METHODS, install_error_handlers
-from app.routes.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from app.routes.middleware import RequestMiddleware
-from app.routes.openapi import DESCRIPTION, install_openapi
 
 _COLLECTED_AFTER: Final = 10_000  # objects; Python's 700 are those of some ten requests
 
@@ -123,7 +123,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
     """Yields what checks tokens, None without authentication."""
     if settings.auth_jwks_url:
-        from app.core.jwks import JwksClient  # noqa: PLC0415  # see app.core.config
+        from app.core.security.jwks import JwksClient  # noqa: PLC0415  # see app.core.config
 
         async with JwksClient(settings.auth_jwks_url) as keys:
             yield _verifier_with(keys, settings)

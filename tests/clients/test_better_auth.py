@@ -311,8 +311,8 @@ class TestRotation:
     async def test_it_is_noticed_even_if_nobody_sends_a_token_of_the_next_key(
         self, dsn: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.core.jwks._REFRESH", 0.05)
-        monkeypatch.setattr("app.core.jwks._RETRY", 0.05)  # between two keys there may be none, which is no answer
+        monkeypatch.setattr("app.core.security.jwks._REFRESH", 0.05)
+        monkeypatch.setattr("app.core.security.jwks._RETRY", 0.05)
         async with better_auth() as issuer, service_of(dsn, issuer.url) as service:
             ada = await issuer.sign_up()
             old = await issuer.token_of(ada)
@@ -337,7 +337,7 @@ class TestRotation:
             new = await issuer.token_of(ada)
             assert_refused(await list_tasks(service, ada, new))
 
-            monkeypatch.setattr("app.core.jwks._RETRY", 0)  # as if the time were over
+            monkeypatch.setattr("app.core.security.jwks._RETRY", 0)  # as if the time were over
             assert await accepts(service, ada, new)
 
 
@@ -361,7 +361,7 @@ class TestOutage:
     async def test_an_issuer_that_comes_back_with_other_keys_is_believed(
         self, dsn: str, impostor: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.core.jwks._RETRY", 0)  # the stranger's token has the keys asked for in vain
+        monkeypatch.setattr("app.core.security.jwks._RETRY", 0)  # the stranger's token has the keys asked for in vain
         stranger = await impostor.sign_up()
         async with AsyncExitStack() as outage:
             issuer = await outage.enter_async_context(better_auth())
@@ -380,7 +380,7 @@ class TestOutage:
                     assert_refused(await list_tasks(service, ada, old))
 
     async def test_a_service_may_start_before_its_issuer(self, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.core.jwks._FIRST_RETRY", 0.05)
+        monkeypatch.setattr("app.core.security.jwks._FIRST_RETRY", 0.05)
         async with better_auth() as issuer:
             ada = await issuer.sign_up()
             token = await issuer.token_of(ada)

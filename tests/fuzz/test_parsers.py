@@ -27,15 +27,15 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from sqlalchemy import URL
 from starlette.requests import Request
 
-from app.core.dsn import parse_dsn
+from app.core.database.dsn import parse_dsn
 from app.core.errors import DatabaseUnavailableError, InvalidRequestError, MalformedHeaderError, TokenInvalidError
-from app.core.jwks import _read_keys
-from app.core.security import SharedSecret, TokenVerifier
+from app.core.security.jwks import _read_keys
+from app.core.security.tokens import SharedSecret, TokenVerifier
+from app.http.conditions import read_conditions
+from app.http.headers import KEY_MAX
 from app.main import create_app
 from app.models.task import USER_ID_PATTERN
-from app.routes.conditions import read_conditions
 from app.routes.deps import _idempotency_key
-from app.routes.headers import KEY_MAX
 from app.schemas.task import Sort
 from app.schemas.version import Conditions, entity_tag, timestamp, version_of
 from app.services.cursors import Position, _sealed, decode_cursor, encode_cursor

@@ -531,7 +531,7 @@ def refuse(caplog: pytest.LogCaptureFixture) -> Iterator[Refuse]:
         for reply in await asyncio.gather(*(ask(url, *call, *sent) for call in CALLS)):
             assert_refused(reply)
         assert not any(token in caplog.text for token in map(token_in, sent) if len(token) > 20)
-        records = [record for record in caplog.records if record.name == "app.routes.auth"]
+        records = [record for record in caplog.records if record.name == "app.http.authorization"]
         assert len(records) == len(CALLS)
         return {str(record.args[0]) for record in records if isinstance(record.args, tuple)}
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from sqlalchemy import make_url
 
-from app.core.embedded import embedded_postgres
-from app.core.migrations import migrate
+from app.core.database.migrations import migrate
+from app.server.embedded import embedded_postgres
 from tests.support import make_settings, serving, until
 
 LIVE: Final = "/health/live"
@@ -31,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.faults._LOOK_DELAYS", (0.05,))
+    monkeypatch.setattr("app.core.database.faults._LOOK_DELAYS", (0.05,))
 
 
 @asynccontextmanager

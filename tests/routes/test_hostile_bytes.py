@@ -17,7 +17,7 @@ import httpx
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.routes import protocol
+from app.server import protocol
 from tests.support import bearer, short, until
 
 LIVE: Final = b"/health/live"

@@ -17,10 +17,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.core.dsn import insecurity, parse_dsn, unpooled
+from app.core.database.dsn import insecurity, parse_dsn, unpooled
 from app.core.errors import StartupError
-from app.core.loopback import is_loopback
-from app.core.security import check_secret
+from app.core.security.loopback import is_loopback
+from app.core.security.tokens import check_secret
 
 UNCHECKED: Final = "unchecked"
 
@@ -30,7 +30,7 @@ _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _jwks_url(url: str) -> str:
-    from app.core.jwks import check_jwks_url  # noqa: PLC0415  # its HTTP client is a tenth of a start without one
+    from app.core.security.jwks import check_jwks_url  # noqa: PLC0415  # its HTTP client is a tenth of a start without one
 
     return check_jwks_url(url)
 

@@ -1,4 +1,4 @@
-"""Everything the service answers instead of a result. `routes/errors.py` renders it.
+"""Everything the service answers instead of a result. `http/problems.py` renders it.
 
 AppError
 ├── MalformedBodyError         400  the body is not JSON text

@@ -1,1 +1,1 @@
-"""HTTP: requests in, responses and problems out."""
+"""The endpoints, and nothing else."""

@@ -8,9 +8,9 @@ from fastapi import Depends, Path, Request
 
 from app.core.database import Database
 from app.core.errors import MalformedHeaderError
-from app.core.security import TokenVerifier
-from app.routes.conditions import read_conditions
-from app.routes.headers import KEY_MAX, values_of
+from app.core.security.tokens import TokenVerifier
+from app.http.conditions import read_conditions
+from app.http.headers import KEY_MAX, values_of
 from app.schemas.task import ID_BOUNDS, UserIdText
 from app.schemas.version import Conditions
 

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from app.core.errors import DatabaseUnavailableError, IssuerUnavailableError
+from app.http.openapi import PUBLIC, operation_id, problems
 from app.routes.deps import Db, Tokens
-from app.routes.openapi import PUBLIC, operation_id, problems
 
 router = APIRouter(prefix="/health", tags=["health"], generate_unique_id_function=operation_id)
 

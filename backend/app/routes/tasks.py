@@ -6,10 +6,10 @@ from urllib.parse import quote, quote_plus
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
+from app.http.contract import ContractRoute
+from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
 from app.models.task import TaskRow
-from app.routes.contract import ContractRoute
 from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
-from app.routes.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
 from app.schemas.task import (
     Completion,
     TaskCreate,

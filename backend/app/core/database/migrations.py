@@ -1,0 +1,43 @@
+"""Brings the database to the newest revision of `alembic/`."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+
+from app.core.database.faults import is_away, look_delays
+from app.core.errors import StartupError
+
+_INI: Final = Path(__file__).parents[4] / "alembic.ini"
+
+_logger = logging.getLogger(__name__)
+
+
+def alembic_config(dsn: str | None = None) -> Config:
+    """Returns Alembic's configuration; without a `dsn`, `alembic/env.py` takes it from the settings."""
+    config = Config(_INI)
+    config.attributes["dsn"] = dsn
+    return config
+
+
+def migrate(dsn: str) -> None:
+    """Upgrade to the newest revision. Waits for a database that is away. Safe to call from several services at once.
+
+    Raises StartupError where the database refuses.
+    """
+    for delay in look_delays():  # pragma: no branch  # there is always another one
+        try:
+            command.upgrade(alembic_config(dsn), "head")
+        except CommandError as error:
+            cause = error.__cause__
+            if cause is None or not is_away(cause):
+                message = f"The database could not be migrated: {error}"
+                raise StartupError(message) from error
+            _logger.warning("waiting for the database: %s", error)
+            time.sleep(delay)
+        else:
+            return

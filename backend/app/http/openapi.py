@@ -1,0 +1,152 @@
+"""The OpenAPI document: FastAPI's, with headers and errors described as they are sent."""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from app.core.errors import (
+    AppError,
+    BodyTooLargeError,
+    DatabaseUnavailableError,
+    FieldError,
+    ForbiddenError,
+    InternalError,
+    InvalidRequestError,
+    MalformedBodyError,
+    PreconditionFailedError,
+    TaskNotFoundError,
+    TokenInvalidError,
+    UnsupportedMediaTypeError,
+)
+from app.http.contract import BODY_LIMIT
+from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
+from app.http.problems import MEDIA_TYPE, problem_details
+from app.schemas.problem import EXAMPLE_ID, Problem
+
+DESCRIPTION: Final = """\
+Tasks, each owned by one user. A bearer token proves who asks.
+
+* Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem details with a `detail` that can be shown.
+* Unknown body fields and query parameters are ignored and named in the reply header `Ignored-Fields`;
+  with the request header `Prefer: handling=strict` they are refused with 422.
+* A change with `If-Match` is made only if the task is still at the version that you have seen.
+* Every reply has an `X-Request-ID`; a valid one that you send is kept.
+"""
+
+PUBLIC: Final[dict[str, Any]] = {"openapi_extra": {"security": []}}
+_SCHEMES: Final = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": (
+            "A JWT from your issuer, without the word Bearer, checked as RFC8725 recommends. "
+            "Its user has to be the one in the path."
+        ),
+    }
+}
+_SECURED: Final = [{"bearer": list[str]()}]
+_ON_ALL: Final = ("Ignored-Fields", "Preference-Applied")
+# What more than one operation answers, with the example that the document shows.
+_ALWAYS: Final = (
+    TokenInvalidError("expired"),
+    ForbiddenError(),
+    InvalidRequestError([FieldError("path/user_id", "has characters that are not allowed here")]),
+    DatabaseUnavailableError(),
+)
+_BODY: Final = (
+    MalformedBodyError("The body is not JSON: EOF while parsing a string at line 1 column 15."),
+    BodyTooLargeError(BODY_LIMIT),
+    UnsupportedMediaTypeError(),
+    InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
+)
+_TASK: Final = (TaskNotFoundError(), PreconditionFailedError('"2026-11-22T09:31:12.654321Z"'))
+
+
+def operation_id(route: APIRoute) -> str:
+    """Returns the name of the handler."""
+    return route.name
+
+
+def problems(*errors: AppError) -> dict[int | str, dict[str, Any]]:
+    """Returns FastAPI's `responses` for the errors that an operation answers, besides a defect of ours.
+
+    Of two with one status, the last is the example.
+    """
+    return {error.status: _problem(error) for error in (*errors, InternalError())}
+
+
+def _operation(
+    status: int, success: str, *errors: AppError, takes: tuple[str, ...] = (), gives: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Returns the keywords by which a route describes its answers and headers."""
+    responses = {status: _answer(success, gives), **problems(*_ALWAYS, *errors)}
+    if "Cache-Control" in gives:
+        responses[304] = _answer("You have it already.", ("ETag", "Cache-Control"))
+    parameters = _references("parameters", (*takes, "Prefer"))
+    extra = {"parameters": list(parameters.values()), "security": _SECURED}
+    return {"responses": responses, "openapi_extra": extra}
+
+
+def _answer(description: str, headers: Iterable[str]) -> dict[str, Any]:
+    return {"description": description, "headers": _references("headers", (*headers, *_ON_ALL))}
+
+
+def _references(kind: str, names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/{kind}/{name}"} for name in names}
+
+
+def _problem(error: AppError) -> dict[str, Any]:
+    example = problem_details(error, EXAMPLE_ID)
+    headers = [name for name in RESPONSE_HEADERS if name in error.headers]
+    return {**_answer(error.title, headers), "model": Problem, "content": {MEDIA_TYPE: {"example": example}}}
+
+
+LIST: Final = _operation(200, "A page of tasks.", takes=("If-None-Match",), gives=("ETag", "Cache-Control", "Link"))
+CREATE: Final = _operation(
+    201, "The new task.", *_BODY, takes=("Idempotency-Key",), gives=("ETag", "Location", "Idempotent-Replayed")
+)
+READ: Final = _operation(200, "The task.", *_TASK, takes=("If-None-Match", "If-Match"), gives=("ETag", "Cache-Control"))
+CHANGE: Final = _operation(
+    200, "The task as it is now.", *_TASK, *_BODY, takes=("If-Match", "If-None-Match"), gives=("ETag",)
+)
+DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-None-Match"))
+
+
+def install_openapi(app: FastAPI, *, authenticates: bool) -> None:
+    """Have `app` describe headers, and errors under their own media type, and show examples in the order of replies.
+
+    Where it does not authenticate, a token is described as optional: clients are the same elsewhere.
+    """
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = build()
+        components = document["components"]
+        components["securitySchemes"] = _SCHEMES
+        components["headers"] = RESPONSE_HEADERS
+        components["parameters"] = {
+            name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
+        }
+        for schema in components["schemas"].values():
+            example = schema.get("example", {})  # which pydantic has sorted by name
+            schema |= {"example": {name: example[name] for name in schema["properties"] if name in example}}
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"] = dict(sorted(operation["responses"].items()))
+                if operation["security"] and not authenticates:
+                    operation["security"] = [*_SECURED, {}]
+                for status, response in operation["responses"].items():
+                    _describe(response, int(status))
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's documentation gives
+
+
+def _describe(response: dict[str, Any], status: int) -> None:
+    response["headers"] = response.get("headers", {}) | _references("headers", ["X-Request-ID"])
+    if status >= HTTPStatus.BAD_REQUEST:
+        response["content"][MEDIA_TYPE] |= response["content"].pop("application/json", {})

@@ -1,0 +1,225 @@
+"""A release may change the table while services of the release before still run on it."""
+
+import ast
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from textwrap import indent
+from typing import Final
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from app.core.database import migrations
+from app.core.database.migrations import alembic_config, migrate
+from tests.deployments import EXPANSION, Load
+from tests.support import make_settings, new_database, serving, until
+
+VERSIONS: Final = Path(migrations.__file__).parents[4] / "alembic/versions"
+HARMLESS: Final = r"['\"](CREATE INDEX|ALTER TABLE \w+ VALIDATE CONSTRAINT|UPDATE|COMMENT) [^;]+"
+# Starts each revision that is planted below.
+NEXT: Final = """
+from alembic import op
+import sqlalchemy as sa
+
+revision = "9999"
+down_revision = "0001"
+{rest}
+
+def upgrade() -> None:
+{body}
+
+def downgrade() -> None:
+    op.drop_column("tasks", "due_at")
+"""
+ADD_COLUMN: Final = 'op.add_column("tasks", sa.Column("due_at", sa.DateTime(timezone=True)))'
+
+Connect = Callable[[], Awaitable[asyncpg.Connection]]
+
+
+@pytest.fixture
+def own(dsn: str) -> Iterator[str]:
+    """A migrated database of its own."""
+    with new_database(dsn, "expanding") as own:
+        migrate(own)
+        yield own
+
+
+@pytest.fixture
+async def connect(own: str) -> AsyncIterator[Connect]:
+    """Makes connections past the service, on which everything may last for ever."""
+    async with AsyncExitStack() as connections:
+
+        async def connect() -> asyncpg.Connection:
+            patient = dict.fromkeys(("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"), "0")
+            connection = await asyncpg.connect(own, server_settings=patient)
+            connections.push_async_callback(connection.close)
+            return connection
+
+        yield connect
+
+
+@pytest.fixture
+async def beside(connect: Connect) -> asyncpg.Connection:
+    return await connect()
+
+
+@pytest.fixture
+async def load(own: str) -> AsyncIterator[Load]:
+    """Clients that use a service of this release all the time."""
+    async with serving(make_settings(own)) as url, Load(url).running() as load:
+        await load.goes_on()
+        yield load
+
+
+def planted(body: str, rest: str = "") -> str:
+    return NEXT.format(rest=rest, body=indent(body, "    "))
+
+
+class TestExpansion:
+    async def test_an_older_service_serves_before_during_and_after(
+        self, load: Load, beside: asyncpg.Connection
+    ) -> None:
+        for sql in EXPANSION:
+            await beside.execute(sql)
+            await load.goes_on()
+
+        assert load.faults == []
+
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "ALTER TABLE tasks DROP COLUMN description",
+            "ALTER TABLE tasks RENAME COLUMN title TO name",
+            "ALTER TABLE tasks RENAME TO todos",
+            "ALTER TABLE tasks ADD due_on date NOT NULL DEFAULT now(); ALTER TABLE tasks ALTER due_on DROP DEFAULT",
+        ],
+    )
+    async def test_a_contraction_is_noticed(self, load: Load, beside: asyncpg.Connection, sql: str) -> None:
+        """The positive control of the test above."""
+        await beside.execute(sql)
+
+        await until(lambda: load.faults)
+
+
+class TestMigration:
+    async def test_of_what_is_new_already_nobody_notices_anything(self, load: Load, own: str) -> None:
+        for _ in range(5):
+            await asyncio.to_thread(migrate, own)
+        await load.goes_on()
+
+        assert load.faults == []
+
+    async def test_one_that_does_not_get_the_table_gives_up_before_anybody_notices(
+        self, load: Load, own: str, beside: asyncpg.Connection, tmp_path: Path
+    ) -> None:
+        (tmp_path / "next.py").write_text(planted(ADD_COLUMN))
+        config = alembic_config(own)
+        config.set_main_option("version_locations", os.pathsep.join(map(str, (VERSIONS, tmp_path))))
+        async with beside.transaction():
+            await beside.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")  # as whoever reads for a long time
+            with pytest.raises(CommandError, match="lock timeout"):
+                await asyncio.to_thread(command.upgrade, config, "head")
+        await load.goes_on()
+
+        assert load.faults == []
+
+    async def test_if_it_waited_it_would_be_noticed(
+        self, load: Load, beside: asyncpg.Connection, connect: Connect
+    ) -> None:
+        """The positive control of the test above."""
+        patient = await connect()
+        async with beside.transaction():
+            await beside.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
+            waiting = asyncio.create_task(patient.execute("ALTER TABLE tasks ADD COLUMN due_at timestamptz"))
+            await until(lambda: load.faults)
+        await waiting
+
+
+def contractions(source: str) -> list[str]:
+    """Returns what a revision does that an older service could notice, unless it says since when none does."""
+    module = ast.parse(source)
+    if any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CONTRACT" for node in module.body):
+        return []
+    [upgrade] = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "upgrade"]
+    calls = [node for node in ast.walk(upgrade) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if ast.unparse(call.func).startswith("op.") and not expands(call)]
+
+
+def expands(call: ast.Call) -> bool:
+    """Whether an operation only adds to what is there, and makes no rule that an older service could break."""
+    given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    match ast.unparse(call.func):
+        case "op.create_table" | "op.f" | "op.get_context" | "op.get_context().autocommit_block":
+            return True
+        case "op.create_index":
+            return given.get("unique", "False") == "False"
+        case "op.add_column":
+            column = ast.unparse(call.args[-1])
+            return "nullable=False" not in column or "server_default=" in column
+        case "op.alter_column":
+            changed = {name for name in given if name and not name.startswith("existing_")}
+            return changed <= {"nullable", "server_default", "comment"} and given.get("nullable", "True") == "True"
+        case "op.execute":
+            return re.fullmatch(HARMLESS, ast.unparse(call.args[0])) is not None
+    return False
+
+
+class TestRevisions:
+    """Those after the first may remove only what a release has stopped to use."""
+
+    def test_each_only_expands_or_says_since_when_nobody_notices(self) -> None:
+        revisions = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+        found = {
+            script.path: contractions(Path(script.path).read_text()) for script in revisions if script.down_revision
+        }
+
+        assert {path: calls for path, calls in found.items() if calls} == {}
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            'op.drop_column("tasks", "description")',
+            'op.drop_constraint("ck_tasks_title", "tasks")',
+            'op.drop_table("tasks")',
+            'op.rename_table("tasks", "todos")',
+            'op.alter_column("tasks", "description", nullable=False)',
+            'op.alter_column("tasks", "title", new_column_name="name")',
+            'op.alter_column("tasks", "title", type_=sa.String(100), existing_type=sa.Text())',
+            'op.add_column("tasks", sa.Column("due_at", sa.DateTime(timezone=True), nullable=False))',
+            'op.create_check_constraint("ck_tasks_short", "tasks", "char_length(title) < 100")',
+            'op.create_unique_constraint("uq_tasks_title", "tasks", ["user_id", "title"])',
+            'op.create_index("ux_tasks_title", "tasks", ["user_id", "title"], unique=True)',
+            'op.execute("ALTER TABLE tasks DROP COLUMN description")',
+            'op.execute("ALTER TABLE tasks ALTER description SET NOT NULL")',
+            'op.execute("COMMENT ON TABLE tasks IS NULL; DROP TABLE tasks")',
+            'op.execute(f"DROP TABLE {1}")',
+            'with op.batch_alter_table("tasks") as batch:\n    batch.drop_column("description")',
+            'if True:\n    op.get_bind().execute(sa.text("DROP TABLE tasks"))',
+        ],
+    )
+    def test_a_contraction_is_found_unless_it_is_explained(self, body: str) -> None:
+        """The positive control of the test above."""
+        assert contractions(planted(body)) != []
+        assert contractions(planted(body, rest='CONTRACT = "1.4 has stopped to use it"')) == []
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            ADD_COLUMN,
+            'op.add_column("tasks", sa.Column("due", sa.Date(), server_default=sa.func.now(), nullable=False))',
+            'op.create_index(op.f("ix_tasks_due_at"), "tasks", ["user_id", "due_at"])',
+            'op.alter_column("tasks", "title", nullable=True, existing_type=sa.Text())',
+            'op.create_table("lists", sa.Column("id", sa.Uuid(), nullable=False))',
+            'with op.get_context().autocommit_block():\n    op.execute("CREATE INDEX CONCURRENTLY i ON tasks (title)")',
+            'op.execute("ALTER TABLE tasks VALIDATE CONSTRAINT ck_tasks_title")',
+        ],
+    )
+    def test_an_expansion_is_not(self, body: str) -> None:
+        assert contractions(planted(body)) == []

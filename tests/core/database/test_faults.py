@@ -1,0 +1,45 @@
+"""What is waited for at the start, and what ends it."""
+
+import ssl
+from socket import gaierror
+
+import asyncpg
+import pytest
+
+from app.core.database.faults import is_away
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(),
+        ConnectionError("unexpected connection_lost() call"),
+        TimeoutError(),
+        gaierror(),
+        asyncpg.CannotConnectNowError("as the server has it"),
+        asyncpg.TooManyConnectionsError("as the server has it"),
+        asyncpg.ConnectionDoesNotExistError("as the server has it"),
+        asyncpg.ProtocolViolationError("server login has been failing, try again later (server_login_retry)"),
+        asyncpg.InternalServerError("Couldn't connect to compute node"),
+    ],
+    ids=repr,
+)
+def test_what_may_pass_is_waited_for(error: Exception) -> None:
+    assert is_away(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLCertVerificationError(),
+        ConnectionError('PostgreSQL server at "h:5432" rejected SSL upgrade'),
+        asyncpg.InvalidPasswordError("as the server has it"),
+        asyncpg.InvalidCatalogNameError("as the server has it"),
+        asyncpg.ProtocolViolationError("SASL authentication failed"),
+        UnicodeError(),
+        asyncpg.InterfaceError("connection is closed"),
+    ],
+    ids=repr,
+)
+def test_what_stays_wrong_is_not(error: Exception) -> None:
+    assert not is_away(error)

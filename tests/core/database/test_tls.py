@@ -1,0 +1,414 @@
+"""Which servers the service talks to: a PostgreSQL with TLS and each kind of certificate, one without, an attacker."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import httpx
+import pytest
+import trustme
+from sqlalchemy import make_url
+
+from app.core.database import Database
+from app.core.database.faults import is_away
+from app.core.database.migrations import migrate
+from app.core.errors import StartupError
+from tests.servers import Postgres, postgres
+from tests.support import make_settings, serving
+
+# As Neon's: its certificate is for every endpoint of a region.
+NEON: Final = "ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech"
+NEON_CERTIFICATE: Final = "*.us-east-2.aws.neon.tech"
+SSL_REQUEST: Final = bytes.fromhex("00000008 04d2162f")
+CLIENT_HELLO: Final = b"\x16\x03"
+ASK_FOR_PASSWORD: Final = b"R" + bytes.fromhex("00000008 00000003")
+PASSWORD: Final = "c0rrect-horse"  # noqa: S105  # for the man in the middle only
+# An error before TLS can be anybody's words (CVE-2024-10977), and so can bytes right behind the S (CVE-2021-23222).
+ERROR: Final = b"E\x00\x00\x00\x2fSFATAL\0C28P01\0Mcall 0900 for a new password\0\0"
+INJECTED: Final = b"S" + ASK_FOR_PASSWORD
+
+CERTIFICATES: Final = ("good", "wrong host", "unknown CA", "expired")
+ANY: Final = set(CERTIFICATES)
+# {ca}: a file with the authority that issued all but one. SSL_CERT_FILE makes the same the system's.
+ACCEPTED: Final = {
+    "sslmode=verify-full&sslrootcert={ca}": {"good"},
+    "sslmode=verify-ca&sslrootcert={ca}": {"good", "wrong host"},
+    "sslmode=require&sslrootcert={ca}": {"good", "wrong host"},
+    "sslmode=verify-full": {"good"},
+    "sslmode=verify-full&sslrootcert=system": {"good"},
+    "sslrootcert=system": {"good"},
+    "sslmode=require&channel_binding=require": {"good"},
+    "sslmode=require": ANY,
+    "sslmode=prefer": ANY,
+    "": ANY,
+}
+ENCRYPTED: Final = [query for query in ACCEPTED if query not in {"sslmode=prefer", ""}]
+
+Ask = Callable[..., str]
+
+
+class Middle:
+    """A man in the middle: gives `answer` to whatever comes first, asks for the password, and notes all that he gets.
+
+    Without an answer he hangs up.
+    """
+
+    def __init__(self, answer: bytes) -> None:
+        self.arrived: list[bytes] = []
+        self._answers = (answer, ASK_FOR_PASSWORD, b"")
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """Yields the connection string that leads to it."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        yield f"postgresql://ada:{PASSWORD}@localhost:{server.sockets[0].getsockname()[1]}/tasks"
+        server.close()
+        await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(self.arrived)
+        self.arrived.append(b"")
+        with suppress(ConnectionError):
+            for answer in self._answers:
+                self.arrived[number] += await reader.read(4096)
+                if not answer:
+                    break
+                writer.write(answer)
+        writer.close()
+
+
+class Terminator:
+    """What PostgreSQL 17 does by itself: TLS from the first byte on, before a server that has none."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        self.protocols: list[str | None] = []
+        self._port = port
+        self._context = context
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        """Yields its port."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        yield server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.protocols.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        behind, to_behind = await asyncio.open_connection("127.0.0.1", self._port)
+        await asyncio.gather(relay(reader, to_behind), relay(behind, writer))
+
+
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _system(ca: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system trusts our authority, and no other."""
+    monkeypatch.setenv("SSL_CERT_FILE", ca)
+    monkeypatch.setenv("SSL_CERT_DIR", str(Path(ca).with_name("none")))
+
+
+@pytest.fixture(scope="module")
+def certificates(authority: trustme.CA) -> dict[str, trustme.LeafCert]:
+    hosts = ("localhost", "127.0.0.1")
+    return {
+        "good": authority.issue_cert(*hosts),
+        "wrong host": authority.issue_cert("other.example.com"),
+        "unknown CA": trustme.CA().issue_cert(*hosts),
+        "expired": authority.issue_cert(*hosts, not_after=datetime(2020, 1, 1, tzinfo=UTC)),
+        "neon": authority.issue_cert(NEON_CERTIFICATE),
+    }
+
+
+@pytest.fixture(scope="module")
+def secure(certificates: dict[str, trustme.LeafCert], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A migrated PostgreSQL that takes nobody without TLS."""
+    files = {}
+    for name, certificate in certificates.items():
+        files[f"{name}.pem"] = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+        files[f"{name}.key"] = certificate.private_key_pem.bytes()
+    settings = {"ssl": "on", "ssl_cert_file": "good.pem", "ssl_key_file": "good.key"}
+    hba = "hostssl all all all scram-sha-256"
+    with postgres(tmp_path_factory.mktemp("secure"), settings=settings, hba=hba, files=files) as server:
+        migrate(f"{server.dsn}?sslmode=require")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL without TLS."""
+    with postgres(tmp_path_factory.mktemp("plain")) as server:
+        yield server
+
+
+@pytest.fixture
+def show(secure: Postgres) -> Iterator[Callable[[str], None]]:
+    """Has the server show one of the certificates."""
+
+    def show(name: str) -> None:
+        secure.set(ssl_cert_file=f"{name}.pem", ssl_key_file=f"{name}.key")
+
+    yield show
+    show("good")
+
+
+@pytest.fixture
+def neon_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host of Neon is this machine."""
+    resolve = socket.getaddrinfo
+
+    def resolve_here(host: Any, *rest: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if str(host).endswith(".neon.tech") else host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+
+
+def url(dsn: str, query: str = "", host: str = "localhost") -> str:
+    named = make_url(dsn).set(host=host).render_as_string(hide_password=False)
+    return f"{named}?{query}" if query else named
+
+
+async def answers(dsn: str) -> bool:
+    """Whether the service gets an answer from this database."""
+    database = Database(dsn, pool_size=1, pool_timeout=10, concurrency_limit=10)
+    try:
+        return await database.check()
+    finally:
+        await database.close()
+
+
+class TestCertificates:
+    @pytest.mark.parametrize("certificate", CERTIFICATES)
+    @pytest.mark.parametrize("query", ACCEPTED)
+    async def test_a_certificate_is_accepted_as_the_mode_says(
+        self,
+        secure: Postgres,
+        show: Callable[[str], None],
+        ca: str,
+        query: str,
+        certificate: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        show(certificate)
+
+        accepted = await answers(url(secure.dsn, query.format(ca=ca)))
+
+        assert accepted is (certificate in ACCEPTED[query])
+        assert ("SSLCertVerificationError" in caplog.text) is not accepted
+
+    async def test_a_host_may_be_an_address(self, secure: Postgres, ca: str) -> None:
+        assert await answers(url(secure.dsn, f"sslmode=verify-full&sslrootcert={ca}", host="127.0.0.1"))
+
+    async def test_the_system_does_not_vouch_for_what_a_file_does_not_hold(
+        self, secure: Postgres, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other.pem"
+        trustme.CA().cert_pem.write_to_path(str(other))
+
+        assert await answers(url(secure.dsn, "sslmode=verify-full"))
+        assert not await answers(url(secure.dsn, f"sslmode=verify-full&sslrootcert={other}"))
+
+    async def test_the_server_takes_nobody_without_tls(self, secure: Postgres) -> None:
+        assert not await answers(url(secure.dsn, "sslmode=disable"))
+
+
+class TestServerWithoutTls:
+    @pytest.mark.parametrize("query", ENCRYPTED)
+    async def test_it_is_refused_where_encryption_is_asked_for(self, plain: Postgres, ca: str, query: str) -> None:
+        assert not await answers(url(plain.dsn, query.format(ca=ca)))
+
+    @pytest.mark.parametrize("query", ["", "sslmode=prefer", "sslmode=allow", "sslmode=disable"])
+    async def test_it_is_taken_where_not(self, plain: Postgres, query: str) -> None:
+        assert await answers(url(plain.dsn, query))
+
+
+class TestManInTheMiddle:
+    @pytest.mark.parametrize("answer", [b"N", ERROR, INJECTED, b"S", b"?", b""], ids=ascii)
+    @pytest.mark.parametrize("query", ENCRYPTED)
+    async def test_he_gets_no_name_and_no_password(
+        self, ca: str, query: str, answer: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        middle = Middle(answer)
+
+        async with middle.listening() as dsn:
+            assert not await answers(f"{dsn}?{query.format(ca=ca)}")
+
+        for arrived in middle.arrived:
+            request, hello = arrived[:8], arrived[8:]
+            assert request == SSL_REQUEST
+            assert not hello or (answer.startswith(b"S") and hello.startswith(CLIENT_HELLO))
+        assert middle.arrived
+        assert "0900" not in caplog.text
+
+    async def test_he_gets_both_with_prefer(self) -> None:
+        middle = Middle(b"N")
+
+        async with middle.listening() as dsn:
+            assert not await answers(f"{dsn}?sslmode=prefer")
+
+        assert any(b"user\0ada\0" in arrived and PASSWORD.encode() in arrived for arrived in middle.arrived)
+
+    async def test_he_gets_a_hello_only_where_tls_is_begun_at_once(self) -> None:
+        middle = Middle(ERROR)
+
+        async with middle.listening() as dsn:
+            assert not await answers(f"{dsn}?sslmode=require&sslnegotiation=direct")
+
+        assert middle.arrived
+        for arrived in middle.arrived:
+            assert arrived.startswith(CLIENT_HELLO)
+            assert b"\x0apostgresql" in arrived
+            assert b"ada" not in arrived
+
+
+class TestStart:
+    """What a start waits for: see `is_away`."""
+
+    @pytest.mark.parametrize("mode", ["require", "prefer"])
+    async def test_who_hangs_up_before_tls_may_be_a_proxy_whose_server_comes_back(self, mode: str) -> None:
+        async with Middle(b"").listening() as dsn:
+            with pytest.raises(OSError, match="connection_lost") as fault:
+                await asyncpg.connect(f"{dsn}?sslmode={mode}")
+
+        assert is_away(fault.value)
+
+    async def test_a_server_without_tls_stays_without(self) -> None:
+        async with Middle(b"N").listening() as dsn:
+            with pytest.raises(OSError, match="rejected SSL upgrade") as fault:
+                await asyncpg.connect(f"{dsn}?sslmode=require")
+
+        assert not is_away(fault.value)
+
+
+class TestDirectTls:
+    async def test_tls_is_begun_at_once_and_names_the_protocol(
+        self, plain: Postgres, certificates: dict[str, trustme.LeafCert]
+    ) -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.set_alpn_protocols(["postgresql"])
+        certificates["good"].configure_cert(context)
+        terminator = Terminator(plain.port, context)
+
+        async with terminator.listening() as port:
+            direct = url(plain.dsn.replace(str(plain.port), str(port)), "sslmode=verify-full&sslnegotiation=direct")
+            assert await answers(direct)
+
+        assert terminator.protocols == ["postgresql"]
+
+    async def test_the_certificate_is_verified_there_too(
+        self, plain: Postgres, certificates: dict[str, trustme.LeafCert]
+    ) -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        certificates["wrong host"].configure_cert(context)
+        terminator = Terminator(plain.port, context)
+
+        async with terminator.listening() as port:
+            direct = url(plain.dsn.replace(str(plain.port), str(port)), "sslmode=verify-full&sslnegotiation=direct")
+            assert not await answers(direct)
+
+        assert terminator.protocols == []
+
+
+@pytest.mark.usefixtures("neon_is_here")
+class TestNeon:
+    """Without uvloop, which resolves names by itself."""
+
+    @pytest.mark.parametrize(
+        "query", ["sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""]
+    )
+    def test_its_certificate_is_verified(self, secure: Postgres, show: Callable[[str], None], query: str) -> None:
+        show("neon")
+
+        assert asyncio.run(answers(url(secure.dsn, query, host=NEON)))
+
+    @pytest.mark.parametrize("certificate", CERTIFICATES)
+    @pytest.mark.parametrize(
+        "query", ["sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""]
+    )
+    def test_no_other_is_accepted(
+        self, secure: Postgres, show: Callable[[str], None], query: str, certificate: str
+    ) -> None:
+        show(certificate)
+
+        assert not asyncio.run(answers(url(secure.dsn, query, host=NEON)))
+
+    @pytest.mark.parametrize("query", ["sslmode=require&channel_binding=require", "sslmode=prefer", ""])
+    def test_a_server_without_tls_is_refused(self, plain: Postgres, query: str) -> None:
+        assert not asyncio.run(answers(url(plain.dsn, query, host=NEON)))
+
+    @pytest.mark.parametrize("query", ["sslmode=require&channel_binding=require", "sslmode=prefer", ""])
+    def test_a_man_in_the_middle_gets_nothing(self, query: str) -> None:
+        middle = Middle(b"N")
+
+        async def ask() -> bool:
+            async with middle.listening() as dsn:
+                return await answers(url(dsn, query, host=NEON))
+
+        assert not asyncio.run(ask())
+        assert set(middle.arrived) == {SSL_REQUEST}
+
+
+class TestService:
+    @pytest.fixture
+    def unknown(self, tmp_path: Path) -> str:
+        path = tmp_path / "unknown.pem"
+        trustme.CA().cert_pem.write_to_path(str(path))
+        return str(path)
+
+    async def test_tasks_are_kept_over_a_verified_connection(self, secure: Postgres, ca: str) -> None:
+        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={ca}")
+
+        async with serving(make_settings(dsn)) as base_url, httpx.AsyncClient(base_url=base_url) as client:
+            created = await client.post("/api/ada/tasks", json={"title": "Buy oat milk"})
+            found = await client.get(created.headers["Location"])
+
+        assert (created.status_code, found.status_code) == (201, 200)
+        assert found.json() == created.json()
+
+    async def test_an_unknown_ca_is_503_and_nothing_is_given_away(
+        self, secure: Postgres, unknown: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        caplog.set_level(logging.WARNING, "httpx")
+        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown}")
+
+        async with serving(make_settings(dsn)) as base_url, httpx.AsyncClient(base_url=base_url) as client:
+            reply = await client.post("/api/ada/tasks", json={"title": "Buy oat milk"})
+
+        assert (reply.status_code, reply.json()["type"]) == (503, "urn:problem-type:database-unavailable")
+        assert "database unavailable: SSLCertVerificationError" in caplog.text
+        for secret in (str(make_url(dsn).password), "localhost", str(secure.port), unknown):
+            assert secret not in caplog.text + reply.text + str(reply.headers)
+
+    def test_a_migration_is_refused_too(self, secure: Postgres, unknown: str) -> None:
+        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown}")
+
+        with pytest.raises(StartupError) as refusal:
+            migrate(dsn)
+
+        assert "certificate" in str(refusal.value)
+        assert str(make_url(dsn).password) not in str(refusal.value)

@@ -1,0 +1,99 @@
+"""Which names and addresses lead to this machine, whoever answers for them."""
+
+import pytest
+
+from app.core.security.loopback import is_loopback
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LocalHost",
+        "LOCALHOST",
+        "127.0.0.1",
+        "127.0.0.0",
+        "127.1.2.3",
+        "127.255.255.255",
+        "::1",
+        "::ffff:127.0.0.1",
+        "0:0:0:0:0:0:0:1",
+        "0000:0000:0000:0000:0000:0000:0000:0001",
+    ],
+)
+def test_localhost_and_the_addresses_of_the_loopback_interface_do(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        " ",
+        "localhost.",
+        " localhost",
+        "localhost\n",
+        "localhost\0",
+        "localhost:8000",
+        "localhost.localdomain",
+        "localhost.evil.example",
+        "evil.localhost",
+        "localho\u017ft",  # lower() leaves it, casefold() would not
+        "ip6-localhost",
+        "evil.example",
+        "example.com",
+        "127.0.0.1.evil.example",
+    ],
+    ids=ascii,
+)
+def test_another_name_does_not_because_it_may_be_made_to_lead_anywhere(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "0.0.0.0",
+        "::",
+        "10.0.0.1",
+        "126.255.255.255",
+        "128.0.0.0",
+        "169.254.169.254",
+        "192.0.2.1",
+        "::2",
+        "fe80::1",
+        "2001:db8::1",
+        "::ffff:192.0.2.1",
+        "::127.0.0.1",
+    ],
+)
+def test_another_address_does_not(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.1",
+        "127.0.1",
+        "127",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+        "127.0.0.01",
+        "127.0.0.1.",
+        "127.0.0.1:8000",
+        "127.0.0.1/8",
+        "127.0.0.256",
+        "\uff11\uff12\uff17.0.0.1",
+        "127\u30020\u30020\u30021",
+        "[::1]",
+        "[::1]:8000",
+        "::1/128",
+        "::g",
+    ],
+    ids=ascii,
+)
+def test_an_address_in_a_form_that_only_some_programs_read_does_not(host: str) -> None:
+    assert not is_loopback(host)

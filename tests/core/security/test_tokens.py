@@ -1,0 +1,292 @@
+"""A secret that others could guess is refused at the start, and a good token is checked once."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, tzinfo
+from time import time
+from typing import Any, Final
+
+import jwt
+import pytest
+
+from app.core.errors import TokenInvalidError
+from app.core.security.jwks import JwksClient
+from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier, check_secret
+from app.models.task import USER_ID_PATTERN
+from tests.support import SECRET, short, until
+from tests.tokens import Signer, claims_of, new_signer, serving_keys, sign, signer
+
+RANDOM: Final = "c0a94e1f7d3b82565e9ad07c41f8b3626b1e5d90a7c2f4388d06e3b95a17cf42"
+PEM: Final = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA5pXqN8tJ2Lk7u0Ww\n-----END PUBLIC KEY-----"
+
+
+class Clock:
+    """What the service and PyJWT take for the time."""
+
+    def __init__(self) -> None:
+        self.now = time()
+
+    def time(self) -> float:
+        return self.now
+
+    def datetime_now(self, tz: tzinfo) -> datetime:
+        return datetime.fromtimestamp(self.now, tz)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    stopped = type("Stopped", (datetime,), {"now": staticmethod(clock.datetime_now)})
+    monkeypatch.setattr("app.core.security.tokens.time", clock.time)
+    monkeypatch.setattr("jwt.api_jwt.datetime", stopped)
+    return clock
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens that were checked, in this order."""
+    tokens: list[str] = []
+    decode = jwt.PyJWT.decode
+
+    def noting_decode(decoder: jwt.PyJWT, token: str, *args: Any, **others: Any) -> dict[str, Any]:
+        tokens.append(token)
+        return decode(decoder, token, *args, **others)
+
+    monkeypatch.setattr(jwt.PyJWT, "decode", noting_decode)
+    return tokens
+
+
+def verifier_with(keys: KeySource, **others: Any) -> TokenVerifier:
+    expected = {"user_id_claim": "sub", "issuer": None, "audience": None, "leeway": 0}
+    return TokenVerifier(keys, user_id_pattern=USER_ID_PATTERN, **expected | others)
+
+
+@pytest.fixture
+def verifier() -> TokenVerifier:
+    return verifier_with(SharedSecret(SECRET))
+
+
+async def refusal(verifier: TokenVerifier, token: str) -> str:
+    """Returns why the token is not accepted."""
+    with pytest.raises(TokenInvalidError) as refused:
+        await verifier.user_id_of(token)
+    return refused.value.reason
+
+
+class TestSecret:
+    @pytest.mark.parametrize(
+        "secret",
+        [
+            RANDOM,
+            "5f1c9be2a7d04836c2f9d1e07ba4685c",
+            "vN3x-Qm8ZrT0_kYcW5uHaG2dLfP1jB7e",
+            "xkA3vQ9mW+zT0/rYcB5uHaG2dLfP1jE7nS4oK8iV6=",
+            "correct horse battery staple lamp",
+            "\u00e4\u00f6\u00fc\u00df\u00e9\u00e8\u00e0\u00f1\u00e7\u00f8\u00e5\u0153\u00e6\u00ee\u00f4\u00fb",
+            "9f8X-----BEGIN-and-no-more-of-it!",
+        ],
+        ids=short,
+    )
+    def test_a_random_one_of_32_bytes_is_taken(self, secret: str) -> None:
+        assert check_secret(secret) == secret
+
+    @pytest.mark.parametrize(
+        ("secret", "complaint"),
+        [
+            ("", "at least 32 bytes"),
+            ("q7Wz-" * 6 + "k", "at least 32 bytes"),
+            ("\u00e4" * 15 + "k", "at least 32 bytes"),
+            (PEM, "not a key"),
+            (" \n" + PEM, "not a key"),
+            (PEM.replace("PUBLIC", "PRIVATE"), "not a key"),
+            (PEM.replace("PUBLIC KEY", "CERTIFICATE"), "not a key"),
+            ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKt0 ada@laptop", "not a key"),
+            ("ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTY=", "not a key"),
+            ('{"kty":"oct","k":"GawgguFyGrWKav7AX4VKUg"}', "not a key"),
+            ('\n{"keys": [{"kty": "OKP", "crv": "Ed25519"}]}', "not a key"),
+            (f"{RANDOM}\n", "white space"),
+            (f" {RANDOM}", "white space"),
+            ("your-super-long-jwt-key-of-32-bytes!!", "placeholder"),
+            ("Your_Own_Key_With_Many_Characters_Here", "placeholder"),
+            ("CHANGE-ME-in-production-0f8d1b2a3c4e5", "placeholder"),
+            ("changethis-kx82hq0w7vmz4p1nsd5rj9fa", "placeholder"),
+            ("super-secret-jwt-token-with-at-least-32-characters-long", "placeholder"),
+            ("better-auth-secret-12345678901234567890", "placeholder"),
+            ("MyPasswordIsLongEnoughForThisSetting", "placeholder"),
+            ("0123456789abcdef0123456789abcdef", "placeholder"),
+            ("replace_with_random_bytes_kx82hq0w7v", "placeholder"),
+            ("0" * 64, "placeholder"),
+            ("abcdefghi" * 4, "placeholder"),
+            ("q7Wzk2M" * 5, "placeholder"),
+        ],
+        ids=short,
+    )
+    def test_what_others_could_guess_or_know_is_refused_without_being_quoted(self, secret: str, complaint: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(complaint)) as refused:
+            check_secret(secret)
+
+        assert not secret.strip() or secret.strip() not in str(refused.value)
+        assert "openssl rand" in str(refused.value)
+
+    @pytest.mark.parametrize("first", ["{", "["])
+    def test_a_random_one_may_begin_with_any_character(self, first: str) -> None:
+        secret = first + RANDOM
+
+        assert check_secret(secret) == secret
+
+    @pytest.mark.parametrize("before", ["# the key\n", "\ufeff"], ids=short)
+    def test_what_is_taken_can_check_tokens_so_a_key_further_down_is_refused(self, before: str) -> None:
+        with pytest.raises(ValueError, match="not a key"):
+            check_secret(before + PEM)
+
+
+class TestRememberedTokens:
+    async def test_a_repeated_token_is_checked_once(self, verifier: TokenVerifier, decoded: list[str]) -> None:
+        token = signer("HS256").issue(claims_of("ada"))
+
+        users = [await verifier.user_id_of(token) for _ in range(5)]
+
+        assert users == ["ada"] * 5
+        assert decoded == [token]
+
+    async def test_each_token_is_checked_and_keeps_its_user(self, verifier: TokenVerifier, decoded: list[str]) -> None:
+        ada, bob = (signer("HS256").issue(claims_of(user)) for user in ("ada", "bob"))
+
+        users = [await verifier.user_id_of(token) for token in (ada, bob, ada, bob)]
+
+        assert users == ["ada", "bob", "ada", "bob"]
+        assert decoded == [ada, bob]
+
+    async def test_another_signature_of_the_same_claims_is_checked(
+        self, verifier: TokenVerifier, decoded: list[str]
+    ) -> None:
+        token = signer("HS256").issue(claims_of("ada"))
+        forged = token.rpartition(".")[0] + "." + new_signer("HS256").issue({}).rpartition(".")[2]
+        await verifier.user_id_of(token)
+
+        assert await refusal(verifier, forged) == "signature"
+        assert decoded == [token, forged]
+
+    async def test_it_is_not_remembered_beyond_its_end(
+        self, verifier: TokenVerifier, clock: Clock, decoded: list[str]
+    ) -> None:
+        token = signer("HS256").issue(claims_of("ada", exp=int(clock.now) + 100))
+        await verifier.user_id_of(token)
+
+        clock.now = int(clock.now) + 99.5
+        await verifier.user_id_of(token)
+        assert decoded == [token]
+
+        clock.now += 0.5
+        assert await refusal(verifier, token) == "expired"
+
+    async def test_within_the_leeway_it_is_checked_each_time(self, clock: Clock, decoded: list[str]) -> None:
+        verifier = verifier_with(SharedSecret(SECRET), leeway=30)
+        token = signer("HS256").issue(claims_of("ada", exp=int(clock.now) + 100))
+        await verifier.user_id_of(token)
+
+        clock.now = int(clock.now) + 129
+        await verifier.user_id_of(token)
+        await verifier.user_id_of(token)
+        assert decoded == [token] * 3
+
+        clock.now += 1
+        assert await refusal(verifier, token) == "expired"
+
+    async def test_a_refused_token_is_checked_again(self, verifier: TokenVerifier, decoded: list[str]) -> None:
+        token = new_signer("HS256").issue(claims_of("ada"))
+
+        assert [await refusal(verifier, token) for _ in range(2)] == ["signature", "signature"]
+        assert decoded == [token, token]
+
+    async def test_a_token_of_nobody_is_checked_again(self, verifier: TokenVerifier, decoded: list[str]) -> None:
+        token = signer("HS256").issue(claims_of("ada and bob"))
+
+        assert [await refusal(verifier, token) for _ in range(2)] == ["user id", "user id"]
+        assert decoded == [token, token]
+
+    async def test_a_token_that_came_too_early_is_accepted_later(self, verifier: TokenVerifier, clock: Clock) -> None:
+        token = signer("HS256").issue(claims_of("ada", nbf=int(clock.now) + 60))
+        assert await refusal(verifier, token) == "not valid yet"
+
+        clock.now += 61
+
+        assert await verifier.user_id_of(token) == "ada"
+
+    async def test_when_there_are_too_many_the_oldest_is_forgotten(
+        self, verifier: TokenVerifier, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.core.security.tokens._REMEMBERED", 2)
+        first, second, third = (signer("HS256").issue(claims_of(user)) for user in ("ada", "bob", "eve"))
+
+        for token in (first, second, third, third, second):
+            await verifier.user_id_of(token)
+        assert decoded == [first, second, third]
+
+        await verifier.user_id_of(first)
+        assert decoded == [first, second, third, first]
+
+
+class TestWithdrawnKey:
+    @pytest.fixture(autouse=True)
+    def _without_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.core.security.jwks._RETRY", 0)
+
+    @asynccontextmanager
+    async def rotating(self, before: list[Signer], after: list[Signer]) -> AsyncIterator[TokenVerifier]:
+        """Yields a verifier that has the keys of `before`, while the issuer already publishes those of `after`."""
+        async with serving_keys(*(key.jwk for key in before)) as server, JwksClient(server.url) as keys:
+            verifier = verifier_with(keys)
+            await until(lambda: verifier.ready)
+            server.keys = [key.jwk for key in after]
+            yield verifier
+
+    async def test_its_tokens_are_no_longer_accepted(self, decoded: list[str]) -> None:
+        old, new = new_signer("EdDSA", "old"), new_signer("EdDSA", "new")
+        of_old, of_new = old.issue(claims_of("ada")), new.issue(claims_of("ada"))
+
+        async with self.rotating([old], [new]) as verifier:
+            assert [await verifier.user_id_of(of_old) for _ in range(2)] == ["ada", "ada"]
+            assert decoded == [of_old]
+            assert await verifier.user_id_of(of_new) == "ada"  # brings the new keys
+            assert await refusal(verifier, of_old) == "unknown key"
+
+    async def test_another_key_of_the_same_name_does_not_vouch_for_them(self) -> None:
+        old, same_name, new = new_signer("EdDSA", "a"), new_signer("EdDSA", "a"), new_signer("EdDSA", "b")
+        of_old = old.issue(claims_of("ada"))
+
+        async with self.rotating([old], [same_name, new]) as verifier:
+            assert await verifier.user_id_of(of_old) == "ada"
+            await verifier.user_id_of(new.issue(claims_of("ada")))
+            assert await refusal(verifier, of_old) == "signature"
+
+    async def test_a_key_that_stays_keeps_its_tokens(self, decoded: list[str]) -> None:
+        old, new = new_signer("EdDSA", "old"), new_signer("EdDSA", "new")
+        of_old, of_new = old.issue(claims_of("ada")), new.issue(claims_of("ada"))
+
+        async with self.rotating([old], [old, new]) as verifier:
+            for token in (of_old, of_new, of_old, of_old):
+                assert await verifier.user_id_of(token) == "ada"
+        assert decoded == [of_old, of_new, of_old]
+
+    async def test_as_long_as_the_keys_are_the_same_nothing_is_checked_again(self, decoded: list[str]) -> None:
+        key = new_signer("EdDSA", "old")
+        token = key.issue(claims_of("ada"))
+
+        async with self.rotating([key], [key]) as verifier:
+            await verifier.user_id_of(token)
+            await refusal(verifier, new_signer("EdDSA", "unknown").issue(claims_of("ada")))
+            await verifier.user_id_of(token)
+        assert decoded == [token]
+
+
+class TestClock:
+    def test_the_fake_one_is_the_time_of_pyjwt_too(self, clock: Clock) -> None:
+        token = sign(b'{"alg":"HS256"}', b'{"exp":%d}' % (clock.now + 100), SECRET.encode())
+        assert jwt.decode(token, SECRET, ["HS256"])
+
+        clock.now += 200
+
+        with pytest.raises(jwt.ExpiredSignatureError):
+            jwt.decode(token, SECRET, ["HS256"])

@@ -1,0 +1,312 @@
+"""The embedded PostgreSQL: one server a directory, whatever happened to it before."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from signal import SIGKILL, SIGQUIT
+from subprocess import PIPE
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import pytest
+
+from app.core.errors import StartupError
+from app.server import embedded
+from app.server.embedded import embedded_postgres
+from tests.support import execute
+
+BACKEND: Final = Path(embedded.__file__).parents[2]
+NOBODY: Final = 65_534
+PID_FILES: Final = ("postmaster.pid", ".s.PGSQL.5432.lock")
+AM_ROOT: Final = os.geteuid() == 0
+
+# Becomes another user, uses the server twice, and prints what it kept and whose it is. Imports come first,
+# because the other user may not reach Python's own files.
+USE: Final = """
+import asyncio, os, sys
+from pathlib import Path
+import asyncpg
+from app.server.embedded import embedded_postgres
+
+async def ask(dsn, sql):
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(sql)
+    finally:
+        await connection.close()
+
+user, directory = int(sys.argv[1]), Path(sys.argv[2])
+if user != os.geteuid():
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+with embedded_postgres(directory) as dsn:
+    asyncio.run(ask(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word"))
+with embedded_postgres(directory) as dsn:
+    print(asyncio.run(ask(dsn, "SELECT word FROM kept")), directory.stat().st_uid)
+"""
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("created") / "postgres"
+    with embedded_postgres(directory):
+        pass
+    return directory
+
+
+@pytest.fixture
+def directory(created: Path, tmp_path: Path) -> Iterator[Path]:
+    """The directory of a server that has run before."""
+    subprocess.run(["cp", "-a", created, tmp_path], check=True)
+    directory = tmp_path / created.name
+    yield directory
+    with suppress(FileNotFoundError, ProcessLookupError):
+        pid = postmaster(directory)
+        if Path(f"/proc/{pid}/cwd").readlink() == directory:  # and no other program's, nor our own
+            os.kill(pid, SIGQUIT)
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of an account that does not exist yet, for root to run the server as."""
+    name = "embedded_pg_test"
+    monkeypatch.setattr("app.server.embedded._ACCOUNT", name)
+    yield name
+    subprocess.run(["userdel", name], check=False, capture_output=True)
+
+
+def runs(directory: Path) -> bool:
+    return (directory / "postmaster.pid").exists()
+
+
+def postmaster(directory: Path) -> int:
+    """The process id of the server."""
+    return int((directory / "postmaster.pid").read_text().split()[0])
+
+
+def kill_server(directory: Path, dsn: str) -> None:
+    """The end that a power cut makes: of the server, and of all its children."""
+    for (pid,) in [(postmaster(directory),), *execute(dsn, "SELECT pid FROM pg_stat_activity")]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, SIGKILL)
+
+
+@contextmanager
+def program(name: str, user: int) -> "Iterator[subprocess.Popen[str]]":
+    """A program with this name that runs as this user."""
+    script = f"echo {name} > /proc/$$/comm && echo running && read line"
+    with subprocess.Popen(["sh", "-c", script], user=user, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process  # then its input is closed, which ends it
+
+
+class TestData:
+    def test_it_is_kept_across_restarts(self, directory: Path) -> None:
+        with embedded_postgres(directory) as dsn:
+            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
+        with embedded_postgres(directory) as dsn:
+            assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
+
+    def test_text_is_unicode_whatever_the_locale(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+        monkeypatch.setenv("LC_ALL", "C")
+
+        with embedded_postgres(directory) as dsn:
+            assert execute(dsn, "SELECT lower('ÄÖÜ') || current_setting('server_encoding')") == [("äöüUTF8",)]
+
+    def test_it_survives_the_kill_of_the_server_and_all_its_children(self, directory: Path) -> None:
+        with embedded_postgres(directory) as dsn:
+            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
+            kill_server(directory, dsn)
+        with embedded_postgres(directory) as dsn:
+            assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
+
+    @pytest.mark.parametrize("name", ["editor", "postgres"])
+    def test_it_is_reached_although_another_program_has_got_the_killed_ones_id(
+        self, directory: Path, name: str
+    ) -> None:
+        with embedded_postgres(directory) as dsn:
+            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
+            contents = {file: file.read_text() for file in (directory / pid_file for pid_file in PID_FILES)}
+            kill_server(directory, dsn)
+        with program(name, directory.stat().st_uid) as other:
+            for file, content in contents.items():
+                file.write_text(content.replace(content.split()[0], str(other.pid), 1))
+
+            with embedded_postgres(directory) as dsn:
+                assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
+
+
+class TestServer:
+    def test_the_last_lease_stops_it(self, directory: Path) -> None:
+        with ExitStack() as first, ExitStack() as second:
+            one = first.enter_context(embedded_postgres(directory))
+            pid = postmaster(directory)
+            two = second.enter_context(embedded_postgres(directory))
+            assert (one, postmaster(directory)) == (two, pid)
+
+            first.close()
+            assert (execute(two, "SELECT 1"), postmaster(directory)) == ([(1,)], pid)
+
+            second.close()
+            assert not runs(directory)
+
+    def test_the_variables_of_other_servers_do_not_matter(
+        self, monkeypatch: pytest.MonkeyPatch, directory: Path
+    ) -> None:
+        with ExitStack() as lease:
+            with monkeypatch.context() as environment:
+                environment.setenv("PGDATA", "/nowhere")
+                environment.setenv("PGHOSTADDR", "127.0.0.1")
+                environment.setenv("PGPORT", "1")
+                environment.setenv("PGSSLMODE", "verify-full")
+                dsn = lease.enter_context(embedded_postgres(directory))
+            assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
+
+    def test_it_listens_on_no_network(self, directory: Path) -> None:
+        with embedded_postgres(directory) as dsn:
+            assert execute(dsn, "SELECT current_setting('listen_addresses')") == [("",)]
+
+    @pytest.mark.usefixtures("account")
+    def test_four_that_start_at_once_on_a_new_machine_share_it(self, tmp_path: Path) -> None:
+        directory = tmp_path / "postgres"
+        with ExitStack() as leases, ThreadPoolExecutor(4) as pool:
+            dsns = pool.map(lambda _: leases.enter_context(embedded_postgres(directory)), range(4))
+            assert len(set(dsns)) == 1
+        assert not runs(directory)
+
+    @pytest.mark.parametrize(
+        "name", ['it\'s "mine" $HOME `id`', "a,b:c;d 100%41 &=#?+ ü", "long" * 30], ids=["quotes", "signs", "long"]
+    )
+    def test_its_directory_may_have_any_name(self, tmp_path: Path, name: str) -> None:
+        directory = tmp_path / name / "postgres"
+
+        with embedded_postgres(directory) as dsn:
+            assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
+        assert not runs(directory)
+
+    def test_half_a_directory_of_a_killed_start_is_no_obstacle(self, tmp_path: Path) -> None:
+        unfinished = tmp_path / "postgres.unfinished"
+        unfinished.mkdir(mode=0o700)
+        (unfinished / "PG_VERSION").write_text("18\n")
+
+        with embedded_postgres(tmp_path / "postgres") as dsn:
+            assert execute(dsn, "SELECT 1") == [(1,)]
+        assert not unfinished.exists()
+
+
+class TestAccount:
+    @pytest.mark.parametrize("user", [0, NOBODY] if AM_ROOT else [os.geteuid()])
+    def test_it_runs_for_root_and_for_ordinary_users_and_never_as_root(self, user: int) -> None:
+        with TemporaryDirectory() as private:  # only its owner may pass through it
+            os.chown(private, user, -1)
+            used = subprocess.run(
+                [sys.executable, "-c", USE, str(user), f"{private}/postgres"],
+                env={"PYTHONPATH": str(BACKEND), "HOME": private},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+
+        word, owner = used.stdout.split()
+        assert word == "kept"
+        assert int(owner) == user or (user == 0 and owner != "0")
+
+    def test_root_serves_the_data_of_a_user_without_a_name(self, directory: Path) -> None:
+        user = 54_321 if AM_ROOT else os.geteuid()
+        subprocess.run(["chown", "-R", str(user), directory], check=True)
+
+        with embedded_postgres(directory) as dsn:
+            assert execute(dsn, "SELECT 1") == [(1,)]
+        assert directory.stat().st_uid == user
+
+
+class TestFailure:
+    def test_without_the_wheel_one_sentence_says_what_to_do(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("app.server.embedded.find_spec", lambda _: None)
+
+        with pytest.raises(
+            StartupError, match=r"^There is no embedded PostgreSQL here; set DATABASE_URL to a [^.]*\.$"
+        ):
+            use(tmp_path / "postgres")
+
+    def test_a_server_that_does_not_start_names_its_log(self, directory: Path) -> None:
+        configuration = directory / "postgresql.conf"
+        sound = configuration.read_text()
+        configuration.write_text(f"{sound}\nnonsense = on\n")
+
+        with pytest.raises(StartupError) as caught:
+            use(directory)
+
+        log = directory / "server.log"
+        assert str(caught.value) == f"The embedded PostgreSQL did not start; see {log}."
+        assert "nonsense" in log.read_text()
+        configuration.write_text(sound)
+        use(directory)
+
+    def test_a_server_that_does_not_start_takes_no_other_program_along(self, directory: Path) -> None:
+        (directory / "postgresql.conf").write_text("nonsense = on\n")
+        with program("editor", directory.stat().st_uid) as other:
+            for name in PID_FILES:
+                (directory / name).write_text(f"{other.pid}\n")
+
+            with pytest.raises(StartupError):
+                use(directory)
+            assert other.poll() is None
+
+    def test_a_server_that_accepts_nobody_is_given_up_and_stopped(
+        self, monkeypatch: pytest.MonkeyPatch, directory: Path
+    ) -> None:
+        monkeypatch.setattr("app.server.embedded._TIMEOUT", 1)
+        (directory / "standby.signal").touch()
+        with (directory / "postgresql.conf").open("a") as configuration:
+            configuration.write("\nhot_standby = off\n")
+
+        with pytest.raises(StartupError, match=r" does not accept connections\.$"):
+            use(directory)
+        assert not runs(directory)
+
+    def test_a_cluster_that_cannot_be_made_gives_the_reason(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        initdb = tmp_path / "wheel" / "pginstall" / "bin" / "initdb"
+        initdb.parent.mkdir(parents=True)
+        initdb.write_text("#!/bin/sh\necho 'initdb: error: no space left'; exit 1\n")
+        initdb.chmod(0o755)
+        monkeypatch.setattr("app.server.embedded.find_spec", fake_wheel(tmp_path / "wheel"))
+
+        with pytest.raises(StartupError, match=r"could not be created: initdb: error: no space left$"):
+            use(tmp_path / "postgres")
+
+    def test_a_place_that_cannot_be_used_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+
+        with pytest.raises(StartupError, match=rf"^The embedded PostgreSQL cannot use {tmp_path}/file/postgres: "):
+            use(tmp_path / "file" / "postgres")
+
+    def test_a_directory_with_other_files_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "letter").touch()
+
+        with pytest.raises(StartupError, match=rf"^The embedded PostgreSQL cannot use {tmp_path}/mine: "):
+            use(tmp_path / "mine")
+        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter"]
+
+
+def use(directory: Path) -> None:
+    with embedded_postgres(directory):
+        pass
+
+
+def fake_wheel(package: Path) -> Callable[[str], ModuleSpec]:
+    spec = ModuleSpec("embedded_postgres", None, is_package=True)
+    spec.submodule_search_locations = [str(package)]
+    return lambda _: spec
