@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from app.core.database.pool import Pool
+from app.core.database.pool import SlotPool
 from tests.support import SECRET
 
 SigningKey = bytes | Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey
@@ -134,13 +134,13 @@ async def serving_keys(*jwks: dict[str, Any]) -> AsyncIterator[KeyServer]:
 def counted_checkouts() -> Iterator[list[None]]:
     """Yields a list that grows by one whenever a database connection is taken from a pool."""
     checkouts: list[None] = []
-    run = Pool.run
+    run = SlotPool.fetch
 
-    async def count(pool: Pool, *arguments: Any, **options: Any) -> Any:
+    async def count(pool: SlotPool, *arguments: Any, **options: Any) -> Any:
         checkouts.append(None)
         return await run(pool, *arguments, **options)
 
-    with patch.object(Pool, "run", count):
+    with patch.object(SlotPool, "fetch", count):
         yield checkouts
 
 

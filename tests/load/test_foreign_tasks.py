@@ -382,7 +382,7 @@ class TestControl:
     def test_a_reply_that_tells_of_the_tasks_of_others_is_found(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        anybodys = statement(select(col(Task.id)).where(col(Task.id) == bindparam("task_id")))
+        anybodys = statement(select(col(Task.id)).where(col(Task.id) == bindparam("task_id")), reads=True)
 
         async def telling(db: Database, _user_id: str, task_id: UUID, _conditions: Conditions) -> AppError:
             return ForbiddenError() if await db.fetch(anybodys, task_id=task_id) else TaskNotFoundError()

@@ -31,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.database.faults._LOOK_DELAYS", (0.05,))
+    monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.05,))
 
 
 @asynccontextmanager

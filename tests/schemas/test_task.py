@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from app.models.task import TaskRow
+from app.models.task import WireTask
 from app.schemas.task import TaskList, TaskResponse, Title, as_json
 from app.schemas.version import timestamp
 
@@ -33,7 +33,7 @@ def test_the_pattern_of_a_title_allows_exactly_the_characters_that_the_service_a
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 MOMENTS = st.datetimes(timezones=st.just(UTC)).map(timestamp)
 ROWS = st.builds(
-    TaskRow,
+    WireTask,
     st.uuids().map(str),
     TEXT,
     TEXT,
@@ -46,15 +46,15 @@ WHOLE = "2026-11-25T00:00:00.000000Z"
 
 
 @given(ROWS)
-@example(TaskRow(str(UUID(int=7)), "ada", 'Buy "oat" milk', None, completed=False, created_at=WHOLE, updated_at=WHOLE))
-def test_a_task_is_written_as_its_schema_says(row: TaskRow) -> None:
+@example(WireTask(str(UUID(int=7)), "ada", 'Buy "oat" milk', None, completed=False, created_at=WHOLE, updated_at=WHOLE))
+def test_a_task_is_written_as_its_schema_says(row: WireTask) -> None:
     documented = TaskResponse.model_validate(row, from_attributes=True).model_dump_json()
 
     assert as_json(row).decode() == documented
 
 
 @given(st.lists(ROWS, max_size=3))
-def test_so_is_a_list(rows: list[TaskRow]) -> None:
+def test_so_is_a_list(rows: list[WireTask]) -> None:
     schema = TypeAdapter(TaskList)
 
     assert as_json(rows) == schema.dump_json(schema.validate_python(rows, from_attributes=True))

@@ -1,36 +1,38 @@
-"""Everything the service answers instead of a result. `http/problems.py` renders it.
+"""Every error that the service answers with instead of a result. `http/problems.py` renders them.
 
 AppError
-├── MalformedBodyError         400  the body is not JSON text
-├── MalformedHeaderError       400  a header that cannot be read
-├── MalformedRequestError      400  not HTTP
-├── PreflightRefusedError      400  CORS does not allow it
+├── MalformedBodyError         400
+├── MalformedHeaderError       400
+├── MalformedRequestError      400
+├── PreflightRefusedError      400
 ├── UnauthenticatedError       401
-│   ├── TokenMissingError           no bearer token
-│   └── TokenInvalidError           one that is not accepted
-├── ForbiddenError             403  the token is another user's
+│   ├── TokenMissingError
+│   └── TokenInvalidError
+├── ForbiddenError             403
 ├── NotFoundError              404
-│   ├── RouteNotFoundError          no such path
-│   └── TaskNotFoundError           no such task, or another user's
+│   ├── RouteNotFoundError
+│   └── TaskNotFoundError
 ├── MethodNotAllowedError      405
-├── RequestTimeoutError        408  the request does not come to an end
-├── PreconditionFailedError    412  If-Match or If-None-Match does not hold
+├── RequestTimeoutError        408
+├── ConflictError              409
+├── PreconditionFailedError    412
 ├── BodyTooLargeError          413
 ├── UnsupportedMediaTypeError  415
-├── MisdirectedError           421  not meant for this machine
-├── InvalidRequestError        422  well-formed, but a field breaks a rule
-├── HeadTooLargeError          431  too many or too long headers
-├── InternalError              500  a defect of ours
+├── MisdirectedRequestError    421
+├── InvalidRequestError        422
+├── HeadTooLargeError          431
+├── InternalError              500
 └── UnavailableError           503
-    ├── DatabaseUnavailableError    no answer
-    ├── OverloadedError             too many requests, or no free connection
-    ├── TimedOutError               the statement did not finish, and changed nothing
-    ├── OutcomeUnknownError         a change was sent, and no answer came
-    ├── ShuttingDownError           the service ends before the request does
-    └── IssuerUnavailableError      no keys to check tokens with
+    ├── DatabaseUnavailableError
+    ├── OverloadedError
+    ├── TimedOutError
+    ├── OutcomeUnknownError
+    ├── ShuttingDownError
+    └── IssuerUnavailableError
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 from urllib.parse import unquote
 
@@ -39,7 +41,7 @@ class FieldError(NamedTuple):
     """One broken rule and where it is.
 
     `pointer` is `#/name` for the body (RFC 6901 section 6, as in the example of RFC 9457 section 3),
-    and `query/name`, `path/name` or `header/name` elsewhere.
+    and `query/name`, `path/name`, `header/name` or `cookie/name` elsewhere.
     """
 
     pointer: str
@@ -47,75 +49,69 @@ class FieldError(NamedTuple):
 
 
 class AppError(Exception):
-    """Base of the tree: a status, a stable kind, a fixed title, a sentence for this occurrence."""
+    """Base of the tree. Clients know an error by its `kind`, which never changes. People read its `detail`.
 
-    status: ClassVar[int]
-    kind: ClassVar[str]
-    title: ClassVar[str]
+    To add one: a subclass with `status` and `kind`, and `detail` unless whoever raises it says what happened.
+    """
+
+    status: int
+    kind: str
+    title: str
+    detail: str
+    headers_always: ClassVar[Mapping[str, str]] = MappingProxyType({})
     errors: tuple[FieldError, ...] = ()
 
-    def __init__(self, detail: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.headers = dict(headers or {})
+    def __init_subclass__(cls) -> None:
+        if "kind" in vars(cls) and not hasattr(cls, "title"):
+            cls.title = cls.kind.replace("-", " ").capitalize()
+
+    def __init__(self, detail: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        self.detail = self.detail if detail is None else detail
+        self.headers = {**self.headers_always, **(headers or {})}
+        super().__init__(self.detail)
 
 
 class MalformedBodyError(AppError):
     """The body is cut off or is not JSON text (RFC 8259)."""
 
-    status = 400
-    kind = "malformed-body"
-    title = "Malformed body"
+    status, kind = 400, "malformed-body"
 
 
 class MalformedHeaderError(AppError):
     """A header does not have the form that it must have."""
 
-    status = 400
-    kind = "malformed-header"
-    title = "Malformed header"
+    status, kind = 400, "malformed-header"
 
 
 class MalformedRequestError(AppError):
     """The bytes are not an HTTP request (RFC 9112)."""
 
-    status = 400
-    kind = "malformed-request"
-    title = "Malformed request"
-
-    def __init__(self) -> None:
-        super().__init__("This is not an HTTP request, or not one that can be read in one way only.")
+    status, kind = 400, "malformed-request"
+    detail = "This is not an HTTP request, or not one that can be read in one way only."
 
 
 class PreflightRefusedError(AppError):
     """The settings do not allow this origin, method or header."""
 
-    status = 400
-    kind = "preflight-refused"
-    title = "Preflight refused"
+    status, kind = 400, "preflight-refused"
 
 
 class UnauthenticatedError(AppError):
-    """Nothing proves who asks. `WWW-Authenticate` says how to (RFC 6750 section 3)."""
+    """The request does not prove who its user is. `WWW-Authenticate` says how to (RFC 6750 section 3)."""
 
-    status = 401
-    title = "Unauthenticated"
+    status, title = 401, "Unauthenticated"
 
 
 class TokenMissingError(UnauthenticatedError):
     """There is no bearer token."""
 
     kind = "token-missing"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Send a token, with the header Authorization: Bearer <token>.",
-            {"WWW-Authenticate": 'Bearer realm="tasks"'},
-        )
+    detail = "Send a token, with the header Authorization: Bearer <token>."
+    headers_always = MappingProxyType({"WWW-Authenticate": 'Bearer realm="tasks"'})
 
 
 class TokenInvalidError(UnauthenticatedError):
-    """The token is not accepted. `reason` is for the log: whoever forges tokens is not told what to mend."""
+    """The token is not accepted. `reason` is for the log: a forger is not told what to change."""
 
     kind = "token-invalid"
 
@@ -127,47 +123,36 @@ class TokenInvalidError(UnauthenticatedError):
 
 
 class ForbiddenError(AppError):
-    """The token is good, but of another user than the path's."""
+    """The token is valid, but its user is not the path's."""
 
-    status = 403
-    kind = "forbidden"
-    title = "Forbidden"
-
-    def __init__(self) -> None:
-        super().__init__("The token was issued for another user.")
+    status, kind = 403, "forbidden"
+    detail = "The token was issued for another user."
 
 
 class NotFoundError(AppError):
-    """Nothing is there."""
+    """There is nothing."""
 
-    status = 404
-    title = "Not found"
+    status, title = 404, "Not found"
 
 
 class RouteNotFoundError(NotFoundError):
     """No route has this path."""
 
     kind = "route-not-found"
-
-    def __init__(self) -> None:
-        super().__init__("There is nothing at this path.")
+    detail = "There is nothing at this path."
 
 
 class TaskNotFoundError(NotFoundError):
     """No such task, or another user's: the two are never told apart."""
 
     kind = "task-not-found"
-
-    def __init__(self) -> None:
-        super().__init__("There is no such task.")
+    detail = "There is no such task."
 
 
 class MethodNotAllowedError(AppError):
     """The path exists, the method does not. `allowed` goes into `Allow` (RFC 9110 section 15.5.6)."""
 
-    status = 405
-    kind = "method-not-allowed"
-    title = "Method not allowed"
+    status, kind = 405, "method-not-allowed"
 
     def __init__(self, allowed: Iterable[str]) -> None:
         methods = ", ".join(allowed)
@@ -177,20 +162,23 @@ class MethodNotAllowedError(AppError):
 class RequestTimeoutError(AppError):
     """The request did not arrive in `seconds`."""
 
-    status = 408
-    kind = "request-timeout"
-    title = "Request timeout"
+    status, kind = 408, "request-timeout"
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The request was not complete after {seconds:g} seconds.")
 
 
-class PreconditionFailedError(AppError):
-    """The task is not at a version that the request is meant for. `entity_tag` is the current one, if there is one."""
+class ConflictError(AppError):
+    """Another row forbids the change: a unique value is taken, or a reference has no target or is still in use."""
 
-    status = 412
-    kind = "precondition-failed"
-    title = "Precondition failed"
+    status, kind = 409, "conflict"
+    detail = "This conflicts with something that is already stored."
+
+
+class PreconditionFailedError(AppError):
+    """`If-Match` or `If-None-Match` does not hold. `entity_tag` is the current one, None for a missing task."""
+
+    status, kind = 412, "precondition-failed"
 
     def __init__(self, entity_tag: str | None) -> None:
         if entity_tag is None:
@@ -205,9 +193,7 @@ class PreconditionFailedError(AppError):
 class BodyTooLargeError(AppError):
     """The body is longer than `limit` bytes."""
 
-    status = 413
-    kind = "body-too-large"
-    title = "Body too large"
+    status, kind = 413, "body-too-large"
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"A request body may have {limit:,} bytes at most.")
@@ -216,135 +202,97 @@ class BodyTooLargeError(AppError):
 class UnsupportedMediaTypeError(AppError):
     """The body is not declared as JSON, or is compressed."""
 
-    status = 415
-    kind = "unsupported-media-type"
-    title = "Unsupported media type"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Send JSON, uncompressed, with the header Content-Type: application/json.",
-            {"Accept": "application/json"},
-        )
+    status, kind = 415, "unsupported-media-type"
+    detail = "Send JSON, uncompressed, with the header Content-Type: application/json."
+    headers_always = MappingProxyType({"Accept": "application/json"})
 
 
-class MisdirectedError(AppError):
-    """The request names another host than this machine: a web page may have led a browser here (RFC 9110 15.5.20)."""
+class MisdirectedRequestError(AppError):
+    """The request names another host than this machine (RFC 9110 section 15.5.20): a web page may have sent it."""
 
-    status = 421
-    kind = "misdirected-request"
-    title = "Misdirected request"
-
-    def __init__(self) -> None:
-        super().__init__("Without authentication the service answers on localhost only.")
+    status, kind = 421, "misdirected-request"
+    detail = "Without authentication the service answers on localhost only."
 
 
 class InvalidRequestError(AppError):
     """One or more fields break a rule; `errors` names each."""
 
-    status = 422
-    kind = "invalid-request"
-    title = "Invalid request"
+    status, kind = 422, "invalid-request"
 
-    def __init__(self, errors: Iterable[FieldError], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, errors: Iterable[FieldError]) -> None:
         self.errors = tuple(errors)
-        super().__init__("; ".join(map(_sentence, self.errors[:3])), headers)
+        super().__init__("; ".join(map(_sentence, self.errors[:3])))
 
 
 class HeadTooLargeError(AppError):
     """The request line and the headers are longer than `size` bytes, or more than `count` (RFC 6585 section 5)."""
 
-    status = 431
-    kind = "head-too-large"
-    title = "Head too large"
+    status, kind = 431, "head-too-large"
 
     def __init__(self, size: int, count: int) -> None:
         super().__init__(f"The request line and headers may have {size:,} bytes and {count} headers at most.")
 
 
 class InternalError(AppError):
-    """A defect of ours. What happened is in the log under the same request id."""
+    """A defect of the service. What happened is in the log under the same request id."""
 
-    status = 500
-    kind = "internal-error"
-    title = "Internal error"
-
-    def __init__(self) -> None:
-        super().__init__("Something went wrong on our side. Please quote the request id when you report it.")
+    status, kind = 500, "internal-error"
+    detail = "Something went wrong on our side. Please quote the request id when you report it."
 
 
 class UnavailableError(AppError):
     """The request cannot be served now; `Retry-After` is in seconds (RFC 9110 section 10.2.3)."""
 
     status = 503
-    title = "Unavailable"
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, {"Retry-After": "1"})
+    headers_always = MappingProxyType({"Retry-After": "1"})
 
 
 class DatabaseUnavailableError(UnavailableError):
     """The database cannot be reached. Nothing was changed."""
 
     kind = "database-unavailable"
-    title = "Database unavailable"
-
-    def __init__(self) -> None:
-        super().__init__("The database cannot be reached at the moment. Please try again.")
+    detail = "The database cannot be reached at the moment. Please try again."
 
 
 class OverloadedError(UnavailableError):
-    """Every connection to the database was in use for as long as a request may wait, or too many requests wait."""
+    """No connection to the database became free in time, or too many requests wait for one."""
 
     kind = "overloaded"
-    title = "Overloaded"
-
-    def __init__(self) -> None:
-        super().__init__("The service is busy at the moment. Please try again.")
+    detail = "The service is busy at the moment. Please try again."
 
 
 class TimedOutError(UnavailableError):
-    """The statement was too slow, or in the way of others, and was given up. Nothing was changed."""
+    """The statement was too slow, or blocked others, and was aborted. Nothing was changed."""
 
     kind = "timed-out"
-    title = "Timed out"
-
-    def __init__(self) -> None:
-        super().__init__("The database could not finish this in time. Please try again.")
+    detail = "The database could not finish this in time. Please try again."
 
 
 class OutcomeUnknownError(UnavailableError):
     """A change was sent to the database, and no answer came."""
 
     kind = "outcome-unknown"
-    title = "Outcome unknown"
-
-    def __init__(self) -> None:
-        super().__init__("The change may or may not have been made. Please look before you try again.")
+    detail = "The change may or may not have been made. Please look before you try again."
 
 
 class ShuttingDownError(UnavailableError):
-    """The service ends, and the request was not done by then."""
+    """The service stopped before the request was done."""
 
     kind = "shutting-down"
-    title = "Shutting down"
-
-    def __init__(self) -> None:
-        super().__init__("The service was stopped before it was done. A change may or may not have been made.")
+    detail = "The service was stopped before it was done. A change may or may not have been made."
 
 
 class IssuerUnavailableError(UnavailableError):
-    """The keys that tokens are checked with could not be fetched yet."""
+    """The keys that tokens are verified with could not be fetched yet."""
 
     kind = "issuer-unavailable"
-    title = "Issuer unavailable"
-
-    def __init__(self) -> None:
-        super().__init__("Tokens cannot be checked at the moment. Please try again.")
+    detail = "Tokens cannot be checked at the moment. Please try again."
 
 
 class StatementError(Exception):
-    """A statement failed in a way that it never should. Names the driver's class and SQLSTATE;
-    the driver's own text is left out because it may quote the user's data.
+    """A statement is wrong, or its role may not run it. Names the driver's class and SQLSTATE.
+
+    The driver's own text is left out because it may quote the user's data.
     """
 
     def __init__(self, error: BaseException) -> None:

@@ -50,8 +50,8 @@ class Task(SQLModel, table=True):
 
 
 @dataclass
-class TaskRow:
-    """A task as a statement returns it and as it goes over the wire, its fields in the order of `COLUMNS`.
+class WireTask:
+    """A task as a statement returns it and as it goes over the wire, its fields in the order of `WIRE_COLUMNS`.
 
     Times are RFC 3339, UTC with `Z` and always six digits of a second, so that they sort as text.
     """
@@ -74,5 +74,5 @@ def _on_the_wire(column: Any) -> Any:
 
 
 _table: Any = SQLModel.metadata.tables["tasks"]
-COLUMNS: Final = tuple(_on_the_wire(_table.c[field.name]) for field in fields(TaskRow))
+WIRE_COLUMNS: Final = tuple(_on_the_wire(_table.c[field.name]) for field in fields(WireTask))
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())

@@ -29,7 +29,7 @@ async def get_liveness() -> Health:
 @router.get("/ready", responses=problems(IssuerUnavailableError(), DatabaseUnavailableError()), **PUBLIC)
 async def get_readiness(db: Db, tokens: Tokens) -> Health:
     """Whether the database could be used when last asked, and there are keys to check tokens with. Asks nothing."""
-    if not db.reachable:
+    if not db.usable:
         raise DatabaseUnavailableError
     if tokens and not tokens.ready:
         raise IssuerUnavailableError

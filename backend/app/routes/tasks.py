@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from app.http.contract import ContractRoute
 from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
-from app.models.task import TaskRow
+from app.models.task import WireTask
 from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
 from app.schemas.task import (
     Completion,
@@ -94,7 +94,7 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _reply(task: TaskRow, status: HTTPStatus = HTTPStatus.OK) -> Response:
+def _reply(task: WireTask, status: HTTPStatus = HTTPStatus.OK) -> Response:
     return Response(as_json(task), status, {"ETag": entity_tag(task.updated_at)}, "application/json")
 
 

@@ -19,7 +19,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN, TaskRow
+from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN, WireTask
 from app.schemas.version import timestamp
 
 SEARCH_MAX: Final = 200
@@ -135,7 +135,7 @@ class TaskResponse(BaseModel):
 TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LIMIT_MAX})]
 
 
-def as_json(content: TaskRow | list[TaskRow]) -> bytes:
+def as_json(content: WireTask | list[WireTask]) -> bytes:
     """Returns a TaskResponse or a TaskList."""
     return orjson.dumps(content)
 

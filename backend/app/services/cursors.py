@@ -1,52 +1,143 @@
-"""Cursors: where a list goes on, opaque to the client and bound to the list that it came from."""
+"""Keyset pagination: a page starts after the last row of the page before, so it costs the same wherever it is.
 
+A cursor carries that row's sort key and id. It is opaque to the client and bound to the list that it came from.
+"""
+
+import enum
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import Enum, Select, Text, Uuid, and_, bindparam, cast, or_, tuple_
+
 from app.core.errors import FieldError, InvalidRequestError
-from app.schemas.task import Sort
 
 _CHECKSUM: Final = 8  # bytes; detects damage and mix-ups. It guards no secret: every list is the owner's own
 _ID: Final = 16
+_NULL: Final = b"\xff"  # is in no UTF-8 text
+_BIGINT: Final = range(-(2**63), 2**63)
+
+
+class SortKey(NamedTuple):
+    """A column that lists can be sorted by. `nullable` puts the rows without a value last, in both directions."""
+
+    column: Any
+    kind: type
+    nullable: bool = False
 
 
 class Position(NamedTuple):
-    """The last task of a page: its sort key and its id."""
+    """The last row of a page: its sort key, None for NULL, and its id."""
 
-    key: datetime | str
+    key: object
     id: UUID
 
 
-def encode_cursor(position: Position, sort: Sort, scope: str) -> str:
+def sort_key(column: Any) -> SortKey:
+    """Returns the key for a column of a model. Raises TypeError for a type that a cursor cannot carry."""
+    kind = str if isinstance(column.type, Enum) else column.type.python_type
+    if kind not in _READERS:
+        message = f"a cursor cannot carry {column.type!r} of {column}: sort by another column"
+        raise TypeError(message)
+    return SortKey(column, kind, column.nullable)
+
+
+def page_after(
+    query: Select[Any], key: SortKey, row_id: Any, *, descending: bool, resumed: bool, in_nulls: bool = False
+) -> Select[Any]:
+    """Returns the query in the order of `key`, ties by `row_id`. Unless `resumed`, it begins with the first row.
+
+    A resumed page begins after the position that the statement gets as `after_key` and `after_id`; with `in_nulls`,
+    where the position's key is None, it gets no `after_key`.
+    """
+    order = [key.column.desc(), row_id.desc()] if descending else [key.column, row_id]
+    if key.nullable:
+        order[0] = order[0].nulls_last()
+    if resumed:
+        query = query.where(_is_after(key, row_id, descending=descending, in_nulls=in_nulls))
+    return query.order_by(*order)
+
+
+def _is_after(key: SortKey, row_id: Any, *, descending: bool, in_nulls: bool) -> Any:
+    after_id = bindparam("after_id", type_=Uuid)
+    if in_nulls:
+        return and_(key.column.is_(None), row_id < after_id if descending else row_id > after_id)
+    row, position = tuple_(key.column, row_id), tuple_(_key_parameter(key.column.type), after_id)
+    beyond = row < position if descending else row > position
+    return or_(beyond, key.column.is_(None)) if key.nullable else beyond
+
+
+def _key_parameter(type_: Any) -> Any:
+    """An Enum goes to the database as its label, which asyncpg takes as text."""
+    if isinstance(type_, Enum):
+        return cast(bindparam("after_key", type_=Text), type_)
+    return bindparam("after_key", type_=type_)
+
+
+def encode_cursor(position: Position, sort: str, scope: str) -> str:
     """Returns `position` as URL-safe text, bound to `sort` and `scope`: all that decides what the list holds."""
-    return _sealed(position.id.bytes + str(position.key).encode(), sort, scope)
+    key = position.key.name if isinstance(position.key, enum.Enum) else position.key
+    return _sealed(position.id.bytes + (_NULL if key is None else str(key).encode()), sort, scope)
 
 
-def decode_cursor(cursor: str, sort: Sort, scope: str) -> Position:
+def decode_cursor(cursor: str, sort: str, scope: str, key: SortKey) -> Position:
     """Returns the position in `cursor`. Raises InvalidRequestError for a broken or foreign one."""
-    with suppress(ValueError, OverflowError):
+    with suppress(ValueError, OverflowError, ArithmeticError, KeyError):
         content = urlsafe_b64decode(cursor + "==")[_CHECKSUM:]
         if cursor == _sealed(content, sort, scope):
-            return Position(_key(content[_ID:].decode(), sort), UUID(bytes=content[:_ID]))
+            return Position(_read_key(content[_ID:], key), UUID(bytes=content[:_ID]))
     raise InvalidRequestError([FieldError("query/cursor", "does not belong to this list; start again without it")])
 
 
-def _key(text: str, sort: Sort) -> datetime | str:
+def _read_key(content: bytes, key: SortKey) -> object:
     """Raises ValueError for what the database would refuse: the checksum is no secret, so it proves nothing."""
-    if sort.endswith("title"):
-        if "\0" in text:
-            raise ValueError
-        return text
-    return datetime.fromisoformat(text).astimezone(UTC)
+    if content == _NULL and key.nullable:
+        return None
+    return _READERS[key.kind](content.decode())
 
 
-def _sealed(content: bytes, sort: Sort, scope: str) -> str:
+def _read_text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError
+    return text
+
+
+def _read_integer(text: str) -> int:
+    number = int(text)
+    if number not in _BIGINT:
+        raise ValueError
+    return number
+
+
+def _read_decimal(text: str) -> Decimal:
+    number = Decimal(text)
+    if not number.is_finite():
+        raise ValueError
+    return number
+
+
+_READERS: Final[Mapping[type, Callable[[str], object]]] = MappingProxyType(
+    {
+        str: _read_text,
+        int: _read_integer,
+        bool: {"True": True, "False": False}.__getitem__,
+        Decimal: _read_decimal,
+        datetime: lambda text: datetime.fromisoformat(text).astimezone(UTC),
+        date: date.fromisoformat,
+        UUID: UUID,
+    }
+)
+
+
+def _sealed(content: bytes, sort: str, scope: str) -> str:
     return urlsafe_b64encode(_checksum(content, sort, scope) + content).rstrip(b"=").decode()
 
 
-def _checksum(content: bytes, sort: Sort, scope: str) -> bytes:
+def _checksum(content: bytes, sort: str, scope: str) -> bytes:
     return blake2b(content, digest_size=_CHECKSUM, key=blake2b(f"{sort} {scope}".encode()).digest()).digest()

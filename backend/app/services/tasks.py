@@ -12,7 +12,6 @@ from sqlalchemy import (
     Boolean,
     DateTime,
     Text,
-    Uuid,
     all_,
     any_,
     bindparam,
@@ -23,7 +22,6 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -40,10 +38,10 @@ from app.core.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
-from app.models.task import COLUMNS, Task, TaskRow
+from app.models.task import WIRE_COLUMNS, Task, WireTask
 from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.schemas.version import UNCONDITIONAL, Conditions, entity_tag
-from app.services.cursors import Position, decode_cursor, encode_cursor
+from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
 
 # SQLAlchemy keeps the columns' names for itself in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
@@ -53,15 +51,15 @@ _NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("in
 _VERSIONS: Final = ARRAY(DateTime(timezone=True))
 _MATCH: Final = cast(bindparam("match", type_=ARRAY(Text)), _VERSIONS)
 _NONE_MATCH: Final = cast(bindparam("none_match", type_=ARRAY(Text)), _VERSIONS)
-# The task that is asked for, if it is at a version that the request is meant for; NULL puts no condition.
-_MEANT: Final = (
+# The task in the path, if If-Match and If-None-Match hold for its version; NULL puts no condition.
+_MATCHES_REQUEST: Final = (
     _OWNER,
     col(Task.id) == bindparam("task_id"),
     or_(_MATCH.is_(None), col(Task.updated_at) == any_(_MATCH)),
     or_(_NONE_MATCH.is_(None), col(Task.updated_at) != all_(_NONE_MATCH)),
 )
 
-_GET: Final = statement(select(*COLUMNS).where(*_MEANT))
+_GET: Final = statement(select(*WIRE_COLUMNS).where(*_MATCHES_REQUEST), reads=True)
 _CREATE: Final = statement(
     insert(Task)
     .values(
@@ -72,11 +70,12 @@ _CREATE: Final = statement(
         completed=bindparam("new_completed"),
     )
     .on_conflict_do_nothing(index_elements=[col(Task.user_id), col(Task.id)])
-    .returning(*COLUMNS)
+    .returning(*WIRE_COLUMNS),
+    reads=False,
 )
 _UPDATE: Final = statement(
     update(Task)
-    .where(*_MEANT)
+    .where(*_MATCHES_REQUEST)
     .values(
         title=func.coalesce(bindparam("new_title", type_=Text), col(Task.title)),
         description=case(
@@ -86,18 +85,20 @@ _UPDATE: Final = statement(
         completed=func.coalesce(bindparam("new_completed", type_=Boolean), col(Task.completed)),
         updated_at=_NEXT_VERSION,
     )
-    .returning(*COLUMNS)
+    .returning(*WIRE_COLUMNS),
+    reads=False,
 )
 _COMPLETE: Final = statement(
     update(Task)
-    .where(*_MEANT)
+    .where(*_MATCHES_REQUEST)
     .values(
         completed=func.coalesce(bindparam("new_completed", type_=Boolean), ~col(Task.completed)),
         updated_at=_NEXT_VERSION,
     )
-    .returning(*COLUMNS)
+    .returning(*WIRE_COLUMNS),
+    reads=False,
 )
-_DELETE: Final = statement(delete(Task).where(*_MEANT).returning(*COLUMNS))
+_DELETE: Final = statement(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE_COLUMNS), reads=False)
 
 _FILTERS: Final = {  # each that is asked for applies; `status` and `completed` may contradict each other
     "status": col(Task.completed) == bindparam("status", type_=Boolean),
@@ -109,10 +110,10 @@ _FILTERS: Final = {  # each that is asked for applies; `status` and `completed` 
 }
 _WILDCARDS: Final = re.compile(r"[\\%_]")
 # COLLATE "C" sorts by code point on every server, and keeps cursors valid across upgrades of its locales.
-_SORT_KEYS: Final[dict[str, Any]] = {
-    "created_at": col(Task.created_at),
-    "updated_at": col(Task.updated_at),
-    "title": col(Task.title).collate("C"),
+SORT_KEYS: Final[dict[str, SortKey]] = {
+    "created_at": sort_key(col(Task.created_at)),
+    "updated_at": sort_key(col(Task.updated_at)),
+    "title": SortKey(col(Task.title).collate("C"), str),
 }
 _KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # of ids made from keys (RFC 9562 section 5.5)
 
@@ -120,14 +121,14 @@ _KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # of ids m
 class CreatedTask(NamedTuple):
     """A task, and whether an earlier request with the same key had made it."""
 
-    task: TaskRow
+    task: WireTask
     replayed: bool
 
 
 class TaskPage(NamedTuple):
     """Tasks in the order asked for; `next_cursor` is None on the last page."""
 
-    tasks: list[TaskRow]
+    tasks: list[WireTask]
     next_cursor: str | None
 
 
@@ -137,15 +138,16 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     scope = repr((user_id, filters))
     values = {"owner": user_id, "limit": query.limit + 1, **filters}
     if query.cursor:
-        values["after_key"], values["after_id"] = decode_cursor(query.cursor, query.sort, scope)
+        position = decode_cursor(query.cursor, query.sort, scope, SORT_KEYS[query.sort.removeprefix("-")])
+        values |= {"after_key": position.key, "after_id": position.id}
     records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
-    tasks = [TaskRow(*record) for record in records[: query.limit]]
+    tasks = [WireTask(*record) for record in records[: query.limit]]
     if len(records) == len(tasks):
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
 
 
-async def get_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> TaskRow:
+async def get_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> WireTask:
     """Returns the task. Raises TaskNotFoundError or PreconditionFailedError."""
     return await _one(db, _GET, user_id, task_id, conditions)
 
@@ -159,7 +161,7 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
     while True:
         # The id makes it repeatable: what was sent twice is inserted once.
         if records := await db.fetch(_CREATE, repeatable=True, owner=user_id, task_id=task_id, **values):
-            return CreatedTask(TaskRow(*records[0]), replayed=False)
+            return CreatedTask(WireTask(*records[0]), replayed=False)
         try:
             task = await get_task(db, user_id, task_id, UNCONDITIONAL)
         except TaskNotFoundError:
@@ -172,7 +174,7 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
 
 async def update_task(
     db: Database, user_id: str, task_id: UUID, changes: TaskUpdate, conditions: Conditions
-) -> TaskRow:
+) -> WireTask:
     """Returns the task with `changes` merged in; without any it is not touched.
 
     Raises TaskNotFoundError or PreconditionFailedError.
@@ -194,7 +196,7 @@ async def update_task(
 
 async def complete_task(
     db: Database, user_id: str, task_id: UUID, completed: bool | None, conditions: Conditions
-) -> TaskRow:
+) -> WireTask:
     """Returns the task, `completed` set as asked or, with None, flipped atomically.
 
     Raises TaskNotFoundError or PreconditionFailedError.
@@ -218,7 +220,7 @@ async def _one(
     *,
     repeatable: bool = True,
     **values: object,
-) -> TaskRow:
+) -> WireTask:
     records = await db.fetch(
         query,
         repeatable=repeatable and conditions == UNCONDITIONAL,  # one that has held once need not hold again
@@ -230,7 +232,7 @@ async def _one(
     )
     if not records:
         raise await _refusal(db, user_id, task_id, conditions)
-    return TaskRow(*records[0])
+    return WireTask(*records[0])
 
 
 def _texts(versions: Sequence[datetime] | None) -> list[str] | None:
@@ -249,7 +251,7 @@ async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Condit
     return PreconditionFailedError(entity_tag(current.updated_at))
 
 
-def _refuse_other_content(new: TaskCreate, task: TaskRow) -> None:
+def _refuse_other_content(new: TaskCreate, task: WireTask) -> None:
     """Raises InvalidRequestError if `task` was made with another content than `new`. A changed one does not tell."""
     content = (new.title, new.description, new.completed)
     if task.updated_at == task.created_at and content != (task.title, task.description, task.completed):
@@ -270,18 +272,12 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
 
 @cache
 def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
-    """Keyset pagination: a page starts after a position, so it costs the same wherever it is."""
-    key, task_id = _SORT_KEYS[sort.removeprefix("-")], col(Task.id)
-    position = tuple_(bindparam("after_key", type_=key.type), bindparam("after_id", type_=Uuid))
-    query = select(*COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
-    if sort.startswith("-"):
-        query = query.where(tuple_(key, task_id) < position) if resumed else query
-        query = query.order_by(key.desc(), task_id.desc())
-    else:
-        query = query.where(tuple_(key, task_id) > position) if resumed else query
-        query = query.order_by(key, task_id)
-    return statement(query.limit(bindparam("limit")))
+    """Returns the statement for a page; `resumed` begins it after a position."""
+    query = select(*WIRE_COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
+    key, descending = SORT_KEYS[sort.removeprefix("-")], sort.startswith("-")
+    ordered = page_after(query, key, col(Task.id), descending=descending, resumed=resumed)
+    return statement(ordered.limit(bindparam("limit")), reads=True)
 
 
-def _position(task: TaskRow, sort: Sort) -> Position:
+def _position(task: WireTask, sort: Sort) -> Position:
     return Position(getattr(task, sort.removeprefix("-")), UUID(task.id))

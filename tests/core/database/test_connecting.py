@@ -15,7 +15,7 @@ from tests.support import until
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.database.connecting._PATIENCE", 0.2)
+    monkeypatch.setattr("app.core.database.connecting._ATTEMPT_INTERVAL", 0.2)
 
 
 @pytest.fixture

@@ -16,7 +16,10 @@ from sqlalchemy import Integer, Text, bindparam, cast, func, literal_column, mak
 
 from app.core.database import Database, Statement, statement
 from app.core.errors import (
+    AppError,
+    ConflictError,
     DatabaseUnavailableError,
+    InvalidRequestError,
     OutcomeUnknownError,
     OverloadedError,
     StatementError,
@@ -26,12 +29,12 @@ from app.server.embedded import embedded_postgres
 from tests.faults import fault_proxy
 from tests.support import until
 
-ECHO: Final = statement(select(bindparam("value", type_=Text)))
-PID: Final = statement(select(func.pg_backend_pid()))
-SLEEP: Final = statement(select(func.pg_sleep(literal_column("60"))))
-TO_NUMBER: Final = statement(select(cast(bindparam("value", type_=Text), Integer)))
-TAKE_NUMBER: Final = statement(select(bindparam("value", type_=Integer)))
-FAIL: Final = statement(select(func.fail(bindparam("value", type_=Text))))
+ECHO: Final = statement(select(bindparam("value", type_=Text)), reads=True)
+PID: Final = statement(select(func.pg_backend_pid()), reads=True)
+SLEEP: Final = statement(select(func.pg_sleep(literal_column("60"))), reads=True)
+TO_NUMBER: Final = statement(select(cast(bindparam("value", type_=Text), Integer)), reads=True)
+TAKE_NUMBER: Final = statement(select(bindparam("value", type_=Integer)), reads=True)
+FAIL: Final = statement(select(func.fail(bindparam("value", type_=Text))), reads=True)
 
 MakeDatabase = Callable[..., Database]
 
@@ -124,7 +127,7 @@ async def silent_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.database.faults._LOOK_DELAYS", (0.01,))
+    monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
 
 
 def searches() -> list[str]:
@@ -166,17 +169,16 @@ async def sleeps(database: asyncpg.Connection, pid: int) -> bool:
 
 class TestStatement:
     async def test_values_go_by_name(self, db: Database) -> None:
-        both = statement(select(bindparam("b", type_=Text), bindparam("a", type_=Text), bindparam("b", type_=Text)))
+        both = statement(
+            select(bindparam("b", type_=Text), bindparam("a", type_=Text), bindparam("b", type_=Text)), reads=True
+        )
 
         assert [tuple(record) for record in await db.fetch(both, a="A", b="B")] == [("B", "A", "B")]
 
     @pytest.mark.parametrize(
         ("query", "value", "reason"),
         [
-            (TO_NUMBER, "s3cret", "InvalidTextRepresentationError 22P02"),
-            (TAKE_NUMBER, "s3cret", "DataError 22000"),
-            (ECHO, "s3cret\0", "CharacterNotInRepertoireError 22021"),
-            (FAIL, "23505", "UniqueViolationError 23505"),
+            (FAIL, "42P01", "UndefinedTableError 42P01"),
             (FAIL, "42501", "InsufficientPrivilegeError 42501"),
         ],
     )
@@ -191,6 +193,31 @@ class TestStatement:
         assert str(caught.value) == reason
         assert "s3cret" not in "".join(traceback.format_exception(caught.value))
         assert await fetch_value(db, PID) == pid
+
+    @pytest.mark.parametrize(
+        ("query", "value", "expected"),
+        [
+            (TO_NUMBER, "s3cret", InvalidRequestError),
+            (TAKE_NUMBER, "s3cret", InvalidRequestError),
+            (ECHO, "s3cret\0", InvalidRequestError),
+            (FAIL, "23502", InvalidRequestError),
+            (FAIL, "23514", InvalidRequestError),
+            (FAIL, "23503", ConflictError),
+            (FAIL, "23505", ConflictError),
+            (FAIL, "23P01", ConflictError),
+        ],
+    )
+    async def test_a_value_that_the_database_refuses_is_an_error_of_the_client_without_its_words(
+        self, db: Database, query: Any, value: str, expected: type[AppError]
+    ) -> None:
+        pid = await fetch_value(db, PID)
+
+        with pytest.raises(expected) as caught:
+            await db.fetch(query, value=value)
+
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+        assert await fetch_value(db, PID) == pid
+        assert db.usable
 
     @pytest.mark.parametrize("state", ["08006", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05"])
     async def test_a_server_that_cannot_serve_now_is_unavailable(self, db: Database, state: str) -> None:
@@ -216,7 +243,7 @@ class TestLostConnection:
         await database.execute("SELECT 1")  # by then the end has arrived here too
 
         assert await fetch_value(db, PID) != pid
-        assert db.reachable
+        assert db.usable
 
     async def test_one_that_ends_within_a_statement_is_unavailable_and_replaced(
         self, db: Database, database: asyncpg.Connection, caplog: pytest.LogCaptureFixture
@@ -228,7 +255,7 @@ class TestLostConnection:
             await sleep
         assert "database unavailable: ConnectionDoesNotExistError 08003" in caplog.messages
         assert await fetch_value(db, PID) != pid
-        assert db.reachable
+        assert db.usable
 
     async def test_a_cancelled_statement_ends_at_the_server_and_leaves_the_pool_whole(
         self, db: Database, database: asyncpg.Connection
@@ -238,7 +265,7 @@ class TestLostConnection:
 
         with pytest.raises(asyncio.CancelledError):
             await sleep
-        assert db.reachable
+        assert db.usable
         assert await fetch_value(db) == "there"
         while await sleeps(database, pid):
             pass
@@ -246,14 +273,14 @@ class TestLostConnection:
     async def test_a_deadline_ends_a_statement_likewise(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, database: asyncpg.Connection
     ) -> None:
-        monkeypatch.setattr("app.core.database.pool._STATEMENT_TIMEOUT", 0.5)
+        monkeypatch.setattr("app.core.database.engine.STATEMENT_TIMEOUT", 0.5)
         db = make_database()
         sleep, pid = await start_sleep(db, database)
 
         with pytest.raises(TimedOutError):
             await sleep
-        assert not db.reachable  # until it has been asked
-        await until(lambda: db.reachable)
+        assert not db.usable  # until it has been asked
+        await until(lambda: db.usable)
         assert await fetch_value(db) == "there"
         while await sleeps(database, pid):
             pass
@@ -277,7 +304,7 @@ class TestLostConnection:
     async def test_after_one_that_says_nothing_none_that_was_open_before_is_trusted(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase
     ) -> None:
-        monkeypatch.setattr("app.core.database.pool._STATEMENT_TIMEOUT", 0.5)
+        monkeypatch.setattr("app.core.database.engine.STATEMENT_TIMEOUT", 0.5)
         db = make_database(pool_size=3)
         before = set(await asyncio.gather(*(fetch_value(db, PID) for _ in range(3))))
         assert len(before) == 3
@@ -312,7 +339,7 @@ class TestAgain:
         await end_sleep(database, fetch)
 
         assert [tuple(record) for record in await fetch] == [(2,)]
-        assert db.reachable
+        assert db.usable
 
     async def test_another_change_is_not_and_its_outcome_is_unknown(
         self, db: Database, database: asyncpg.Connection, tries: str
@@ -330,7 +357,7 @@ class TestAgain:
         self, db: Database, tries: str, state: str
     ) -> None:
         assert [tuple(record) for record in await db.fetch(counting(reads=False), name=tries, state=state)] == [(2,)]
-        assert db.reachable
+        assert db.usable
 
     @pytest.mark.parametrize("state", ["08007", "40003"])
     async def test_of_what_it_cannot_tell_the_outcome_is_unknown(self, db: Database, tries: str, state: str) -> None:
@@ -352,7 +379,7 @@ class TestAgain:
     async def test_nor_is_what_the_server_did_not_answer(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, tries: str, *, reads: bool, expected: type
     ) -> None:
-        monkeypatch.setattr("app.core.database.pool._STATEMENT_TIMEOUT", 0.5)
+        monkeypatch.setattr("app.core.database.engine.STATEMENT_TIMEOUT", 0.5)
         db = make_database()
 
         with pytest.raises(expected):
@@ -378,7 +405,7 @@ class TestAgain:
     async def test_when_the_database_is_known_to_be_away_one_attempt_is_made(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
     ) -> None:
-        monkeypatch.setattr("app.core.database.faults._LOOK_DELAYS", (60,))
+        monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (60,))
         with fault_proxy(own_dsn) as proxy:
             db = make_database(proxy.dsn)
             proxy.refuses = True
@@ -429,7 +456,7 @@ class TestLimit:
             db = make_database(proxy.dsn, pool_timeout=0.05)
 
             assert await asyncio.gather(*(fetch_value(db) for _ in range(3))) == ["there"] * 3
-            await asyncio.sleep(1)  # when they had lost patience
+            await asyncio.sleep(1)  # when they had timed out
             assert await fetch_value(db) == "there"
 
     async def test_one_that_waits_for_longer_than_that_is_overloaded(
@@ -483,10 +510,10 @@ class TestFitness:
 
         assert not await db.check()
         assert await fetch_value(db) == "there"
-        assert not db.reachable
+        assert not db.usable
         await owner.execute(give)
         await owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'fit'")
-        await until(lambda: db.reachable)
+        await until(lambda: db.usable)
 
         assert caplog.messages.count(f"database cannot be used: {reason}") == 1
         assert caplog.messages[-1] == "database can be used"
@@ -502,7 +529,7 @@ class TestFitness:
 
         with pytest.raises(StatementError):
             await db.fetch(Statement("TABLE things", (), reads=True))
-        await until(lambda: not db.reachable)
+        await until(lambda: not db.usable)
         await db.close()
 
 
@@ -537,7 +564,7 @@ class TestPool:
         with pytest.raises(OverloadedError):
             await fetch_value(db)
         assert not await db.check()
-        assert db.reachable
+        assert db.usable
         sleep.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sleep
@@ -597,9 +624,9 @@ class TestPool:
 
 class TestReachable:
     async def test_nothing_is_known_before_the_first_answer(self, db: Database) -> None:
-        assert not db.reachable
+        assert not db.usable
         assert await db.check()
-        assert db.reachable
+        assert db.usable
 
     @pytest.mark.parametrize("address", ["127.0.0.1:{port}/tasks", "/tasks?host=/nowhere"])
     async def test_where_nobody_listens_the_database_is_unavailable(
@@ -610,7 +637,7 @@ class TestReachable:
         with pytest.raises(DatabaseUnavailableError):
             await fetch_value(db)
         assert not await db.check()
-        assert not db.reachable
+        assert not db.usable
         [warning] = caplog.messages  # one for the outage, not one for each statement
         assert warning.startswith("database unavailable: ")
         assert "s3cret" not in caplog.text
@@ -641,10 +668,10 @@ class TestReachable:
 
             server.close()
             assert not await db.check()
-            assert not db.reachable
+            assert not db.usable
 
             server.enter_context(embedded_postgres(tmp_path / "postgres"))
-            await until(lambda: db.reachable)
+            await until(lambda: db.usable)
             assert await fetch_value(db) == "there"
 
     async def test_closing_ends_the_search_for_a_lost_server(

@@ -6,7 +6,7 @@ from socket import gaierror
 import asyncpg
 import pytest
 
-from app.core.database.faults import is_away
+from app.core.database.faults import may_recover
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from app.core.database.faults import is_away
     ids=repr,
 )
 def test_what_may_pass_is_waited_for(error: Exception) -> None:
-    assert is_away(error)
+    assert may_recover(error)
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_what_may_pass_is_waited_for(error: Exception) -> None:
     ids=repr,
 )
 def test_what_stays_wrong_is_not(error: Exception) -> None:
-    assert not is_away(error)
+    assert not may_recover(error)

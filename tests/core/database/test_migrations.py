@@ -47,7 +47,7 @@ for _ in range(10):
     services.append(service)
 print(*(os.waitstatus_to_exitcode(os.waitpid(service, 0)[1]) for service in services))
 """
-COLUMNS: Final = """
+WIRE_COLUMNS: Final = """
     SELECT column_name, data_type, is_nullable, column_default, collation_name, ordinal_position
     FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 6
 """
@@ -56,7 +56,7 @@ WAIT: Final = """
 import logging, sys
 from app.core.database import faults, migrations
 logging.basicConfig(level="WARNING", format="%(message)s")
-faults._LOOK_DELAYS = (0.05,)
+faults._PROBE_DELAYS = (0.05,)
 migrations.migrate(sys.argv[1])
 """
 CONSTRAINTS: Final = """
@@ -106,7 +106,7 @@ def alembic(directory: Path, environment: dict[str, str], *arguments: str) -> "s
 
 def structure(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
     return {
-        "columns": execute(dsn, COLUMNS),
+        "columns": execute(dsn, WIRE_COLUMNS),
         "constraints": execute(dsn, CONSTRAINTS),
         "indexes": execute(dsn, INDEXES),
     }
@@ -291,7 +291,7 @@ class TestMigrate:
     def test_one_that_comes_is_migrated(self, tmp_path: Path) -> None:
         socket_directory = tmp_path / "postgres"
         with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("app.core.database.faults._LOOK_DELAYS", (0.05,))
+            patch.setattr("app.core.database.faults._PROBE_DELAYS", (0.05,))
             migration = threads.submit(migrate, f"postgresql://postgres@/postgres?host={socket_directory}")
             with embedded_postgres(socket_directory) as dsn:
                 migration.result()

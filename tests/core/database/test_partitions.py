@@ -46,7 +46,7 @@ FILL: Final = """
     SELECT 'user-' || owner, gen_random_uuid(), 'Buy oat milk', task % 2 = 0
     FROM generate_series(1, $1) AS owner, generate_series(1, $2) AS task
 """
-STATEMENTS: Final = {statement(clause) for path in SERVICES for clause, _ in made_by(path)}
+STATEMENTS: Final = {statement(clause, reads=False) for path in SERVICES for clause, _ in made_by(path)}
 # Where rows are found, and not only put.
 SEARCHES: Final = sorted(query for query in STATEMENTS if not query.sql.startswith("INSERT"))
 

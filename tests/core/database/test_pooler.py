@@ -48,7 +48,7 @@ from app.core.database import Database, statement
 async def main():
     database = Database(sys.argv[1], pool_size=1, pool_timeout=10, concurrency_limit=10, prepares=True)
     await database.check()
-    names = statement(select(column("name")).select_from(table("pg_prepared_statements")))
+    names = statement(select(column("name")).select_from(table("pg_prepared_statements")), reads=True)
     print(*(name for [name] in await database.fetch(names)))
     await database.close()
 

@@ -17,7 +17,7 @@ import trustme
 from sqlalchemy import make_url
 
 from app.core.database import Database
-from app.core.database.faults import is_away
+from app.core.database.faults import may_recover
 from app.core.database.migrations import migrate
 from app.core.errors import StartupError
 from tests.servers import Postgres, postgres
@@ -286,7 +286,7 @@ class TestManInTheMiddle:
 
 
 class TestStart:
-    """What a start waits for: see `is_away`."""
+    """What a start waits for: see `may_recover`."""
 
     @pytest.mark.parametrize("mode", ["require", "prefer"])
     async def test_who_hangs_up_before_tls_may_be_a_proxy_whose_server_comes_back(self, mode: str) -> None:
@@ -294,14 +294,14 @@ class TestStart:
             with pytest.raises(OSError, match="connection_lost") as fault:
                 await asyncpg.connect(f"{dsn}?sslmode={mode}")
 
-        assert is_away(fault.value)
+        assert may_recover(fault.value)
 
     async def test_a_server_without_tls_stays_without(self) -> None:
         async with Middle(b"N").listening() as dsn:
             with pytest.raises(OSError, match="rejected SSL upgrade") as fault:
                 await asyncpg.connect(f"{dsn}?sslmode=require")
 
-        assert not is_away(fault.value)
+        assert not may_recover(fault.value)
 
 
 class TestDirectTls:

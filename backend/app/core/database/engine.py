@@ -1,16 +1,25 @@
-"""How a statement runs: compiled once, in autocommit, by the driver, and again where a fault has passed."""
+"""The async engine, the two ways to use it, and whether its database is usable."""
 
 import asyncio
 import logging
 import random
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
 
 import asyncpg
-from sqlalchemy import ClauseElement, Select, func, literal_column, make_url, select
+from sqlalchemy import event, func, literal_column, select
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.database.connecting import connect
+from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
-from app.core.database.faults import is_unprepared, look_delays, may_pass, sqlstate
-from app.core.database.pool import Pool
+from app.core.database.faults import is_transient, is_unprepared, probe_delays, sqlstate, translate_error
+from app.core.database.pool import STATEMENT_TIMEOUT, SlotPool
+from app.core.database.statement import Statement, statement
 from app.core.errors import (
     DatabaseUnavailableError,
     OutcomeUnknownError,
@@ -19,45 +28,19 @@ from app.core.errors import (
     UnavailableError,
 )
 
-_RETRY_WITHIN: Final = 5  # seconds; a statement that has waited for longer is not tried again
-_RETRY_PAUSE: Final = (0.05, 0.25)  # seconds, from and to: those who were cut off together return one by one
-
-_logger = logging.getLogger(__name__)
-_DIALECT: Final[Any] = make_url("postgresql+asyncpg://").get_dialect()()
-
-
-class Statement(NamedTuple):
-    """SQL for asyncpg: `$1` stands for the value of the first of `names`. `reads`: it changes nothing."""
-
-    sql: str
-    names: tuple[str, ...]
-    reads: bool
-
-
-def statement(clause: ClauseElement) -> Statement:
-    """Returns the clause compiled for asyncpg, to be made once and run often."""
-    compiled: Any = clause.compile(dialect=_DIALECT)
-    return Statement(compiled.string, tuple(compiled.positiontup), isinstance(clause, Select))
-
-
-def _setting(name: str) -> Any:
-    return func.current_setting(literal_column(f"'{name}'"))
-
-
-def _may(right: str, table: str) -> Any:
-    """NULL where there is no such table."""
-    return func.has_table_privilege(func.to_regclass(literal_column(f"'{table}'")), literal_column(f"'{right}'"))
-
-
+_RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
+_RETRY_PAUSE: Final = (0.05, 0.25)  # seconds, a random time between the two: not all retry at the same moment
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
     "see docs/deploy-neon.md"
 )
 
+_logger = logging.getLogger(__name__)
+
 
 class Database:
-    """What statements are run on, and whether it can be used, by what it answered when it was last asked."""
+    """The only engine and its pool. `fetch` runs one precompiled statement, `session` a transaction."""
 
     def __init__(
         self,
@@ -69,100 +52,125 @@ class Database:
         prepares: bool | None = None,
         tables: tuple[str, ...] = (),
     ) -> None:
-        """Connects at the first statement. It can be used if `tables` can be read and written.
+        """Connects at the first statement. It is usable if its role may read and write `tables`.
 
-        Raises ValueError for a connection string it cannot use.
+        `pool_timeout` is in seconds. Raises ValueError for a connection string that cannot be used.
         """
-        self._pool = Pool(parse_dsn(dsn, prepares=prepares), size=pool_size, timeout=pool_timeout)
-        self._room = concurrency_limit
-        self._recovery: asyncio.Task[None] | None = None
+        self.engine = _create_engine(dsn, prepares, pool_size=pool_size, pool_timeout=pool_timeout)
+        self._pool: Any = self.engine.pool
+        self._capacity = concurrency_limit
+        self._probing: asyncio.Task[None] | None = None
         settings = map(_setting, ("statement_timeout", "lock_timeout", "transaction_read_only"))
-        self._ping = statement(select(*settings, *(_may(right, table) for table in tables for right in _RIGHTS)))
+        rights = [_may(right, table) for table in tables for right in _RIGHTS]
+        self._probe = statement(select(*settings, *rights), reads=True)
         self._answered: bool | None = None
-        self._unfit: str | None = None
+        self._unusable: str | None = None
         self._warnings: set[str] = set()
 
     @property
-    def reachable(self) -> bool:
-        """Whether the database answered when it was last asked, and can be used."""
-        return bool(self._answered) and not self._unfit
+    def usable(self) -> bool:
+        """Whether the database answered the last statement, and its role may use it."""
+        return bool(self._answered) and not self._unusable
 
     async def fetch(self, query: Statement, *, repeatable: bool = False, **values: object) -> list[asyncpg.Record]:
         """Run one statement, committed when it returns.
 
-        It is run once more where a fault may have passed, but a change that was sent only if it is `repeatable`: if
-        it does no harm, and returns what it should, when it was carried out the first time. Raises UnavailableError,
-        one of its kinds, and StatementError.
+        Retried once after a transient fault; a change that was already sent only if it is `repeatable`: if to carry
+        it out twice does no harm and returns the same. Raises UnavailableError, one of its kinds, ConflictError,
+        InvalidRequestError, StatementError, and TypeError for missing values.
         """
-        if not self._room:
-            raise OverloadedError
-        self._room -= 1
+        arguments = query.arguments(values)
+        self._admit()
         try:
-            records = await self._run_twice_at_most(
-                query, [values[name] for name in query.names], repeatable=repeatable
-            )
-        except OverloadedError:
-            raise
-        except UnavailableError as error:
-            if is_unprepared(error.__cause__):
-                self._warn_once("a pooler mixes up prepared statements: set DATABASE_PREPARED_STATEMENTS=off")
-            elif isinstance(error, DatabaseUnavailableError) or isinstance(error.__cause__, TimeoutError):
-                self._note(answered=False, cause=error.__cause__)
-            self._look()
-            raise
-        except StatementError:
-            self._look()  # a table may be gone, or a right to it
+            records = await self._fetch_with_retry(query, arguments, repeatable=repeatable)
+        except (UnavailableError, StatementError) as error:
+            self._note_error(error)
             raise
         finally:
-            self._room += 1
-        self._note(answered=True)
+            self._capacity += 1
+        if not self._answered:
+            self._note_answer(answered=True)
         return records
 
-    async def check(self) -> bool:
-        """Ask the database once. Returns whether it can be used."""
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Yields a session for one transaction: committed at the end of the block, rolled back on any exception.
+
+        Nothing is retried. Raises what `fetch` does: OutcomeUnknownError if the commit itself was not answered, the
+        other faults if nothing was changed. A constraint violation can be caught in the block as SQLAlchemy's error.
+        """
+        self._admit()
         try:
-            [(statement_timeout, lock_timeout, read_only, *rights)] = await self.fetch(self._ping)
+            async with AsyncSession(self.engine, expire_on_commit=False) as session, _transaction(session):
+                yield session
+        except (UnavailableError, StatementError) as error:
+            self._note_error(error)
+            raise
+        finally:
+            self._capacity += 1
+
+    async def check(self) -> bool:
+        """Probe the database once. Returns whether it is usable."""
+        try:
+            [(statement_timeout, lock_timeout, read_only, *rights)] = await self.fetch(self._probe)
         except OverloadedError:
             return False
         except (UnavailableError, StatementError) as error:
-            self._note(answered=False, cause=error.__cause__ or error)
+            self._note_answer(answered=False, cause=error.__cause__ or error)
             return False
         if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
-        self._note_unfit("read-only" if read_only == "on" else None if all(rights) else "no table, or no right to it")
-        return self.reachable
+        self._note_use("read-only" if read_only == "on" else None if all(rights) else "no table, or no right to it")
+        return self.usable
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._recovery:
-            self._recovery.cancel()
-            await asyncio.wait([self._recovery])
-        await self._pool.close()
+        if self._probing:
+            self._probing.cancel()
+            await asyncio.wait([self._probing])
+        await self._pool.aclose()
 
-    async def _run_twice_at_most(
-        self, query: Statement, values: list[Any], *, repeatable: bool
+    def _admit(self) -> None:
+        """Take one of the places of `concurrency_limit`. Raises OverloadedError."""
+        if not self._capacity:
+            raise OverloadedError
+        self._capacity -= 1
+
+    async def _fetch_with_retry(
+        self, query: Statement, arguments: list[object], *, repeatable: bool
     ) -> list[asyncpg.Record]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _RETRY_WITHIN
         try:
-            return await self._pool.run(query.sql, values, reads=query.reads)
+            return await self._pool.fetch(query.sql, arguments, reads=query.reads)  # type: ignore[no-any-return]
         except UnavailableError as error:
-            if not self._may_run_again(error, repeatable=repeatable) or loop.time() > deadline:
+            if not self._may_retry(error, repeatable=repeatable) or loop.time() > deadline:
                 raise
             first = error
         await asyncio.sleep(random.uniform(*_RETRY_PAUSE))  # noqa: S311  # nosec B311  # nobody gains by guessing it
         try:
-            return await self._pool.run(query.sql, values, reads=query.reads)
+            return await self._pool.fetch(query.sql, arguments, reads=query.reads)  # type: ignore[no-any-return]
         except UnavailableError as error:
             told = first if isinstance(first, OutcomeUnknownError) else error
             raise told from error.__cause__
 
-    def _may_run_again(self, error: UnavailableError, *, repeatable: bool) -> bool:
-        """While the database is known to be away, each request asks it once."""
+    def _may_retry(self, error: UnavailableError, *, repeatable: bool) -> bool:
+        """No retries while the database is known to be down."""
         was_sent = isinstance(error, OutcomeUnknownError)
-        return may_pass(error) and (repeatable or not was_sent) and self._answered is not False
+        return is_transient(error) and (repeatable or not was_sent) and self._answered is not False
 
-    def _note(self, *, answered: bool, cause: BaseException | None = None) -> None:
+    def _note_error(self, error: Exception) -> None:
+        """Have the database probed: it may be down, or a table or a right to it may be gone."""
+        if isinstance(error, OverloadedError):
+            return
+        cause = error.__cause__
+        if is_unprepared(cause):
+            self._warn_once("a pooler mixes up prepared statements: set DATABASE_PREPARED_STATEMENTS=off")
+        elif isinstance(error, DatabaseUnavailableError) or isinstance(cause, TimeoutError):
+            self._note_answer(answered=False, cause=cause)
+        self._start_probe()
+
+    def _note_answer(self, *, answered: bool, cause: BaseException | None = None) -> None:
         if answered is not self._answered:
             self._answered = answered
             if answered:
@@ -170,11 +178,12 @@ class Database:
             else:  # the text of a driver's error may hold values and addresses
                 _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
 
-    def _note_unfit(self, reason: str | None) -> None:
-        if reason != self._unfit:
-            self._unfit = reason
+    def _note_use(self, reason: str | None) -> None:
+        """Note why the database that answers cannot be used, None if it can."""
+        if reason != self._unusable:
+            self._unusable = reason
             if reason:
-                self._look()
+                self._start_probe()
                 _logger.warning("database cannot be used: %s", reason)
             else:
                 _logger.info("database can be used")
@@ -184,12 +193,61 @@ class Database:
             self._warnings.add(message)
             _logger.warning(message)
 
-    def _look(self) -> None:
-        if self._recovery is None or self._recovery.done():
-            self._recovery = asyncio.create_task(self._recover())
+    def _start_probe(self) -> None:
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe_until_usable())
 
-    async def _recover(self) -> None:
-        """Ask until there is an answer: a replica out of rotation gets no request that would find the database."""
-        delays = look_delays()
-        while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event tells when; coverage.py loses it
+    async def _probe_until_usable(self) -> None:
+        """A replica that a load balancer took out gets no requests that would notice the recovery."""
+        delays = probe_delays()
+        while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event tells; coverage.py loses it
             await asyncio.sleep(next(delays))
+
+
+def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_timeout: float) -> AsyncEngine:
+    options = {"async_creator_fn": connect, "command_timeout": STATEMENT_TIMEOUT}
+    connect_args = parse_dsn(dsn, prepares=prepares) | options
+    if connect_args.get("statement_cache_size") == 0:
+        connect_args["prepared_statement_cache_size"] = 0  # the same for a Session
+    engine = create_async_engine(
+        URL, connect_args=connect_args, poolclass=SlotPool, pool_size=pool_size, pool_timeout=pool_timeout
+    )
+    event.listen(engine.sync_engine, "handle_error", _raise_fault)
+    return engine
+
+
+def _raise_fault(context: ExceptionContext) -> None:
+    """Raise the fault that ended a Session's statement. SQLAlchemy names no statement for COMMIT and ROLLBACK."""
+    context.invalidate_pool_on_disconnect = False
+    error = context.original_exception
+    if not isinstance(error, Exception):
+        return
+    if isinstance(error, TimeoutError):
+        context.engine.pool.discard_idle()  # type: ignore[union-attr]  # it is a SlotPool
+    cause = getattr(error, "driver_exception", error)
+    told = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
+    if isinstance(told, UnavailableError):
+        raise told from cause
+
+
+@asynccontextmanager
+async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
+    """Commit at the end of the block, or roll back. SQLAlchemy's errors quote values, so they go no further."""
+    try:
+        yield
+        await session.commit()
+    except BaseException as error:
+        with suppress(UnavailableError, SQLAlchemyError):
+            await session.rollback()
+        if isinstance(error, DBAPIError):
+            raise translate_error(error.driver_exception, reads=True, closed=False) from None
+        raise
+
+
+def _setting(name: str) -> Any:
+    return func.current_setting(literal_column(f"'{name}'"))
+
+
+def _may(right: str, table: str) -> Any:
+    """NULL where there is no such table."""
+    return func.has_table_privilege(func.to_regclass(literal_column(f"'{table}'")), literal_column(f"'{right}'"))

@@ -1,4 +1,4 @@
-"""What an error of the driver means: whether the statement was carried out, and whether asking again may help."""
+"""What an error of the driver means: whether the statement was carried out, and whether a retry may help."""
 
 import ssl
 from collections.abc import Iterator
@@ -7,69 +7,91 @@ from typing import Final
 
 import asyncpg
 
-from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementError, TimedOutError
+from app.core.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    FieldError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    StatementError,
+    TimedOutError,
+)
 
-_LOOK_DELAYS: Final = (1, 2, 4)  # seconds, then the last one again
+_PROBE_DELAYS: Final = (1, 2, 4)  # seconds, then the last one again
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AWAY: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shutdown, disk; Neon that cannot wake up
+_UNAVAILABLE: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shutdown, disk; Neon cannot wake up
 _UNKNOWN: Final = ("08007", "40003")  # the server itself cannot tell
 _READ_ONLY: Final = "25006"  # the old primary, after a failover
-_UNPREPARED: Final = ("26000", "42P05")  # a pooler that hands prepared statements to strangers
-_FINAL: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg, and PgBouncer, have no code for it
-_CONFLICT: Final = ("40001", "40P01")  # serialization failure, deadlock
-_GIVEN_UP: Final = (*_CONFLICT, "55P03", "57014")  # and lock timeout, statement timeout
+_UNPREPARED: Final = ("26000", "42P05")  # a pooler handed the prepared statement to another client
+_PERMANENT: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg and PgBouncer have no code for these
+_SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
+_ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # and lock timeout, statement timeout
+_DUPLICATE: Final = ("23503", "23505", "23P01")  # foreign key, unique, exclusion
+_INVALID: Final = ("22", "23")  # data exceptions, and the other constraints
 
 
 def sqlstate(error: BaseException | None) -> str:
-    """Returns the five characters by which the server told what went wrong, or none. SQLAlchemy wraps some errors."""
+    """Returns the SQLSTATE of an error of asyncpg or SQLAlchemy, or an empty string."""
     driver_error = getattr(error, "orig", None) or error
     return getattr(driver_error, "sqlstate", None) or ""
 
 
-def meaning(error: Exception, *, reads: bool, closed: bool) -> Exception:
-    """Returns what to raise for the `error` of a statement, which may have closed its connection.
+def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception:
+    """Returns the error to raise for a driver's `error`. `closed` says whether the connection is closed now.
 
-    It is OutcomeUnknownError where the server may have carried out a change, and StatementError where the
-    statement itself is wrong.
+    OutcomeUnknownError if the server may have carried out a change; ConflictError or InvalidRequestError if a
+    constraint or a type of the database refuses the values; StatementError if the statement itself is wrong.
     """
     state = sqlstate(error)
     if isinstance(error, TimeoutError):
         return TimedOutError() if reads else OutcomeUnknownError()
-    was_lost = closed and not isinstance(error, asyncpg.InterfaceError)  # which says that nothing was sent
+    was_lost = closed and not isinstance(error, asyncpg.InterfaceError)  # an InterfaceError means: nothing was sent
     if was_lost or isinstance(error, OSError) or state in _UNKNOWN:
         return DatabaseUnavailableError() if reads else OutcomeUnknownError()
-    if state in _GIVEN_UP:
+    if state in _ABORTED:
         return TimedOutError()
-    if closed or state.startswith((*_AWAY, _READ_ONLY, *_UNPREPARED)):
+    if closed or state.startswith((*_UNAVAILABLE, _READ_ONLY, *_UNPREPARED)):
         return DatabaseUnavailableError()
-    return StatementError(error)
+    return _refused_value(error, state) or StatementError(error)
 
 
-def may_pass(error: Exception) -> bool:
-    """Whether the same statement may succeed at once on another connection. It is not so after a timeout: what was
-    too slow once would only take its time again.
+def _refused_value(error: Exception, state: str) -> Exception | None:
+    """Returns the error for a value that a constraint or a type refuses. PostgreSQL names the column for NOT NULL."""
+    if state in _DUPLICATE:
+        return ConflictError()
+    if state.startswith(_INVALID):
+        column = getattr(error, "column_name", None)
+        return InvalidRequestError([FieldError(f"#/{column}" if column else "#", "is not accepted by the database")])
+    return None
+
+
+def is_transient(error: Exception) -> bool:
+    """Returns whether the same statement may succeed at once on another connection. After a timeout it may not: a
+    slow statement would only be slow again.
     """
     cause = error.__cause__
     if isinstance(error, TimedOutError):
-        return sqlstate(cause) in _CONFLICT
+        return sqlstate(cause) in _SERIALIZATION
     return isinstance(error, DatabaseUnavailableError | OutcomeUnknownError) and not isinstance(cause, TimeoutError)
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether the database may be there later. A wrong password or certificate stays wrong; so does a wrong name, but
-    a host whose name is not known yet looks the same, and so does a pooler that cannot reach its server.
+def may_recover(error: BaseException) -> bool:
+    """Returns whether the database may become available without a change of the settings.
+
+    A wrong password or certificate stays wrong. An unknown host name counts as recoverable, because it may be
+    registered later; so does whatever a pooler says when it cannot reach its server.
     """
-    if isinstance(error, ssl.SSLError) or any(words in str(error) for words in _FINAL):
+    if isinstance(error, ssl.SSLError) or any(words in str(error) for words in _PERMANENT):
         return False
-    return sqlstate(error).startswith(_AWAY) or isinstance(error, OSError)
+    return sqlstate(error).startswith(_UNAVAILABLE) or isinstance(error, OSError)
 
 
-def look_delays() -> Iterator[float]:
-    """Yields, without end, the seconds between looks at a database that is away."""
-    return chain(_LOOK_DELAYS, repeat(_LOOK_DELAYS[-1]))
+def probe_delays() -> Iterator[float]:
+    """Yields, without end, the seconds between two probes of an unavailable database."""
+    return chain(_PROBE_DELAYS, repeat(_PROBE_DELAYS[-1]))
 
 
 def is_unprepared(error: BaseException | None) -> bool:
-    """Whether a prepared statement was not where it had been prepared."""
+    """Returns whether the server did not know a statement that the driver had prepared."""
     return sqlstate(error) in _UNPREPARED

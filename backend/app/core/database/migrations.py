@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from app.core.database.faults import is_away, look_delays
+from app.core.database.faults import may_recover, probe_delays
 from app.core.errors import StartupError
 
 _INI: Final = Path(__file__).parents[4] / "alembic.ini"
@@ -29,12 +29,12 @@ def migrate(dsn: str) -> None:
 
     Raises StartupError where the database refuses.
     """
-    for delay in look_delays():  # pragma: no branch  # there is always another one
+    for delay in probe_delays():  # pragma: no branch  # there is always another one
         try:
             command.upgrade(alembic_config(dsn), "head")
         except CommandError as error:
             cause = error.__cause__
-            if cause is None or not is_away(cause):
+            if cause is None or not may_recover(cause):
                 message = f"The database could not be migrated: {error}"
                 raise StartupError(message) from error
             _logger.warning("waiting for the database: %s", error)

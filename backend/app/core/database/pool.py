@@ -1,161 +1,218 @@
-"""The one pool: connections that are opened when they are needed, and a statement that is run on one of them."""
+"""The engine's pool: connections that are opened on demand, and a way to run one statement without a greenlet.
+
+SQLAlchemy leaves to subclasses of `Pool` which connection to hand out and how to take it back
+(https://docs.sqlalchemy.org/en/21/core/pooling.html). A Session gets its connection by `_do_get`; `Pool.fetch` runs a
+statement on the driver's connection of the same records, under the same bounds.
+"""
 
 import asyncio
 from collections import deque
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from weakref import WeakSet
 
 import asyncpg
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy.util import await_, greenlet_spawn
 
-from app.core.database.connecting import connect
-from app.core.database.faults import meaning
-from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, TimedOutError
+from app.core.database.faults import translate_error
+from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError, UnavailableError
 
-_STATEMENT_TIMEOUT: Final = 4  # seconds; asyncpg's default is to wait for ever
-_OPENING_TIMEOUT: Final = 10  # seconds that a request waits, at least, while connections are being opened
-_END_TIMEOUT: Final = 2  # seconds in which the server may take note that a statement was given up
-_CLOSE_TIMEOUT: Final = 1  # seconds for all connections
+STATEMENT_TIMEOUT: Final = 4  # seconds; asyncpg's default is to wait for ever
+_OPENING_TIMEOUT: Final = 10  # seconds that a waiter has, at least, while connections are being opened
+_CANCEL_TIMEOUT: Final = 2  # seconds in which the server may end an abandoned statement
+_CLOSE_TIMEOUT: Final = 1  # seconds to close all connections
 _AGE_MAX: Final = 240  # seconds; below the five minutes after which Neon suspends
+_OPENED: Final = "opened"
 
 
-class _Open(NamedTuple):
-    """A connection, how many had gone dumb before it was opened, and the loop's time at which it is too old."""
+class _Opened(NamedTuple):
+    """An open connection, the pool's generation when it was opened, and the loop's time at which it is too old."""
 
+    record: ConnectionPoolEntry
     driver: asyncpg.Connection
     generation: int
     expires: float
 
 
-class Pool:
-    """Few connections, the last one used first, so that the others age out."""
+class _Slots:
+    """As many slots as there may be connections. Waiters get them in the order in which they came.
 
-    def __init__(self, connect_args: dict[str, Any], *, size: int, timeout: float) -> None:
-        """`connect_args` are those of `parse_dsn`; `timeout` is in seconds, for a connection that is free."""
-        self._connect_args = {**connect_args, "command_timeout": _STATEMENT_TIMEOUT}
+    `asyncio.Semaphore` with a timeout costs a tenth of a GET where all slots are taken.
+    """
+
+    def __init__(self, size: int, timeout: float) -> None:
+        """`timeout` is in seconds."""
+        self.opening = 0
         self._free = size
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._patience = timeout
-        self._idle: list[_Open] = []
-        self._opening = 0
-        self._generation = 0
-        self._drivers: WeakSet[asyncpg.Connection] = WeakSet()
-        self._ends: set[asyncio.Task[None]] = set()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._timeout = timeout
 
-    async def run(self, sql: str, values: list[Any], *, reads: bool) -> list[asyncpg.Record]:
-        """Run one statement, in autocommit. `reads` says that it changes nothing.
-
-        Raises UnavailableError, one of its kinds, with the driver's error as its cause, and StatementError.
-        """
+    async def acquire(self) -> None:
+        """Wait for a slot. Raises OverloadedError after the timeout."""
         if self._free:
             self._free -= 1
-        else:
-            await self._turn()
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        timer = waiter.get_loop().call_later(self._timeout, self._expire, waiter)
         try:
-            return await self._run_on(self._last_used() or await self._open(), sql, values, reads)
-        finally:
-            self._pass_on()
-
-    async def close(self) -> None:
-        """Close every connection."""
-        ends = [*self._ends, *(asyncio.create_task(_end(driver, _CLOSE_TIMEOUT)) for driver in self._drivers)]
-        if ends:
-            await asyncio.wait(ends, timeout=_CLOSE_TIMEOUT)
-
-    async def _turn(self) -> None:
-        """Wait until another statement passes its place on. Raises OverloadedError."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        timer = turn.get_loop().call_later(self._patience, self._lose_patience, turn)
-        try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if not (turn.cancelled() or turn.exception()):  # the place came at the same moment
-                self._pass_on()
+            if not (waiter.cancelled() or waiter.exception()):  # the slot came at the same moment
+                self.release()
             raise
         finally:
             timer.cancel()
 
-    def _pass_on(self) -> None:
-        """Give the place to the one that has waited longest. asyncio.Semaphore with a timeout is a tenth of a GET."""
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
+    def release(self) -> None:
+        """Hand the slot to the first waiter."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
         self._free += 1
 
-    def _lose_patience(self, turn: asyncio.Future[None]) -> None:
-        """It is no overload as long as connections are being opened: a database that wakes up takes its time."""
-        rest = _OPENING_TIMEOUT - self._patience if self._opening else 0
+    def _expire(self, waiter: asyncio.Future[None]) -> None:
+        """Refuse a waiter, but later while connections are being opened: a database that wakes up is no overload."""
+        rest = _OPENING_TIMEOUT - self._timeout if self.opening else 0
         if rest > 0:
-            timer = turn.get_loop().call_later(rest, _refuse, turn)
-            turn.add_done_callback(lambda _: timer.cancel())
+            timer = waiter.get_loop().call_later(rest, _refuse, waiter)
+            waiter.add_done_callback(lambda _: timer.cancel())
         else:
-            _refuse(turn)
+            _refuse(waiter)
 
-    def _last_used(self) -> _Open | None:
-        """Costs no round trip: asyncpg knows when the server has closed a connection. After one that went dumb
-        instead, none that was opened earlier is trusted.
+
+class SlotPool(Pool):
+    """Hands out the connection that was used last, so that the others grow too old and are closed."""
+
+    def __init__(self, creator: Any, pool_size: int = 10, timeout: float = 5, **options: Any) -> None:
+        """`timeout` is in seconds, for a slot; `options` are those of SQLAlchemy's `Pool`. `create_engine` passes only
+        arguments that it finds by position.
         """
+        super().__init__(creator, **options)
+        self._arguments = {"pool_size": pool_size, "timeout": timeout, **options}
+        self._slots = _Slots(pool_size, timeout)
+        self._idle: list[_Opened] = []
+        self._generation = 0
+        self._drivers: WeakSet[asyncpg.Connection] = WeakSet()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def fetch(self, sql: str, values: list[Any], *, reads: bool) -> list[asyncpg.Record]:
+        """Run one statement in autocommit. `reads` says that it changes nothing.
+
+        Raises what `translate_error` returns, with the driver's error as the cause, and OverloadedError.
+        """
+        await self._slots.acquire()
+        try:
+            opened = self._checkout() or cast("_Opened", await greenlet_spawn(self._open))
+            return await self._run_on(opened, sql, values, reads)
+        finally:
+            self._slots.release()
+
+    def discard_idle(self) -> None:
+        """Have no connection used again that was opened before now: one of them did not answer."""
+        self._generation += 1
+
+    async def aclose(self) -> None:
+        """Close every connection, those in use too."""
+        for driver in self._drivers:
+            self._close_later(driver, _CLOSE_TIMEOUT)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_CLOSE_TIMEOUT)
+
+    def recreate(self) -> "SlotPool":
+        """Returns an empty pool with the same options."""
+        return SlotPool(self._creator, **self._arguments)
+
+    def dispose(self) -> None:
+        """Close the idle connections in the background."""
         while self._idle:
-            connection = self._idle.pop()
-            if connection.generation != self._generation:
-                connection.driver.terminate()  # to close it would wait for the server to agree
-            elif connection.expires < asyncio.get_running_loop().time():
-                self._end_later(connection.driver)
-            elif not connection.driver.is_closed():
-                return connection
+            self._idle.pop().record.invalidate()
+
+    def status(self) -> str:
+        """Returns a line for people."""
+        return f"{type(self).__name__}: {len(self._drivers)} connections, {len(self._idle)} of them idle"
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        await_(self._slots.acquire())
+        try:
+            return (self._checkout() or self._open()).record
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if record.dbapi_connection:  # else it was invalidated
+            self._idle.append(record.info[_OPENED])
+        self._slots.release()
+
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ARG002  # SQLAlchemy's
+        """Never wait for the server's goodbye, which may not come."""
+        self._close_later(self._dialect.get_driver_connection(connection), _CANCEL_TIMEOUT)
+
+    def _checkout(self) -> _Opened | None:
+        """Returns an idle connection, without a round trip: asyncpg knows whether the server has closed it."""
+        while self._idle:
+            opened = self._idle.pop()
+            usable = opened.generation == self._generation and opened.expires > asyncio.get_running_loop().time()
+            if usable and not opened.driver.is_closed():
+                return opened
+            opened.record.invalidate()
         return None
 
-    async def _open(self) -> _Open:
-        self._opening += 1
+    def _open(self) -> _Opened:
+        """Returns a new connection. Has to run in a greenlet."""
+        self._slots.opening += 1
         try:
-            driver = await connect(**self._connect_args)
-        except Exception as error:
-            raise DatabaseUnavailableError from error
+            record = self._create_connection()
+        except Exception as error:  # noqa: BLE001  # whatever it is, there is no connection
+            raise DatabaseUnavailableError from getattr(error, "driver_exception", error)
         finally:
-            self._opening -= 1
+            self._slots.opening -= 1
+        driver: Any = record.driver_connection
+        expires = asyncio.get_running_loop().time() + _AGE_MAX
+        opened = record.info[_OPENED] = _Opened(record, driver, self._generation, expires)
         self._drivers.add(driver)
-        return _Open(driver, self._generation, asyncio.get_running_loop().time() + _AGE_MAX)
+        return opened
 
-    async def _run_on(self, connection: _Open, sql: str, values: list[Any], reads: bool) -> list[asyncpg.Record]:
-        driver = connection.driver
+    async def _run_on(self, opened: _Opened, sql: str, values: list[Any], reads: bool) -> list[asyncpg.Record]:
         try:
-            records: list[asyncpg.Record] = await driver.fetch(sql, *values)
+            records: list[asyncpg.Record] = await opened.driver.fetch(sql, *values)
         except asyncio.CancelledError:
-            self._end_later(driver)
+            opened.record.invalidate()
             raise
-        except TimeoutError as error:
-            self._end_later(driver)
-            self._generation += 1
-            raise meaning(error, reads=reads, closed=False) from error
-        except Exception as error:
-            told = meaning(error, reads=reads, closed=driver.is_closed())
-            if isinstance(told, StatementError):
-                self._idle.append(connection)
-                raise told from None
-            if isinstance(told, TimedOutError):
-                self._idle.append(connection)
-            else:
-                driver.terminate()
-            raise told from error
-        self._idle.append(connection)
+        except Exception as error:  # noqa: BLE001  # raised again, translated
+            translated = self._failed(opened, error, reads=reads)
+            raise translated from error if isinstance(translated, UnavailableError) else None
+        self._idle.append(opened)
         return records
 
-    def _end_later(self, driver: asyncpg.Connection) -> None:
-        """Free the place of a connection at once: to end its statement at the server may take a while."""
-        end = asyncio.get_running_loop().create_task(_end(driver, _END_TIMEOUT))
-        self._ends.add(end)
-        end.add_done_callback(self._ends.discard)
+    def _failed(self, opened: _Opened, error: Exception, *, reads: bool) -> Exception:
+        """Returns the error to raise, and keeps the connection if it is still good."""
+        translated = translate_error(error, reads=reads, closed=opened.driver.is_closed())
+        if isinstance(error, TimeoutError):
+            self.discard_idle()
+        elif not isinstance(translated, DatabaseUnavailableError | OutcomeUnknownError):
+            self._idle.append(opened)
+            return translated
+        opened.record.invalidate()
+        return translated
+
+    def _close_later(self, driver: asyncpg.Connection, timeout: float) -> None:
+        """Close a connection in the background: to end its statement at the server may take until the timeout."""
+        closing = asyncio.get_running_loop().create_task(_close(driver, timeout))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
 
-def _refuse(turn: asyncio.Future[None]) -> None:
-    with suppress(asyncio.InvalidStateError):  # the place came at the same moment
-        turn.set_exception(OverloadedError())
+def _refuse(waiter: asyncio.Future[None]) -> None:
+    with suppress(asyncio.InvalidStateError):  # the slot came at the same moment
+        waiter.set_exception(OverloadedError())
 
 
-async def _end(driver: asyncpg.Connection, seconds: float) -> None:
+async def _close(driver: asyncpg.Connection, timeout: float) -> None:  # noqa: ASYNC109  # asyncpg's own name
     """Have the server stop what it does for this connection, and close it."""
     with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        await driver.close(timeout=seconds)
+        await driver.close(timeout=timeout)
