@@ -11,6 +11,8 @@ from typing import Any, Final, TypedDict
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from sqlmodel import SQLModel
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 from app import __version__
@@ -18,14 +20,14 @@ from app.core.config import UNCHECKED, Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
 from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier
-from app.http.contract import ContractRoutes
+from app.http.authorization import AuthorizationMiddleware, check_routes, public
+from app.http.fast_lane import FastLane
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.http.middleware import RequestMiddleware
-from app.http.openapi import DESCRIPTION, install_openapi
+from app.http.openapi import DESCRIPTION, complete_document
 from app.http.problems import METHODS, install_error_handlers
-from app.models.task import USER_ID_PATTERN, Task
-from app.routes import health, tasks
-from app.routes.docs import install_docs
+from app.models.task import USER_ID_PATTERN
+from app.routes import docs, health, tasks
 
 _COLLECTED_AFTER: Final = 10_000  # objects; Python's 700 are those of some ten requests
 
@@ -33,7 +35,7 @@ _logger = logging.getLogger("app")
 
 
 class TasksAPI(FastAPI):
-    """FastAPI with one layer around the routes instead of its five, around each of which a request would go."""
+    """FastAPI, with authorization for everything under `/api`, problems for every error, and a fast lane."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         """`options` are FastAPI's."""
@@ -45,19 +47,29 @@ class TasksAPI(FastAPI):
             "allow_credentials": True,
             "expose_headers": [name for name in RESPONSE_HEADERS if name != "Cache-Control"],
         }
-        self._loopback_only = not settings.authenticates
+        self._authenticates = settings.authenticates
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Returns the routes and what is around them. What `add_middleware` has added stands outside."""
-        app: ASGIApp = RequestMiddleware(
-            ContractRoutes(self.routes, AsyncExitStackMiddleware(self.router)),
-            handlers=self.exception_handlers,
-            cors=self._cors,
-            loopback_only=self._loopback_only,
-        )
+        """Returns FastAPI's own stack, with RequestMiddleware in the place of ServerErrorMiddleware, and with
+        authorization and the fast lane in front of the router.
+        """
+        handlers = {kind: handler for kind, handler in self.exception_handlers.items() if kind not in {500, Exception}}
+        app: ASGIApp = FastLane(AsyncExitStackMiddleware(self.router), self)
+        app = AuthorizationMiddleware(app, self.routes)
+        app = ExceptionMiddleware(app, handlers=handlers, debug=self.debug)
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
-        return app
+        return RequestMiddleware(
+            app, handlers=self.exception_handlers, cors=self._cors, loopback_only=not self._authenticates
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        """Returns the OpenAPI document, which says of every operation who may call it."""
+        known = self.openapi_schema
+        document = super().openapi()
+        if document is not known:  # FastAPI has made it anew
+            complete_document(document, self.routes, authenticates=self._authenticates)
+        return document
 
 
 class _State(TypedDict):
@@ -65,8 +77,12 @@ class _State(TypedDict):
     tokens: TokenVerifier | None
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Returns the service, which connects to `settings.database_url` when it is started."""
+def create_app(settings: Settings | None = None, *, bounded: bool = False) -> FastAPI:
+    """Returns the service, which connects to `settings.database_url` when it is started.
+
+    `bounded` says that the server bounds what a connection may send, as that of `python -m app` does; otherwise the
+    start is logged with a warning. Raises StartupError for a route of which it is not certain who may use it.
+    """
     settings = settings or load_settings()
     app = TasksAPI(
         settings,
@@ -79,24 +95,39 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             {"name": "tasks", "description": "Create, list, read, change, complete and delete a user's tasks."},
             {"name": "health", "description": "For load balancers and orchestrators."},
         ],
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, bounded=bounded),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    # `include_router` would look through the routes of a router twice for each request.
-    app.router.routes.extend([*tasks.router.routes, *health.router.routes])
-    install_docs(app)
     install_error_handlers(app)
-    install_openapi(app, authenticates=settings.authenticates)
+    app.include_router(tasks.router)
+    app.include_router(health.router)
+    app.include_router(docs.router)
+    check_routes(app.routes)
     return app
 
 
-def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[_State]]:
+def __getattr__(name: str) -> FastAPI:
+    """Make `app` when a server asks for it: `uvicorn app.main:app`, `fastapi dev`. Nothing happens at import."""
+    if name == "app":
+        return create_app()
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "app"]
+
+
+def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[_State]]:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[_State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
+        check_routes(app.routes)  # those, too, that were added since
         _stop_with_parent()
+        if not bounded:
+            _logger.warning("this server does not bound what a connection may send; `python -m app` does")
         if settings.database_url is None:
             message = "DATABASE_URL is not set; `python -m app` starts an embedded PostgreSQL instead."
             raise StartupError(message)
@@ -106,12 +137,12 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             pool_timeout=settings.database_pool_timeout,
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
-            tables=(str(Task.__tablename__),),
+            tables=tuple(SQLModel.metadata.tables),
         )
         try:
             await database.check()
             async with _verifier(settings) as tokens:
-                _spare_the_collector()
+                _freeze_startup_objects()
                 yield {"database": database, "tokens": tokens}
         finally:
             await database.close()
@@ -121,7 +152,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 @asynccontextmanager
 async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
-    """Yields what checks tokens, None without authentication."""
+    """Yields the verifier of tokens, None without authentication."""
     if settings.auth_jwks_url:
         from app.core.security.jwks import JwksClient  # noqa: PLC0415  # see app.core.config
 
@@ -145,15 +176,15 @@ def _verifier_with(keys: KeySource, settings: Settings) -> TokenVerifier:
     )
 
 
-def _spare_the_collector() -> None:
-    """What is there now stays: to look through it again stopped all requests for some 40 ms at a time."""
+def _freeze_startup_objects() -> None:
+    """Leave the objects of the start out of garbage collection: full collections paused requests for some 40 ms."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECTED_AFTER)
 
 
 def _stop_with_parent() -> None:
-    """A worker whose parent was killed would keep the port: have it stop like on SIGTERM."""
+    """Stop like on SIGTERM when the parent was killed: a worker that goes on would keep the port."""
     parent = multiprocessing.parent_process()
     loop = asyncio.get_running_loop()
 

@@ -3,18 +3,13 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
-from time import time
 from typing import Any, Final
 
 import orjson
 
 # What every record has; anything else was given as `extra`. `color_message` is uvicorn's message with colours.
 _OF_RECORDS: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
-
-_requests = logging.getLogger("app.requests")
 
 
 class JsonFormatter(logging.Formatter):
@@ -25,54 +20,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exc_info"] = self.formatException(record.exc_info)
         line |= {name: value for name, value in vars(record).items() if name not in _OF_RECORDS}
-        line["time"] = _time(record.created)
+        line["time"] = datetime.fromtimestamp(record.created, UTC).isoformat()
         try:
             return orjson.dumps(line, default=str).decode()
         except TypeError:  # lone surrogates, long integers, keys that are no text: orjson refuses them
             return json.dumps(line, default=str, skipkeys=True)
-
-
-def request_log() -> Callable[[dict[str, Any]], None]:
-    """Returns what logs a request, given `request_id`, `method`, `route`, `status` and `duration_ms`.
-
-    Where one stream of JSON lines is all that would get it, it writes there: the way through `logging` is a tenth of a
-    GET. Handlers and formatters that are set later than this are not asked then.
-    """
-    handlers = [*_handlers_of(_requests)]
-    kinds = [(type(handler), type(handler.formatter)) for handler in handlers]
-    return partial(_write, handlers[0]) if kinds == [(logging.StreamHandler, JsonFormatter)] else _log
-
-
-def _handlers_of(logger: logging.Logger | None) -> Iterator[logging.Handler]:
-    while logger:
-        yield from logger.handlers
-        logger = logger.parent if logger.propagate else None
-
-
-def _log(request: dict[str, Any]) -> None:
-    _requests.info(_message(request), extra=request)
-
-
-def _write(handler: Any, request: dict[str, Any]) -> None:
-    if handler.level or handler.filters or _requests.filters:
-        _log(request)
-    elif _requests.isEnabledFor(logging.INFO):
-        head = {"level": "INFO", "logger": _requests.name, "message": _message(request)}
-        line = orjson.dumps({**head, **request, "time": _time(time())}).decode()
-        try:
-            handler.stream.write(line + "\n")
-            handler.stream.flush()
-        except (OSError, ValueError):  # no space, or closed
-            handler.handleError(logging.makeLogRecord({"msg": line}))
-
-
-def _message(request: dict[str, Any]) -> str:
-    route = request["route"] or "(no route)"
-    return f"{request['method']} {route} {request['status']} in {request['duration_ms']:.1f} ms"
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def log_config() -> dict[str, Any]:

@@ -1,40 +1,176 @@
-"""Bearer tokens in the header `Authorization` (RFC 6750 section 2.1)."""
+"""Who may ask. Decided for every path under `/api` before a route is chosen, so that no route can forget it."""
 
 import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.core.errors import ForbiddenError, TokenInvalidError, TokenMissingError
-from app.core.security.tokens import TokenVerifier
-from app.http.headers import values_of
-from app.http.problems import request_id_of
+from app.core.errors import (
+    AppError,
+    ForbiddenError,
+    MisdirectedRequestError,
+    StartupError,
+    TokenInvalidError,
+    TokenMissingError,
+)
+from app.core.security.loopback import is_loopback
+
+_USER: Final = "{user_id}"
+_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
+_POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
 
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T", bound=Callable[..., Any])
 
 
-async def authorize(request: Request) -> None:
-    """Let the owner of the path pass, and everybody if authentication is off.
+class NotStartedError(RuntimeError):
+    """The application serves before its lifespan has begun."""
 
-    Raises TokenMissingError, TokenInvalidError, ForbiddenError, or IssuerUnavailableError.
+    def __init__(self) -> None:
+        super().__init__(
+            "The application has not been started, so it has no database and no keys. In a test, write "
+            "`with TestClient(app) as client`, or `async with app.router.lifespan_context(app) as state` and put the "
+            "state into the scope; elsewhere, serve it with a server that runs the lifespan."
+        )
+
+
+def public(endpoint: _T) -> _T:
+    """Declare that anybody may call an endpoint, or a mounted application, that is outside `/api`."""
+    endpoint.is_public = True  # type: ignore[attr-defined]  # a mark, as Django's login_not_required sets one
+    return endpoint
+
+
+async def current_user(request: Request) -> str:
+    """Returns the token's user, for a route under `/api` that has no `{user_id}`. Raises TokenMissingError."""
+    user_id: str | None = request.scope["state"].get("user_id")
+    if user_id is None:  # authentication is off
+        raise TokenMissingError
+    return user_id
+
+
+def is_api(path: str) -> bool:
+    """Returns whether only the owner of a token may use the path."""
+    return path == "/api" or path.startswith("/api/")
+
+
+def is_public(context: RouteContext) -> bool:
+    """Returns whether the route was declared `public`."""
+    return hasattr(getattr(context, "endpoint", None) or getattr(context, "app", None), "is_public")
+
+
+def check_routes(routes: Sequence[BaseRoute]) -> None:
+    """Raises StartupError for a route of which it is not certain who may use it."""
+    for context in iter_route_contexts(routes):
+        if reason := _refusal(context):
+            methods = ", ".join(sorted(context.methods or ())) or "the mount"
+            message = f"{methods} {context.path or context.original_route}: {reason}"
+            raise StartupError(message)
+
+
+def _refusal(context: RouteContext) -> str | None:
+    path = context.path or ""
+    if not is_api(path):
+        return None if is_public(context) else "is outside /api; move it there, or declare it with @public"
+    if is_public(context):
+        return "is under /api, which always asks for a token; move it elsewhere to have it public"
+    owner = path.split("/")[2:3]
+    if owner == [_USER] or (_takes_current_user(context) and not "".join(owner).startswith("{")):
+        return None
+    return "must begin with /api/{user_id}, or with a word after /api and take CurrentUser (app.routes.deps)"
+
+
+def _takes_current_user(context: RouteContext) -> bool:
+    return any(dependency.call is current_user for dependency in _dependencies(getattr(context, "dependant", None)))
+
+
+def _dependencies(dependant: Dependant | None) -> Iterable[Dependant]:
+    for dependency in dependant.dependencies if dependant else ():
+        yield dependency
+        yield from _dependencies(dependency)
+
+
+class AuthorizationMiddleware:
+    """Under `/api`, asks for a token, whose user must be the one in the path: `/api/{user_id}/...`.
+
+    A path of another form is only for routes that act for the token's own user, and take `CurrentUser`.
     """
-    tokens: TokenVerifier | None = request.scope["state"]["tokens"]
-    if tokens is None:
-        return
-    try:
-        user_id = await tokens.user_id_of(_bearer_token(request))
-    except TokenInvalidError as error:
-        _logger.info("token refused: %s", error.reason, extra={"request_id": request_id_of(request.headers)})
-        raise
-    if user_id != request.path_params["user_id"]:
-        raise ForbiddenError
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._authorize(scope)
+        except AppError:
+            if scope["type"] != "websocket":
+                raise
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _authorize(self, scope: Scope) -> None:
+        path = get_route_path(scope)
+        if not is_api(path):
+            return
+        state = scope.get("state", {})
+        if "tokens" not in state:
+            raise NotStartedError
+        if state["tokens"] is None:  # authentication is off
+            return
+        try:
+            user_id = await state["tokens"].user_id_of(_bearer_token(scope))
+        except TokenInvalidError as error:
+            request_id = Headers(scope=scope)["x-request-id"]
+            _logger.info("token refused: %s", error.reason, extra={"request_id": request_id})
+            raise
+        scope["state"] = {**state, "user_id": user_id}  # of this request alone
+        if path.split("/", 3)[2:3] != [user_id] and not self._acts_for_token_user(scope):
+            raise ForbiddenError
+
+    def _acts_for_token_user(self, scope: Scope) -> bool:
+        """Whether the route that FastAPI will choose does: the first one that matches path and method."""
+        for context in iter_route_contexts(self._routes):
+            if context.matches(scope)[0] is Match.FULL:
+                return _takes_current_user(context)
+        return False
 
 
-def _bearer_token(request: Request) -> str:
-    """Returns what stands in the only `Authorization`. Raises TokenMissingError or TokenInvalidError."""
-    sent = values_of(request, b"authorization")
+def _bearer_token(scope: Scope) -> str:
+    """Returns the token of the only `Authorization` (RFC 6750 section 2.1). Raises UnauthenticatedError."""
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
     if len(sent) > 1:
         raise TokenInvalidError("several")
     scheme, _, token = "".join(sent).partition(" ")
     if scheme.lower() != "bearer":
         raise TokenMissingError
     return token.strip(" ")
+
+
+def refuse_misdirected(scope: Scope) -> None:
+    """Raises MisdirectedRequestError unless the request came over a loopback address and names this machine.
+
+    Without authentication, a web page whose host name resolves to this machine (DNS rebinding) could otherwise have
+    its reader's browser use the service.
+    """
+    if not (_came_over_loopback(scope) and _names_loopback(scope)):
+        raise MisdirectedRequestError
+
+
+def _came_over_loopback(scope: Scope) -> bool:
+    """Another server than ours may listen elsewhere. A Unix socket has no port."""
+    address, port = scope.get("server") or ("", 0)
+    return port is None or is_loopback(address)
+
+
+def _names_loopback(scope: Scope) -> bool:
+    host = _HOST.fullmatch(Headers(scope=scope).get("host", ""))
+    return host is not None and is_loopback(host[1] or host[2])

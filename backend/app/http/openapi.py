@@ -1,11 +1,10 @@
 """The OpenAPI document: FastAPI's, with headers and errors described as they are sent."""
 
-from collections.abc import Iterable
-from http import HTTPStatus
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
+from starlette.routing import BaseRoute
 
 from app.core.errors import (
     AppError,
@@ -21,7 +20,8 @@ from app.core.errors import (
     TokenInvalidError,
     UnsupportedMediaTypeError,
 )
-from app.http.contract import BODY_LIMIT
+from app.http.authorization import is_public
+from app.http.fast_lane import BODY_LIMIT
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.http.problems import MEDIA_TYPE, problem_details
 from app.schemas.problem import EXAMPLE_ID, Problem
@@ -36,7 +36,6 @@ Tasks, each owned by one user. A bearer token proves who asks.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
 """
 
-PUBLIC: Final[dict[str, Any]] = {"openapi_extra": {"security": []}}
 _SCHEMES: Final = {
     "bearer": {
         "type": "http",
@@ -48,7 +47,8 @@ _SCHEMES: Final = {
         ),
     }
 }
-_SECURED: Final = [{"bearer": list[str]()}]
+_SECURED: Final = {"bearer": list[str]()}
+_PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _ON_ALL: Final = ("Ignored-Fields", "Preference-Applied")
 # What more than one operation answers, with the example that the document shows.
 _ALWAYS: Final = (
@@ -87,8 +87,7 @@ def _operation(
     if "Cache-Control" in gives:
         responses[304] = _answer("You have it already.", ("ETag", "Cache-Control"))
     parameters = _references("parameters", (*takes, "Prefer"))
-    extra = {"parameters": list(parameters.values()), "security": _SECURED}
-    return {"responses": responses, "openapi_extra": extra}
+    return {"responses": responses, "openapi_extra": {"parameters": list(parameters.values())}}
 
 
 def _answer(description: str, headers: Iterable[str]) -> dict[str, Any]:
@@ -116,37 +115,54 @@ CHANGE: Final = _operation(
 DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-None-Match"))
 
 
-def install_openapi(app: FastAPI, *, authenticates: bool) -> None:
-    """Have `app` describe headers, and errors under their own media type, and show examples in the order of replies.
+def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool) -> None:
+    """Have FastAPI's document say for every operation who may call it, and describe its errors and headers as sent.
 
-    Where it does not authenticate, a token is described as optional: clients are the same elsewhere.
+    Where the service does not authenticate, a token is described as optional: clients are the same elsewhere.
     """
-    build = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = build()
-        components = document["components"]
-        components["securitySchemes"] = _SCHEMES
-        components["headers"] = RESPONSE_HEADERS
-        components["parameters"] = {
-            name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
-        }
-        for schema in components["schemas"].values():
-            example = schema.get("example", {})  # which pydantic has sorted by name
-            schema |= {"example": {name: example[name] for name in schema["properties"] if name in example}}
-        for path in document["paths"].values():
-            for operation in path.values():
-                operation["responses"] = dict(sorted(operation["responses"].items()))
-                if operation["security"] and not authenticates:
-                    operation["security"] = [*_SECURED, {}]
-                for status, response in operation["responses"].items():
-                    _describe(response, int(status))
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's documentation gives
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {**components.get("securitySchemes", {}), **_SCHEMES}
+    components["headers"] = RESPONSE_HEADERS
+    components["parameters"] = {
+        name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
+    }
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's, which nothing answers here
+        schemas.pop(name, None)
+    schemas.setdefault("Problem", Problem.model_json_schema(ref_template="#/components/schemas/{model}"))
+    for schema in schemas.values():
+        _order_example(schema)
+    for context in iter_route_contexts(routes):
+        for method in context.methods or ():
+            operation = document.get("paths", {}).get(context.path_format, {}).get(method.lower())
+            if operation:
+                _complete_operation(operation, public=is_public(context), authenticates=authenticates)
 
 
-def _describe(response: dict[str, Any], status: int) -> None:
+def _complete_operation(operation: dict[str, Any], *, public: bool, authenticates: bool) -> None:
+    """Add what holds for every operation, but never in the place of what its route says itself."""
+    operation.setdefault("security", [] if public else [_SECURED] if authenticates else [_SECURED, {}])
+    responses = operation.setdefault("responses", {})
+    if "HTTPValidationError" in str(responses.get("422", "")):
+        del responses["422"]
+    for status, response in problems(*(() if public else _ALWAYS)).items():
+        described = {name: value for name, value in response.items() if name != "model"}
+        described["content"] = {MEDIA_TYPE: {**response["content"][MEDIA_TYPE], "schema": _PROBLEM}}
+        responses.setdefault(str(status), described)
+    for response in responses.values():
+        _describe(response)
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _order_example(schema: dict[str, Any]) -> None:
+    """Pydantic has sorted the names of the example; replies have the order of the properties."""
+    example, properties = schema.get("example"), schema.get("properties")
+    if isinstance(example, dict) and properties:
+        schema["example"] = {name: example[name] for name in properties if name in example}
+
+
+def _describe(response: dict[str, Any]) -> None:
     response["headers"] = response.get("headers", {}) | _references("headers", ["X-Request-ID"])
-    if status >= HTTPStatus.BAD_REQUEST:
-        response["content"][MEDIA_TYPE] |= response["content"].pop("application/json", {})
+    content = response.get("content", {})
+    if MEDIA_TYPE in content:
+        content[MEDIA_TYPE] |= content.pop("application/json", {})

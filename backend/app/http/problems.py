@@ -1,6 +1,5 @@
 """Every error becomes RFC 9457 `application/problem+json` here, and nowhere else."""
 
-import asyncio
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -18,16 +20,19 @@ from app.core.errors import (
     AppError,
     FieldError,
     InternalError,
+    InvalidRequestError,
+    MalformedBodyError,
     MethodNotAllowedError,
     RouteNotFoundError,
-    ShuttingDownError,
     UnavailableError,
 )
+from app.schemas.problem import ERRORS_MAX
 
 _logger = logging.getLogger("app.requests")
 
 MEDIA_TYPE: Final = "application/problem+json"
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+EXTRA_HEADERS: Final = "app.problem_headers"  # in the scope: headers that a problem has as well
 # pydantic's own words for these quote the input, or speak of Python.
 _WORDS: Final = {
     "missing": "is required",
@@ -37,8 +42,21 @@ _WORDS: Final = {
     "model_attributes_type": "must be a JSON object",
     "model_type": "must be a JSON object",
     "dict_type": "must be a JSON object",
+    "union_tag_invalid": "has an unknown tag",
 }
 _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
+
+
+class StatusError(AppError):
+    """An error that is known by its HTTP status alone. `detail` that is no text is given under `data`."""
+
+    def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:
+        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Error"
+        self.status = status
+        self.kind = re.sub("[^a-z]+", "-", phrase.lower()).strip("-")
+        self.title = phrase
+        self.data = None if isinstance(detail, str) else detail
+        super().__init__(detail if isinstance(detail, str) else phrase, headers)
 
 
 def request_id_of(headers: Headers) -> str:
@@ -46,10 +64,11 @@ def request_id_of(headers: Headers) -> str:
     return headers["x-request-id"]
 
 
-def problem(headers: Headers, error: AppError) -> Response:
+def problem(headers: Headers, error: AppError, extra: Mapping[str, str] | None = None) -> Response:
     """Returns `error` as problem details, for the request with these `headers`. No cache may keep it."""
     content = problem_details(error, request_id_of(headers))
-    return JSONResponse(content, error.status, {**error.headers, "Cache-Control": "no-store"}, MEDIA_TYPE)
+    said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
+    return JSONResponse(content, error.status, said, MEDIA_TYPE)
 
 
 def problem_details(error: AppError, request_id: str) -> dict[str, Any]:
@@ -63,6 +82,8 @@ def problem_details(error: AppError, request_id: str) -> dict[str, Any]:
     }
     if error.errors:
         details["errors"] = [item._asdict() for item in error.errors]
+    if isinstance(error, StatusError) and error.data is not None:
+        details["data"] = error.data
     return details
 
 
@@ -74,49 +95,54 @@ def body_pointer(*path: object) -> str:
 def field_error(error: Mapping[str, Any]) -> FieldError:
     """Returns what pydantic found wrong, in our words and without the input."""
     part, *path = error["loc"]
-    pointer = body_pointer(*path) if part == "body" else "/".join(map(str, (part, *path)))
-    return FieldError(pointer, _WORDS.get(error["type"]) or _SUBJECT.sub("must", error["msg"]))
+    pointer = body_pointer(*path) if part == "body" else "/".join((str(part), *(quote(str(name)) for name in path)))
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return FieldError(pointer, _WORDS.get(error["type"]) or _SUBJECT.sub("must", message))
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer our errors, the router's, defects, and that it has to end, as problems."""
+    """Have `app` answer every error as a problem: ours, FastAPI's own, and defects."""
     handlers: dict[Any, Any] = {
-        AppError: _app_error,
-        HTTPException: _http_exception,
-        asyncio.CancelledError: _called_off,
-        Exception: _defect,
+        AppError: answer_app_error,
+        HTTPException: _answer_http_exception,
+        RequestValidationError: _answer_validation_error,
+        Exception: answer_defect,
     }
     app.exception_handlers.update(handlers)
 
 
-async def _app_error(request: Request, error: AppError) -> Response:
-    if isinstance(error, UnavailableError):  # the line of the request has the status only
+async def answer_app_error(request: Request, error: AppError) -> Response:
+    """Returns the problem. The line of the request has the status only, so the log names the kind of a 503."""
+    if isinstance(error, UnavailableError):
         _logger.info("unavailable: %s", error.kind, extra={"request_id": request_id_of(request.headers)})
-    return problem(request.headers, error)
+    return problem(request.headers, error, request.scope.get(EXTRA_HEADERS))
 
 
-async def _http_exception(request: Request, error: HTTPException) -> Response:
-    """Starlette raises 404 and 405; anything else of its kind is a defect."""
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        return problem(request.headers, RouteNotFoundError())
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return problem(request.headers, MethodNotAllowedError(_allowed(request)))
-    return await _defect(request, error)
-
-
-async def _called_off(request: Request, _: asyncio.CancelledError) -> Response:
-    """The server calls a request off because it has to end."""
-    return problem(request.headers, ShuttingDownError())
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    _logger.error("unexpected error", exc_info=error, extra={"request_id": request_id_of(request.headers)})
+async def answer_defect(request: Request, _: Exception) -> Response:
+    """Returns the problem for an exception that nobody expected. `RequestMiddleware` logs it."""
     return problem(request.headers, InternalError())
+
+
+async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
+    if error.status_code < HTTPStatus.BAD_REQUEST:
+        return await http_exception_handler(request, error)
+    if error.status_code == HTTPStatus.NOT_FOUND and "endpoint" not in request.scope:  # the router's
+        return await answer_app_error(request, RouteNotFoundError())
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return await answer_app_error(request, MethodNotAllowedError(_allowed(request)))
+    return await answer_app_error(request, StatusError(error.status_code, error.detail, error.headers))
+
+
+async def _answer_validation_error(request: Request, error: RequestValidationError) -> Response:
+    errors = error.errors()
+    if errors and errors[0]["type"] == "json_invalid":
+        return await answer_app_error(request, MalformedBodyError(f"The body is not JSON: {errors[0]['ctx']['error']}."))
+    return await answer_app_error(request, InvalidRequestError(map(field_error, errors[:ERRORS_MAX])))
 
 
 def _allowed(request: Request) -> Iterator[str]:
     """Yields every method of the path: Starlette itself names only those of the first route."""
     for method in METHODS:
         scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
-        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+        if any(context.matches(scope)[0] is Match.FULL for context in iter_route_contexts(request.app.routes)):
             yield method

@@ -1,35 +1,80 @@
-"""What the handlers take: the database, the identifiers in the path, and what the headers ask for."""
+"""What handlers take: the database, a session, the user, the identifiers in the path, and what the headers ask for."""
 
 import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from datetime import datetime
 from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import Depends, Path, Request
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.database import Database
 from app.core.errors import MalformedHeaderError
 from app.core.security.tokens import TokenVerifier
-from app.http.conditions import read_conditions
-from app.http.headers import KEY_MAX, values_of
-from app.schemas.task import ID_BOUNDS, UserIdText
-from app.schemas.version import Conditions
+from app.http.authorization import NotStartedError, current_user
+from app.http.fast_lane import tags_of, values_of
+from app.http.headers import KEY_MAX
+from app.schemas.task import ID_BOUNDS, UNCONDITIONAL, Conditions, UserIdText
 
+_ANY: Final = "*"
+_TAG: Final = re.compile(r'"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)"', re.ASCII)
 # RFC 8941 section 3.3.3, which the draft of Idempotency-Key asks for; most clients send the key bare.
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _BARE: Final = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}")
 
 
-async def _database(request: Request) -> Database:
-    database: Database = request.scope["state"]["database"]
+async def get_database(request: Request) -> Database:
+    """Returns the database of the lifespan."""
+    try:
+        database: Database = request.scope["state"]["database"]
+    except KeyError:
+        raise NotStartedError from None
     return database
 
 
-async def _tokens(request: Request) -> TokenVerifier | None:
+async def get_session(database: Annotated[Database, Depends(get_database)]) -> AsyncIterator[AsyncSession]:
+    """Yields a session for one transaction. See `Database.session`."""
+    async with database.session() as session:
+        yield session
+
+
+async def get_tokens(request: Request) -> TokenVerifier | None:
+    """Returns what verifies tokens, None without authentication."""
     tokens: TokenVerifier | None = request.scope["state"]["tokens"]
     return tokens
 
 
-async def _idempotency_key(request: Request) -> str | None:
+async def read_conditions(request: Request) -> Conditions:
+    """Returns what the statement has to check (RFC 9110 section 13). For a GET, `If-None-Match` is left to the reply."""
+    match = tags_of(request, b"if-match")
+    none_match = None if request.scope["method"] == "GET" else tags_of(request, b"if-none-match")
+    if match is None and none_match is None:
+        return UNCONDITIONAL
+    if none_match is not None and _ANY in none_match:  # then no version will do
+        return Conditions(match=(), must_exist=match == [_ANY])
+    return Conditions(
+        None if match is None or match == [_ANY] else _versions(match),
+        None if none_match is None else _versions(tag.removeprefix("W/") for tag in none_match),
+        must_exist=match == [_ANY],
+    )
+
+
+def _versions(tags: Iterable[str]) -> list[datetime]:
+    """Returns the versions that the tags name. A malformed, weak or foreign tag names none, so it matches nothing."""
+    return [version for version in map(version_of, tags) if version]
+
+
+def version_of(tag: str) -> datetime | None:
+    """Returns the version that an entity tag names, or None for a tag that no task can have."""
+    ours = _TAG.fullmatch(tag)
+    with suppress(ValueError):
+        return datetime.fromisoformat(ours[1]) if ours else None
+    return None
+
+
+async def read_idempotency_key(request: Request) -> str | None:
     """Returns the key, quoted or not, None without one. Raises MalformedHeaderError."""
     sent = values_of(request, b"idempotency-key")
     if not sent:
@@ -44,9 +89,12 @@ async def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-Db = Annotated[Database, Depends(_database)]
-Tokens = Annotated[TokenVerifier | None, Depends(_tokens)]
+Db = Annotated[Database, Depends(get_database)]
+# Ends before the reply leaves: https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
+Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
+CurrentUser = Annotated[str, Depends(current_user)]
+Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
 TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.", json_schema_extra=ID_BOUNDS)]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
-IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]

@@ -6,7 +6,7 @@ from urllib.parse import quote, quote_plus
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from app.http.contract import ContractRoute
+from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
 from app.models.task import WireTask
 from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
@@ -17,9 +17,7 @@ from app.schemas.task import (
     TaskQuery,
     TaskResponse,
     TaskUpdate,
-    as_json,
 )
-from app.schemas.version import entity_tag
 from app.services import tasks
 
 _TOGGLE_OR_SET: Final[Any] = Body(
@@ -31,7 +29,7 @@ _REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameter
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
     tags=["tasks"],
-    route_class=ContractRoute,
+    route_class=JSONRoute,
     generate_unique_id_function=operation_id,
 )
 
@@ -43,7 +41,7 @@ async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query(
     When there are more, the header `Link` leads to the next page: `</api/...>; rel="next"`.
     """
     page = await tasks.list_tasks(db, user_id, query)
-    reply = Response(as_json(page.tasks), media_type="application/json")
+    reply = RowResponse(page.tasks)
     if page.next_cursor:
         reply.headers["Link"] = f'<{_next_page(request, page.next_cursor)}>; rel="next"'
     return reply
@@ -95,7 +93,7 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
 
 
 def _reply(task: WireTask, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(as_json(task), status, {"ETag": entity_tag(task.updated_at)}, "application/json")
+    return RowResponse(task, status, {"ETag": tasks.entity_tag(task)})
 
 
 def _path(request: Request) -> str:

@@ -1,10 +1,10 @@
 """Tasks on the wire: what a client may send and what it gets."""
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 from uuid import UUID
 
-import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,8 +19,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN, WireTask
-from app.schemas.version import timestamp
+from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN
 
 SEARCH_MAX: Final = 200
 LIMIT_MAX: Final = 1_000
@@ -61,6 +60,11 @@ def _not_blank(text: str) -> str:
 def _boolean(text: object) -> object:
     """`true` and `false` in any case, `1` and `0`; anything else is left for pydantic to refuse."""
     return {"true": True, "false": False, "1": True, "0": False}.get(str(text).lower(), "not a boolean")
+
+
+def timestamp(moment: datetime) -> str:
+    """Returns RFC 3339, UTC with `Z` and always six digits of a second, so that times sort as text."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _digits(text: object) -> object:
@@ -135,11 +139,6 @@ class TaskResponse(BaseModel):
 TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LIMIT_MAX})]
 
 
-def as_json(content: WireTask | list[WireTask]) -> bytes:
-    """Returns a TaskResponse or a TaskList."""
-    return orjson.dumps(content)
-
-
 class TaskQuery(BaseModel):
     """Which tasks to list, in which order, and how many."""
 
@@ -169,3 +168,18 @@ class TaskQuery(BaseModel):
         json_schema_extra={"pattern": "^[A-Za-z0-9_-]*$"},
         description="Where to go on, as given in `Link`. Only with the same filters.",
     )
+
+
+class Conditions(NamedTuple):
+    """Which versions of a task a request is meant for (RFC 9110 section 13.1). A version is an `updated_at`.
+
+    One of `match`, and none of `none_match`; None puts no condition. `must_exist` makes a missing task
+    a failed condition.
+    """
+
+    match: Sequence[datetime] | None = None
+    none_match: Sequence[datetime] | None = None
+    must_exist: bool = False
+
+
+UNCONDITIONAL: Final = Conditions()

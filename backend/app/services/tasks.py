@@ -39,8 +39,7 @@ from app.core.errors import (
     UnavailableError,
 )
 from app.models.task import WIRE_COLUMNS, Task, WireTask
-from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
-from app.schemas.version import UNCONDITIONAL, Conditions, entity_tag
+from app.schemas.task import UNCONDITIONAL, Conditions, Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
 
 # SQLAlchemy keeps the columns' names for itself in INSERT and UPDATE: hence `owner` and `new_title`.
@@ -248,7 +247,12 @@ async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Condit
         current = await get_task(db, user_id, task_id, UNCONDITIONAL)
     except TaskNotFoundError:
         return missing
-    return PreconditionFailedError(entity_tag(current.updated_at))
+    return PreconditionFailedError(entity_tag(current))
+
+
+def entity_tag(task: WireTask) -> str:
+    """Returns the strong entity tag of a task: its version in double quotes (RFC 9110 section 8.8.3)."""
+    return f'"{task.updated_at}"'
 
 
 def _refuse_other_content(new: TaskCreate, task: WireTask) -> None:

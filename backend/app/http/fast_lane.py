@@ -1,0 +1,263 @@
+"""JSON routes, and the fast lane for those of them whose signatures it understands wholly.
+
+FastAPI finds out anew for each request which arguments a handler takes, and opens stacks for what dependencies leave to
+be closed. For a signature without such dependencies, the lane does the same with the answers found once, when the
+application is made. Every other route is FastAPI's own. The tests of the routes also pass with `FastLane.enabled` off.
+"""
+
+from collections.abc import Awaitable, Callable
+from inspect import iscoroutinefunction
+from typing import Any, ClassVar, Final, NamedTuple
+
+import orjson
+from fastapi import FastAPI, params
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_flat_dependant, get_typed_return_annotation, request_params_to_args
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from pydantic_core import from_json, to_jsonable_python
+from starlette._utils import get_route_path
+from starlette.convertors import StringConvertor
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMediaTypeError
+from app.http.conditions import apply_if_none_match
+from app.http.preferences import KnownNames, handling_headers, known_names
+from app.http.problems import EXTRA_HEADERS
+
+BODY_LIMIT: Final = 65_536  # bytes
+_ABSENT: Final[Any] = object()  # in the place of a body that was not sent; `null` is one
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+class FastLane:
+    """Finds the route of a request by method and path in a table. What the lane does not take goes on to `app`."""
+
+    enabled: ClassVar = True  # switched off by tests
+
+    def __init__(self, app: ASGIApp, api: FastAPI) -> None:
+        self._app = app
+        self._overrides = api.dependency_overrides
+        self._table: dict[str, list[_Entry]] = {}
+        for context in iter_route_contexts(api.routes):
+            entry = _Entry(getattr(context, "path_regex", None), context, _lane_handler(context))
+            for method in context.methods or ("GET", "POST", "PUT", "PATCH", "DELETE"):
+                self._table.setdefault(method, []).append(entry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = get_route_path(scope)
+        for pattern, context, handler in self._table.get(scope.get("method", ""), ()) if self.enabled else ():
+            found = pattern and pattern.match(path)
+            if found or not pattern:
+                if not found or handler is None or self._overrides:
+                    break
+                scope.update(route=context, endpoint=context.endpoint, path_params=found.groupdict())
+                response = await handler(Request(scope, receive))
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class _Entry(NamedTuple):
+    pattern: Any  # None: a route that may match any path
+    context: RouteContext
+    handler: _Handler | None  # None: left to FastAPI
+
+
+class JSONRoute(APIRoute):
+    """A route that reads JSON strictly and names in `Ignored-Fields` what it does not know; its GET has an `ETag`.
+
+    A body is uncompressed JSON of 64 KiB at most. Everything else is FastAPI's.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+
+        async def respond(request: Request) -> Response:
+            names = known_names(effective_route(request.scope))
+            return await _respond(request, names, lambda _: handle(request))
+
+        return respond
+
+
+def effective_route(scope: Scope) -> Any:
+    """Returns the route that was chosen, with what `include_router` adds to it, or None."""
+    return scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+
+
+def _lane_handler(context: RouteContext) -> _Handler | None:
+    """Returns what answers the route's requests in the lane, None if the lane does not understand the route wholly."""
+    if not isinstance(context.original_route, JSONRoute) or not _is_understood(context):
+        return None
+    names, reader = known_names(context), ArgumentReader(context.dependant)
+    endpoint: Any = context.endpoint
+
+    async def call(request: Request, body: Any) -> Response:
+        response: Response = await endpoint(**await reader.read(request, body))
+        return response
+
+    async def handle(request: Request) -> Response:
+        return await _respond(request, names, lambda body: call(request, body))
+
+    return handle
+
+
+def _is_understood(context: RouteContext) -> bool:
+    """Whether the handler is a coroutine that returns a Response and takes what `ArgumentReader` reads."""
+    dependant: Dependant = context.dependant
+    returned = get_typed_return_annotation(dependant.call) if dependant.call else None
+    bodies = [type(field.field_info) for field in dependant.body_params]
+    calls = [dependency.call for dependency in dependant.dependencies]
+    return (
+        iscoroutinefunction(dependant.call)
+        and isinstance(returned, type)
+        and issubclass(returned, Response)
+        and bodies in ([], [params.Body])
+        and not context._embed_body_fields
+        and len(set(calls)) == len(calls)
+        and all(map(_is_plain, dependant.dependencies))
+        and not _takes_other(dependant)
+        and all(isinstance(convertor, StringConvertor) for convertor in context.param_convertors.values())
+        and context.max_body_size is None
+    )
+
+
+def _is_plain(dependency: Dependant) -> bool:
+    """Whether it is a coroutine function that takes at most the request."""
+    flat = get_flat_dependant(dependency)
+    takes = (flat.path_params, flat.query_params, flat.header_params, flat.cookie_params, flat.body_params)
+    return (
+        iscoroutinefunction(dependency.call)
+        and not any((*takes, dependency.dependencies, dependency.concurrency))
+        and not _takes_other(dependency)
+    )
+
+
+def _takes_other(dependant: Dependant) -> bool:
+    """Whether it takes something of FastAPI's that the lane has not."""
+    return bool(
+        dependant.response_param_name
+        or dependant.background_tasks_param_name
+        or dependant.security_scopes_param_name
+        or dependant.http_connection_param_name
+    )
+
+
+class ArgumentReader:
+    """Like FastAPI's dependency solver, for a signature that is analysed once."""
+
+    def __init__(self, dependant: Dependant) -> None:
+        self._dependencies = [(each.name, each.call, each.request_param_name) for each in dependant.dependencies]
+        self._path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
+        self._query, self._headers, self._cookies = (
+            dependant.query_params,
+            dependant.header_params,
+            dependant.cookie_params,
+        )
+        self._body = [(field.name, field.field_info.is_required(), field.validate) for field in dependant.body_params]
+        self._request = dependant.request_param_name
+
+    async def read(self, request: Request, body: Any) -> dict[str, Any]:
+        """Returns the arguments by name. An optional body that is absent is left out: the handler has a default.
+
+        Raises RequestValidationError with all that is wrong.
+        """
+        arguments: dict[str, Any] = {}
+        for name, call, request_name in self._dependencies:
+            arguments[name] = await call(**{request_name: request} if request_name else {})
+        wrong: list[Any] = []
+        for name, alias, validate in self._path:
+            arguments[name], errors = validate(request.path_params[alias], loc=("path", alias))
+            wrong += errors
+        for fields, sent in ((self._query, "query_params"), (self._headers, "headers"), (self._cookies, "cookies")):
+            if fields:
+                values, errors = request_params_to_args(fields, getattr(request, sent))
+                arguments |= values
+                wrong += errors
+        for name, required, validate in self._body:
+            if body is not _ABSENT:
+                arguments[name], errors = validate(body, loc=("body",))
+                wrong += errors
+            elif required:
+                wrong.append({"type": "missing", "loc": ("body",), "msg": "Field required", "input": None})
+        if wrong:
+            raise RequestValidationError(wrong)
+        arguments.pop(None, None)  # of dependencies without a parameter
+        if self._request:
+            arguments[self._request] = request
+        return arguments
+
+
+async def _respond(request: Request, names: KnownNames, call: Callable[[Any], Awaitable[Response]]) -> Response:
+    body = await _read(request) if names.has_body else _ABSENT
+    fields = [name for name in body if name not in names.fields] if isinstance(body, dict) else []
+    query = request.query_params if request.scope["query_string"] else ()
+    parameters = [name for name in query if name not in names.parameters]
+    prefer = values_of(request, b"prefer")
+    headers = handling_headers(prefer, fields, parameters) if prefer or fields or parameters else None
+    if headers:
+        request.scope[EXTRA_HEADERS] = headers
+    response = await call(body)
+    if request.scope["method"] == "GET":
+        response = apply_if_none_match(response, tags_of(request, b"if-none-match"))
+    if headers:
+        response.headers.update(headers)
+    return response
+
+
+async def _read(request: Request) -> Any:
+    """Returns the body, parsed, or _ABSENT."""
+    if any(int(length) > BODY_LIMIT for length in values_of(request, b"content-length")):
+        raise BodyTooLargeError(BODY_LIMIT)
+    content = bytearray()
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            text = "The connection ended before the body did."
+            raise MalformedBodyError(text)
+        content += message.get("body", b"")
+        if len(content) > BODY_LIMIT:
+            raise BodyTooLargeError(BODY_LIMIT)
+        more = message.get("more_body", False)
+    request._body = bytes(content)  # noqa: SLF001  # https://fastapi.tiangolo.com/how-to/custom-request-and-route/
+    return _parse(request, request._body) if content else _ABSENT  # noqa: SLF001
+
+
+def _parse(request: Request, content: bytes) -> Any:
+    media_type = "".join(values_of(request, b"content-type")[:1]).partition(";")[0].strip().lower()
+    is_json = media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+    if not is_json or any(coding.lower() != "identity" for coding in values_of(request, b"content-encoding")):
+        raise UnsupportedMediaTypeError
+    try:
+        request._json = from_json(content, allow_inf_nan=False)  # noqa: SLF001  # so that FastAPI does not parse it again
+    except ValueError as error:
+        message = f"The body is not JSON: {error}."
+        raise MalformedBodyError(message) from None
+    return request._json  # noqa: SLF001
+
+
+def values_of(request: Request, name: bytes) -> list[str]:
+    """Returns the values of the header `name`, in lower case. `request.headers.getlist` takes four times as long."""
+    return [value.decode("latin-1") for key, value in request.scope["headers"] if key == name]
+
+
+def tags_of(request: Request, name: bytes) -> list[str] | None:
+    """Returns the entity tags in a header, None without it. The service's own tags have no comma in them."""
+    values = values_of(request, name)
+    return [tag.strip(" \t") for tag in ",".join(values).split(",")] if values else None
+
+
+class RowResponse(Response):
+    """Rows as JSON: dataclasses with any type of column that pydantic can write."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Returns JSON."""
+        return orjson.dumps(content, default=to_jsonable_python)

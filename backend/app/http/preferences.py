@@ -1,0 +1,97 @@
+"""Unknown names in a request: ignored and named in `Ignored-Fields`, or refused if the client prefers so (RFC 7240)."""
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, get_args
+from urllib.parse import quote
+
+from fastapi.dependencies.utils import get_flat_dependant
+from pydantic import BaseModel
+
+from app.core.errors import FieldError, InvalidRequestError
+from app.http.problems import body_pointer
+
+_NAMES_SHOWN: Final = 20
+_NAME_LENGTH: Final = 40  # bytes; with the number of names, a bound on what a reply repeats
+
+
+class _Anything:
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+class KnownNames(NamedTuple):
+    """The names that a request may use, and whether a body is read at all."""
+
+    has_body: bool
+    fields: Container[str]
+    parameters: Container[str]
+
+
+def known_names(route: Any) -> KnownNames:
+    """Returns the names that the handler of a route, or a dependency of it, takes from the body and the query."""
+    flat = get_flat_dependant(route.dependant)
+    bodies = flat.body_params
+    embedded = route._embed_body_fields  # noqa: SLF001  # whether the names are those of the parameters
+    fields = frozenset(field.alias for field in bodies) if embedded else _names_of(bodies, alone=_Anything())
+    return KnownNames(bool(bodies), fields, _names_of(flat.query_params))
+
+
+def _names_of(fields: Iterable[Any], alone: Container[str] | None = None) -> Container[str]:
+    """Returns the names in the models of `fields`. A field without a model has its own name, or `alone`."""
+    names: set[str] = set()
+    for field in fields:
+        annotation = field.field_info.annotation
+        models = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "__annotations__")]
+        if any(getattr(model, "model_config", {}).get("extra") == "allow" for model in models):
+            return _Anything()
+        if not models and alone is not None:
+            return alone
+        names.update(*map(_model_names, models) if models else [[field.alias]])
+    return names
+
+
+def _model_names(model: type) -> Iterator[str]:
+    """Yields the names in a request: of a pydantic model its aliases, of a TypedDict its keys."""
+    if issubclass(model, BaseModel):
+        yield from (field.alias or name for name, field in model.model_fields.items())
+    else:
+        yield from model.__annotations__
+
+
+def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: Sequence[str]) -> dict[str, str]:
+    """Returns the reply's headers for the unknown names in body and query, given the values of `Prefer`.
+
+    Raises InvalidRequestError, which names them, with `handling=strict`.
+    """
+    handling = _handling(prefer)
+    headers = {"Preference-Applied": f"handling={handling}"} if handling else {}
+    if not fields and not parameters:
+        return headers
+    if handling == "strict":
+        error = InvalidRequestError(_unknown(fields, parameters))
+        error.headers.update(headers)
+        raise error
+    return headers | {"Ignored-Fields": ", ".join(map(_quoted, [*fields, *parameters][:_NAMES_SHOWN]))}
+
+
+def _handling(prefer: Sequence[str]) -> str | None:
+    """Returns the first `handling` of `Prefer` if it is one of the two defined (RFC 7240 section 4.4)."""
+    for preference in ",".join(prefer).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "handling":
+            value = value.strip().strip('"').lower()
+            return value if value in {"strict", "lenient"} else None
+    return None
+
+
+def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldError]:
+    pointers = [*(body_pointer(_cut(name)) for name in fields), *(f"query/{_quoted(name)}" for name in parameters)]
+    return [FieldError(pointer, "is not known here") for pointer in pointers[:_NAMES_SHOWN]]
+
+
+def _quoted(name: str) -> str:
+    return quote(_cut(name), safe="")
+
+
+def _cut(name: str) -> str:
+    return name.encode()[:_NAME_LENGTH].decode(errors="ignore")
