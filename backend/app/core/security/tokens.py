@@ -87,7 +87,7 @@ class TokenVerifier:
         audience: str | None,
         leeway: float,
     ) -> None:
-        """`user_id_claim` is a dotted path, `leeway` is in seconds. With None, `issuer` and `audience` are not checked."""
+        """`user_id_claim` is a dotted path, `leeway` is in seconds. `issuer` and `audience` are optional."""
         self._keys = keys
         self._user_id_pattern = re.compile(user_id_pattern)
         self._claim_path = user_id_claim.split(".")
