@@ -1,4 +1,4 @@
-"""Swagger UI at /docs, with its files served from here: it works without the internet."""
+"""Swagger UI at /docs. The service serves its files too, so the page works without internet access."""
 
 from importlib.resources import files
 from typing import Final
@@ -11,7 +11,7 @@ from app.core.errors import RouteNotFoundError
 
 _ASSETS: Final = "/docs/assets"
 _CACHED: Final = {"Cache-Control": "public, max-age=3600"}
-# Swagger UI starts with a script in the page, and writes styles and images into it. It asks only this service.
+# Swagger UI needs an inline script, inline styles and data images. It connects only to this service.
 _POLICY: Final = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -26,7 +26,7 @@ _MEDIA_TYPES: Final = {
 
 
 def install_docs(app: FastAPI) -> None:
-    """Have `app` serve `/docs`, and lead there from `/`."""
+    """Add `/docs` and its files to `app`, and redirect `/` to `/docs`."""
     folder = files("fastapi_offline") / "static"
 
     @app.get(_ASSETS + "/{name}", include_in_schema=False)
