@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-# The document with authentication. Without it, the document would describe the token as optional.
+# Generated with authentication. Otherwise the document would describe the token as optional.
 OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.config, app.main; \
     settings = app.core.config.Settings(_env_file=None, auth_jwt_secret=secrets.token_hex()); \
     print(json.dumps(app.main.create_app(settings).openapi(), indent=2))'

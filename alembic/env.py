@@ -34,7 +34,7 @@ _EXPECTED: Final = (
 
 @contextmanager
 def _dsn() -> Iterator[str]:
-    """Yields the DSN of the caller, of the embedded database in `-x embedded=DIRECTORY`, or of the settings."""
+    """Yields the DSN of the caller, else of the database in `-x embedded=DIRECTORY`, else of the settings."""
     directory = context.get_x_argument(as_dictionary=True).get("embedded")
     configured = context.config.attributes.get("dsn") or (None if directory else load_settings().migration_dsn)
     if configured:

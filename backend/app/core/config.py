@@ -64,7 +64,7 @@ def _is_authentication_configured(info: ValidationInfo) -> bool:
 
 
 def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | None:
-    """An issuer may sign tokens for other services with the keys that it publishes, unlike with a shared secret."""
+    """An issuer may sign tokens for other services with its published keys. A secret is shared only with this one."""
     if value is None and info.data.get("auth_jwks_url"):
         message = f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`"
         raise ValueError(message)
