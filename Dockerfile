@@ -1,16 +1,16 @@
-# The service alone: no tests, no development packages, no embedded PostgreSQL.
+# The service, without tests, development packages and the embedded PostgreSQL.
 #
-# Nobody has built or run this image yet: there was no Docker engine where it was written.
-# tests/test_deployment_files.py lints it, and goes through its steps without one: what is copied and installed, CMD,
+# Nobody has built or run this image yet, because no Docker engine was available.
+# tests/test_deployment_files.py lints this file, and runs its steps without Docker: COPY, the installation, CMD and
 # HEALTHCHECK.
 #
-# DATABASE_URL has to be set, and AUTH_JWT_SECRET or AUTH_JWKS_URL: without authentication the service refuses to listen
-# on 0.0.0.0. docs/deploy-neon.md has an example. Secrets belong in the environment of the container, never in here.
+# Set DATABASE_URL, and AUTH_JWT_SECRET or AUTH_JWKS_URL. Without authentication, the service refuses to listen on
+# 0.0.0.0. docs/deploy-neon.md has an example. Secrets belong in the environment of the container, not in this file.
 
 FROM python:3.13-slim-trixie AS build
 
 COPY requirements.txt /build/
-# Wheels only: what would need a compiler fails here. No pip in the environment, as nothing is to be installed later.
+# Only wheels: a package that needs a compiler fails here. The environment has no pip, because it never changes.
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -r /build/requirements.txt
 
@@ -22,7 +22,7 @@ RUN groupadd --gid 10001 tasks \
 
 WORKDIR /srv/tasks
 COPY --from=build /opt/venv /opt/venv
-# Laid out as in the repository: the migrations are looked for beside `backend`.
+# The same layout as in the repository, because the service expects the migrations beside `backend`.
 COPY alembic.ini ./
 COPY alembic ./alembic
 COPY backend ./backend
@@ -33,12 +33,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOST=0.0.0.0 \
     PORT=8000
 
-# By number, so that Kubernetes can see that it is not root.
+# A number, so that Kubernetes can verify that the user is not root.
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 
-# The service listens when it has reached and migrated the database, which may take a while.
+# The service listens after it has migrated the database, which may take a while.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os; from urllib import request; request.build_opener(request.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PORT'] + '/health/live', timeout=2)"]
 

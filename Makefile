@@ -1,8 +1,8 @@
-# Every target is one command; `make help` lists them.
+# Every target is one command. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-# As it is with authentication: without, a token is described as optional.
+# Generated with authentication. Otherwise the document would describe the token as optional.
 OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.config, app.main; \
     settings = app.core.config.Settings(_env_file=None, auth_jwt_secret=secrets.token_hex()); \
     print(json.dumps(app.main.create_app(settings).openapi(), indent=2))'
@@ -16,7 +16,7 @@ export PYTHONPATH := backend
 help: ## List the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
-install: .venv/installed ## Make .venv and install everything, once
+install: .venv/installed ## Create .venv and install everything, once
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
@@ -33,13 +33,13 @@ $(NODE_MODULES): tests/clients/package-lock.json
 run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
 	@exec $(BIN)/python -m app
 
-# These are not measured: they cover nothing that the others do not, and would take three times as long.
+# Coverage of these tests is not measured. They cover no other lines, and would take three times as long.
 UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/database/test_expand_contract.py tests/core/database/test_partitions.py \
     tests/core/database/test_pooler.py tests/routes/test_hostile_input.py tests/routes/test_hostile_logs.py \
     tests/routes/test_list_tasks.py tests/test_audit.py tests/test_benchmarks.py tests/test_benchmarks_growth.py \
     tests/test_deployment_files.py \
     tests/test_proxy.py
-# What passes through a pooler, and what speaks of operations alone, so that it passes in any deployment.
+# POOLED also runs through PgBouncer. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
 SEVERAL := haproxy,expanded,partitioned
 POOLED := tests/routes tests/load tests/services
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
@@ -54,14 +54,14 @@ test: install $(if $(filter tests/clients%,$(T)),$(NODE_MODULES)) ## Run the tes
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter-out tests,$(T)),--fail-under=0)
 
-# 14 tests of cursors, keys, tags and URLs: a little over a million inputs. Those of other parsers get a tenth.
-fuzz: install ## Give the parsers a million made-up inputs
+# 14 tests of cursors, keys, tags and URLs get a little over a million inputs. Tests of other parsers get a tenth.
+fuzz: install ## Test the parsers with a million generated inputs
 	FUZZ_EXAMPLES=72000 $(BIN)/python -m pytest tests/fuzz --dist=worksteal --timeout=0 --hypothesis-show-statistics
 
-chaos: install ## Kill, cut and delay everything under load, for some minutes
+chaos: install ## Kill processes, cut and delay connections under load, for some minutes
 	CHAOS_ROUNDS=10 $(BIN)/python -m pytest tests/chaos --timeout=0
 
-check: install $(NODE_MODULES) ## Format, lint, types, imports, known vulnerabilities, migrations, OpenAPI and its clients
+check: install $(NODE_MODULES) ## Check format, lint, types, imports, known vulnerabilities, migrations, OpenAPI and its clients
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -74,12 +74,12 @@ check: install $(NODE_MODULES) ## Format, lint, types, imports, known vulnerabil
 	$(OPENAPI) | diff -u docs/openapi.json -
 	$(BIN)/python -m pytest tests/clients
 
-# Without Node.js there is no Fastify to measure.
+# Fastify needs Node.js.
 benchmarks/fastify/node_modules: benchmarks/fastify/package-lock.json
 	@if command -v npm >/dev/null; then cd benchmarks/fastify && npm ci --loglevel=error && touch node_modules; \
 	else echo "npm is not there: Fastify will not be measured."; fi
 
-bench: install benchmarks/fastify/node_modules ## Measure what a request and a token cost, beside what others write
+bench: install benchmarks/fastify/node_modules ## Measure requests and tokens, and compare with other implementations
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.workers
@@ -89,11 +89,11 @@ format: install ## Format the code and sort the imports
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
-migrate: install ## Bring the database to the newest revision
+migrate: install ## Upgrade the database to the newest revision
 	$(BIN)/alembic upgrade head
 
 openapi: install ## Write docs/openapi.json
 	$(OPENAPI) > docs/openapi.json
 
-clean: ## Remove what the other commands made, the embedded database included
+clean: ## Remove everything that the other commands create, including the embedded database
 	rm -rf $(NODE_MODULES) benchmarks/fastify/node_modules .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

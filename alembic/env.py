@@ -1,4 +1,4 @@
-"""Runs migrations on the database of the settings, or on the one that the caller names."""
+"""Runs the migrations on the database of the caller or of the settings."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ from app.core.database.dsn import parse_dsn
 from app.core.errors import StartupError
 from app.server.embedded import embedded_postgres
 
-_LOCK: Final = 7_461_736_531  # any number that no other program on this database uses
+_LOCK: Final = 7_461_736_531  # an arbitrary number that no other program on this database uses
 _EXPECTED: Final = (
     OSError,
-    UnicodeError,  # a host name that cannot be one
+    UnicodeError,  # an invalid host name
     SQLAlchemyError,
     EmulatedDBAPIException,
     asyncpg.PostgresError,
@@ -34,32 +34,32 @@ _EXPECTED: Final = (
 
 @contextmanager
 def _dsn() -> Iterator[str]:
-    """The caller's database, else an embedded one that `-x embedded=DIRECTORY` names, else that of the settings."""
-    apart = context.get_x_argument(as_dictionary=True).get("embedded")
-    given = context.config.attributes.get("dsn") or (None if apart else load_settings().migration_dsn)
-    if given:
-        yield given
+    """Yields the DSN of the caller, else of the database in `-x embedded=DIRECTORY`, else of the settings."""
+    directory = context.get_x_argument(as_dictionary=True).get("embedded")
+    configured = context.config.attributes.get("dsn") or (None if directory else load_settings().migration_dsn)
+    if configured:
+        yield configured
     else:
-        with embedded_postgres(Path(apart or load_settings().embedded_postgres_dir)) as dsn:
+        with embedded_postgres(Path(directory or load_settings().embedded_postgres_dir)) as dsn:
             yield dsn
 
 
 def _migrate(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=SQLModel.metadata)
     with context.begin_transaction():
-        # The role may be the service's, whose statements are to be short.
+        # The role may be that of the service, which has short timeouts.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SET LOCAL lock_timeout = 0"))
-        # The second of two services that start at once waits here, then finds nothing left to do. A lock
-        # of the transaction, not of the session, because a transaction-mode pooler keeps no sessions.
+        # If two services start at once, the second one waits here and then has nothing to do. The lock
+        # belongs to the transaction, because a transaction-mode pooler does not keep sessions.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        # Requests queue behind whoever waits for a table: they have to get their turn before they are given up.
+        # Requests queue behind a migration that waits for a table. The migration must time out before they do.
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
         context.run_migrations()
 
 
 async def _run(dsn: str) -> None:
-    # Nothing here is run twice. SQLAlchemy would prepare it nonetheless.
+    # No statement runs twice, so none is prepared. SQLAlchemy would prepare them by default.
     connect_args = parse_dsn(dsn, prepares=False) | {"prepared_statement_cache_size": 0}
     engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, poolclass=NullPool)
     async with engine.connect() as connection:

@@ -14,10 +14,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table, its rules and the index of the default list order.
+    """Create the table, its constraints and the index of the default list order.
 
-    The owner leads every key: it keeps users apart in storage and one user's rows together, and
-    lets the table be partitioned or distributed by `user_id` later.
+    Every key starts with `user_id`. This stores the rows of one user together, apart from those of
+    other users, and allows partitioning or distribution by `user_id` later.
     """
     op.create_table(
         "tasks",

@@ -101,6 +101,8 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    for route in app.routes:  # FastAPI's own: the OpenAPI document
+        public(route.endpoint)  # type: ignore[attr-defined]  # each is a Route
     install_error_handlers(app)
     app.include_router(tasks.router)
     app.include_router(health.router)

@@ -69,7 +69,7 @@ async def test_a_request_that_has_begun_to_arrive_is_served_and_its_connection_c
 async def test_so_is_one_that_begins_on_an_idle_connection_and_takes_longer_than_the_last_call(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr("app.server.protocol.LAST_CALL", 0.05)
+    monkeypatch.setattr("app.server.protocol.LINGER", 0.05)
     async with ending(settings) as (connect, end):
         reader, writer = await connect()
         writer.write(BEGINNING + REST)

@@ -1,4 +1,4 @@
-"""Settings, read once from the environment and `.env`. README.md and .env.example list them too."""
+"""Settings, read once from the environment and `.env`. README.md and .env.example repeat their descriptions."""
 
 import re
 from pathlib import Path
@@ -25,12 +25,12 @@ from app.core.security.tokens import check_secret
 UNCHECKED: Final = "unchecked"
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
-# What a browser sends (RFC 6454 section 6.2): lower case, no path, no user.
-_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+# An origin as browsers serialize it (RFC 6454 section 6.2): lower case, without path and user information.
+_ORIGIN_PATTERN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _jwks_url(url: str) -> str:
-    from app.core.security.jwks import check_jwks_url  # noqa: PLC0415  # its HTTP client is a tenth of a start without one
+    from app.core.security.jwks import check_jwks_url  # noqa: PLC0415  # importing httpx takes a tenth of a start-up
 
     return check_jwks_url(url)
 
@@ -40,7 +40,7 @@ def _split(text: object) -> object:
 
 
 def _origin(text: str) -> str:
-    if not _ORIGIN.fullmatch(text):
+    if not _ORIGIN_PATTERN.fullmatch(text):
         message = "must list origins such as https://app.example.com, without a path and without *"
         raise ValueError(message)
     return text
@@ -51,20 +51,20 @@ def _secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _instead_of_secret(url: str, info: ValidationInfo) -> str:
+def _excludes_secret(url: str, info: ValidationInfo) -> str:
     if info.data.get("auth_jwt_secret"):
         message = "cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them"
         raise ValueError(message)
     return url
 
 
-def _authenticates(info: ValidationInfo) -> bool:
-    """A setting that is wrong, and so is not among the data, is not also called missing."""
+def _is_authentication_configured(info: ValidationInfo) -> bool:
+    """An invalid setting counts as configured, so that it is not also reported as missing."""
     return bool(info.data.get("auth_jwt_secret", True) or info.data.get("auth_jwks_url", True))
 
 
-def _expected(value: str | None, info: ValidationInfo) -> str | None:
-    """Keys that an issuer publishes may sign the tokens of other services too; a secret is shared for this one."""
+def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | None:
+    """An issuer may sign tokens for other services with its published keys. A secret is shared only with this one."""
     if value is None and info.data.get("auth_jwks_url"):
         message = f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`"
         raise ValueError(message)
@@ -72,7 +72,7 @@ def _expected(value: str | None, info: ValidationInfo) -> str | None:
 
 
 def _host(host: str, info: ValidationInfo) -> str:
-    if not is_loopback(host) and not _authenticates(info):
+    if not is_loopback(host) and not _is_authentication_configured(info):
         message = (
             "must be a loopback address such as 127.0.0.1 as long as there is no authentication; "
             "set AUTH_JWT_SECRET or AUTH_JWKS_URL to listen elsewhere"
@@ -82,12 +82,12 @@ def _host(host: str, info: ValidationInfo) -> str:
 
 
 def _dsn(secret: SecretStr) -> SecretStr:
-    dsn = secret.get_secret_value().strip()  # a file with a secret often ends with a new line
+    dsn = secret.get_secret_value().strip()  # files that hold a secret often end with a newline
     parse_dsn(dsn)
     return SecretStr(dsn)
 
 
-def _beside_pooled(secret: SecretStr, info: ValidationInfo) -> SecretStr:
+def _requires_database_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
     if "database_url" in info.data and info.data["database_url"] is None:
         message = "needs DATABASE_URL beside it"
         raise ValueError(message)
@@ -95,86 +95,90 @@ def _beside_pooled(secret: SecretStr, info: ValidationInfo) -> SecretStr:
 
 
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
-_Expected = Annotated[str | None, AfterValidator(_expected)]
+_RequiredClaim = Annotated[str | None, AfterValidator(_required_with_jwks_url)]
 
 
 class Settings(BaseSettings):
-    """Frozen. Raises pydantic's ValidationError naming each wrong setting."""
+    """The settings of the service, frozen. Raises pydantic's ValidationError, which names each invalid setting."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     database_url: Dsn | None = Field(
-        default=None, description="PostgreSQL to use, 14 to 18. Unset: an embedded PostgreSQL is started."
+        default=None, description="URL of a PostgreSQL 14 to 18. If unset, an embedded PostgreSQL is started."
     )
-    database_url_unpooled: Annotated[Dsn, AfterValidator(_beside_pooled)] | None = Field(
+    database_url_unpooled: Annotated[Dsn, AfterValidator(_requires_database_url)] | None = Field(
         default=None,
-        description="Direct URL, for migrations. Unset: DATABASE_URL, for a pooler of Neon with the direct host.",
+        description="Direct URL for migrations. If unset: DATABASE_URL, with the direct host for a Neon pooler.",
     )
     database_prepared_statements: Literal["auto", "on", "off"] = Field(
-        default="auto", description="Set to `off` behind a pooler that cannot take them; `auto` tells by host and port."
+        default="auto",
+        description="Set `off` behind a pooler without prepared statements. `auto` decides by host and port.",
     )
     database_pool_size: int = Field(
-        default=5, ge=1, le=100, description="Connections per worker, at most. Total: workers times this."
+        default=5,
+        ge=1,
+        le=100,
+        description="Maximum number of connections per worker. The total is workers times this number.",
     )
     database_pool_timeout: float = Field(
         default=5,
         gt=0,
         le=60,
-        description="Seconds to wait for a free connection before a 503; at least 10 while one is being opened.",
+        description="Seconds to wait for a free connection before a 503, at least 10 while a connection is opening.",
     )
     concurrency_limit: int = Field(
         default=1_000,
         ge=1,
         le=100_000,
-        description="Requests per worker that use or wait for the database; the next is answered 503 at once.",
+        description="Maximum requests per worker that use or wait for the database. Others get a 503 at once.",
     )
     embedded_postgres_dir: Path = Field(
-        default=Path(".data/postgres"), description="Where the embedded PostgreSQL keeps its data."
+        default=Path(".data/postgres"), description="Data directory of the embedded PostgreSQL."
     )
     auth_jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
         default=None,
         validation_alias=AliasChoices("auth_jwt_secret", "better_auth_secret"),
-        description="Secret that tokens are signed with (HS256), 32 bytes or more. BETTER_AUTH_SECRET is another name.",
+        description="Secret that signs the tokens (HS256), at least 32 bytes. BETTER_AUTH_SECRET is an alias.",
     )
-    auth_jwks_url: Annotated[str, AfterValidator(_jwks_url), AfterValidator(_instead_of_secret)] | None = Field(
+    auth_jwks_url: Annotated[str, AfterValidator(_jwks_url), AfterValidator(_excludes_secret)] | None = Field(
         default=None,
-        description="Where the issuer publishes the keys of its tokens (EdDSA, ES256, RS256), instead of a secret.",
+        description="URL of the issuer's public keys (EdDSA, ES256, RS256), instead of a secret.",
     )
-    auth_issuer: _Expected = Field(
+    auth_issuer: _RequiredClaim = Field(
         default=None,
-        description="The `iss` that tokens must have. With AUTH_JWKS_URL it must be set, if only to `unchecked`.",
+        description="Required `iss` claim of tokens. Must be set with AUTH_JWKS_URL; `unchecked` disables the check.",
     )
-    auth_audience: _Expected = Field(
+    auth_audience: _RequiredClaim = Field(
         default=None,
-        description="The `aud` that tokens must have. With AUTH_JWKS_URL it must be set, if only to `unchecked`.",
+        description="Required `aud` claim of tokens. Must be set with AUTH_JWKS_URL; `unchecked` disables the check.",
     )
     auth_user_id_claim: str = Field(
         default="sub",
         pattern=r"^[^.\s]+(\.[^.\s]+)*$",
-        description="The claim with the user id; dots lead into objects, as in `user.id`.",
+        description="Claim that holds the user id. A dot separates the names of nested objects, as in `user.id`.",
     )
     auth_leeway_seconds: float = Field(
         default=30, ge=0, le=60, description="Seconds by which the clocks of issuer and service may differ."
     )
     host: Annotated[str, AfterValidator(_host)] = Field(
-        default="127.0.0.1", description="Address to listen on. Loopback only, as long as there is no authentication."
+        default="127.0.0.1", description="Address to listen on. Without authentication it must be a loopback address."
     )
     port: int = Field(default=8000, ge=1, le=65_535, description="Port to listen on.")
-    web_concurrency: int = Field(default=1, ge=1, le=64, description="Worker processes.")
+    web_concurrency: int = Field(default=1, ge=1, le=64, description="Number of worker processes.")
     shutdown_timeout: int = Field(
         default=10,
         ge=3,
         le=600,
-        description="Seconds from SIGTERM to the end, at most. Requests in flight have all but the last two.",
+        description="Maximum number of seconds from SIGTERM to exit. Requests in flight may use all but the last two.",
     )
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)] = (
-        Field(default=_FRONTENDS, description="Origins of browser frontends, separated by commas. Never `*`.")
+        Field(default=_FRONTENDS, description="Origins of browser frontends, separated by commas. `*` is refused.")
     )
 
     @model_validator(mode="after")
-    def _authenticates_if_told_how(self) -> Self:
+    def _requires_authentication(self) -> Self:
         for name in sorted(self.model_fields_set):
             if name.startswith("auth_") and not self.authenticates:
                 message = f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it"
@@ -183,7 +187,7 @@ class Settings(BaseSettings):
 
     @property
     def authenticates(self) -> bool:
-        """Whether a request has to prove whose it is."""
+        """Whether requests must carry a token."""
         return bool(self.auth_jwt_secret or self.auth_jwks_url)
 
     @property
@@ -195,7 +199,7 @@ class Settings(BaseSettings):
 
     @property
     def warnings(self) -> list[str]:
-        """What the operator should know about the settings, a sentence each."""
+        """Warnings for the operator about connections that may be unencrypted or unverified, one sentence each."""
         return [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")
@@ -204,12 +208,12 @@ class Settings(BaseSettings):
 
     @property
     def prepares(self) -> bool | None:
-        """Whether statements are prepared; None leaves it to the host and port."""
+        """Whether statements are prepared. None means that host and port decide."""
         return {"on": True, "off": False}.get(self.database_prepared_statements)
 
 
 def load_settings() -> Settings:
-    """Returns the settings of this process. Raises StartupError, a line for each that is wrong."""
+    """Returns the settings of this process. Raises StartupError with one line for each invalid setting."""
     try:
         return Settings()
     except UnicodeDecodeError:

@@ -1,17 +1,18 @@
-"""Swagger UI at /docs, with its files served from here: it works without the internet."""
+"""Swagger UI at /docs. The service serves its files too, so the page works without internet access."""
 
 from importlib.resources import files
 from typing import Final
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app.core.errors import RouteNotFoundError
+from app.http.authorization import public
 
 _ASSETS: Final = "/docs/assets"
 _CACHED: Final = {"Cache-Control": "public, max-age=3600"}
-# Swagger UI starts with a script in the page, and writes styles and images into it. It asks only this service.
+# Swagger UI needs an inline script, inline styles and data images. It connects only to this service.
 _POLICY: Final = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -25,30 +26,39 @@ _MEDIA_TYPES: Final = {
 }
 
 
-def install_docs(app: FastAPI) -> None:
-    """Have `app` serve `/docs`, and lead there from `/`."""
-    folder = files("fastapi_offline") / "static"
+_FOLDER: Final = files("fastapi_offline") / "static"
 
-    @app.get(_ASSETS + "/{name}", include_in_schema=False)
-    def get_asset(name: str) -> Response:
-        if name not in _MEDIA_TYPES:
-            raise RouteNotFoundError
-        return Response((folder / name).read_bytes(), headers=_CACHED, media_type=_MEDIA_TYPES[name])
+router = APIRouter(include_in_schema=False)
 
-    @app.get("/docs", include_in_schema=False)
-    async def get_docs(request: Request) -> HTMLResponse:
-        root = request.scope.get("root_path", "")
-        page = get_swagger_ui_html(
-            openapi_url=f"{root}{app.openapi_url}",
-            title=app.title,
-            swagger_js_url=f"{root}{_ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}{_ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{root}{_ASSETS}/favicon.png",
-            swagger_ui_parameters={"displayRequestDuration": True},
-        )
-        page.headers.update(_POLICY)
-        return page
 
-    @app.get("/", include_in_schema=False)
-    async def get_root(request: Request) -> RedirectResponse:
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
+@router.get(_ASSETS + "/{name}")
+@public
+def get_asset(name: str) -> Response:
+    """Returns a file of the page."""
+    if name not in _MEDIA_TYPES:
+        raise RouteNotFoundError
+    return Response((_FOLDER / name).read_bytes(), headers=_CACHED, media_type=_MEDIA_TYPES[name])
+
+
+@router.get("/docs")
+@public
+async def get_docs(request: Request) -> HTMLResponse:
+    """Returns Swagger UI."""
+    root = request.scope.get("root_path", "")
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}{request.app.openapi_url}",
+        title=request.app.title,
+        swagger_js_url=f"{root}{_ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{_ASSETS}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{_ASSETS}/favicon.png",
+        swagger_ui_parameters={"displayRequestDuration": True},
+    )
+    page.headers.update(_POLICY)
+    return page
+
+
+@router.get("/")
+@public
+async def get_root(request: Request) -> RedirectResponse:
+    """Leads to the page."""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")

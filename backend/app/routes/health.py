@@ -1,4 +1,4 @@
-"""Health, for load balancers and orchestrators. Neither question wakes a sleeping database."""
+"""Health checks for load balancers and orchestrators. They send no query, which would wake a suspended database."""
 
 from typing import Literal
 
@@ -6,29 +6,32 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from app.core.errors import DatabaseUnavailableError, IssuerUnavailableError
-from app.http.openapi import PUBLIC, operation_id, problems
+from app.http.authorization import public
+from app.http.openapi import operation_id, problems
 from app.routes.deps import Db, Tokens
 
 router = APIRouter(prefix="/health", tags=["health"], generate_unique_id_function=operation_id)
 
 
 class Health(BaseModel):
-    """What is well."""
+    """The state of the service."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"status": "ready"}})
 
     status: Literal["live", "ready"]
 
 
-@router.get("/live", responses=problems(), **PUBLIC)
+@router.get("/live", responses=problems())
+@public
 async def get_liveness() -> Health:
-    """Whether the process runs. Touches nothing else."""
+    """Whether the process runs. Nothing else is checked."""
     return Health(status="live")
 
 
-@router.get("/ready", responses=problems(IssuerUnavailableError(), DatabaseUnavailableError()), **PUBLIC)
+@router.get("/ready", responses=problems(IssuerUnavailableError(), DatabaseUnavailableError()))
+@public
 async def get_readiness(db: Db, tokens: Tokens) -> Health:
-    """Whether the database could be used when last asked, and there are keys to check tokens with. Asks nothing."""
+    """Whether the database was available when last used, and keys to verify tokens are available. Sends no query."""
     if not db.usable:
         raise DatabaseUnavailableError
     if tokens and not tokens.ready:

@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 problem details."""
+"""The body of an error response: RFC 9457 problem details."""
 
 from typing import Final
 
@@ -8,11 +8,11 @@ ERRORS_MAX: Final = 20
 REQUEST_ID_PATTERN: Final = "^[A-Za-z0-9._=@+-]{1,128}$"
 EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
-_OUR_WORDS: Final = "^[ -~]+$"
+_PRINTABLE_ASCII: Final = "^[ -~]+$"
 
 
 class ProblemField(BaseModel):
-    """One field that broke a rule."""
+    """One invalid field of the request."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"pointer": "#/title", "detail": "must contain something other than white space"}}
@@ -23,11 +23,11 @@ class ProblemField(BaseModel):
         pattern=r"^(#|path|query|header)(/[!-~]*)?$",
         description="`#/name` in the body, `query/name`, `path/name` or `header/name` elsewhere.",
     )
-    detail: str = Field(max_length=200, pattern=_OUR_WORDS)
+    detail: str = Field(max_length=200, pattern=_PRINTABLE_ASCII)
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 problem details. `detail` is written to be shown to a person."""
+    """An error, as RFC 9457 problem details. `detail` can be shown to users."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -45,13 +45,15 @@ class Problem(BaseModel):
     type: str = Field(
         max_length=60,
         pattern="^urn:problem-type:[a-z]+(-[a-z]+)*$",
-        description="Stable name of the kind of problem, a URN.",
+        description="URN of the kind of problem. It never changes.",
     )
     title: str = Field(
-        max_length=60, pattern=_OUR_WORDS, description="The kind of problem in words; always the same for one `type`."
+        max_length=60,
+        pattern=_PRINTABLE_ASCII,
+        description="Short name of the kind of problem. Each `type` has one title.",
     )
     status: int = Field(ge=400, le=599, json_schema_extra={"format": "int32"}, description="The HTTP status code.")
-    detail: str = Field(max_length=1_000, pattern="[!-~]", description="What went wrong this time, in a sentence.")
+    detail: str = Field(max_length=1_000, pattern="[!-~]", description="Explanation of this occurrence of the problem.")
     instance: str = Field(
         max_length=128,
         pattern=REQUEST_ID_PATTERN,
@@ -60,5 +62,5 @@ class Problem(BaseModel):
     errors: list[ProblemField] = Field(
         default_factory=list,
         max_length=ERRORS_MAX,
-        description="With status 422 only: every field that broke a rule.",
+        description="Every invalid field. Only with status 422.",
     )

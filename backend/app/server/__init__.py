@@ -1,1 +1,1 @@
-"""What stands between the socket and HTTP, and the embedded PostgreSQL of `make run`."""
+"""The HTTP protocol of the server, and the embedded PostgreSQL of `make run`."""

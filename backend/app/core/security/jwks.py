@@ -18,42 +18,42 @@ from app.core.errors import IssuerUnavailableError
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import Key
 
-_TIMEOUT: Final = 5  # seconds for one fetch, from the first byte sent to the last one received
-_REFRESH: Final = 300  # seconds after which the keys are fetched anew: the longest that a withdrawn key is accepted
-_RETRY: Final = 30  # seconds after a failure, and between two fetches because of unknown keys
-_FIRST_RETRY: Final = 2  # seconds after a failure while there are no keys at all
+_TIMEOUT: Final = 5  # seconds for one fetch, from the first byte sent to the last byte received
+_REFRESH: Final = 300  # seconds between two fetches. A withdrawn key is accepted for at most this long.
+_RETRY: Final = 30  # seconds until the next fetch after a failure, and between two fetches for unknown keys
+_FIRST_RETRY: Final = 2  # seconds until the next fetch after a failure, before the first success
 _SIZE_MAX: Final = 65_536  # bytes
 _KEYS_MAX: Final = 32
-_RSA_BITS: Final = range(2_048, 8_193)  # RFC 7518 section 3.3; longer ones only cost time
-# The algorithm is the key's, whatever a token says (RFC 8725 section 3.1).
+_RSA_BITS: Final = range(2_048, 8_193)  # RFC 7518 section 3.3; longer keys only cost time
+# The key decides on the algorithm, not the token (RFC 8725 section 3.1).
 _ALGORITHMS: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
-_NEW_NAMES: Final = {"EdDSA": "Ed25519"}  # RFC 9864 section 2.2; tokens still have the old one
+_NEW_NAMES: Final = {"EdDSA": "Ed25519"}  # RFC 9864 section 2.2; tokens still use the old name
 _FETCHED: Final = "fetched"
 
 _logger = logging.getLogger(__name__)
 
 
 class _BadReplyError(ValueError):
-    """The reply is no set of keys. The text is ours."""
+    """The reply is not a usable key set. The text never quotes the reply."""
 
 
 class JwksClient:
-    """Fetches the keys at the start and again in the background. While that fails, the last ones stay in use."""
+    """Fetches the keys at start-up and then in the background. While a fetch fails, the previous keys stay in use."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.AsyncClient(
             timeout=_TIMEOUT,
-            # Without a `Content-Encoding`, no small reply can become a large one.
+            # A small compressed reply could expand to a large one.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
-            trust_env=url.lower().startswith("https:"),  # what is for this machine goes through no proxy
+            trust_env=url.lower().startswith("https:"),  # plain HTTP is for this machine only, so without a proxy
         )
         self._url = url
         self._keys: list[Key] | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._outcome = ""
-        self._asked = float("-inf")
+        self._refetched_at = float("-inf")
         self.generation = 0
 
     async def __aenter__(self) -> Self:
@@ -61,28 +61,29 @@ class JwksClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        running = [task for task in (self._upkeep, self._fetching) if task]
-        for task in running:
+        tasks = [task for task in (self._upkeep, self._fetching) if task]
+        for task in tasks:
             task.cancel()
-        await asyncio.wait(running)
+        await asyncio.wait(tasks)
         await self._client.aclose()
 
     @property
     def ready(self) -> bool:
-        """Whether the keys were fetched once."""
+        """Whether the keys have been fetched at least once."""
         return self._keys is not None
 
     async def find(self, header: Mapping[str, Any]) -> Key | None:
-        """Returns the key for a token with this header. For an unknown one the keys are fetched, but not too often.
+        """Returns the key for a token with this header, or None. An unknown key causes a fetch, at most once in 30
+        seconds.
 
-        Raises IssuerUnavailableError if they have never been fetched.
+        Raises IssuerUnavailableError if the keys have never been fetched.
         """
         if not self._outcome:
             await self._fetch()
         if self._keys is None:
             raise IssuerUnavailableError
         key = _select(self._keys, header)
-        if key is None and (self._is_fetching() or self._may_ask()):
+        if key is None and (self._is_fetching() or self._claim_refetch()):
             await self._fetch()
             key = _select(self._keys, header)
         return key
@@ -90,11 +91,11 @@ class JwksClient:
     def _is_fetching(self) -> bool:
         return self._fetching is not None and not self._fetching.done()
 
-    def _may_ask(self) -> bool:
-        """Whether it is long enough since this was last granted."""
-        if monotonic() - self._asked < _RETRY:
+    def _claim_refetch(self) -> bool:
+        """Returns True at most once in `_RETRY` seconds."""
+        if monotonic() - self._refetched_at < _RETRY:
             return False
-        self._asked = monotonic()
+        self._refetched_at = monotonic()
         return True
 
     async def _keep_fresh(self) -> None:
@@ -103,23 +104,23 @@ class JwksClient:
             await asyncio.sleep(_REFRESH if self._outcome == _FETCHED else _RETRY if self.ready else _FIRST_RETRY)
 
     async def _fetch(self) -> None:
-        """Fetch the keys, once for all who wait for them."""
+        """Fetch the keys. Concurrent callers share one fetch."""
         if self._fetching is None or self._fetching.done():
             self._fetching = asyncio.create_task(self._replace_keys())
-        await asyncio.wait([self._fetching])  # which outlives the request that began it
+        await asyncio.wait([self._fetching])  # the fetch outlives the request that started it
 
     async def _replace_keys(self) -> None:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 keys = _read_keys(await self._download())
         except _BadReplyError as error:
-            self._note(str(error))
+            self._log_outcome(str(error))
             return
         except (OSError, ValueError, httpx.HTTPError) as error:
-            self._note(type(error).__name__)  # whose text may quote the reply
+            self._log_outcome(type(error).__name__)  # its text may quote the reply
             return
-        self._note(_FETCHED)
-        if keys != (self._keys or []):  # without any, tokens are refused only if there were some before
+        self._log_outcome(_FETCHED)
+        if keys != (self._keys or []):  # an empty set only counts if it replaces a set with keys
             self._keys = keys
             self.generation += 1
 
@@ -136,7 +137,7 @@ class JwksClient:
                     raise _BadReplyError(message)
         return bytes(content)
 
-    def _note(self, outcome: str) -> None:
+    def _log_outcome(self, outcome: str) -> None:
         if outcome == self._outcome:
             return
         self._outcome = outcome
@@ -147,27 +148,27 @@ class JwksClient:
 
 
 def check_jwks_url(url: str) -> str:
-    """Returns `url`. Raises ValueError unless it is HTTPS, or HTTP to this machine, and without a password."""
+    """Returns `url`. Raises ValueError unless it uses HTTPS, or HTTP on a loopback address, and has no password."""
     with suppress(ValueError, httpx.InvalidURL):
         httpx.URL(url)
         parts = urlsplit(url)
         safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-        clean = url.isprintable() and " " not in url and "@" not in parts.netloc
-        if safe and clean and parts.hostname and parts.port != 0:
+        well_formed = url.isprintable() and " " not in url and "@" not in parts.netloc
+        if safe and well_formed and parts.hostname and parts.port != 0:
             return url
     message = "must look like https://auth.example.com/.well-known/jwks.json; http only on a loopback address"
     raise ValueError(message)
 
 
 def _select(keys: Iterable[Key], header: Mapping[str, Any]) -> Key | None:
-    """Only an issuer with one key of a kind may leave out its name."""
+    """Returns the key for a token with this header, or None. A token without `kid` needs to match exactly one key."""
     kid = header.get("kid")
-    fitting = [key for key in keys if key.algorithm == header.get("alg") and kid in (None, key.kid)]
-    return fitting[0] if len(fitting) == 1 or (fitting and kid is not None) else None
+    matches = [key for key in keys if key.algorithm == header.get("alg") and kid in (None, key.kid)]
+    return matches[0] if len(matches) == 1 or (matches and kid is not None) else None
 
 
 def _read_keys(content: bytes) -> list[Key]:
-    """Returns what can be used, nothing if the issuer has no key. Raises ValueError if there are only others."""
+    """Returns the usable keys, none for an empty set. Raises ValueError if the set has keys, but no usable one."""
     document = from_json(content)
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list) or len(members) > _KEYS_MAX:
@@ -181,14 +182,14 @@ def _read_keys(content: bytes) -> list[Key]:
 
 
 def _read_key(jwk: dict[str, Any]) -> Key | None:
-    """Returns a public key for signatures, None for any other."""
+    """Returns a public key that verifies signatures, or None for any other JWK."""
     curve = jwk.get("crv")
     algorithm = _ALGORITHMS.get((str(jwk.get("kty")), None if curve is None else str(curve)))
     if algorithm is None or not _is_for_signatures(jwk, algorithm):
         return None
     try:
         material = PyJWK(jwk, algorithm).key
-    except (PyJWTError, ValueError, TypeError, KeyError, AttributeError):  # whatever a malformed member brings about
+    except (PyJWTError, ValueError, TypeError, KeyError, AttributeError):  # raised for malformed members
         return None
     if isinstance(material, RSAPublicKey) and material.key_size not in _RSA_BITS:
         return None
@@ -196,7 +197,7 @@ def _read_key(jwk: dict[str, Any]) -> Key | None:
 
 
 def _is_for_signatures(jwk: dict[str, Any], algorithm: str) -> bool:
-    """A key whose private half is published is nobody's any more."""
+    """A published private key (member `d`) is compromised, so it is not used."""
     return (
         jwk.get("use") in (None, "sig")
         and jwk.get("alg") in (None, algorithm, _NEW_NAMES.get(algorithm))

@@ -1,4 +1,4 @@
-"""Who asks: bearer tokens that are JWTs (RFC 7519), checked as RFC 8725 recommends."""
+"""Bearer tokens: JWTs (RFC 7519), verified as RFC 8725 recommends."""
 
 import json
 import re
@@ -14,16 +14,16 @@ from app.core.errors import TokenInvalidError
 
 TOKEN_MAX: Final = 8_192  # bytes
 SECRET_MIN: Final = 32  # bytes, the length of the hash (RFC 7518 section 3.2)
-_REMEMBERED: Final = 16_384  # tokens, at some 300 bytes each
+_CACHE_MAX: Final = 16_384  # tokens, about 300 bytes each
 _YEAR_10000: Final = 253_402_300_800  # seconds since 1970
-# RFC 7515 section 3.1. The signature must be there: an unsecured token ends with a dot.
+# RFC 7515 section 3.1. The signature is required: an unsecured token ends with a dot.
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(
     r"secret|password|change.?(me|this|it)|placeholder|example|replace.?(me|this|with)|your.(own|key|jwt|super|random)"
     r"|123456789|abcdefgh",
     re.IGNORECASE,
 )
-_DISTINCT_MIN: Final = 8  # characters; random text of that length has more
+_DISTINCT_MIN: Final = 8  # different characters; a random text of 32 bytes has more
 _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
     jwt.ExpiredSignatureError: "expired",
     jwt.ImmatureSignatureError: "not valid yet",
@@ -35,7 +35,7 @@ _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
 
 
 class Key(NamedTuple):
-    """What a signature is verified with, the one algorithm that goes with it, and its name."""
+    """A key that verifies signatures, the only algorithm it may be used with, and its id."""
 
     algorithm: str
     material: Any
@@ -43,20 +43,20 @@ class Key(NamedTuple):
 
 
 class KeySource(Protocol):
-    """Where keys come from. `generation` changes when a key may have been withdrawn."""
+    """A source of keys. `generation` changes when a key may have been withdrawn."""
 
     generation: int
 
     @property
     def ready(self) -> bool:
-        """Whether there are keys."""
+        """Whether keys are available."""
 
     async def find(self, header: Mapping[str, Any]) -> Key | None:
-        """Returns the key for a token with this header. Raises IssuerUnavailableError if there are none at all."""
+        """Returns the key for a token with this header, or None. Raises IssuerUnavailableError without any keys."""
 
 
 class SharedSecret:
-    """One secret that the issuer knows too."""
+    """A secret that the service shares with the issuer."""
 
     generation = 0
     ready = True
@@ -65,17 +65,17 @@ class SharedSecret:
         self._key = Key("HS256", secret.encode())
 
     async def find(self, _: Mapping[str, Any]) -> Key:
-        """Returns the only key there is."""
+        """Returns the key of the secret, whatever the header says."""
         return self._key
 
 
-class _Remembered(NamedTuple):
+class _Verified(NamedTuple):
     user_id: str
     expires: float
 
 
 class TokenVerifier:
-    """Tells whose token it is. A token that was good is remembered until it expires or the keys change."""
+    """Verifies tokens and reads the user id. A valid token is cached until it expires or the keys change."""
 
     def __init__(
         self,
@@ -87,40 +87,40 @@ class TokenVerifier:
         audience: str | None,
         leeway: float,
     ) -> None:
-        """`user_id_claim` is a path with dots, `leeway` in seconds. `issuer` and `audience` are not checked if None."""
+        """`user_id_claim` is a dotted path, `leeway` is in seconds. `issuer` and `audience` are optional."""
         self._keys = keys
-        self._user_id = re.compile(user_id_pattern)
-        self._path = user_id_claim.split(".")
+        self._user_id_pattern = re.compile(user_id_pattern)
+        self._claim_path = user_id_claim.split(".")
         self._expected: dict[str, Any] = {"issuer": issuer, "audience": audience, "leeway": leeway}
         self._jwt = _StrictJWT(
             {"require": ["exp"], "verify_aud": audience is not None, "enforce_minimum_key_length": True}
         )
-        self._remembered: dict[bytes, _Remembered] = {}
+        self._cache: dict[bytes, _Verified] = {}
         self._generation = keys.generation
 
     @property
     def ready(self) -> bool:
-        """Whether there are keys to check tokens with."""
+        """Whether keys are available to verify tokens."""
         return self._keys.ready
 
     async def user_id_of(self, token: str) -> str:
-        """Returns the user whom `token` was issued for.
+        """Returns the user id in `token`.
 
-        Raises TokenInvalidError, and IssuerUnavailableError if there are no keys to check it with.
+        Raises TokenInvalidError if the token is not valid, and IssuerUnavailableError if there are no keys yet.
         """
         digest = blake2b(token.encode(), digest_size=32).digest()
         if self._generation != self._keys.generation:
-            self._remembered.clear()
+            self._cache.clear()
             self._generation = self._keys.generation
-        known = self._remembered.get(digest)
-        if known and time() < known.expires:
-            return known.user_id
+        cached = self._cache.get(digest)
+        if cached and time() < cached.expires:
+            return cached.user_id
         verified = await self._verify(token)
-        if time() < verified.expires:  # and not only within the leeway
-            self._remember(digest, verified)
+        if time() < verified.expires:  # a token that is valid only within the leeway is not cached
+            self._store(digest, verified)
         return verified.user_id
 
-    async def _verify(self, token: str) -> _Remembered:
+    async def _verify(self, token: str) -> _Verified:
         if len(token) > TOKEN_MAX or not _COMPACT.fullmatch(token):
             raise TokenInvalidError("malformed")
         try:
@@ -130,23 +130,23 @@ class TokenVerifier:
             claims = self._jwt.decode(token, key.material, [key.algorithm], **self._expected)
         except jwt.PyJWTError as error:
             raise TokenInvalidError(_reason(error)) from None
-        return _Remembered(self._owner(claims), claims["exp"])
+        return _Verified(self._user_id_in(claims), claims["exp"])
 
-    def _owner(self, claims: object) -> str:
-        for name in self._path:
+    def _user_id_in(self, claims: object) -> str:
+        for name in self._claim_path:
             claims = claims.get(name) if isinstance(claims, dict) else None
-        if not isinstance(claims, str) or not self._user_id.fullmatch(claims):
+        if not isinstance(claims, str) or not self._user_id_pattern.fullmatch(claims):
             raise TokenInvalidError("user id")
         return claims
 
-    def _remember(self, digest: bytes, verified: _Remembered) -> None:
-        if len(self._remembered) >= _REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]  # the oldest
-        self._remembered[digest] = verified
+    def _store(self, digest: bytes, verified: _Verified) -> None:
+        if len(self._cache) >= _CACHE_MAX:
+            del self._cache[next(iter(self._cache))]  # the oldest
+        self._cache[digest] = verified
 
 
 class _StrictJWT(jwt.PyJWT):
-    """PyJWT, without what it lets pass: a claim that stands there twice, a time that is not a number."""
+    """PyJWT, but duplicate claims and times that are not numbers are refused."""
 
     def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -161,7 +161,7 @@ class _StrictJWT(jwt.PyJWT):
 
 
 def check_secret(secret: str) -> str:
-    """Returns `secret`. Raises ValueError, without its value, if others could guess it or it is no secret at all."""
+    """Returns `secret`. Raises ValueError if the secret is malformed or guessable. The text never shows the value."""
     if len(secret.encode()) < SECRET_MIN:
         message = f"must have at least {SECRET_MIN} bytes"
     elif _is_key(secret):
@@ -176,7 +176,7 @@ def check_secret(secret: str) -> str:
 
 
 def _is_key(secret: str) -> bool:
-    """Whether this is the text of a key, which PyJWT will not verify with: the issuer may have published it."""
+    """Returns whether this is a key in PEM, SSH or JSON form. The issuer may have published it, so PyJWT refuses it."""
     try:
         HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
     except jwt.InvalidKeyError:
@@ -185,7 +185,7 @@ def _is_key(secret: str) -> bool:
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError for a name that comes twice: another parser may have read the other one."""
+    """Raises ValueError for a duplicate name, because another parser may have used the other value."""
     members: dict[str, Any] = {}
     for name, value in pairs:
         if name in members:
@@ -195,12 +195,12 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_date(value: object) -> bool:
-    """Whether this is a NumericDate (RFC 7519 section 2), and within the years that have four digits."""
+    """Returns whether this is a NumericDate (RFC 7519 section 2) from 1970 to 9999."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _YEAR_10000
 
 
 def _reason(error: jwt.PyJWTError) -> str:
-    """Returns it for the log. The text of an error may quote the token."""
+    """Returns the reason for the log. The text of the error is not used, because it may quote the token."""
     if isinstance(error, jwt.MissingRequiredClaimError):
         return f"no {error.claim}"
     return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "malformed")
