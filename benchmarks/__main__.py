@@ -1,17 +1,13 @@
 """`make bench`: the service beside what others write, on one database, in one run. Writes docs/performance.md."""
 
-import asyncio
 import platform
-import sys
 from argparse import Namespace
-from contextlib import ExitStack
 from statistics import median
 from typing import Final
 
-from benchmarks.data import seed, sweep
-from benchmarks.load import CONNECTIONS, OPERATIONS, Load, Sample, measure, medians
-from benchmarks.rig import database, run, table
-from benchmarks.subjects import Subject, baselines, running, service
+from benchmarks.load import CONNECTIONS, OPERATIONS, Sample, medians
+from benchmarks.rig import Samples, compare, database, run, table
+from benchmarks.subjects import Subject, baselines, service
 
 CLIENTS: Final = (1, CONNECTIONS)  # connections: a service that is hardly busy, and one that has all it can do
 HEAD: Final = (
@@ -24,7 +20,6 @@ HEAD: Final = (
     "p99, ms",
     "MiB",
 )
-Samples = dict[tuple[str, int, str], list[Sample]]  # by operation, connections and subject
 
 
 def main() -> None:
@@ -33,28 +28,10 @@ def main() -> None:
     run(version, __doc__, {"rounds": 5, "seconds": 2}, _report)
 
 
-def compare(subjects: list[Subject], *, rounds: int, seconds: int) -> Samples:
-    """Returns what each subject needed for each operation, one after the other in each round."""
-    samples: Samples = {}
-    with database() as db, ExitStack() as stack:
-        requests = db.directory / "requests"
-        requests.write_text(asyncio.run(seed(db.dsn)))
-        live = [stack.enter_context(running(subject, db.directory, DATABASE_URL=db.dsn)) for subject in subjects]
-        cases = [(operation, clients, each) for operation in OPERATIONS for clients in CLIENTS for each in live]
-        for number in range(rounds + 1):
-            for operation, clients, each in cases:
-                load = Load(operation, requests)
-                sample = measure(each, load, db.postmaster, seconds=seconds, connections=clients)
-                if number:  # the first round warms up
-                    samples.setdefault((operation, clients, each.name), []).append(sample)
-            asyncio.run(sweep(db.dsn))
-            print(f"round {number} of {rounds}", file=sys.stderr)
-    return samples
-
-
 def _report(given: Namespace) -> str:
     subjects = [service(), *baselines()]
-    samples = compare(subjects, rounds=given.rounds, seconds=given.seconds)
+    with database() as db:
+        samples = compare(db, subjects, CLIENTS, rounds=given.rounds, seconds=given.seconds)
     return "\n\n".join(_table(samples, operation, subjects) for operation in OPERATIONS)
 
 

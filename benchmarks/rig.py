@@ -1,5 +1,6 @@
 """What the benchmarks of growth and of workers stand on: a database, any load, their places in docs/performance.md."""
 
+import asyncio
 import platform
 import shutil
 import sys
@@ -7,7 +8,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,9 +17,12 @@ import psutil
 
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
-from benchmarks.load import Load
+from benchmarks.data import seed, sweep
+from benchmarks.load import OPERATIONS, Load, Sample, measure
+from benchmarks.subjects import Subject, running
 
 PAGE: Final = Path("docs/performance.md")
+Samples = dict[tuple[str, int, str], list[Sample]]  # by operation, connections and subject
 
 
 class Database(NamedTuple):
@@ -45,6 +49,25 @@ def database() -> Iterator[Database]:
             migrate(dsn)
             pid = (directory / "postgres" / "postmaster.pid").read_text().split()[0]
             yield Database(dsn, psutil.Process(int(pid)), directory)
+
+
+def compare(db: Database, subjects: list[Subject], clients: Sequence[int], *, rounds: int, seconds: int) -> Samples:
+    """Returns the samples of every subject. In each round the subjects take turns, so all meet the same conditions."""
+    samples: Samples = {}
+    requests = db.directory / "requests"
+    requests.write_text(asyncio.run(seed(db.dsn)))
+    with ExitStack() as stack:
+        live = [stack.enter_context(running(subject, db.directory, DATABASE_URL=db.dsn)) for subject in subjects]
+        cases = [(operation, connections, each) for operation in OPERATIONS for connections in clients for each in live]
+        for number in range(rounds + 1):
+            for operation, connections, each in cases:
+                load = Load(operation, requests)
+                sample = measure(each, load, db.postmaster, seconds=seconds, connections=connections)
+                if number:  # the first round warms up
+                    samples.setdefault((operation, connections, each.name), []).append(sample)
+            asyncio.run(sweep(db.dsn))
+            print(f"round {number} of {rounds}", file=sys.stderr)
+    return samples
 
 
 def run(name: str, description: str | None, options: dict[str, int], report: Callable[[Namespace], str]) -> None:
