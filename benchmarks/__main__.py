@@ -5,9 +5,9 @@ from argparse import Namespace
 from statistics import median
 from typing import Final
 
-from benchmarks.load import CONNECTIONS, OPERATIONS, Sample, medians
+from benchmarks.load import CONNECTIONS, Sample, medians
 from benchmarks.rig import Samples, compare, database, run, table
-from benchmarks.subjects import Subject, baselines, service
+from benchmarks.subjects import OPERATIONS, Subject, baselines, service
 
 CLIENTS: Final = (1, CONNECTIONS)  # connections: a service that is hardly busy, and one that has all it can do
 HEAD: Final = (
@@ -38,7 +38,7 @@ def _report(given: Namespace) -> str:
 def _table(samples: Samples, operation: str, subjects: list[Subject]) -> str:
     rows = []
     for clients in CLIENTS:
-        ours, *_ = every = [samples[operation, clients, subject.name] for subject in subjects]
+        ours, *_ = every = [samples.get((operation, clients, subject.name), []) for subject in subjects]
         rows += [
             (subject.name, str(clients), *_row(ours, theirs)) for subject, theirs in zip(subjects, every, strict=True)
         ]
@@ -47,6 +47,8 @@ def _table(samples: Samples, operation: str, subjects: list[Subject]) -> str:
 
 def _row(ours: list[Sample], theirs: list[Sample]) -> list[str]:
     """Returns the medians; the ratio is the service's CPU through the subject's, the median of those of the rounds."""
+    if not theirs:
+        return ["-"] * (len(HEAD) - 1)
     ratio = median(our.cpu / their.cpu for our, their in zip(ours, theirs, strict=True))
     each = medians(theirs)
     costs = [f"{each.cpu:.0f}", f"{ratio:.2f} of it", f"{each.database_cpu:.0f}", f"{each.rate:,.0f}"]

@@ -12,7 +12,6 @@ import psutil
 
 from benchmarks.subjects import Running
 
-OPERATIONS: Final = ("get", "list", "toggle", "create")
 CONNECTIONS: Final = 16  # more than the pools have
 _SCRIPT: Final = Path(__file__).with_name("requests.lua")
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -18,11 +19,14 @@ import psutil
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
 from benchmarks.data import seed, sweep
-from benchmarks.load import OPERATIONS, Load, Sample, measure
-from benchmarks.subjects import Subject, running
+from benchmarks.load import Load, Sample, measure
+from benchmarks.subjects import OPERATIONS, Running, Subject, running
 
 PAGE: Final = Path("docs/performance.md")
-Samples = dict[tuple[str, int, str], list[Sample]]  # by operation, connections and subject
+
+Key = tuple[str, int, str]  # operation, number of connections, name of the subject
+Cases = dict[Key, tuple[Running, Load]]
+Samples = dict[Key, list[Sample]]
 
 
 class Database(NamedTuple):
@@ -52,22 +56,16 @@ def database() -> Iterator[Database]:
 
 
 def compare(db: Database, subjects: list[Subject], clients: Sequence[int], *, rounds: int, seconds: int) -> Samples:
-    """Returns the samples of every subject. In each round the subjects take turns, so all meet the same conditions."""
-    samples: Samples = {}
-    requests = db.directory / "requests"
-    requests.write_text(asyncio.run(seed(db.dsn)))
+    """Returns the samples of every subject. The subjects take turns in each round, so all meet the same conditions."""
+    samples: Samples = defaultdict(list)
     with ExitStack() as stack:
-        live = [stack.enter_context(running(subject, db.directory, DATABASE_URL=db.dsn)) for subject in subjects]
-        cases = [(operation, connections, each) for operation in OPERATIONS for connections in clients for each in live]
+        cases = _start(stack, db, subjects, clients)
         for number in range(rounds + 1):
-            for operation, connections, each in cases:
-                load = Load(operation, requests)
-                sample = measure(each, load, db.postmaster, seconds=seconds, connections=connections)
-                if number:  # the first round warms up
-                    samples.setdefault((operation, connections, each.name), []).append(sample)
-            asyncio.run(sweep(db.dsn))
+            for key, sample in _measure_once(db, cases, seconds).items():
+                if number:  # round 0 warms up
+                    samples[key].append(sample)
             print(f"round {number} of {rounds}", file=sys.stderr)
-    return samples
+    return dict(samples)
 
 
 def run(name: str, description: str | None, options: dict[str, int], report: Callable[[Namespace], str]) -> None:
@@ -92,6 +90,29 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns it in Markdown."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _start(stack: ExitStack, db: Database, subjects: list[Subject], clients: Sequence[int]) -> Cases:
+    """Start the subjects on a seeded table. Returns what is to be measured, in this order."""
+    requests = db.directory / "requests"
+    requests.write_text(asyncio.run(seed(db.dsn)))
+    live = [(each, stack.enter_context(running(each, db.directory, DATABASE_URL=db.dsn))) for each in subjects]
+    return {
+        (operation, connections, subject.name): (each, Load(subject.sends[operation], requests))
+        for operation in OPERATIONS
+        for connections in clients
+        for subject, each in live
+        if operation in subject.sends
+    }
+
+
+def _measure_once(db: Database, cases: Cases, seconds: int) -> dict[Key, Sample]:
+    samples = {
+        key: measure(live, load, db.postmaster, seconds=seconds, connections=key[1])
+        for key, (live, load) in cases.items()
+    }
+    asyncio.run(sweep(db.dsn))
+    return samples
 
 
 def _exit_if_it_cannot_run(name: str, page: Path) -> None:

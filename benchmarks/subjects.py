@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import psutil
@@ -19,6 +20,8 @@ SECRET: Final = os.urandom(32).hex()
 FASTIFY: Final = Path(__file__).with_name("fastify")
 POOL_SIZE: Final = 10  # connections; so many have the others too
 STARTED_WITHIN: Final = 60  # seconds
+OPERATIONS: Final = ("get", "list", "toggle", "create")
+_TASKS: Final = MappingProxyType({operation: operation for operation in OPERATIONS})
 
 
 class Subject(NamedTuple):
@@ -27,6 +30,7 @@ class Subject(NamedTuple):
     name: str
     command: list[str]
     environment: dict[str, str]
+    sends: Mapping[str, str] = _TASKS  # by operation of the tables, the operation of requests.lua
 
 
 class Running(NamedTuple):
@@ -52,8 +56,8 @@ def service() -> Subject:
 
 def baselines() -> Iterator[Subject]:
     """What others write. Fastify is there once as it is, and once with a token checked and a line logged."""
-    idiom = [sys.executable, "-m", "uvicorn", "benchmarks.idiom:app", "--no-access-log", "--log-level=warning"]
-    yield Subject("common idiom", idiom, {})
+    yield Subject("common idiom", _uvicorn("benchmarks.idiom:app"), {})
+    yield Subject("FastAPI's hello world", _uvicorn("benchmarks.hello:app"), {}, {"get": "root"})
     if (FASTIFY / "node_modules").exists():
         node = ["node", str(FASTIFY / "server.mjs")]
         yield Subject("Fastify", node, {})
@@ -79,6 +83,11 @@ def environment_of(subject: Subject, **others: str) -> Mapping[str, str]:
     """Returns what a subject is told, and the little that it needs of this environment."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return kept | {"NODE_ENV": "production"} | subject.environment | others
+
+
+def _uvicorn(app: str) -> list[str]:
+    options = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=warning"]
+    return [sys.executable, "-m", "uvicorn", app, *options]
 
 
 def _await_answer(process: "subprocess.Popen[bytes]", port: int) -> None:
