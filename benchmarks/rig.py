@@ -8,7 +8,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ PAGE: Final = Path("docs/performance.md")
 Key = tuple[str, int, str]  # operation, number of connections, name of the subject
 Cases = dict[Key, tuple[Running, Load]]
 Samples = dict[Key, list[Sample]]
+Options = Mapping[str, int | list[int]]  # of the command line, with their defaults
 
 
 class Database(NamedTuple):
@@ -68,14 +69,15 @@ def compare(db: Database, subjects: list[Subject], clients: Sequence[int], *, ro
     return dict(samples)
 
 
-def run(name: str, description: str | None, options: dict[str, int], report: Callable[[Namespace], str]) -> None:
+def run(name: str, description: str | None, options: Options, report: Callable[[Namespace], str]) -> None:
     """Print what `report` returns, and put it in the page between the marks of `name`. `options` have defaults.
 
     Exits with one sentence on stderr where wrk or the marks are missing.
     """
     arguments = ArgumentParser(description=description)
     for option, default in options.items():
-        arguments.add_argument(f"--{option}", type=int, default=default, help=f"by itself, {default}")
+        several = "+" if isinstance(default, list) else None
+        arguments.add_argument(f"--{option}", type=int, nargs=several, default=default, help=f"default: {default}")
     arguments.add_argument("--page", type=Path, default=PAGE)
     given = arguments.parse_args()
     _exit_if_it_cannot_run(name, given.page)

@@ -44,13 +44,13 @@ class Running(NamedTuple):
         return [self.process, *self.process.children(recursive=True)]
 
 
-def service() -> Subject:
+def service(pool_size: int = POOL_SIZE) -> Subject:
     """The service as it is deployed: tokens are checked, each request has an id and a line in the log."""
     expected = {"AUTH_JWT_SECRET": SECRET, "AUTH_ISSUER": "unchecked", "AUTH_AUDIENCE": "unchecked"}
     return Subject(
         "Tasks API",
         [sys.executable, "-m", "app"],
-        {"PYTHONPATH": "backend", "DATABASE_POOL_SIZE": str(POOL_SIZE), **expected},
+        {"PYTHONPATH": "backend", "DATABASE_POOL_SIZE": str(pool_size), **expected},
     )
 
 
