@@ -1,4 +1,4 @@
-"""`make bench`: the service beside what others write, on one database, in one run. Writes docs/performance.md."""
+"""`python -m benchmarks`: compare the service with the baselines on one database. Writes docs/performance.md."""
 
 import platform
 from argparse import Namespace
@@ -9,7 +9,7 @@ from benchmarks.load import CONNECTIONS, Sample, medians
 from benchmarks.rig import Samples, compare, database, run, table
 from benchmarks.subjects import OPERATIONS, Subject, baselines, service
 
-CLIENTS: Final = (1, CONNECTIONS)  # connections: a service that is hardly busy, and one that has all it can do
+CLIENTS: Final = (1, CONNECTIONS)  # connections: an almost idle service, and a saturated one
 HEAD: Final = (
     "connections",
     "CPU, µs",
@@ -23,7 +23,7 @@ HEAD: Final = (
 
 
 def main() -> None:
-    """Measure, print the tables, and put them in the page, in the place of those of the same Python."""
+    """Measure, print the tables, and write them into the section of the page for this version of Python."""
     version = ".".join(platform.python_version_tuple()[:2])
     run(version, __doc__, {"rounds": 5, "seconds": 2}, _report)
 
@@ -46,7 +46,10 @@ def _table(samples: Samples, operation: str, subjects: list[Subject]) -> str:
 
 
 def _row(ours: list[Sample], theirs: list[Sample]) -> list[str]:
-    """Returns the medians; the ratio is the service's CPU through the subject's, the median of those of the rounds."""
+    """Returns the medians of the rounds, or dashes for a subject that lacks the operation.
+
+    The ratio is the service's CPU time divided by the subject's in the same round.
+    """
     if not theirs:
         return ["-"] * (len(HEAD) - 1)
     ratio = median(our.cpu / their.cpu for our, their in zip(ours, theirs, strict=True))

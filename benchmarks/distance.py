@@ -1,4 +1,4 @@
-"""`python -m benchmarks.distance`: throughput and latency far from the database. Writes docs/performance.md.
+"""`python -m benchmarks.distance`: throughput and latency at a distance from the database. Writes docs/performance.md.
 
 The service has its default settings, except for the pool sizes that `--pool-sizes` compares.
 """
@@ -25,13 +25,13 @@ HEAD: Final = ("operation", "pool size", "requests/s", "p50, ms", "p99, ms")
 
 
 def main() -> None:
-    """Measure, print the table, and put it in the page."""
+    """Measure, print the table, and write it into the page."""
     run("distance", __doc__, {"rounds": 5, "seconds": 2, "pool-sizes": [POOL_SIZE]}, _report)
 
 
 @contextmanager
 def distant(dsn: str, milliseconds: float) -> Iterator[str]:
-    """Yields the DSN of the same database behind a proxy that adds a round trip of so many milliseconds."""
+    """Yields the DSN of a proxy in front of the same database, at a round trip of `milliseconds`."""
     url = make_url(dsn)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

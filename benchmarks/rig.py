@@ -1,4 +1,4 @@
-"""What the benchmarks of growth and of workers stand on: a database, any load, their places in docs/performance.md."""
+"""What the benchmarks share: a database, rounds of measurement, and their sections of docs/performance.md."""
 
 import asyncio
 import platform
@@ -27,18 +27,18 @@ PAGE: Final = Path("docs/performance.md")
 Key = tuple[str, int, str]  # operation, number of connections, name of the subject
 Cases = dict[Key, tuple[Running, Load]]
 Samples = dict[Key, list[Sample]]
-Options = Mapping[str, int | list[int]]  # of the command line, with their defaults
+Options = Mapping[str, int | list[int]]  # options of the command line and their defaults
 
 
 class Database(NamedTuple):
-    """A migrated PostgreSQL, and a directory for whatever else is written."""
+    """A migrated PostgreSQL, and a directory for loads and logs."""
 
     dsn: str
     postmaster: psutil.Process
     directory: Path
 
     def write(self, operation: str, name: str, lines: Iterable[str]) -> Load:
-        """Returns a load of these lines."""
+        """Returns a load that draws from these lines."""
         requests = self.directory / name
         requests.write_text("".join(f"{line}\n" for line in lines))
         return Load(operation, requests)
@@ -46,10 +46,10 @@ class Database(NamedTuple):
 
 @contextmanager
 def database() -> Iterator[Database]:
-    """Yields an embedded one, which is removed at the end."""
+    """Yields an embedded PostgreSQL, which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
-        directory.chmod(0o755)  # the server runs under an account of its own
+        directory.chmod(0o755)  # PostgreSQL runs under another account when this process is root
         with embedded_postgres(directory / "postgres") as dsn:
             migrate(dsn)
             pid = (directory / "postgres" / "postmaster.pid").read_text().split()[0]
@@ -70,9 +70,9 @@ def compare(db: Database, subjects: list[Subject], clients: Sequence[int], *, ro
 
 
 def run(name: str, description: str | None, options: Options, report: Callable[[Namespace], str]) -> None:
-    """Print what `report` returns, and put it in the page between the marks of `name`. `options` have defaults.
+    """Read the command line, print what `report` returns, and write it between the marks of `name` in the page.
 
-    Exits with one sentence on stderr where wrk or the marks are missing.
+    Exits with one sentence on stderr if wrk or the marks are missing.
     """
     arguments = ArgumentParser(description=description)
     for option, default in options.items():
@@ -89,13 +89,13 @@ def run(name: str, description: str | None, options: Options, report: Callable[[
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns it in Markdown."""
+    """Returns a table in Markdown."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def _start(stack: ExitStack, db: Database, subjects: list[Subject], clients: Sequence[int]) -> Cases:
-    """Start the subjects on a seeded table. Returns what is to be measured, in this order."""
+    """Seed the table and start the subjects. Returns the cases in the order of measurement."""
     requests = db.directory / "requests"
     requests.write_text(asyncio.run(seed(db.dsn)))
     live = [(each, stack.enter_context(running(each, db.directory, DATABASE_URL=db.dsn))) for each in subjects]
@@ -139,7 +139,7 @@ def _machine() -> str:
 
 
 def _replaced(page: str, name: str, text: str) -> str:
-    """Returns `page` with `text` between the two marks of `name`."""
+    """Returns `page` with `text` between the marks of `name`. Raises ValueError if the marks are missing."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     before, _, rest = page.partition(begin)
     _, found, after = rest.partition(end)
