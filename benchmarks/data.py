@@ -1,4 +1,4 @@
-"""The data that is measured on: users with tasks, and the file from which wrk draws its requests."""
+"""The test data: users with tasks, and the file from which wrk draws its requests."""
 
 import time
 from typing import Final
@@ -15,7 +15,7 @@ _COLUMNS: Final = ("user_id", "id", "title", "description")
 
 
 async def seed(dsn: str) -> str:
-    """Fill the table. Returns a line for each user: name, token, ids of tasks."""
+    """Fill the table. Returns one line per user: the name, a token and the ids of the tasks."""
     rows, lines = [], []
     for user in (f"user-{number:04}" for number in range(USERS)):
         ids = [uuid7() for _ in range(TASKS)]
@@ -29,7 +29,7 @@ async def seed(dsn: str) -> str:
 
 
 async def sweep(dsn: str) -> None:
-    """Delete what was created, so that lists stay as long as they were."""
+    """Delete the tasks that the load created, so that the lists keep their length."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("SET statement_timeout = 0")
     await connection.execute("DELETE FROM tasks WHERE title NOT LIKE 'Task %'")
@@ -38,6 +38,6 @@ async def sweep(dsn: str) -> None:
 
 
 def token(user: str) -> str:
-    """Returns one that is good for ten hours."""
+    """Returns a token that is valid for ten hours."""
     claims = {"sub": user, "exp": time.time() + 36_000, "iat": time.time(), "name": "Ada", "email": "ada@example.com"}
     return jwt.encode(claims, SECRET, "HS256")

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.growth`: what requests cost as the table grows. Writes docs/performance.md.
+"""`python -m benchmarks.growth`: the cost of a request on a small and on a large table. Writes docs/performance.md.
 
-One process of the service answers throughout: with a small table, and after that has been filled to `--rows`.
+The same process of the service is measured twice: on a small table, and after `--rows` rows have been added.
 """
 
 import asyncio
@@ -17,32 +17,32 @@ import httpx
 
 from app.core.database import Statement
 from app.schemas.task import LIMIT_MAX
-from app.services.tasks import _COMPLETE, _CREATE, _GET, _page  # the very statements that the service runs
+from app.services.tasks import _COMPLETE, _CREATE, _GET, _page  # the statements that the service executes
 from benchmarks.data import sweep, token
 from benchmarks.load import Load, Sample, measure, medians
 from benchmarks.rig import Database, database, run, table
 from benchmarks.subjects import Running, running, service
 
-DRAWN: Final = 300  # users that the load is sent for
-IDS: Final = 100  # tasks of each of them: together in more blocks than PostgreSQL itself keeps in memory
-LIMIT: Final = 20  # tasks on a page
-FAR: Final = 25  # pages before the far one
-TASKS: Final = 1_000  # of each user of the large table
-WAVE: Final = 1_000  # users that are added together: all at once takes twice as long
+DRAWN: Final = 300  # users whose requests wrk sends
+IDS: Final = 100  # tasks per user; together they lie in more blocks than shared_buffers holds
+LIMIT: Final = 20  # tasks per page
+FAR: Final = 25  # pages that precede the far page
+TASKS: Final = 1_000  # tasks per user of the large table
+WAVE: Final = 1_000  # users per INSERT; a single INSERT for all users takes twice as long
 LISTS: Final = tuple(limit for limit in (20, 200, 1_000) if limit <= LIMIT_MAX)
 
-STATEMENTS: Final = {  # what the service runs for each operation
+STATEMENTS: Final = {  # by operation
     "get": _GET,
     "first page": _page("-created_at", frozenset(), resumed=False),
     "far page": _page("-created_at", frozenset(), resumed=True),
     "toggle": _COMPLETE,
     "create": _CREATE,
 }
-PLANNING: Final = ("force_custom_plan", "force_generic_plan")  # a prepared statement is run either way
-# Each of these reads more rows than the request is about: it grows with the table, or with the user.
+PLANNING: Final = ("force_custom_plan", "force_generic_plan")  # PostgreSQL chooses either for a prepared statement
+# The cost of these plan nodes grows with the table or with the number of tasks of a user.
 REFUSED: Final = ("Seq Scan", "Bitmap", "Sort")
 
-# The tasks of a user lie apart, as if all users had added one after the other; ids and times grow together.
+# The tasks of a user are scattered, as if all users had added tasks in turn. Ids and times increase together.
 _FILL: Final = """
     INSERT INTO tasks (user_id, id, title, description, completed, created_at, updated_at)
     SELECT $1::text || '-' || $2::int + n % $3::int, uuidv7(moment - clock_timestamp()), 'Task ' || n / $3::int,
@@ -59,19 +59,19 @@ _POSITION: Final = """
 
 
 class Group(NamedTuple):
-    """So many users, called after the group, with so many tasks each."""
+    """Users who have the same number of tasks. Their names are the name of the group and a number."""
 
     name: str
     users: int
-    tasks: int
+    tasks: int  # per user
 
 
-# One task more than a page has, so that there is a link to the next; and the user that has a far page.
+# One task more than a page holds, so that the first page links to a second. The collector has enough for a far page.
 SMALL: Final = (Group("small", 10, LIMIT + 1), Group("collector", 1, TASKS))
 
 
 class User(NamedTuple):
-    """A user, and ids of some tasks of theirs."""
+    """A user with a token and the ids of some of their tasks."""
 
     name: str
     token: str
@@ -79,23 +79,23 @@ class User(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Samples by operation, those of lists by the size of the page, and resident MiB of the service along the way."""
+    """The medians and plans by operation, the medians of lists by page size, and the memory of the service."""
 
     small: dict[str, Sample]
     large: dict[str, Sample]
     lists: dict[str, Sample]
     plans: dict[str, str]
-    memory: list[float]
+    memory: list[float]  # resident MiB: at the start, after the small table, after the large one
     filling: float  # seconds
 
 
 def main() -> None:
-    """Measure, print the tables, and put them in the page. Exits with one sentence if a plan reads too much."""
+    """Measure, print the tables, and write them into the page. Exits with one sentence if a plan is refused."""
     run("growth", __doc__, {"rows": 10_000_000, "rounds": 3, "seconds": 3}, _report)
 
 
 def compare(rows: int, rounds: int, seconds: int) -> Result:
-    """Returns what each operation cost before and after the table was filled with so many rows, the medians."""
+    """Returns the measurements before and after `rows` rows were added."""
     with database() as db, running(service(), db.directory, DATABASE_URL=db.dsn) as live:
         memory = [_memory(live)]
         fill(db.dsn, SMALL)
@@ -111,7 +111,7 @@ def compare(rows: int, rounds: int, seconds: int) -> Result:
 
 
 def fill(dsn: str, groups: Iterable[Group]) -> None:
-    """Add users with tasks. What PostgreSQL has to do afterwards is done before it is measured."""
+    """Add the users and their tasks. Vacuum and checkpoint run here, so that they do not disturb the measurement."""
 
     async def run_all() -> None:
         connection = await asyncpg.connect(dsn)
@@ -127,7 +127,7 @@ def fill(dsn: str, groups: Iterable[Group]) -> None:
 
 
 async def explain(dsn: str, owner: str) -> dict[str, str]:
-    """Returns how PostgreSQL would find the rows of each statement for a user who has some pages of tasks."""
+    """Returns a summary of the plan of each statement. `owner` needs enough tasks for a far page."""
     connection = await asyncpg.connect(dsn)
     [(moment, task_id)] = await connection.fetch(_POSITION, owner, LIMIT * FAR - 1)
     values = {"owner": owner, "task_id": task_id, "new_title": "Buy oat milk", "new_completed": False}
@@ -138,14 +138,14 @@ async def explain(dsn: str, owner: str) -> dict[str, str]:
 
 
 def complaint(operation: str, plan: str) -> str | None:
-    """Returns what is wrong with a plan, as `explain` describes it, if anything is."""
+    """Returns why a plan, as `explain` summarises it, is refused, or None."""
     if not any(word in plan for word in REFUSED):
         return None
     return f"{operation} is not answered from an index alone: {plan}"
 
 
 def _fill_up(dsn: str, rows: int) -> tuple[Group, float]:
-    """Returns who was added, and the seconds that it took."""
+    """Fill the large table. Returns the group that was added, and how many seconds that took."""
     started = time.monotonic()
     group = _filled(rows)
     fill(dsn, [group])
@@ -159,7 +159,7 @@ def _filled(rows: int) -> Group:
 
 
 async def _draw(dsn: str, group: Group) -> list[User]:
-    """Returns some of the users of a group, from its first to its last."""
+    """Returns some users of a group, spread evenly over it."""
     connection = await asyncpg.connect(dsn)
     users = []
     for number in range(0, group.users, max(group.users // DRAWN, 1)):
@@ -171,7 +171,7 @@ async def _draw(dsn: str, group: Group) -> list[User]:
 
 
 def _loads(live: Running, db: Database, group: Group, collectors: Group) -> dict[str, Load]:
-    """Returns what is sent for users of `group`; the far page is that of one of `collectors`."""
+    """Returns the load of each operation for users of `group`. The far page belongs to one of `collectors`."""
     users = asyncio.run(_draw(db.dsn, group))
     collector = asyncio.run(_draw(db.dsn, collectors))[-1]
     lines = [" ".join([user.name, user.token, *map(str, user.ids)]) for user in users]
@@ -181,7 +181,7 @@ def _loads(live: Running, db: Database, group: Group, collectors: Group) -> dict
         "first page": _pages(db, users, LIMIT),
         "far page": db.write("page", "far", [far]),
         "toggle": db.write("toggle", "users", lines),
-        "create": db.write("create", "users", lines),  # the last one, as it adds rows
+        "create": db.write("create", "users", lines),  # must be the last, because it adds rows
     }
 
 
@@ -196,7 +196,7 @@ def _pages(db: Database, users: list[User], limit: int) -> Load:
 
 
 def _far_page(live: Running, user: User) -> str:
-    """Returns its path, after the links of those before it."""
+    """Returns the path of the far page, found by following the links to the next page."""
     path = f"/api/{user.name}/tasks?limit={LIMIT}"
     headers = {"Authorization": f"Bearer {user.token}"}
     with httpx.Client(base_url=f"http://127.0.0.1:{live.port}", headers=headers) as client:
@@ -206,7 +206,7 @@ def _far_page(live: Running, user: User) -> str:
 
 
 def _measure_all(live: Running, db: Database, loads: dict[str, Load], rounds: int, seconds: int) -> dict[str, Sample]:
-    """Returns the medians by operation. One is done with before the next begins: `create` would lengthen the pages."""
+    """Returns the medians by operation. The operations do not take turns, because `create` would lengthen the pages."""
     results = {}
     for name, load in loads.items():
         measure(live, load, db.postmaster, seconds=1)  # warms up
@@ -219,7 +219,7 @@ def _memory(live: Running) -> float:
 
 
 async def _plans(connection: asyncpg.Connection, statement: Statement, values: dict[str, Any]) -> str:
-    """Returns how a statement runs, planned for its values and planned for any."""
+    """Returns a summary of the custom plan of a statement and, where it differs, of its generic plan."""
     literals = ", ".join(_literal(values.get(name)) for name in statement.names)
     plans = []
     for planning in PLANNING:
@@ -235,7 +235,7 @@ def _literal(value: object) -> str:
 
 
 def _scans(node: dict[str, Any]) -> Iterator[str]:
-    """Yields how the nodes of a plan find rows, and what sorts them."""
+    """Yields the scans and sorts of a plan, and the indexes by which an INSERT finds conflicts."""
     kind = node["Node Type"]
     if indexes := node.get("Conflict Arbiter Indexes"):
         yield f"Insert, conflicts by {', '.join(indexes)}"

@@ -1,6 +1,6 @@
-"""What most projects write on the same libraries: a session per request, ORM objects, commit and refresh, pre-ping.
+"""The common idiom on the same libraries: a session per request, ORM objects, commit and refresh, pre-ping.
 
-Kept as they write it, the lost updates included. It has no authentication and logs nothing.
+The code is what most projects write, including its lost updates. It has no authentication and no access log.
 """
 
 import os
@@ -14,7 +14,7 @@ from sqlalchemy import DateTime
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlmodel import Field, SQLModel, select
 
-# The middleware of telemetry is on unless it is asked to be off; few ask.
+# Telemetry is on by default, and few projects switch it off.
 app = FastAPI()
 engine = create_async_engine(
     os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://").replace("&sslmode=disable", ""),

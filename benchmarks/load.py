@@ -1,4 +1,4 @@
-"""A load on one subject, and what it costs: wrk sends it, the operating system counts."""
+"""Load on one subject and its cost: wrk sends the requests, the operating system counts the CPU time."""
 
 import json
 import subprocess
@@ -12,20 +12,19 @@ import psutil
 
 from benchmarks.subjects import Running
 
-OPERATIONS: Final = ("get", "list", "toggle", "create")
-CONNECTIONS: Final = 16  # more than the pools have
+CONNECTIONS: Final = 16  # of wrk: more than a pool has
 _SCRIPT: Final = Path(__file__).with_name("requests.lua")
 
 
 class Load(NamedTuple):
-    """What wrk sends: an operation of requests.lua, and the file from which it draws."""
+    """An operation of requests.lua, and the file from which wrk draws its requests."""
 
     operation: str
     requests: Path
 
 
 class Sample(NamedTuple):
-    """One round. CPU in microseconds per request, latencies in milliseconds, memory in MiB per process."""
+    """One round: CPU in µs per request, requests per second, latencies in ms, and MiB of the largest process."""
 
     cpu: float
     database_cpu: float
@@ -38,7 +37,7 @@ class Sample(NamedTuple):
 def measure(
     subject: Running, load: Load, postmaster: psutil.Process, *, seconds: int, connections: int = CONNECTIONS
 ) -> Sample:
-    """Returns what a request of `load` cost. Raises RuntimeError if any request failed."""
+    """Send `load` and return its cost. Raises RuntimeError if any request failed."""
     before = _cpu(subject.process), _cpu(postmaster)
     reply = _wrk(subject.port, load, seconds, connections)
     after = _cpu(subject.process), _cpu(postmaster)
@@ -70,7 +69,7 @@ def _wrk(port: int, load: Load, seconds: int, connections: int) -> dict[str, flo
 
 
 def _cpu(root: psutil.Process) -> float:
-    """Returns the user and system time of a process tree, in seconds, with what has ended in it."""
+    """Returns the user and system time of a process tree in seconds, including children that have ended."""
     times = root.cpu_times()
     total: float = times.user + times.system + times.children_user + times.children_system
     for process in root.children(recursive=True):

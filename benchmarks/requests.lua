@@ -12,6 +12,8 @@ function init(args)
     local headers = { Accept = "application/json", Authorization = "Bearer " .. words[2], ["User-Agent"] = "wrk" }
     if operation == "page" then
       requests[#requests + 1] = wrk.format("GET", words[1], headers)
+    elseif operation == "root" then
+      requests[#requests + 1] = wrk.format("GET", "/", headers)
     elseif operation == "list" then
       requests[#requests + 1] = wrk.format("GET", path, headers)
     elseif operation == "create" then

@@ -1,4 +1,4 @@
-"""What is measured: the service, and the same operations as others write them, each a process on its own port."""
+"""The subjects of measurement: the service and the baselines, each a process on its own port."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import psutil
@@ -17,20 +18,23 @@ from tests.servers import free_port
 
 SECRET: Final = os.urandom(32).hex()
 FASTIFY: Final = Path(__file__).with_name("fastify")
-POOL_SIZE: Final = 10  # connections; so many have the others too
+POOL_SIZE: Final = 10  # connections; the baselines have the same number
 STARTED_WITHIN: Final = 60  # seconds
+OPERATIONS: Final = ("get", "list", "toggle", "create")
+_TASKS: Final = MappingProxyType({operation: operation for operation in OPERATIONS})
 
 
 class Subject(NamedTuple):
-    """A name for the table, a command, and what it is told by its environment. `SECRET` signs the tokens."""
+    """A program to measure: its name in the tables, its command and its environment."""
 
     name: str
     command: list[str]
     environment: dict[str, str]
+    sends: Mapping[str, str] = _TASKS  # operations that it has, and what requests.lua calls them
 
 
 class Running(NamedTuple):
-    """A subject that answers."""
+    """A subject that has started and accepts requests."""
 
     name: str
     port: int
@@ -40,20 +44,20 @@ class Running(NamedTuple):
         return [self.process, *self.process.children(recursive=True)]
 
 
-def service() -> Subject:
-    """The service as it is deployed: tokens are checked, each request has an id and a line in the log."""
+def service(pool_size: int = POOL_SIZE) -> Subject:
+    """The service as it is deployed: it checks tokens, and each request has an id and a log line."""
     expected = {"AUTH_JWT_SECRET": SECRET, "AUTH_ISSUER": "unchecked", "AUTH_AUDIENCE": "unchecked"}
     return Subject(
         "Tasks API",
         [sys.executable, "-m", "app"],
-        {"PYTHONPATH": "backend", "DATABASE_POOL_SIZE": str(POOL_SIZE), **expected},
+        {"PYTHONPATH": "backend", "DATABASE_POOL_SIZE": str(pool_size), **expected},
     )
 
 
 def baselines() -> Iterator[Subject]:
-    """What others write. Fastify is there once as it is, and once with a token checked and a line logged."""
-    idiom = [sys.executable, "-m", "uvicorn", "benchmarks.idiom:app", "--no-access-log", "--log-level=warning"]
-    yield Subject("common idiom", idiom, {})
+    """The baselines. Fastify is measured twice: as delivered, and with token check and access log like the service."""
+    yield Subject("common idiom", _uvicorn("benchmarks.idiom:app"), {})
+    yield Subject("FastAPI's hello world", _uvicorn("benchmarks.hello:app"), {}, {"get": "root"})
     if (FASTIFY / "node_modules").exists():
         node = ["node", str(FASTIFY / "server.mjs")]
         yield Subject("Fastify", node, {})
@@ -62,7 +66,7 @@ def baselines() -> Iterator[Subject]:
 
 @contextmanager
 def running(subject: Subject, directory: Path, **environment: str) -> Iterator[Running]:
-    """Yields the subject when it answers, and ends it. What it prints goes to a file, as a log does."""
+    """Start the subject, yield it once it answers, and stop it at the end. Its output goes to a log file."""
     port = free_port()
     given = environment_of(subject, PORT=str(port), UVICORN_PORT=str(port), **environment)
     with (directory / f"{port}.log").open("wb") as log:
@@ -76,9 +80,14 @@ def running(subject: Subject, directory: Path, **environment: str) -> Iterator[R
 
 
 def environment_of(subject: Subject, **others: str) -> Mapping[str, str]:
-    """Returns what a subject is told, and the little that it needs of this environment."""
+    """Returns the environment of a subject: its own variables, `others`, and a few of the current process."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return kept | {"NODE_ENV": "production"} | subject.environment | others
+
+
+def _uvicorn(app: str) -> list[str]:
+    options = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=warning"]
+    return [sys.executable, "-m", "uvicorn", app, *options]
 
 
 def _await_answer(process: "subprocess.Popen[bytes]", port: int) -> None:
@@ -91,8 +100,9 @@ def _await_answer(process: "subprocess.Popen[bytes]", port: int) -> None:
 
 
 def _answers(port: int) -> bool:
-    """Returns whether there is an answer, 404 where a subject has no such page. A client that takes longer to be made
-    than the standard library's would be measured as well.
+    """Returns whether the subject answers, be it with 404 because it has no such route.
+
+    `http.client` is used because start-up time is measured too, and other clients take longer to set up.
     """
     with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         connection.request("GET", "/health/live")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.workers`: what a second worker brings, and what a start costs. Writes docs/performance.md."""
+"""`python -m benchmarks.workers`: the gain of a second worker, and start-up time. Writes docs/performance.md."""
 
 import asyncio
 import subprocess
@@ -20,13 +20,13 @@ from benchmarks.subjects import POOL_SIZE, STARTED_WITHIN, environment_of, runni
 
 WORKERS: Final = (1, 2)
 OPERATIONS: Final = ("get", "toggle")
-CONNECTIONS: Final = 32  # of wrk: more than the pools of all workers have
-DEAREST: Final = 10  # packages that are named
+CONNECTIONS: Final = 32  # of wrk: more than the pools of all workers have together
+DEAREST: Final = 10  # packages in the table of imports
 _OPEN: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 
 class Served(NamedTuple):
-    """What so many workers did of an operation, and how many connections PostgreSQL had at the end."""
+    """The result of one operation with a number of workers, and the connections of PostgreSQL at the end."""
 
     workers: int
     operation: str
@@ -35,7 +35,7 @@ class Served(NamedTuple):
 
 
 class Import(NamedTuple):
-    """A module, how deep it is in the imports of others, and microseconds without and with those that it imports."""
+    """A line of `-X importtime`: a module, its depth of nesting, and microseconds without and with its own imports."""
 
     name: str
     depth: int
@@ -48,33 +48,33 @@ class Import(NamedTuple):
 
 
 def main() -> None:
-    """Measure, print the tables, and put them in the page."""
+    """Measure, print the tables, and write them into the page."""
     run("workers", __doc__, {"rounds": 5, "seconds": 3}, _report)
 
 
 def serve(db: Database, load: Path, workers: int, rounds: int, seconds: int) -> Iterator[Served]:
-    """Yields what so many workers do of each operation."""
+    """Start the service with a number of workers, and yield the result of each operation."""
     with running(service(), db.directory, DATABASE_URL=db.dsn, WEB_CONCURRENCY=str(workers)) as live:
         _await_workers(db.dsn, workers)
         for operation in OPERATIONS:
             sent = Load(operation, load)
-            samples = [  # the first warms up
+            samples = [  # the first round warms up
                 measure(live, sent, db.postmaster, seconds=seconds, connections=CONNECTIONS) for _ in range(rounds + 1)
             ]
             yield Served(workers, operation, medians(samples[1:]), _connections(db.dsn))
 
 
 def start(directory: Path, **environment: str) -> float:
-    """Returns the seconds from the start of the program to its first answer. Ends it."""
+    """Start the service and stop it again. Returns the seconds until its first answer."""
     started = time.perf_counter()
     with running(service(), directory, **environment):
         return time.perf_counter() - started
 
 
 def imports() -> list[Import]:
-    """Returns all that `import app.main` imports, each after what it imports itself."""
+    """Returns the modules that `import app.main` loads. Each module follows those that it imports."""
     command = [sys.executable, "-X", "importtime", "-c", "import app.main"]
-    done = subprocess.run(command, env=environment_of(service()), capture_output=True, text=True, check=True)  # noqa: S603  # ours
+    done = subprocess.run(command, env=environment_of(service()), capture_output=True, text=True, check=True)  # noqa: S603  # our own command
     lines = [
         line.removeprefix("import time:").split("|")
         for line in done.stderr.splitlines()
@@ -86,11 +86,14 @@ def imports() -> list[Import]:
 
 
 def dearest(found: list[Import]) -> dict[str, tuple[int, int]]:
-    """Returns by package the microseconds of its modules alone, and with all that they are the first to import."""
+    """Returns the most expensive packages, and for each the microseconds without and with the imports of others.
+
+    An import counts for the package that is the first to need it.
+    """
     own: defaultdict[str, int] = defaultdict(int)
     cumulative: defaultdict[str, int] = defaultdict(int)
     above: list[Import] = []
-    for each in reversed(found):  # from the one that imports to those that are imported
+    for each in reversed(found):  # reversed, a module comes before its imports
         del above[each.depth :]
         own[each.package] += each.own
         if each.package not in {importer.package for importer in above}:
@@ -121,7 +124,7 @@ def _workers(db: Database, given: Namespace) -> str:
 
 def _starts(db: Database, rounds: int) -> str:
     embedded = {"EMBEDDED_POSTGRES_DIR": str(db.directory / "embedded")}
-    start(db.directory, **embedded)  # makes the data directory
+    start(db.directory, **embedded)  # initdb is not measured
     kinds = {"DATABASE_URL, migrated": {"DATABASE_URL": db.dsn}, "embedded, data there": embedded}
     rows = []
     for name, environment in kinds.items():
@@ -147,7 +150,7 @@ def _milliseconds(microseconds: int) -> str:
 
 
 def _import(own: str, cumulative: str, name: str) -> Import:
-    """Returns one line; a module stands two spaces to the right of the one that imports it."""
+    """Returns a parsed line. Each level of nesting is an indentation by two spaces."""
     module = name.strip()
     return Import(module, (len(name) - len(module) - 1) // 2, int(own), int(cumulative))
 
@@ -163,7 +166,7 @@ def _connections(dsn: str) -> int:
 
 
 def _await_workers(dsn: str, workers: int) -> None:
-    """Each asks the database once before it serves."""
+    """Wait until every worker has opened a connection, which each does before it serves."""
     deadline = time.monotonic() + STARTED_WITHIN
     while _connections(dsn) < workers:
         if time.monotonic() > deadline:

@@ -30,3 +30,6 @@ def test_it_measures_each_operation_and_writes_the_page(tmp_path: Path) -> None:
     for operation in ("get", "list", "toggle", "create"):
         assert f"| {operation} | connections | CPU, µs |" in written
     assert written.count("| Tasks API |") == written.count("| common idiom |") == 2 * 4
+    greetings = [line for line in written.splitlines() if line.startswith("| FastAPI's hello world |")]
+    assert len(greetings) == 2 * 4
+    assert [line.count("| - ") for line in greetings] == [0, 0, *[7] * 6]

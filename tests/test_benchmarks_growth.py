@@ -1,4 +1,4 @@
-"""The benchmarks of growth and of workers run, and fill in their places on the page."""
+"""The benchmarks of growth, of distance and of workers run, and fill in their places on the page."""
 
 import asyncio
 import os
@@ -8,22 +8,26 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
+from benchmarks.delay import End
+from benchmarks.distance import distant
 from benchmarks.growth import LIMIT, TASKS, Group, complaint, explain, fill
 from benchmarks.rig import database
 
 from tests.support import execute
 
 ROOT = Path(__file__).parents[1]
+NAMES = ("growth", "distance", "workers")
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk sends the load")
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """A page with a place for each of the two."""
+    """A page with a place for each of them."""
     page = tmp_path / "performance.md"
-    places = [f"<!-- begin {name} -->\nold {name}\n<!-- end {name} -->\n" for name in ("growth", "workers")]
+    places = [f"<!-- begin {name} -->\nold {name}\n<!-- end {name} -->\n" for name in NAMES]
     page.write_text(f"Before.\n{''.join(places)}After.\n")
     return page
 
@@ -76,6 +80,19 @@ def test_growth_measures_each_operation_and_size_of_page_and_keeps_the_rest(page
 
 
 @needs_wrk
+def test_distance_measures_each_operation_with_each_pool_size(page: Path) -> None:
+    done = bench("distance", page, "--pool-sizes", "5", "10")
+
+    assert done.returncode == 0, done.stderr
+    assert [row[:2] for row in rows(page)[1:]] == [
+        [operation, size] for operation in ("get", "list", "toggle", "create") for size in ("5", "10")
+    ]
+    written = page.read_text()
+    assert "At a round trip of 2 ms to the database, over 64 connections:" in written
+    assert "old distance" not in written
+
+
+@needs_wrk
 def test_workers_measures_workers_starts_and_imports(page: Path) -> None:
     done = bench("workers", page)
 
@@ -93,7 +110,7 @@ def test_workers_measures_workers_starts_and_imports(page: Path) -> None:
     assert {"app", "fastapi", "sqlalchemy"} <= {row[0] for row in packages}
 
 
-@pytest.mark.parametrize("name", ["growth", "workers"])
+@pytest.mark.parametrize("name", NAMES)
 def test_without_wrk_it_ends_with_one_sentence(name: str, page: Path, tmp_path: Path) -> None:
     before = page.read_text()
 
@@ -105,7 +122,7 @@ def test_without_wrk_it_ends_with_one_sentence(name: str, page: Path, tmp_path: 
 
 
 @needs_wrk
-@pytest.mark.parametrize("name", ["growth", "workers"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_page_without_its_place_is_refused_before_anything_is_measured(name: str, page: Path) -> None:
     page.write_text("No place.\n")
 
@@ -115,6 +132,46 @@ def test_a_page_without_its_place_is_refused_before_anything_is_measured(name: s
     assert done.stderr == (
         f"{page} cannot be written: <!-- begin {name} --> and <!-- end {name} --> are not in the page.\n"
     )
+
+
+class Recorder(asyncio.WriteTransport):
+    """Keeps what is written to it; `None` stands for its closing."""
+
+    def __init__(self) -> None:
+        self.written: list[object] = []
+
+    def write(self, data: object) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.written.append(None)
+
+
+class TestDelay:
+    async def test_the_chunks_of_a_burst_wait_together_and_stay_in_order(self) -> None:
+        chunks = [b"%d" % number for number in range(1_000)]
+        end = End(delay=0.05)
+        end.peer = peer = Recorder()
+
+        for chunk in chunks:
+            end.data_received(chunk)
+        end.connection_lost(None)
+        before = list(peer.written)
+        await asyncio.sleep(0.1)  # set after all the timers of the burst and longer, so it ends after them
+
+        assert (before, peer.written) == ([], [*chunks, None])
+
+    def test_a_statement_and_its_result_pass_unchanged(self, grown: str) -> None:
+        text = "".join(map(str, range(200_000)))
+
+        async def echo(dsn: str) -> object:
+            connection = await asyncpg.connect(dsn)
+            result = await connection.fetchval("SELECT $1::text", text)
+            await connection.close()
+            return result
+
+        with distant(grown, 2) as dsn:
+            assert asyncio.run(echo(dsn)) == text
 
 
 class TestPlans:
