@@ -31,13 +31,11 @@ from app.core.database.dsn import parse_dsn
 from app.core.errors import DatabaseUnavailableError, InvalidRequestError, MalformedHeaderError, TokenInvalidError
 from app.core.security.jwks import _read_keys
 from app.core.security.tokens import SharedSecret, TokenVerifier
-from app.http.conditions import read_conditions
 from app.http.headers import KEY_MAX
 from app.main import create_app
 from app.models.task import USER_ID_PATTERN
-from app.routes.deps import _idempotency_key
-from app.schemas.task import Sort
-from app.schemas.version import Conditions, entity_tag, timestamp, version_of
+from app.routes.deps import read_conditions, read_idempotency_key, version_of
+from app.schemas.task import Conditions, Sort, timestamp
 from app.services.cursors import Position, _sealed, decode_cursor, encode_cursor
 from app.services.tasks import SORT_KEYS
 from tests.support import make_settings
@@ -137,7 +135,7 @@ class TestIdempotencyKey:
     @given(values=st.lists(any_value | st.sampled_from([b'"', b'"a', b'"a"b"', b'"\\"', b'"\\\\"']), max_size=2))
     def test_any_value_is_a_printable_key_or_refused(self, values: list[bytes]) -> None:
         try:
-            key = outcome(_idempotency_key(request(*((b"idempotency-key", value) for value in values))))
+            key = outcome(read_idempotency_key(request(*((b"idempotency-key", value) for value in values))))
         except MalformedHeaderError:
             return
 
@@ -149,18 +147,22 @@ class TestIdempotencyKey:
     def test_a_quoted_one_comes_back_as_it_was(self, key: str) -> None:
         quoted = '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
-        assert outcome(_idempotency_key(request((b"idempotency-key", quoted.encode())))) == key
+        assert outcome(read_idempotency_key(request((b"idempotency-key", quoted.encode())))) == key
 
     @fuzzed
     @given(key=printable.filter(lambda key: not key.startswith((" ", '"')) and not key.endswith(" ")))
     def test_a_bare_one_comes_back_as_it_was(self, key: str) -> None:
-        assert outcome(_idempotency_key(request((b"idempotency-key", key.encode())))) == key
+        assert outcome(read_idempotency_key(request((b"idempotency-key", key.encode())))) == key
 
 
 # What would be a tag of ours, but for a character or two.
+def tag_of(version: datetime) -> str:
+    return f'"{timestamp(version)}"'
+
+
 like_tags: Final = st.builds(
     lambda tag, at, put: tag[:at] + put + tag[at + len(put) :],
-    moments.map(timestamp).map(entity_tag),
+    moments.map(tag_of),
     st.integers(0, 30),
     st.sampled_from(
         ["", "W/", "0", "3", "9", "60", "-00", "T24", "Z", "z", "+", " ", '"', ",", "\n", "\u0663", "0000-"]
@@ -174,12 +176,12 @@ class TestEntityTag:
     def test_any_text_names_the_version_whose_tag_it_is_or_none(self, tag: str) -> None:
         version = version_of(tag)
 
-        assert version is None or entity_tag(timestamp(version)) == tag
+        assert version is None or tag_of(version) == tag
 
     @fuzzed
     @given(moment=moments)
     def test_the_tag_of_a_version_names_it(self, moment: datetime) -> None:
-        assert version_of(entity_tag(timestamp(moment))) == moment
+        assert version_of(tag_of(moment)) == moment
 
     @fuzzed
     @given(
@@ -202,7 +204,7 @@ class TestEntityTag:
     @fuzzed
     @given(versions=st.lists(moments, min_size=1, max_size=4), weak=st.booleans())
     def test_the_versions_of_a_list_of_tags_are_read(self, versions: list[datetime], weak: bool) -> None:
-        tags = ", ".join(entity_tag(timestamp(version)) for version in versions)
+        tags = ", ".join(tag_of(version) for version in versions)
         none_tags = tags.replace('"2', 'W/"2') if weak else tags
 
         conditions = outcome(

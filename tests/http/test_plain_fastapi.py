@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import Settings
 from app.core.errors import StartupError
-from app.http.contract import ContractRoute
+from app.http.fast_lane import JSONRoute as ContractRoute
 from app.main import create_app
 from app.routes.deps import Db, UserId
 

@@ -34,7 +34,7 @@ from sqlmodel import col
 from app.core.database import Database, Statement, statement
 from app.core.errors import AppError, ForbiddenError, TaskNotFoundError
 from app.models.task import Task
-from app.schemas.version import Conditions
+from app.schemas.task import Conditions
 from app.services import tasks
 from tests.support import SECRET, bearer, make_settings, serving_in_thread
 

@@ -21,7 +21,8 @@ import asyncpg
 import httpx
 import pytest
 
-from app.core.logging import JsonFormatter, _log, log_config, request_log
+from app.core.logging import JsonFormatter, log_config
+from app.http.middleware import _log, request_log
 from tests.support import exchange, handling
 
 ROOT: Final = Path(__file__).parents[2]
@@ -364,7 +365,7 @@ class TestLineWithoutLogging:
 
     @pytest.fixture
     def no_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.core.logging._log", lambda _: pytest.fail("It went through logging."))
+        monkeypatch.setattr("app.http.middleware._log", lambda _: pytest.fail("It went through logging."))
 
     @pytest.mark.usefixtures("no_logging")
     @pytest.mark.parametrize("route", ["/api/{user_id}/tasks", None])

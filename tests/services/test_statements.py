@@ -28,8 +28,7 @@ from app.core import database
 from app.core.database import Database, statement
 from app.core.errors import AppError
 from app.models.task import Task, WireTask
-from app.schemas.task import Sort, TaskCreate, TaskQuery, TaskUpdate
-from app.schemas.version import Conditions
+from app.schemas.task import Conditions, Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services import tasks
 
 BACKEND: Final = Path(str(app.__file__)).parent

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
@@ -88,19 +88,22 @@ def _refusal(context: RouteContext) -> str | None:
 
 
 def _takes_current_user(context: RouteContext) -> bool:
-    return any(dependency.call is current_user for dependency in _dependencies(getattr(context, "dependant", None)))
+    dependant: Dependant | None = getattr(context, "dependant", None)
+    return dependant is not None and any(each.call is current_user for each in all_dependants(dependant))
 
 
-def _dependencies(dependant: Dependant | None) -> Iterable[Dependant]:
-    for dependency in dependant.dependencies if dependant else ():
-        yield dependency
-        yield from _dependencies(dependency)
+def all_dependants(dependant: Dependant) -> Iterator[Dependant]:
+    """Yields what a handler takes, and what its dependencies take, and theirs."""
+    yield dependant
+    for dependency in dependant.dependencies:
+        yield from all_dependants(dependency)
 
 
 class AuthorizationMiddleware:
     """Under `/api`, asks for a token, whose user must be the one in the path: `/api/{user_id}/...`.
 
-    A path of another form is only for routes that act for the token's own user, and take `CurrentUser`.
+    A path of another form is only for routes that act for the token's own user and take `CurrentUser`. What no route
+    serves is left to the router, which answers 404 or 405 whoever asks.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
@@ -108,40 +111,41 @@ class AuthorizationMiddleware:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._authorize(scope)
-        except AppError:
-            if scope["type"] != "websocket":
-                raise
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
-        else:
-            await self._app(scope, receive, send)
+        if scope["type"] != "lifespan" and is_api(path := get_route_path(scope)):
+            try:
+                await self._authorize(scope, path)
+            except AppError as error:
+                if scope["type"] == "websocket":
+                    await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+                    return
+                if self._chosen(scope):
+                    _log_refusal(scope, error)
+                    raise
+        await self._app(scope, receive, send)
 
-    async def _authorize(self, scope: Scope) -> None:
-        path = get_route_path(scope)
-        if not is_api(path):
-            return
+    async def _authorize(self, scope: Scope, path: str) -> None:
         state = scope.get("state", {})
         if "tokens" not in state:
             raise NotStartedError
         if state["tokens"] is None:  # authentication is off
             return
-        try:
-            user_id = await state["tokens"].user_id_of(_bearer_token(scope))
-        except TokenInvalidError as error:
-            request_id = Headers(scope=scope)["x-request-id"]
-            _logger.info("token refused: %s", error.reason, extra={"request_id": request_id})
-            raise
+        user_id = await state["tokens"].user_id_of(_bearer_token(scope))
         scope["state"] = {**state, "user_id": user_id}  # of this request alone
-        if path.split("/", 3)[2:3] != [user_id] and not self._acts_for_token_user(scope):
-            raise ForbiddenError
+        if path.split("/", 3)[2:3] != [user_id]:
+            chosen = self._chosen(scope)
+            if chosen is None or not _takes_current_user(chosen):
+                raise ForbiddenError
 
-    def _acts_for_token_user(self, scope: Scope) -> bool:
-        """Whether the route that FastAPI will choose does: the first one that matches path and method."""
-        for context in iter_route_contexts(self._routes):
-            if context.matches(scope)[0] is Match.FULL:
-                return _takes_current_user(context)
-        return False
+    def _chosen(self, scope: Scope) -> RouteContext | None:
+        """Returns the route that FastAPI will choose: the first one that matches path and method."""
+        contexts = iter_route_contexts(self._routes)
+        return next((context for context in contexts if context.matches(scope)[0] is Match.FULL), None)
+
+
+def _log_refusal(scope: Scope, error: AppError) -> None:
+    if isinstance(error, TokenInvalidError):
+        extra = {"request_id": Headers(scope=scope)["x-request-id"]}
+        _logger.info("token refused: %s", error.reason, extra=extra)
 
 
 def _bearer_token(scope: Scope) -> str:

@@ -19,9 +19,10 @@ def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Resp
         said[b"etag"] = _weak_tag(bytes(response.body) + said.get(b"link", b""))
         response.raw_headers.append((b"etag", said[b"etag"]))
     current = said[b"etag"].decode()
-    if known is None or (known != ["*"] and current.removeprefix("W/") not in [tag.removeprefix("W/") for tag in known]):
-        return response
-    return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": current})
+    opaque = [tag.removeprefix("W/") for tag in known or ()]  # a weak comparison (RFC 9110 section 8.8.3.2)
+    if opaque == ["*"] or current.removeprefix("W/") in opaque:
+        return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": current})
+    return response
 
 
 def _weak_tag(content: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import orjson
 from fastapi import FastAPI, params
 from fastapi.dependencies.models import Dependant
-from fastapi.dependencies.utils import get_flat_dependant, get_typed_return_annotation, request_params_to_args
+from fastapi.dependencies.utils import get_typed_return_annotation, request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from pydantic_core import from_json, to_jsonable_python
@@ -48,9 +48,8 @@ class FastLane:
                 self._table.setdefault(method, []).append(entry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = get_route_path(scope)
         for pattern, context, handler in self._table.get(scope.get("method", ""), ()) if self.enabled else ():
-            found = pattern and pattern.match(path)
+            found = pattern and pattern.match(get_route_path(scope))
             if found or not pattern:
                 if not found or handler is None or self._overrides:
                     break
@@ -116,7 +115,9 @@ def _is_understood(context: RouteContext) -> bool:
         and isinstance(returned, type)
         and issubclass(returned, Response)
         and bodies in ([], [params.Body])
-        and not context._embed_body_fields
+        and not dependant.header_params
+        and not dependant.cookie_params
+        and not context._embed_body_fields  # noqa: SLF001  # FastAPI has no other name for it
         and len(set(calls)) == len(calls)
         and all(map(_is_plain, dependant.dependencies))
         and not _takes_other(dependant)
@@ -127,13 +128,9 @@ def _is_understood(context: RouteContext) -> bool:
 
 def _is_plain(dependency: Dependant) -> bool:
     """Whether it is a coroutine function that takes at most the request."""
-    flat = get_flat_dependant(dependency)
-    takes = (flat.path_params, flat.query_params, flat.header_params, flat.cookie_params, flat.body_params)
-    return (
-        iscoroutinefunction(dependency.call)
-        and not any((*takes, dependency.dependencies, dependency.concurrency))
-        and not _takes_other(dependency)
-    )
+    parameters = (dependency.path_params, dependency.query_params, dependency.header_params, dependency.cookie_params)
+    others = (dependency.body_params, dependency.dependencies, dependency.concurrency)
+    return iscoroutinefunction(dependency.call) and not any((*parameters, *others)) and not _takes_other(dependency)
 
 
 def _takes_other(dependant: Dependant) -> bool:
@@ -150,13 +147,11 @@ class ArgumentReader:
     """Like FastAPI's dependency solver, for a signature that is analysed once."""
 
     def __init__(self, dependant: Dependant) -> None:
-        self._dependencies = [(each.name, each.call, each.request_param_name) for each in dependant.dependencies]
+        self._dependencies: list[Any] = [
+            (each.name, each.call, each.request_param_name) for each in dependant.dependencies
+        ]
         self._path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
-        self._query, self._headers, self._cookies = (
-            dependant.query_params,
-            dependant.header_params,
-            dependant.cookie_params,
-        )
+        self._query = dependant.query_params
         self._body = [(field.name, field.field_info.is_required(), field.validate) for field in dependant.body_params]
         self._request = dependant.request_param_name
 
@@ -167,16 +162,17 @@ class ArgumentReader:
         """
         arguments: dict[str, Any] = {}
         for name, call, request_name in self._dependencies:
-            arguments[name] = await call(**{request_name: request} if request_name else {})
+            given = await call(**{request_name: request} if request_name else {})
+            if name:  # else a dependency of `dependencies=`
+                arguments[name] = given
         wrong: list[Any] = []
         for name, alias, validate in self._path:
             arguments[name], errors = validate(request.path_params[alias], loc=("path", alias))
             wrong += errors
-        for fields, sent in ((self._query, "query_params"), (self._headers, "headers"), (self._cookies, "cookies")):
-            if fields:
-                values, errors = request_params_to_args(fields, getattr(request, sent))
-                arguments |= values
-                wrong += errors
+        if self._query:
+            values, errors = request_params_to_args(self._query, request.query_params)
+            arguments |= values
+            wrong += errors
         for name, required, validate in self._body:
             if body is not _ABSENT:
                 arguments[name], errors = validate(body, loc=("body",))
@@ -185,7 +181,6 @@ class ArgumentReader:
                 wrong.append({"type": "missing", "loc": ("body",), "msg": "Field required", "input": None})
         if wrong:
             raise RequestValidationError(wrong)
-        arguments.pop(None, None)  # of dependencies without a parameter
         if self._request:
             arguments[self._request] = request
         return arguments

@@ -138,9 +138,9 @@ class RequestMiddleware:
         extra = {"request_id": request.headers["x-request-id"]}
         _requests.error("unexpected error", exc_info=error, extra=extra)
         handler = self._handlers.get(500) or self._handlers.get(Exception) or answer_defect
-        if is_async_callable(handler):
-            return await handler(request, error)  # type: ignore[no-any-return]
-        return await run_in_threadpool(handler, request, error)
+        answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)
+        response: Response = await answer(request, error)
+        return response
 
 
 def _with_request_id(scope: Scope) -> tuple[Scope, str]:

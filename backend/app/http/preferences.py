@@ -4,10 +4,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, get_args
 from urllib.parse import quote
 
-from fastapi.dependencies.utils import get_flat_dependant
 from pydantic import BaseModel
 
 from app.core.errors import FieldError, InvalidRequestError
+from app.http.authorization import all_dependants
 from app.http.problems import body_pointer
 
 _NAMES_SHOWN: Final = 20
@@ -29,11 +29,12 @@ class KnownNames(NamedTuple):
 
 def known_names(route: Any) -> KnownNames:
     """Returns the names that the handler of a route, or a dependency of it, takes from the body and the query."""
-    flat = get_flat_dependant(route.dependant)
-    bodies = flat.body_params
+    dependants = [*all_dependants(route.dependant)]
+    bodies = [field for dependant in dependants for field in dependant.body_params]
+    parameters = [field for dependant in dependants for field in dependant.query_params]
     embedded = route._embed_body_fields  # noqa: SLF001  # whether the names are those of the parameters
     fields = frozenset(field.alias for field in bodies) if embedded else _names_of(bodies, alone=_Anything())
-    return KnownNames(bool(bodies), fields, _names_of(flat.query_params))
+    return KnownNames(bool(bodies), fields, _names_of(parameters))
 
 
 def _names_of(fields: Iterable[Any], alone: Container[str] | None = None) -> Container[str]:

@@ -136,7 +136,8 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
 async def _answer_validation_error(request: Request, error: RequestValidationError) -> Response:
     errors = error.errors()
     if errors and errors[0]["type"] == "json_invalid":
-        return await answer_app_error(request, MalformedBodyError(f"The body is not JSON: {errors[0]['ctx']['error']}."))
+        reason = errors[0]["ctx"]["error"]
+        return await answer_app_error(request, MalformedBodyError(f"The body is not JSON: {reason}."))
     return await answer_app_error(request, InvalidRequestError(map(field_error, errors[:ERRORS_MAX])))
 
 

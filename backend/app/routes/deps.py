@@ -47,7 +47,7 @@ async def get_tokens(request: Request) -> TokenVerifier | None:
 
 
 async def read_conditions(request: Request) -> Conditions:
-    """Returns what the statement has to check (RFC 9110 section 13). For a GET, `If-None-Match` is left to the reply."""
+    """Returns what the statement has to check (RFC 9110 section 13). The reply to a GET checks `If-None-Match`."""
     match = tags_of(request, b"if-match")
     none_match = None if request.scope["method"] == "GET" else tags_of(request, b"if-none-match")
     if match is None and none_match is None:

@@ -17,7 +17,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
-from app.core.database.faults import is_transient, is_unprepared, probe_delays, sqlstate, translate_error
+from app.core.database.faults import is_transient, is_unprepared, probe_delays, refused_value, sqlstate, translate_error
 from app.core.database.pool import STATEMENT_TIMEOUT, SlotPool
 from app.core.database.statement import Statement, statement
 from app.core.errors import (
@@ -76,10 +76,15 @@ class Database:
         """Run one statement, committed when it returns.
 
         Retried once after a transient fault; a change that was already sent only if it is `repeatable`: if to carry
-        it out twice does no harm and returns the same. Raises UnavailableError, one of its kinds, ConflictError,
-        InvalidRequestError, StatementError, and TypeError for missing values.
+        it out twice does no harm and returns the same. Raises UnavailableError, one of its kinds, StatementError, and
+        TypeError for missing values.
         """
-        arguments = query.arguments(values)
+        try:
+            arguments = [values[name] for name in query.names]
+        except KeyError:
+            raise query.mismatch(values) from None
+        if len(values) != len(arguments) or query.binders:
+            arguments = query.arguments(values)
         self._admit()
         try:
             records = await self._fetch_with_retry(query, arguments, repeatable=repeatable)
@@ -96,8 +101,9 @@ class Database:
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Yields a session for one transaction: committed at the end of the block, rolled back on any exception.
 
-        Nothing is retried. Raises what `fetch` does: OutcomeUnknownError if the commit itself was not answered, the
-        other faults if nothing was changed. A constraint violation can be caught in the block as SQLAlchemy's error.
+        Nothing is retried. Raises the faults of `fetch`: OutcomeUnknownError if the commit itself was not answered, the
+        others if nothing was changed. Raises ConflictError or InvalidRequestError for a value that the database
+        refuses, unless the block catches SQLAlchemy's IntegrityError or DBAPIError itself.
         """
         self._admit()
         try:
@@ -240,7 +246,8 @@ async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
         with suppress(UnavailableError, SQLAlchemyError):
             await session.rollback()
         if isinstance(error, DBAPIError):
-            raise translate_error(error.driver_exception, reads=True, closed=False) from None
+            cause = error.driver_exception
+            raise refused_value(cause) or translate_error(cause, reads=True, closed=False) from None
         raise
 
 

@@ -40,8 +40,8 @@ def sqlstate(error: BaseException | None) -> str:
 def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception:
     """Returns the error to raise for a driver's `error`. `closed` says whether the connection is closed now.
 
-    OutcomeUnknownError if the server may have carried out a change; ConflictError or InvalidRequestError if a
-    constraint or a type of the database refuses the values; StatementError if the statement itself is wrong.
+    OutcomeUnknownError if the server may have carried out a change; StatementError if the statement itself is wrong,
+    or has values that the database refuses.
     """
     state = sqlstate(error)
     if isinstance(error, TimeoutError):
@@ -53,11 +53,15 @@ def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception
         return TimedOutError()
     if closed or state.startswith((*_UNAVAILABLE, _READ_ONLY, *_UNPREPARED)):
         return DatabaseUnavailableError()
-    return _refused_value(error, state) or StatementError(error)
+    return StatementError(error)
 
 
-def _refused_value(error: Exception, state: str) -> Exception | None:
-    """Returns the error for a value that a constraint or a type refuses. PostgreSQL names the column for NOT NULL."""
+def refused_value(error: Exception) -> Exception | None:
+    """Returns the client's error if a constraint or a type of the database refuses a value, else None.
+
+    PostgreSQL names the column for NOT NULL alone.
+    """
+    state = sqlstate(error)
     if state in _DUPLICATE:
         return ConflictError()
     if state.startswith(_INVALID):

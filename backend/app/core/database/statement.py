@@ -24,18 +24,14 @@ class Statement(NamedTuple):
     binders: tuple[Callable[[Any], Any] | None, ...] = ()
 
     def arguments(self, values: Mapping[str, object]) -> list[object]:
-        """Returns the values in the order of the SQL. Raises TypeError for missing and unknown names."""
-        try:
-            arguments = [values[name] for name in self.names]
-        except KeyError:
-            raise self._mismatch(values) from None
-        if len(values) != len(arguments) and values.keys() != set(self.names):
-            raise self._mismatch(values)
-        if self.binders:
-            return [bind(value) if bind else value for bind, value in zip(self.binders, arguments, strict=True)]
-        return arguments
+        """Returns the values in the order of the SQL, converted. Raises TypeError for missing and unknown names."""
+        if values.keys() != set(self.names):
+            raise self.mismatch(values)
+        binders = self.binders or (None,) * len(self.names)
+        return [bind(values[name]) if bind else values[name] for name, bind in zip(self.names, binders, strict=True)]
 
-    def _mismatch(self, values: Mapping[str, object]) -> TypeError:
+    def mismatch(self, values: Mapping[str, object]) -> TypeError:
+        """Returns the error for values that are not those of the statement."""
         missing, unknown = set(self.names) - values.keys(), values.keys() - set(self.names)
         message = f"missing: {_listed(missing)}; unknown: {_listed(unknown)}; in the values for {self.sql!r}"
         return TypeError(message)
