@@ -1,4 +1,4 @@
-"""How connections are opened where the network or the database says nothing for a while."""
+"""How connections are opened while the network or the database does not respond."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +14,7 @@ from tests.support import until
 
 
 @pytest.fixture(autouse=True)
-def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.core.database.connecting._ATTEMPT_INTERVAL", 0.2)
 
 
@@ -25,9 +25,9 @@ def proxy(dsn: str) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-async def first_waits(proxy: FaultProxy) -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """The port of a server that closes every connection but the first, which it forwards after the event."""
-    free = asyncio.Event()
+async def first_connection_waits(proxy: FaultProxy) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """The port of a server that forwards its first connection after the event, and closes all later ones."""
+    release = asyncio.Event()
     address = options(proxy)
     accepted = 0
 
@@ -35,13 +35,13 @@ async def first_waits(proxy: FaultProxy) -> AsyncIterator[tuple[int, asyncio.Eve
         nonlocal accepted
         accepted += 1
         if accepted == 1:
-            await free.wait()
+            await release.wait()
             server_reader, server_writer = await asyncio.open_connection(address["host"][0], address["port"][0])
             await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1], free
+    yield server.sockets[0].getsockname()[1], release
     server.close()
     await server.wait_closed()
 
@@ -58,14 +58,14 @@ def options(proxy: FaultProxy, **others: Any) -> dict[str, Any]:
 
 
 async def count(database: asyncpg.Connection, proxy: FaultProxy) -> int:
-    """How many connections the server has from here."""
+    """The number of connections that the server has from this test."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
     found: int = await database.fetchval(query, f"connecting-{id(proxy)}")
     return found
 
 
 class TestAttempts:
-    async def test_one_whose_packets_are_lost_does_not_keep_the_next_from_coming(self, proxy: FaultProxy) -> None:
+    async def test_a_second_attempt_succeeds_where_the_packets_of_the_first_are_lost(self, proxy: FaultProxy) -> None:
         proxy.hold()
         opening = asyncio.create_task(connect(**options(proxy)))
         await until(lambda: proxy.accepted)
@@ -77,7 +77,9 @@ class TestAttempts:
         assert proxy.accepted == 2
         await connection.close()
 
-    async def test_alone_it_would(self, monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy) -> None:
+    async def test_a_single_attempt_times_out_where_its_packets_are_lost(
+        self, monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy
+    ) -> None:
         monkeypatch.setattr("app.core.database.connecting._ATTEMPTS_MAX", 1)
         proxy.hold()
         opening = asyncio.create_task(connect(**options(proxy, timeout=1)))
@@ -88,7 +90,7 @@ class TestAttempts:
         with pytest.raises(TimeoutError):
             await opening
 
-    async def test_the_first_that_opens_is_the_only_one_that_stays(
+    async def test_only_the_first_connection_that_opens_is_kept(
         self, proxy: FaultProxy, database: asyncpg.Connection
     ) -> None:
         proxy.delay = 0.7
@@ -98,13 +100,13 @@ class TestAttempts:
         assert await connection.fetchval("SELECT 1") == 1
         assert proxy.accepted == 3
 
-        async def one_is_left() -> bool:
+        async def one_is_open() -> bool:
             return await count(database, proxy) == 1
 
-        await until(one_is_left)
+        await until(one_is_open)
         await connection.close()
 
-    async def test_those_that_open_at_the_same_moment_leave_one(
+    async def test_one_of_several_connections_that_open_at_the_same_moment_is_kept(
         self, proxy: FaultProxy, database: asyncpg.Connection
     ) -> None:
         proxy.hold()
@@ -114,42 +116,42 @@ class TestAttempts:
 
         connection = await opening
 
-        async def one_is_left() -> bool:
+        async def one_is_open() -> bool:
             return await count(database, proxy) == 1
 
-        await until(one_is_left)
+        await until(one_is_open)
         await connection.close()
 
-    async def test_one_that_is_refused_does_not_end_one_that_waits(
-        self, proxy: FaultProxy, first_waits: tuple[int, asyncio.Event]
+    async def test_a_refused_attempt_does_not_end_one_that_waits(
+        self, proxy: FaultProxy, first_connection_waits: tuple[int, asyncio.Event]
     ) -> None:
-        port, free = first_waits
+        port, release = first_connection_waits
         opening = asyncio.create_task(connect(**options(proxy, port=[port])))
         await asyncio.wait([opening], timeout=0.7)
-        free.set()
+        release.set()
 
         connection = await opening
 
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
 
-    async def test_another_host_is_tried_beside_one_that_says_nothing(self, proxy: FaultProxy, dsn: str) -> None:
-        with fault_proxy(dsn) as silent:
-            silent.hold()
-            [port], [other_port] = options(silent)["port"], options(proxy)["port"]
+    async def test_another_host_is_tried_beside_an_unresponsive_one(self, proxy: FaultProxy, dsn: str) -> None:
+        with fault_proxy(dsn) as unresponsive:
+            unresponsive.hold()
+            [port], [other_port] = options(unresponsive)["port"], options(proxy)["port"]
 
             connection = await connect(**options(proxy, host=["127.0.0.1"] * 2, port=[port, other_port]))
 
-            assert (silent.accepted, proxy.accepted) == (1, 1)
+            assert (unresponsive.accepted, proxy.accepted) == (1, 1)
             await connection.close()
 
 
 class TestFailure:
-    async def test_where_nobody_listens_that_is_told_at_once(self, proxy: FaultProxy) -> None:
+    async def test_a_refused_connection_is_reported_at_once(self, proxy: FaultProxy) -> None:
         with pytest.raises(ConnectionRefusedError):
             await connect(**options(proxy, port=[1]))
 
-    async def test_whoever_gives_up_leaves_nothing_behind(
+    async def test_a_cancelled_attempt_leaves_no_connection_behind(
         self, proxy: FaultProxy, database: asyncpg.Connection
     ) -> None:
         proxy.hold()
@@ -160,7 +162,7 @@ class TestFailure:
             await opening
         proxy.heal()
 
-        async def none_is_left() -> bool:
+        async def none_is_open() -> bool:
             return await count(database, proxy) == 0
 
-        await until(none_is_left)
+        await until(none_is_open)

@@ -1,4 +1,4 @@
-"""Connection strings as operators paste them."""
+"""Connection strings in the forms that operators paste."""
 
 import ssl
 from pathlib import Path
@@ -11,7 +11,7 @@ from app.core.database.dsn import insecurity, parse_dsn, unpooled
 
 NEON: Final = "ep-cool-darkness-a1b2c3d4.us-east-2.aws.neon.tech"
 POOLED: Final = NEON.replace(".", "-pooler.", 1)
-# What consoles, integrations and guides of Neon hand out, beside the plain one.
+# Connection strings that consoles, integrations and guides of Neon hand out, beside the plain one.
 HANDED_OUT: Final = (
     f"postgresql://ada:npg_s3cret@{POOLED}/neondb?sslmode=require&channel_binding=require",
     f"postgresql://ada:npg_s3cret@{NEON}/neondb?sslmode=require&channel_binding=require",
@@ -29,20 +29,20 @@ def connect_args(dsn: str) -> dict[str, Any]:
 
 
 def addresses(dsn: str) -> list[tuple[str, int]]:
-    """The hosts and ports, in the order of trial."""
+    """The hosts and ports, in the order in which they are tried."""
     arguments = connect_args(dsn)
     return list(zip(arguments["host"], arguments["port"], strict=True))
 
 
 def is_verified(context: object) -> tuple[bool, bool]:
-    """Whether the certificate is verified, and whether its name is."""
+    """Whether the certificate is verified, and whether the host name is."""
     assert isinstance(context, ssl.SSLContext)
     return context.verify_mode is ssl.CERT_REQUIRED, context.check_hostname
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The certificate of an authority."""
+    """The certificate of a certificate authority."""
     path = tmp_path_factory.mktemp("root") / "root.crt"
     trustme.CA().cert_pem.write_to_path(str(path))
     return path
@@ -50,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestNeon:
     @pytest.mark.parametrize("dsn", HANDED_OUT)
-    def test_whatever_it_hands_out_is_taken_and_verified(self, dsn: str) -> None:
+    def test_every_string_that_neon_hands_out_is_accepted_and_verified(self, dsn: str) -> None:
         arguments = connect_args(dsn)
 
         [host] = arguments["host"]
@@ -59,17 +59,17 @@ class TestNeon:
         assert is_verified(arguments["ssl"]) == (True, True)
         assert insecurity(dsn) is None
 
-    def test_it_is_verified_without_being_asked_to(self) -> None:
+    def test_a_neon_host_is_verified_without_parameters(self) -> None:
         assert is_verified(connect_args(f"postgresql://ada:pw@{NEON.upper()}/neondb")["ssl"]) == (True, True)
         assert is_verified(connect_args(f"postgresql://ada:pw@/neondb?host={NEON}")["ssl"]) == (True, True)
         assert is_verified(connect_args(f"postgresql://ada:pw@{NEON}./neondb")["ssl"]) == (True, True)
 
     @pytest.mark.parametrize("host", ["neon.tech.example.com", "notneon.tech"])
-    def test_a_host_that_only_looks_like_it_is_like_any_other(self, host: str) -> None:
+    def test_a_host_that_only_resembles_neon_is_treated_like_any_other(self, host: str) -> None:
         assert is_verified(connect_args(f"postgresql://ada@{host}/tasks?sslmode=require")["ssl"]) == (False, False)
 
     @pytest.mark.parametrize("options", ["-c statement_timeout=1s", "endpoint=a b", ""])
-    def test_options_that_it_would_drop_in_silence_are_refused(self, options: str) -> None:
+    def test_options_that_neon_would_silently_drop_are_refused(self, options: str) -> None:
         with pytest.raises(ValueError, match=r"not supported: options$"):
             parse_dsn(f"postgresql://ada@{NEON}/neondb?options={options}")
 
@@ -86,7 +86,7 @@ class TestNeon:
             ),
         ],
     )
-    def test_its_pooler_has_a_direct_host_beside_it(self, pooled: str, direct: str) -> None:
+    def test_the_direct_host_is_derived_from_the_pooled_one(self, pooled: str, direct: str) -> None:
         assert unpooled(pooled) == direct
         assert unpooled(direct) == direct
 
@@ -103,7 +103,7 @@ class TestAddress:
             "postgres+psycopg",
         ],
     )
-    def test_every_usual_scheme_means_the_same(self, scheme: str) -> None:
+    def test_all_usual_schemes_have_the_same_meaning(self, scheme: str) -> None:
         arguments = connect_args(f"{scheme}://ada:pw@db.example.com:6000/tasks")
 
         names = ("user", "password", "host", "port", "database")
@@ -122,7 +122,7 @@ class TestAddress:
             ("Zk9@x7/Qw==", "Zk9@x7/Qw=="),
         ],
     )
-    def test_a_password_may_be_percent_encoded_and_need_not_be(self, written: str, password: str) -> None:
+    def test_a_password_is_read_percent_encoded_or_plain(self, written: str, password: str) -> None:
         arguments = connect_args(f"postgresql://ada:{written}@db.example.com/tasks")
 
         assert (arguments["password"], arguments["host"], arguments["database"]) == (
@@ -131,7 +131,7 @@ class TestAddress:
             "tasks",
         )
 
-    def test_what_follows_the_host_is_no_password(self) -> None:
+    def test_an_at_sign_in_the_query_does_not_make_a_password(self) -> None:
         arguments = connect_args("postgresql://db.example.com:5432/tasks?application_name=a@b")
 
         assert (arguments["user"], arguments["password"], arguments["host"]) == (None, None, ["db.example.com"])
@@ -148,11 +148,13 @@ class TestAddress:
             ("postgresql://ada@h/tasks?host=other", [("other", 5432)]),
         ],
     )
-    def test_a_host_may_be_an_address(self, dsn: str, expected: list[tuple[str, int]]) -> None:
+    def test_host_and_port_are_read_from_the_address_and_the_query(
+        self, dsn: str, expected: list[tuple[str, int]]
+    ) -> None:
         assert addresses(dsn) == expected
 
     @pytest.mark.parametrize("dsn", ["postgresql://ada@/tasks", "postgresql:///tasks", "postgresql://"])
-    def test_where_none_is_given_it_is_on_this_machine(self, monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+    def test_a_missing_host_means_this_machine(self, monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
         monkeypatch.setenv("PGHOST", "db.example.com")
 
         assert [host for host, _ in addresses(dsn)] == ["/run/postgresql", "/var/run/postgresql", "localhost"]
@@ -166,7 +168,7 @@ class TestAddress:
             ("postgresql://ada@%2Frun%2Fpostgresql:5433/tasks", "/run/postgresql"),
         ],
     )
-    def test_a_host_may_be_the_directory_of_a_socket(self, dsn: str, directory: str) -> None:
+    def test_a_host_may_be_a_socket_directory(self, dsn: str, directory: str) -> None:
         assert addresses(dsn) == [(directory, 5433)]
 
     @pytest.mark.parametrize(
@@ -177,11 +179,11 @@ class TestAddress:
             "postgresql://ada@/tasks?host=a:1&host=[::2]:2&host=c",
         ],
     )
-    def test_several_hosts_are_tried_in_order_until_one_can_be_written_to(self, dsn: str) -> None:
+    def test_several_hosts_are_tried_in_order_until_one_is_writable(self, dsn: str) -> None:
         assert addresses(dsn) == [("a", 1), ("::2", 2), ("c", 5432)]
         assert connect_args(dsn)["target_session_attrs"] == "read-write"
 
-    def test_as_many_ports_as_hosts_are_needed(self) -> None:
+    def test_another_number_of_ports_than_of_hosts_is_refused(self) -> None:
         with pytest.raises(ValueError, match="another number of ports than of hosts"):
             parse_dsn("postgresql://ada@a,b,c/tasks?port=1,2")
 
@@ -208,22 +210,22 @@ class TestAddress:
             "postgresql://ada:x@s3cret?host=a@db.example.com/tasks",
         ],
     )
-    def test_anything_else_is_refused_without_being_shown(self, dsn: str) -> None:
+    def test_a_malformed_string_is_refused_and_not_quoted(self, dsn: str) -> None:
         with pytest.raises(ValueError, match=r"^must look like postgresql://user:password@host/database$"):
             parse_dsn(dsn)
 
 
 class TestParameters:
     @pytest.mark.parametrize("name", ["colour", "keepalives", "passfile", "pool_timeout", "sslcert", "SSLMODE"])
-    def test_an_unknown_one_is_named_and_its_value_is_not_shown(self, name: str) -> None:
+    def test_an_unknown_parameter_is_named_and_its_value_is_not_quoted(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"^has a parameter that is not supported: {name}$"):
             parse_dsn(f"postgresql://ada:s3cret@db.example.com/tasks?{name}=hidden")
 
-    def test_all_unknown_ones_are_named(self) -> None:
+    def test_all_unknown_parameters_are_named(self) -> None:
         with pytest.raises(ValueError, match=r"not supported: colour, options$"):
             parse_dsn("postgresql://ada@db.example.com/tasks?options=-c&sslmode=require&colour=blue")
 
-    def test_one_that_is_there_twice_is_named(self) -> None:
+    def test_a_duplicate_parameter_is_named(self) -> None:
         with pytest.raises(ValueError, match=r"^has a parameter that is there twice: sslmode$"):
             parse_dsn("postgresql://ada@db.example.com/tasks?sslmode=require&sslmode=disable")
 
@@ -245,7 +247,7 @@ class TestParameters:
             ("connect_timeout", ""),
         ],
     )
-    def test_an_unknown_value_is_refused_without_being_shown(self, name: str, value: str) -> None:
+    def test_an_unknown_value_is_refused_and_not_quoted(self, name: str, value: str) -> None:
         with pytest.raises(ValueError, match=rf"^has an unknown {name}; use ") as caught:
             parse_dsn(f"postgresql://ada@db.example.com/tasks?{name}={value}")
 
@@ -256,19 +258,19 @@ class TestParameters:
         assert connect_args(f"postgresql://ada@h/tasks?connect_timeout={value}")["timeout"] == seconds
         assert connect_args("postgresql://ada@h/tasks")["timeout"] == 10
 
-    def test_application_name_is_what_the_server_shows(self) -> None:
+    def test_application_name_becomes_a_server_setting(self) -> None:
         assert connect_args("postgresql://ada@h/tasks?application_name=a+b")["server_settings"] == {
             "application_name": "a+b"
         }
         assert connect_args("postgresql://ada@h/tasks")["server_settings"] == {"application_name": "tasks-api"}
 
-    def test_the_parts_may_be_parameters_too(self) -> None:
+    def test_user_password_and_database_may_be_parameters(self) -> None:
         arguments = connect_args("postgresql://h/?user=ada&password=p%26w&dbname=tasks")
 
         assert [arguments[name] for name in ("user", "password", "database")] == ["ada", "p&w", "tasks"]
 
     @pytest.mark.parametrize("query", ["gssencmode=prefer", "target_session_attrs=read-write", "pgbouncer=false"])
-    def test_others_that_are_usual_are_taken(self, query: str) -> None:
+    def test_other_usual_parameters_are_accepted(self, query: str) -> None:
         assert addresses(f"postgresql://ada@h/tasks?{query}") == [("h", 5432)]
 
 
@@ -284,14 +286,14 @@ class TestEncryption:
             ("?channel_binding=disable", "prefer"),
         ],
     )
-    def test_less_than_required_is_left_to_the_driver_and_told(self, query: str, mode: str) -> None:
+    def test_a_mode_below_require_is_left_to_the_driver_and_reported(self, query: str, mode: str) -> None:
         dsn = f"postgresql://ada@db.example.com/tasks{query}"
 
         assert connect_args(dsn)["ssl"] == mode
         assert insecurity(dsn) == (f"the connection may not be encrypted, because sslmode is {mode}")
 
     @pytest.mark.parametrize("query", ["sslmode=require", "ssl=true", "sslmode=require&channel_binding=prefer"])
-    def test_required_is_encrypted_and_it_is_told_that_nobody_verifies(self, query: str) -> None:
+    def test_mode_require_encrypts_and_the_missing_verification_is_reported(self, query: str) -> None:
         dsn = f"postgresql://ada@db.example.com/tasks?{query}"
 
         assert is_verified(connect_args(dsn)["ssl"]) == (False, False)
@@ -310,7 +312,7 @@ class TestEncryption:
             ("sslrootcert={root}", False),
         ],
     )
-    def test_the_certificate_is_verified_where_that_is_asked_for(
+    def test_the_certificate_is_verified_where_a_parameter_asks_for_it(
         self, root: Path, query: str, *, name_too: bool
     ) -> None:
         dsn = f"postgresql://ada@db.example.com/tasks?{query.format(root=root)}"
@@ -319,7 +321,7 @@ class TestEncryption:
         assert insecurity(dsn) is None
 
     @pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1:5433", "[::1]", "%2Frun%2Fpostgresql"])
-    def test_on_this_machine_there_is_nothing_to_tell(self, host: str) -> None:
+    def test_no_insecurity_is_reported_for_a_host_on_this_machine(self, host: str) -> None:
         assert insecurity(f"postgresql://ada@{host}/tasks") is None
 
     @pytest.mark.parametrize(
@@ -330,21 +332,21 @@ class TestEncryption:
             "postgresql://ada@h/tasks?sslmode=disable&sslrootcert=/etc/root.crt",
         ],
     )
-    def test_to_ask_for_it_and_against_it_is_refused(self, dsn: str) -> None:
+    def test_contradicting_parameters_are_refused(self, dsn: str) -> None:
         with pytest.raises(ValueError, match=r"^has sslmode=disable, but its host or another param"):
             parse_dsn(dsn)
 
     @pytest.mark.parametrize("path", ["/nowhere/root.crt", "/dev/null", "%00", "/"])
-    def test_an_authority_that_cannot_be_read_is_refused(self, path: str) -> None:
+    def test_an_unreadable_sslrootcert_is_refused(self, path: str) -> None:
         with pytest.raises(ValueError, match=r"^has an sslrootcert that cannot be read$"):
             parse_dsn(f"postgresql://ada@h/tasks?sslmode=verify-full&sslrootcert={path}")
 
     @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
-    def test_it_may_begin_without_asking_the_server(self, mode: str) -> None:
+    def test_sslnegotiation_direct_begins_with_tls(self, mode: str) -> None:
         assert connect_args(f"postgresql://ada@h/tasks?sslmode={mode}&sslnegotiation=direct")["direct_tls"] is True
         assert connect_args(f"postgresql://ada@h/tasks?sslmode={mode}&sslnegotiation=postgres")["direct_tls"] is False
 
-    def test_what_may_not_be_encrypted_cannot_begin_so(self) -> None:
+    def test_sslnegotiation_direct_without_required_encryption_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"^has sslnegotiation=direct, which needs sslmode=require, ve"):
             parse_dsn("postgresql://ada@h/tasks?sslnegotiation=direct")
 
@@ -361,7 +363,7 @@ class TestPreparedStatements:
             f"postgresql://ada@{POOLED}:6543/tasks?pgbouncer=false",
         ],
     )
-    def test_they_are_used_at_direct_hosts_and_at_neon(self, dsn: str) -> None:
+    def test_prepared_statements_are_used_at_direct_hosts_and_at_neon(self, dsn: str) -> None:
         assert "statement_cache_size" not in connect_args(dsn)
 
     @pytest.mark.parametrize(
@@ -376,9 +378,9 @@ class TestPreparedStatements:
             f"postgresql://ada@{POOLED}/tasks?pgbouncer=true",
         ],
     )
-    def test_they_are_not_where_a_pooler_may_mix_them_up(self, dsn: str) -> None:
+    def test_prepared_statements_are_not_used_where_a_pooler_may_mix_them_up(self, dsn: str) -> None:
         assert connect_args(dsn)["statement_cache_size"] == 0
 
-    def test_the_setting_decides_against_the_names(self) -> None:
+    def test_the_setting_takes_precedence_over_host_and_port(self) -> None:
         assert "statement_cache_size" not in parse_dsn("postgresql://ada@h:6432/d", prepares=True)
         assert parse_dsn("postgresql://ada@h/d", prepares=False)["statement_cache_size"] == 0

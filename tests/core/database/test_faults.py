@@ -1,4 +1,4 @@
-"""What is waited for at the start, and what ends it."""
+"""Which faults a start waits out, and which end it."""
 
 import ssl
 from socket import gaierror
@@ -24,7 +24,7 @@ from app.core.database.faults import may_recover
     ],
     ids=repr,
 )
-def test_what_may_pass_is_waited_for(error: Exception) -> None:
+def test_a_start_waits_out_a_transient_fault(error: Exception) -> None:
     assert may_recover(error)
 
 
@@ -41,5 +41,5 @@ def test_what_may_pass_is_waited_for(error: Exception) -> None:
     ],
     ids=repr,
 )
-def test_what_stays_wrong_is_not(error: Exception) -> None:
+def test_a_permanent_fault_ends_a_start(error: Exception) -> None:
     assert not may_recover(error)

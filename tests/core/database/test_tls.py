@@ -1,4 +1,4 @@
-"""Which servers the service talks to: a PostgreSQL with TLS and each kind of certificate, one without, an attacker."""
+"""Which servers the service accepts: PostgreSQL with each kind of certificate, PostgreSQL without TLS, an attacker."""
 
 import asyncio
 import logging
@@ -23,20 +23,20 @@ from app.core.errors import StartupError
 from tests.servers import Postgres, postgres
 from tests.support import make_settings, serving
 
-# As Neon's: its certificate is for every endpoint of a region.
+# Neon has one certificate for all endpoints of a region.
 NEON: Final = "ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech"
 NEON_CERTIFICATE: Final = "*.us-east-2.aws.neon.tech"
 SSL_REQUEST: Final = bytes.fromhex("00000008 04d2162f")
 CLIENT_HELLO: Final = b"\x16\x03"
 ASK_FOR_PASSWORD: Final = b"R" + bytes.fromhex("00000008 00000003")
 PASSWORD: Final = "c0rrect-horse"  # noqa: S105  # for the man in the middle only
-# An error before TLS can be anybody's words (CVE-2024-10977), and so can bytes right behind the S (CVE-2021-23222).
+# An attacker can send an error before TLS begins (CVE-2024-10977), and bytes right behind the S (CVE-2021-23222).
 ERROR: Final = b"E\x00\x00\x00\x2fSFATAL\0C28P01\0Mcall 0900 for a new password\0\0"
 INJECTED: Final = b"S" + ASK_FOR_PASSWORD
 
 CERTIFICATES: Final = ("good", "wrong host", "unknown CA", "expired")
 ANY: Final = set(CERTIFICATES)
-# {ca}: a file with the authority that issued all but one. SSL_CERT_FILE makes the same the system's.
+# {ca} is a file with the authority that issued all certificates but one. SSL_CERT_FILE makes the system trust it too.
 ACCEPTED: Final = {
     "sslmode=verify-full&sslrootcert={ca}": {"good"},
     "sslmode=verify-ca&sslrootcert={ca}": {"good", "wrong host"},
@@ -55,9 +55,9 @@ Ask = Callable[..., str]
 
 
 class Middle:
-    """A man in the middle: gives `answer` to whatever comes first, asks for the password, and notes all that he gets.
+    """A man in the middle. He sends `answer`, then asks for the password, and records all bytes that arrive.
 
-    Without an answer he hangs up.
+    An empty answer closes the connection.
     """
 
     def __init__(self, answer: bytes) -> None:
@@ -66,7 +66,7 @@ class Middle:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
-        """Yields the connection string that leads to it."""
+        """Yields the connection string of this server."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         yield f"postgresql://ada:{PASSWORD}@localhost:{server.sockets[0].getsockname()[1]}/tasks"
         server.close()
@@ -85,7 +85,7 @@ class Middle:
 
 
 class Terminator:
-    """What PostgreSQL 17 does by itself: TLS from the first byte on, before a server that has none."""
+    """Accepts TLS from the first byte on, as PostgreSQL 17 does, and forwards to a server without TLS."""
 
     def __init__(self, port: int, context: ssl.SSLContext) -> None:
         self.protocols: list[str | None] = []
@@ -94,7 +94,7 @@ class Terminator:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
-        """Yields its port."""
+        """Yields the port of the terminator."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
         yield server.sockets[0].getsockname()[1]
         server.close()
@@ -127,7 +127,7 @@ def ca(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _system(ca: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system trusts our authority, and no other."""
+    """The system trusts this authority and no other."""
     monkeypatch.setenv("SSL_CERT_FILE", ca)
     monkeypatch.setenv("SSL_CERT_DIR", str(Path(ca).with_name("none")))
 
@@ -146,7 +146,7 @@ def certificates(authority: trustme.CA) -> dict[str, trustme.LeafCert]:
 
 @pytest.fixture(scope="module")
 def secure(certificates: dict[str, trustme.LeafCert], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A migrated PostgreSQL that takes nobody without TLS."""
+    """A migrated PostgreSQL that refuses connections without TLS."""
     files = {}
     for name, certificate in certificates.items():
         files[f"{name}.pem"] = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
@@ -166,25 +166,25 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def show(secure: Postgres) -> Iterator[Callable[[str], None]]:
-    """Has the server show one of the certificates."""
+def present(secure: Postgres) -> Iterator[Callable[[str], None]]:
+    """Have the server present one of the certificates."""
 
-    def show(name: str) -> None:
+    def present(name: str) -> None:
         secure.set(ssl_cert_file=f"{name}.pem", ssl_key_file=f"{name}.key")
 
-    yield show
-    show("good")
+    yield present
+    present("good")
 
 
 @pytest.fixture
-def neon_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every host of Neon is this machine."""
+def neon_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host of Neon resolves to this machine."""
     resolve = socket.getaddrinfo
 
-    def resolve_here(host: Any, *rest: Any, **options: Any) -> Any:
+    def resolve_locally(host: Any, *rest: Any, **options: Any) -> Any:
         return resolve("127.0.0.1" if str(host).endswith(".neon.tech") else host, *rest, **options)
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_locally)
 
 
 def url(dsn: str, query: str = "", host: str = "localhost") -> str:
@@ -193,7 +193,7 @@ def url(dsn: str, query: str = "", host: str = "localhost") -> str:
 
 
 async def answers(dsn: str) -> bool:
-    """Whether the service gets an answer from this database."""
+    """Whether the service can use this database."""
     database = Database(dsn, pool_size=1, pool_timeout=10, concurrency_limit=10)
     try:
         return await database.check()
@@ -204,26 +204,26 @@ async def answers(dsn: str) -> bool:
 class TestCertificates:
     @pytest.mark.parametrize("certificate", CERTIFICATES)
     @pytest.mark.parametrize("query", ACCEPTED)
-    async def test_a_certificate_is_accepted_as_the_mode_says(
+    async def test_the_mode_decides_which_certificates_are_accepted(
         self,
         secure: Postgres,
-        show: Callable[[str], None],
+        present: Callable[[str], None],
         ca: str,
         query: str,
         certificate: str,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        show(certificate)
+        present(certificate)
 
         accepted = await answers(url(secure.dsn, query.format(ca=ca)))
 
         assert accepted is (certificate in ACCEPTED[query])
         assert ("SSLCertVerificationError" in caplog.text) is not accepted
 
-    async def test_a_host_may_be_an_address(self, secure: Postgres, ca: str) -> None:
+    async def test_a_certificate_for_an_address_is_accepted(self, secure: Postgres, ca: str) -> None:
         assert await answers(url(secure.dsn, f"sslmode=verify-full&sslrootcert={ca}", host="127.0.0.1"))
 
-    async def test_the_system_does_not_vouch_for_what_a_file_does_not_hold(
+    async def test_an_sslrootcert_replaces_the_authorities_of_the_system(
         self, secure: Postgres, tmp_path: Path
     ) -> None:
         other = tmp_path / "other.pem"
@@ -232,24 +232,28 @@ class TestCertificates:
         assert await answers(url(secure.dsn, "sslmode=verify-full"))
         assert not await answers(url(secure.dsn, f"sslmode=verify-full&sslrootcert={other}"))
 
-    async def test_the_server_takes_nobody_without_tls(self, secure: Postgres) -> None:
+    async def test_the_server_refuses_a_connection_without_tls(self, secure: Postgres) -> None:
         assert not await answers(url(secure.dsn, "sslmode=disable"))
 
 
 class TestServerWithoutTls:
     @pytest.mark.parametrize("query", ENCRYPTED)
-    async def test_it_is_refused_where_encryption_is_asked_for(self, plain: Postgres, ca: str, query: str) -> None:
+    async def test_a_server_without_tls_is_refused_where_the_mode_requires_encryption(
+        self, plain: Postgres, ca: str, query: str
+    ) -> None:
         assert not await answers(url(plain.dsn, query.format(ca=ca)))
 
     @pytest.mark.parametrize("query", ["", "sslmode=prefer", "sslmode=allow", "sslmode=disable"])
-    async def test_it_is_taken_where_not(self, plain: Postgres, query: str) -> None:
+    async def test_a_server_without_tls_is_accepted_where_the_mode_does_not_require_encryption(
+        self, plain: Postgres, query: str
+    ) -> None:
         assert await answers(url(plain.dsn, query))
 
 
 class TestManInTheMiddle:
     @pytest.mark.parametrize("answer", [b"N", ERROR, INJECTED, b"S", b"?", b""], ids=ascii)
     @pytest.mark.parametrize("query", ENCRYPTED)
-    async def test_he_gets_no_name_and_no_password(
+    async def test_an_attacker_gets_neither_name_nor_password_where_the_mode_requires_encryption(
         self, ca: str, query: str, answer: bytes, caplog: pytest.LogCaptureFixture
     ) -> None:
         middle = Middle(answer)
@@ -264,7 +268,7 @@ class TestManInTheMiddle:
         assert middle.arrived
         assert "0900" not in caplog.text
 
-    async def test_he_gets_both_with_prefer(self) -> None:
+    async def test_an_attacker_gets_name_and_password_with_mode_prefer(self) -> None:
         middle = Middle(b"N")
 
         async with middle.listening() as dsn:
@@ -272,7 +276,7 @@ class TestManInTheMiddle:
 
         assert any(b"user\0ada\0" in arrived and PASSWORD.encode() in arrived for arrived in middle.arrived)
 
-    async def test_he_gets_a_hello_only_where_tls_is_begun_at_once(self) -> None:
+    async def test_an_attacker_gets_only_a_client_hello_with_direct_negotiation(self) -> None:
         middle = Middle(ERROR)
 
         async with middle.listening() as dsn:
@@ -286,17 +290,17 @@ class TestManInTheMiddle:
 
 
 class TestStart:
-    """What a start waits for: see `may_recover`."""
+    """Which faults a start waits out: see `may_recover`."""
 
     @pytest.mark.parametrize("mode", ["require", "prefer"])
-    async def test_who_hangs_up_before_tls_may_be_a_proxy_whose_server_comes_back(self, mode: str) -> None:
+    async def test_a_connection_that_is_closed_before_tls_is_a_transient_fault(self, mode: str) -> None:
         async with Middle(b"").listening() as dsn:
             with pytest.raises(OSError, match="connection_lost") as fault:
                 await asyncpg.connect(f"{dsn}?sslmode={mode}")
 
         assert may_recover(fault.value)
 
-    async def test_a_server_without_tls_stays_without(self) -> None:
+    async def test_a_refused_tls_upgrade_is_a_permanent_fault(self) -> None:
         async with Middle(b"N").listening() as dsn:
             with pytest.raises(OSError, match="rejected SSL upgrade") as fault:
                 await asyncpg.connect(f"{dsn}?sslmode=require")
@@ -305,7 +309,7 @@ class TestStart:
 
 
 class TestDirectTls:
-    async def test_tls_is_begun_at_once_and_names_the_protocol(
+    async def test_direct_negotiation_begins_with_tls_and_names_the_protocol(
         self, plain: Postgres, certificates: dict[str, trustme.LeafCert]
     ) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -319,7 +323,7 @@ class TestDirectTls:
 
         assert terminator.protocols == ["postgresql"]
 
-    async def test_the_certificate_is_verified_there_too(
+    async def test_direct_negotiation_verifies_the_certificate(
         self, plain: Postgres, certificates: dict[str, trustme.LeafCert]
     ) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -333,15 +337,17 @@ class TestDirectTls:
         assert terminator.protocols == []
 
 
-@pytest.mark.usefixtures("neon_is_here")
+@pytest.mark.usefixtures("neon_is_local")
 class TestNeon:
-    """Without uvloop, which resolves names by itself."""
+    """These tests run without uvloop, which does not resolve names with `socket.getaddrinfo`."""
 
     @pytest.mark.parametrize(
         "query", ["sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""]
     )
-    def test_its_certificate_is_verified(self, secure: Postgres, show: Callable[[str], None], query: str) -> None:
-        show("neon")
+    def test_the_certificate_of_neon_is_accepted(
+        self, secure: Postgres, present: Callable[[str], None], query: str
+    ) -> None:
+        present("neon")
 
         assert asyncio.run(answers(url(secure.dsn, query, host=NEON)))
 
@@ -349,19 +355,19 @@ class TestNeon:
     @pytest.mark.parametrize(
         "query", ["sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""]
     )
-    def test_no_other_is_accepted(
-        self, secure: Postgres, show: Callable[[str], None], query: str, certificate: str
+    def test_another_certificate_is_refused_for_a_neon_host(
+        self, secure: Postgres, present: Callable[[str], None], query: str, certificate: str
     ) -> None:
-        show(certificate)
+        present(certificate)
 
         assert not asyncio.run(answers(url(secure.dsn, query, host=NEON)))
 
     @pytest.mark.parametrize("query", ["sslmode=require&channel_binding=require", "sslmode=prefer", ""])
-    def test_a_server_without_tls_is_refused(self, plain: Postgres, query: str) -> None:
+    def test_a_neon_host_without_tls_is_refused(self, plain: Postgres, query: str) -> None:
         assert not asyncio.run(answers(url(plain.dsn, query, host=NEON)))
 
     @pytest.mark.parametrize("query", ["sslmode=require&channel_binding=require", "sslmode=prefer", ""])
-    def test_a_man_in_the_middle_gets_nothing(self, query: str) -> None:
+    def test_an_attacker_gets_only_the_tls_request_for_a_neon_host(self, query: str) -> None:
         middle = Middle(b"N")
 
         async def ask() -> bool:
@@ -379,7 +385,7 @@ class TestService:
         trustme.CA().cert_pem.write_to_path(str(path))
         return str(path)
 
-    async def test_tasks_are_kept_over_a_verified_connection(self, secure: Postgres, ca: str) -> None:
+    async def test_tasks_are_stored_over_a_verified_connection(self, secure: Postgres, ca: str) -> None:
         dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={ca}")
 
         async with serving(make_settings(dsn)) as base_url, httpx.AsyncClient(base_url=base_url) as client:
@@ -389,7 +395,7 @@ class TestService:
         assert (created.status_code, found.status_code) == (201, 200)
         assert found.json() == created.json()
 
-    async def test_an_unknown_ca_is_503_and_nothing_is_given_away(
+    async def test_an_unknown_ca_is_503_and_the_reply_and_log_contain_no_secrets(
         self, secure: Postgres, unknown: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
@@ -404,7 +410,7 @@ class TestService:
         for secret in (str(make_url(dsn).password), "localhost", str(secure.port), unknown):
             assert secret not in caplog.text + reply.text + str(reply.headers)
 
-    def test_a_migration_is_refused_too(self, secure: Postgres, unknown: str) -> None:
+    def test_a_migration_refuses_an_unknown_ca(self, secure: Postgres, unknown: str) -> None:
         dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown}")
 
         with pytest.raises(StartupError) as refusal:

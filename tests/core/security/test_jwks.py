@@ -1,4 +1,4 @@
-"""The keys of an issuer: found, kept, fetched anew, and what a server that means harm can do."""
+"""The client of an issuer's key set: finding a key, refreshing the set, and replies of a hostile server."""
 
 import asyncio
 import gc
@@ -54,7 +54,7 @@ def b64_int(value: int) -> str:
 
 
 def rsa(bits: int, exponent: int = 65_537) -> Jwk:
-    """A public key of this size, which has no private half: that would take long for the long ones."""
+    """A made-up public key of this size. To generate a real pair would take long for the large sizes."""
     return {"kty": "RSA", "n": b64_int(2 ** (bits - 1) + 1), "e": b64_int(exponent)}
 
 
@@ -63,7 +63,7 @@ def elliptic(curve: ec.EllipticCurve) -> Jwk:
 
 
 def edwards(private: Ed25519PrivateKey | Ed448PrivateKey) -> Jwk:
-    """As Better Auth publishes it: without `alg` and `use`."""
+    """The public key as Better Auth publishes it: without `alg` and `use`."""
     jwk = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
     return {name: jwk[name] for name in ("kty", "crv", "x")}
 
@@ -83,12 +83,12 @@ OTHER_HEADER: Final = {"kid": "b", "alg": "EdDSA"}
 
 
 def unknown(number: int) -> dict[str, str]:
-    """The header of a token with a key that nobody has."""
+    """The header of a token whose key no issuer publishes."""
     return {"kid": f"unknown-{number}", "alg": "EdDSA"}
 
 
 def raw(content: bytes) -> Answer:
-    """Answers with these bytes and no others."""
+    """Answers with exactly these bytes."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(content)
@@ -98,30 +98,30 @@ def raw(content: bytes) -> Answer:
 
 
 def reply(body: bytes, status: str = "200 OK", **headers: str) -> Answer:
-    """Answers with this. Headers are named with underscores."""
+    """Answers with this body, status and headers. A header's name has underscores for hyphens."""
     fields = {"content_length": str(len(body)), "content_type": "application/json", "connection": "close", **headers}
     lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
     return raw(f"HTTP/1.1 {status}\r\n{''.join(lines)}\r\n".encode() + body)
 
 
 def document(*members: object) -> Answer:
-    """Answers with a set of these keys."""
+    """Answers with a key set that has these members."""
     return reply(json.dumps({"keys": members}).encode())
 
 
 async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    """Answers never, and ends when the client has gone."""
+    """Never answers, and ends when the client closes the connection."""
     await reader.read()
 
 
 async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers a byte at a time, without end: never silent long enough for a limit on silence."""
+    """Answers one byte at a time, without end. No pause is long enough for a read timeout."""
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     await _drip(b" ", writer)
 
 
 async def drip_head(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers with a header that does not end."""
+    """Answers with a header that never ends."""
     writer.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
     await _drip(b"a", writer)
 
@@ -134,7 +134,7 @@ async def _drip(byte: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 class Flood:
-    """Answers with a gigabyte, as far as the client takes it, and counts."""
+    """Sends a gigabyte unless the client stops reading, and counts the bytes."""
 
     def __init__(self, head: bytes, piece: bytes) -> None:
         self._head = head
@@ -150,24 +150,24 @@ class Flood:
 
 
 class Held:
-    """Answers when it is let, and counts who waits."""
+    """Delays its answers until `release` is called, and counts the requests."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._let = asyncio.Event()
+        self._released = asyncio.Event()
         self.waiting = 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.waiting += 1
-        await self._let.wait()
+        await self._released.wait()
         await self._answer(reader, writer)
 
-    def let(self) -> None:
-        self._let.set()
+    def release(self) -> None:
+        self._released.set()
 
 
 class Issuer:
-    """A server that answers each request as a test says. Keeps the heads of the requests."""
+    """A server whose answer a test chooses. It keeps the head of each request."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -188,12 +188,12 @@ class Issuer:
         return f"http://127.0.0.1:{self._port}/.well-known/jwks.json"
 
     async def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen. Another start uses the same port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
-        """Refuse connections."""
+        """Refuse new connections."""
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,14 +202,14 @@ class Issuer:
             self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
             await self.answer(reader, writer)
         except (OSError, EOFError):
-            pass  # the client has gone
+            pass  # the client closed the connection
         finally:
             writer.close()
             self.connections -= 1
 
 
 class Clock:
-    """Stands still until a test moves it."""
+    """A clock that only a test moves."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -219,14 +219,14 @@ class Clock:
 
 
 async def until_asked_again(issuer: Issuer) -> None:
-    """Until what the issuer answers now has been received: the request after it has come."""
+    """Wait for two requests: the second one shows that the client has read the answer to the first."""
     asked = len(issuer.requests)
     await until(lambda: len(issuer.requests) >= asked + 2)
 
 
 @asynccontextmanager
 async def fetched(issuer: Issuer) -> AsyncIterator[JwksClient]:
-    """A client that has keys."""
+    """A client that has fetched the keys."""
     async with JwksClient(issuer.url) as keys:
         await until(lambda: keys.ready)
         yield keys
@@ -238,15 +238,15 @@ async def found(keys: JwksClient, header: Mapping[str, Any]) -> Key:
     return key
 
 
-def under_way() -> list[str]:
-    """What clients have running."""
+def running_methods() -> list[str]:
+    """The methods of JwksClient that run as tasks."""
     names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
     return [name for name in names if name.startswith("JwksClient.")]
 
 
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
-    """One that publishes KEY."""
+    """An issuer that publishes KEY."""
     async with Issuer(document(KEY)) as issuer:
         yield issuer
 
@@ -259,21 +259,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are fetched all the time."""
+def fast_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are fetched every 10 ms."""
     for name in ("_REFRESH", "_RETRY", "_FIRST_RETRY"):
         monkeypatch.setattr(f"app.core.security.jwks.{name}", 0.01)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.core.security.jwks._TIMEOUT", 0.3)
 
 
 @pytest.fixture(autouse=True)
-def nothing_fails_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A task that fails, and that nobody asks, is complained of when it is collected."""
-    gc.freeze()  # what was there before need not be looked through
+def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Asyncio logs the exception of a task that nobody awaited, once the task is collected."""
+    gc.freeze()  # the collection below skips older objects
     yield
     gc.collect()
     gc.unfreeze()
@@ -286,15 +286,15 @@ class TestFind:
         async with fetched(issuer) as keys:
             assert await keys.find(HEADER) == Key("EdDSA", PRIVATE.public_key(), "a")
 
-    async def test_keys_are_fetched_before_anybody_asks(self, issuer: Issuer) -> None:
+    async def test_keys_are_fetched_before_the_first_search(self, issuer: Issuer) -> None:
         async with fetched(issuer):
             assert len(issuer.requests) == 1
 
-    async def test_who_asks_at_once_waits_for_them(self, issuer: Issuer) -> None:
+    async def test_a_search_waits_for_the_first_fetch(self, issuer: Issuer) -> None:
         async with JwksClient(issuer.url) as keys:
             assert await keys.find(HEADER)
 
-    async def test_finding_is_no_request(self, issuer: Issuer) -> None:
+    async def test_finding_a_known_key_sends_no_request(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             for _ in range(100):
                 await found(keys, HEADER)
@@ -302,8 +302,8 @@ class TestFind:
         assert len(issuer.requests) == 1
 
     @pytest.mark.parametrize(("algorithm", "jwk"), OF_KIND.items(), ids=OF_KIND)
-    async def test_the_algorithm_is_the_keys(self, issuer: Issuer, algorithm: str, jwk: Jwk) -> None:
-        """Whatever else a token names is another algorithm."""
+    async def test_a_key_is_found_only_with_its_own_algorithm(self, issuer: Issuer, algorithm: str, jwk: Jwk) -> None:
+        """The token does not choose the algorithm."""
         issuer.answer = document(jwk | {"kid": "a", "use": "sig", "alg": algorithm, "key_ops": ["verify"]})
 
         async with fetched(issuer) as keys:
@@ -312,7 +312,7 @@ class TestFind:
                 assert await keys.find({"kid": "a", "alg": other}) is None
                 assert await keys.find({"alg": other}) is None
 
-    async def test_one_name_may_stand_for_a_key_of_each_kind(self, issuer: Issuer) -> None:
+    async def test_keys_of_different_kinds_may_share_a_name(self, issuer: Issuer) -> None:
         issuer.answer = document(*(jwk | {"kid": "a"} for jwk in OF_KIND.values()))
 
         async with fetched(issuer) as keys:
@@ -320,47 +320,49 @@ class TestFind:
                 assert (await found(keys, {"kid": "a", "alg": algorithm})).algorithm == algorithm
 
     @pytest.mark.parametrize("kid", ["a", None], ids=["named", "unnamed"])
-    async def test_without_a_name_the_only_key_of_its_kind_is_meant(self, issuer: Issuer, kid: str | None) -> None:
+    async def test_a_header_without_a_name_finds_the_only_key_of_its_kind(
+        self, issuer: Issuer, kid: str | None
+    ) -> None:
         issuer.answer = document(ED | {"kid": kid}, EC | {"kid": "b"})
 
         async with fetched(issuer) as keys:
             assert await keys.find({"alg": "EdDSA"}) == Key("EdDSA", PRIVATE.public_key(), kid)
 
-    async def test_without_a_name_none_of_two_keys_is_meant(self, issuer: Issuer) -> None:
+    async def test_a_header_without_a_name_finds_neither_of_two_named_keys(self, issuer: Issuer) -> None:
         issuer.answer = document(KEY, OTHER_KEY)
 
         async with fetched(issuer) as keys:
             assert await keys.find({"alg": "EdDSA"}) is None
 
-    async def test_a_name_does_not_mean_a_key_without_one(self, issuer: Issuer) -> None:
+    async def test_a_header_with_a_name_does_not_find_an_unnamed_key(self, issuer: Issuer) -> None:
         issuer.answer = document(ED)
 
         async with fetched(issuer) as keys:
             assert await keys.find(HEADER) is None
 
-    async def test_of_two_keys_with_one_name_the_first_is_meant(self, issuer: Issuer) -> None:
+    async def test_the_first_of_two_keys_with_the_same_name_is_found(self, issuer: Issuer) -> None:
         issuer.answer = document(KEY, OTHER_KEY | {"kid": "a"})
 
         async with fetched(issuer) as keys:
             assert await keys.find(HEADER) == Key("EdDSA", PRIVATE.public_key(), "a")
 
-    async def test_of_two_keys_without_a_name_none_is_meant(self, issuer: Issuer) -> None:
+    async def test_a_header_without_a_name_finds_neither_of_two_unnamed_keys(self, issuer: Issuer) -> None:
         issuer.answer = document(ED, OTHER_ED)
 
         async with fetched(issuer) as keys:
             assert await keys.find({"alg": "EdDSA"}) is None
 
-    @pytest.mark.parametrize("said", [{"use": None}, {"alg": None}, {"alg": "Ed25519"}, {"use": "sig"}], ids=short)
-    async def test_a_key_may_leave_open_what_it_is_for_or_have_the_new_name_of_its_algorithm(
-        self, issuer: Issuer, said: dict[str, str]
+    @pytest.mark.parametrize("members", [{"use": None}, {"alg": None}, {"alg": "Ed25519"}, {"use": "sig"}], ids=short)
+    async def test_use_and_alg_of_a_key_are_optional_and_alg_may_be_the_new_name(
+        self, issuer: Issuer, members: dict[str, str]
     ) -> None:
-        issuer.answer = document(KEY | said)
+        issuer.answer = document(KEY | members)
 
         async with fetched(issuer) as keys:
             assert await keys.find(HEADER) == Key("EdDSA", PRIVATE.public_key(), "a")
 
-    @pytest.mark.usefixtures("quick")
-    async def test_an_issuer_without_keys_is_obeyed(self, issuer: Issuer) -> None:
+    @pytest.mark.usefixtures("fast_refresh")
+    async def test_an_empty_key_set_replaces_the_known_keys(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = document()
             await until(lambda: keys.generation == 2)
@@ -371,24 +373,26 @@ class TestFind:
             assert await keys.find(HEADER)
 
     @pytest.mark.parametrize("header", [{}, {"kid": "a"}, {"kid": "a", "alg": ["EdDSA"]}, {"alg": {}}], ids=short)
-    async def test_an_odd_header_finds_nothing(self, issuer: Issuer, header: dict[str, Any]) -> None:
+    async def test_a_header_without_a_valid_algorithm_finds_no_key(
+        self, issuer: Issuer, header: dict[str, Any]
+    ) -> None:
         async with fetched(issuer) as keys:
             assert await keys.find(header) is None
 
 
 class TestSingleFlight:
-    async def test_all_who_wait_for_the_first_keys_share_a_request(self, issuer: Issuer) -> None:
+    async def test_50_searches_before_the_first_keys_share_one_request(self, issuer: Issuer) -> None:
         issuer.answer = held = Held(issuer.answer)
 
         async with JwksClient(issuer.url) as keys:
             waiting = [asyncio.create_task(keys.find(HEADER)) for _ in range(50)]
             await until(lambda: held.waiting)
-            held.let()
+            held.release()
             assert await asyncio.gather(*waiting) == [await found(keys, HEADER)] * 50
 
         assert len(issuer.requests) == 1
 
-    async def test_all_who_ask_for_a_new_key_share_a_request(self, issuer: Issuer) -> None:
+    async def test_50_searches_for_a_new_key_share_one_request(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = document(KEY, OTHER_KEY)
             new = await asyncio.gather(*(keys.find(OTHER_HEADER) for _ in range(50)))
@@ -396,7 +400,7 @@ class TestSingleFlight:
 
         assert len(issuer.requests) == 2
 
-    async def test_one_who_gives_up_does_not_end_the_first_fetch(self, issuer: Issuer) -> None:
+    async def test_a_cancelled_search_does_not_cancel_the_first_fetch(self, issuer: Issuer) -> None:
         issuer.answer = held = Held(issuer.answer)
 
         async with JwksClient(issuer.url) as keys:
@@ -404,19 +408,19 @@ class TestSingleFlight:
             await until(lambda: held.waiting)
             first.cancel()
             await asyncio.wait([first])
-            held.let()
+            held.release()
             assert all(await asyncio.gather(*others))
 
         assert len(issuer.requests) == 1
 
-    async def test_one_who_gives_up_does_not_end_a_fetch_that_it_began(self, issuer: Issuer) -> None:
+    async def test_a_cancelled_search_does_not_cancel_the_fetch_that_it_started(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = held = Held(document(OTHER_KEY))
             first, *others = [asyncio.create_task(keys.find(OTHER_HEADER)) for _ in range(3)]
             await until(lambda: held.waiting)
             first.cancel()
             await asyncio.wait([first])
-            held.let()
+            held.release()
             assert all(await asyncio.gather(*others))
 
         assert len(issuer.requests) == 2
@@ -424,15 +428,17 @@ class TestSingleFlight:
 
 @pytest.mark.usefixtures("clock")
 class TestUnknownKeys:
-    async def test_100_at_once_are_one_request(self, issuer: Issuer) -> None:
+    async def test_100_concurrent_searches_for_unknown_keys_send_one_request(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             assert await asyncio.gather(*(keys.find(unknown(number)) for number in range(100))) == [None] * 100
 
         assert len(issuer.requests) == 2
 
     @pytest.mark.parametrize("answer", [document(KEY), reply(b"", "500 Oops"), raw(b"")], ids=["good", "500", "close"])
-    async def test_100_after_one_another_are_one_request(self, issuer: Issuer, answer: Answer) -> None:
-        """A failure counts too."""
+    async def test_100_successive_searches_for_unknown_keys_send_one_request(
+        self, issuer: Issuer, answer: Answer
+    ) -> None:
+        """A failed fetch counts too."""
         async with fetched(issuer) as keys:
             issuer.answer = answer
             for number in range(100):
@@ -440,7 +446,7 @@ class TestUnknownKeys:
 
         assert len(issuer.requests) == 2
 
-    async def test_headers_without_a_name_or_with_another_algorithm_count_too(self, issuer: Issuer) -> None:
+    async def test_unknown_names_missing_names_and_other_algorithms_share_one_request(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             for header in (unknown(1), {"alg": "RS256"}, {"kid": "a", "alg": "HS256"}, {"kid": "a"}):
                 assert await keys.find(header) is None
@@ -448,7 +454,9 @@ class TestUnknownKeys:
         assert len(issuer.requests) == 2
 
     @pytest.mark.parametrize("answer", [document(KEY), reply(b"", "500 Oops")], ids=["good", "500"])
-    async def test_30_seconds_later_there_is_one_more(self, issuer: Issuer, clock: Clock, answer: Answer) -> None:
+    async def test_an_unknown_key_sends_another_request_after_30_seconds(
+        self, issuer: Issuer, clock: Clock, answer: Answer
+    ) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = answer
             asked = []
@@ -460,23 +468,23 @@ class TestUnknownKeys:
 
         assert asked == [2, 2, 3, 3, 3, 4]
 
-    async def test_a_new_key_is_found_at_once(self, issuer: Issuer) -> None:
+    async def test_a_new_key_is_found_by_its_first_search(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = document(OTHER_KEY)
             assert (await found(keys, OTHER_HEADER)).material == OTHER_PRIVATE.public_key()
             assert await keys.find(HEADER) is None
 
-    async def test_a_known_key_does_not_wait_for_the_search_for_another(self, issuer: Issuer) -> None:
+    async def test_finding_a_known_key_does_not_wait_for_a_running_fetch(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = held = Held(issuer.answer)
             search = asyncio.create_task(keys.find(unknown(1)))
             await until(lambda: held.waiting)
             assert await keys.find(HEADER)
             assert not search.done()
-            held.let()
+            held.release()
             assert await search is None
 
-    async def test_a_fetch_that_is_under_way_may_bring_it(
+    async def test_a_search_for_a_new_key_waits_for_a_running_fetch(
         self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.core.security.jwks._REFRESH", 0.01)
@@ -486,21 +494,23 @@ class TestUnknownKeys:
             await until(lambda: held.waiting)
             search = asyncio.create_task(keys.find(OTHER_HEADER))
             await asyncio.sleep(0)
-            held.let()
+            held.release()
             assert await search
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("fast_refresh")
 class TestBackground:
-    async def test_keys_are_fetched_anew_although_nobody_asks(self, issuer: Issuer) -> None:
+    async def test_keys_are_refreshed_without_a_search(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = document(OTHER_KEY)
             await until(lambda: keys.generation == 2)
             assert await keys.find(OTHER_HEADER)
             assert await keys.find(HEADER) is None
 
-    @pytest.mark.parametrize("answer", [document(KEY, EC), document(KEY | {"name": "x"}, EC)], ids=["the same", "more"])
-    async def test_the_generation_stays_while_the_keys_do(self, issuer: Issuer, answer: Answer) -> None:
+    @pytest.mark.parametrize(
+        "answer", [document(KEY, EC), document(KEY | {"name": "x"}, EC)], ids=["the same document", "another member"]
+    )
+    async def test_the_generation_stays_while_the_keys_are_the_same(self, issuer: Issuer, answer: Answer) -> None:
         issuer.answer = document(KEY, EC)
         async with fetched(issuer) as keys:
             issuer.answer = answer
@@ -510,7 +520,7 @@ class TestBackground:
     @pytest.mark.parametrize(
         "answer",
         [document(KEY, OTHER_KEY), document(OTHER_ED | {"kid": "a"}), document(ED | {"kid": "c"})],
-        ids=["one more", "another of the same name", "another name"],
+        ids=["another key", "another key of the same name", "another name"],
     )
     async def test_the_generation_changes_with_the_keys(self, issuer: Issuer, answer: Answer) -> None:
         async with fetched(issuer) as keys:
@@ -519,7 +529,7 @@ class TestBackground:
             await until_asked_again(issuer)
             assert keys.generation == 2
 
-    async def test_keys_stay_in_use_while_the_issuer_cannot_be_reached(self, issuer: Issuer) -> None:
+    async def test_keys_stay_in_use_while_the_issuer_is_down(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.stop()
             for number in range(20):
@@ -530,7 +540,7 @@ class TestBackground:
             await until(lambda: keys.generation == 2)
             assert await keys.find(OTHER_HEADER)
 
-    async def test_without_keys_every_search_says_so(self, issuer: Issuer) -> None:
+    async def test_every_search_raises_until_keys_were_fetched(self, issuer: Issuer) -> None:
         issuer.answer = document()
         async with JwksClient(issuer.url) as keys:
             await until_asked_again(issuer)
@@ -542,9 +552,7 @@ class TestBackground:
 
 
 class TestRetry:
-    async def test_the_first_keys_are_asked_for_soon_again(
-        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_failed_first_fetch_is_retried(self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.core.security.jwks._FIRST_RETRY", 0.01)
         issuer.answer = reply(b"", "500 Oops")
         async with JwksClient(issuer.url) as keys:
@@ -552,7 +560,7 @@ class TestRetry:
             issuer.answer = document(KEY)
             await until(lambda: keys.ready)
 
-    async def test_newer_keys_are_asked_for_again(self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_failed_refresh_is_retried(self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("_REFRESH", "_RETRY"):
             monkeypatch.setattr(f"app.core.security.jwks.{name}", 0.01)
         async with fetched(issuer) as keys:
@@ -565,18 +573,18 @@ class TestRetry:
 GOOD: Final = json.dumps({"keys": [KEY]}).encode()
 CHUNKED: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 WELL_SENT: Final = {
-    "with a length": reply(GOOD),
+    "with Content-Length": reply(GOOD),
     "in chunks": raw(CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in GOOD) + b"0\r\n\r\n"),
     "until the connection ends": raw(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD),
-    "by HTTP/1.0": raw(b"HTTP/1.0 200 OK\r\n\r\n" + GOOD),
-    "after another status": raw(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + GOOD),
-    "as text": reply(GOOD, content_type="text/plain"),
-    "as long as it may be": reply(GOOD.ljust(SIZE_MAX)),
-    "as many as there may be": document(*[{}] * (KEYS_MAX - 1), KEY),
-    "a name twice, of which the last counts": reply(b'{"keys": [], ' + GOOD[1:]),
-    "among others": document(None, [], "a", 1, {}, KEY, OTHER_KEY | {"kid": 1}),
+    "over HTTP/1.0": raw(b"HTTP/1.0 200 OK\r\n\r\n" + GOOD),
+    "after an interim response": raw(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + GOOD),
+    "as text/plain": reply(GOOD, content_type="text/plain"),
+    "of the largest size": reply(GOOD.ljust(SIZE_MAX)),
+    "with the largest number of keys": document(*[{}] * (KEYS_MAX - 1), KEY),
+    "with two sets, the last one good": reply(b'{"keys": [], ' + GOOD[1:]),
+    "among unusable members": document(None, [], "a", 1, {}, KEY, OTHER_KEY | {"kid": 1}),
 }
-# What gives no keys, nor does any harm.
+# Replies that give no keys and do no harm.
 BADLY_SENT: Final = {
     "never": hang,
     "a byte at a time": drip,
@@ -592,23 +600,23 @@ BADLY_SENT: Final = {
     "one key too many": document(*[{}] * KEYS_MAX, KEY),
     "10,000 keys": document(*[{}] * 9_999, KEY),
     "compressed": reply(gzip.compress(GOOD), content_encoding="gzip"),
-    "called compressed": reply(GOOD, content_encoding="br"),
+    "labelled as compressed": reply(GOOD, content_encoding="br"),
     "HTML": reply(b"<!doctype html><title>Sign in</title>", content_type="text/html"),
     "no body": reply(b""),
     "half of the JSON": reply(GOOD[:-1]),
-    "more than the JSON": reply(GOOD + b"}"),
-    "no UTF-8": reply(GOOD[:-1] + b', "\xff": 1}'),
+    "a byte after the JSON": reply(GOOD + b"}"),
+    "invalid UTF-8": reply(GOOD[:-1] + b', "\xff": 1}'),
     "UTF-16": reply(GOOD.decode().encode("utf-16")),
-    "half a character": reply(GOOD[:-1] + b', "a": "\\ud800"}'),
-    "deep": reply(b'{"keys":' + b"[" * 60_000),
+    "half a surrogate pair": reply(GOOD[:-1] + b', "a": "\\ud800"}'),
+    "deeply nested": reply(b'{"keys":' + b"[" * 60_000),
     "a long number": reply(GOOD[:-1] + b', "a": ' + b"9" * 60_000 + b"}"),
-    "no object": reply(b"[%s]" % GOOD),
+    "not an object": reply(b"[%s]" % GOOD),
     "null": reply(b"null"),
     "no keys": reply(b"{}"),
-    "a name twice, of which the first is good": reply(GOOD[:-1] + b', "keys": {}}'),
-    "keys by name": reply(json.dumps({"keys": {"a": KEY}}).encode()),
-    "keys as text": reply(json.dumps({"keys": json.dumps([KEY])}).encode()),
-    "no key": reply(b'{"keys": null}'),
+    "two sets, the first one good": reply(GOOD[:-1] + b', "keys": {}}'),
+    "keys in an object": reply(json.dumps({"keys": {"a": KEY}}).encode()),
+    "keys in a string": reply(json.dumps({"keys": json.dumps([KEY])}).encode()),
+    "null for the keys": reply(b'{"keys": null}'),
     **{
         status: reply(GOOD, status)
         for status in ("201 Created", "206 Partial Content", "400 Bad Request", "401 Unauthorized", "404 Not Found")
@@ -617,18 +625,20 @@ BADLY_SENT: Final = {
 }
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("fast_refresh")
 class TestReply:
     @pytest.mark.parametrize("answer", WELL_SENT.values(), ids=WELL_SENT)
-    async def test_a_set_is_read_however_it_is_sent(self, issuer: Issuer, answer: Answer) -> None:
+    async def test_a_valid_reply_gives_its_keys(self, issuer: Issuer, answer: Answer) -> None:
         issuer.answer = answer
 
         async with fetched(issuer) as keys:
             assert await keys.find(HEADER) == Key("EdDSA", PRIVATE.public_key(), "a")
 
-    @pytest.mark.usefixtures("impatient")
+    @pytest.mark.usefixtures("short_timeout")
     @pytest.mark.parametrize("answer", BADLY_SENT.values(), ids=BADLY_SENT)
-    async def test_any_other_gives_no_keys_until_a_good_one_comes(self, issuer: Issuer, answer: Answer) -> None:
+    async def test_an_invalid_reply_gives_no_keys_and_a_later_valid_one_does(
+        self, issuer: Issuer, answer: Answer
+    ) -> None:
         issuer.answer = answer
 
         async with JwksClient(issuer.url) as keys:
@@ -639,9 +649,9 @@ class TestReply:
             await until(lambda: keys.ready)
             assert await keys.find(HEADER)
 
-    @pytest.mark.usefixtures("impatient")
+    @pytest.mark.usefixtures("short_timeout")
     @pytest.mark.parametrize("answer", BADLY_SENT.values(), ids=BADLY_SENT)
-    async def test_any_other_leaves_the_keys_as_they_are(self, issuer: Issuer, answer: Answer) -> None:
+    async def test_an_invalid_reply_does_not_change_the_known_keys(self, issuer: Issuer, answer: Answer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = answer
             await until_asked_again(issuer)
@@ -662,7 +672,7 @@ class TestReply:
 
 
 class TestFlood:
-    """How much of a gigabyte a server gets rid of. What the kernel holds for both is some megabytes."""
+    """How much of a gigabyte a server can send. The kernel buffers some megabytes for both sides."""
 
     @pytest.mark.parametrize(
         ("head", "piece"),
@@ -677,7 +687,9 @@ class TestFlood:
         ],
         ids=["length", "no length", "chunks", "compressed", "500", "headers", "header"],
     )
-    async def test_the_client_stops_reading(self, issuer: Issuer, head: bytes, piece: bytes) -> None:
+    async def test_the_client_stops_reading_a_reply_of_a_gigabyte(
+        self, issuer: Issuer, head: bytes, piece: bytes
+    ) -> None:
         issuer.answer = flood = Flood(head, piece)
 
         async with JwksClient(issuer.url) as keys:
@@ -686,8 +698,8 @@ class TestFlood:
         assert not keys.ready
         assert flood.sent < GIGABYTE / 32
 
-    async def test_another_client_would_not(self, issuer: Issuer) -> None:
-        """What the server counts is what it got rid of."""
+    async def test_the_server_counts_what_a_client_without_limits_reads(self, issuer: Issuer) -> None:
+        """A control: the bytes that the server counts are bytes that it could send."""
         issuer.answer = flood = Flood(b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536)
 
         async with httpx.AsyncClient() as client, client.stream("GET", issuer.url) as stream:
@@ -697,7 +709,7 @@ class TestFlood:
 
 
 class TestRequest:
-    async def test_the_reply_is_asked_for_uncompressed(self, issuer: Issuer) -> None:
+    async def test_a_request_asks_for_an_uncompressed_reply(self, issuer: Issuer) -> None:
         async with fetched(issuer):
             lines = issuer.requests[0].lower().split("\r\n")
 
@@ -705,9 +717,9 @@ class TestRequest:
         assert "accept-encoding: identity" in lines
         assert "accept: application/json" in lines
 
-    @pytest.mark.usefixtures("quick")
-    async def test_no_cookie_is_kept(self, issuer: Issuer) -> None:
-        """A server that sets new ones each time would fill memory."""
+    @pytest.mark.usefixtures("fast_refresh")
+    async def test_a_cookie_of_the_issuer_is_not_kept(self, issuer: Issuer) -> None:
+        """A server that sets a new cookie in each reply would fill the memory."""
         issuer.answer = reply(GOOD, set_cookie="a=b; Path=/; Max-Age=1000000")
 
         async with fetched(issuer):
@@ -715,10 +727,10 @@ class TestRequest:
 
         assert not any("cookie" in request.lower() for request in issuer.requests)
 
-    async def test_what_is_on_this_machine_is_asked_without_a_proxy(
+    async def test_an_issuer_on_this_machine_is_asked_without_a_proxy(
         self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """HTTP is allowed because it does not leave the machine."""
+        """Plain HTTP is allowed there because it does not leave the machine."""
         async with Issuer(document(OTHER_KEY)) as proxy:
             for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
                 monkeypatch.setenv(name, proxy.url)
@@ -738,7 +750,7 @@ PRIVATE_OF_KIND: Final = {
     "ES256": ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()), as_dict=True),
     "RS256": RSAAlgorithm.to_jwk(generate_private_key(65_537, 2_048), as_dict=True),
 }
-# Members that are no keys for signatures by one of the three algorithms.
+# Members that are not usable as keys for signatures with one of the three algorithms.
 UNUSABLE: Final[dict[str, list[Any]]] = {
     "a shared secret": [{"kty": "oct", "k": b64(bytes(32))}],
     "a shared secret called EdDSA": [{"kty": "oct", "k": b64(bytes(32)), "alg": "EdDSA", "crv": "Ed25519", "x": X}],
@@ -747,8 +759,8 @@ UNUSABLE: Final[dict[str, list[Any]]] = {
         f"{name} with its private half": [private | {"key_ops": ["verify"]}]
         for name, private in PRIVATE_OF_KIND.items()
     },
-    "with a private half of another": [jwk | {"d": X} for jwk in OF_KIND.values()],
-    "with half of a private half": [jwk | {"d": None} for jwk in OF_KIND.values()],
+    "with the private half of another key": [jwk | {"d": X} for jwk in OF_KIND.values()],
+    "with null for the private half": [jwk | {"d": None} for jwk in OF_KIND.values()],
     "for signing": [ED | {"key_ops": value} for value in (["sign"], ["verify", "sign"], "verify", *ODD)],
     **{f"RSA of {bits} bits": [rsa(bits)] for bits in (512, 1_024, 2_040, 2_047, 8_193, 16_384, 60_000)},
     **{f"RSA with exponent {exponent}": [rsa(2_048, exponent)] for exponent in (1, 2, 65_536, 2**2_047 + 3)},
@@ -772,27 +784,29 @@ UNUSABLE: Final[dict[str, list[Any]]] = {
     "Ed25519 of another size": [ED | {"x": b64(bytes(size))} for size in (0, 31, 33, 1_000)],
     "Ed25519 without x": [{"kty": "OKP", "crv": "Ed25519"}],
     "Ed25519 without a curve": [{"kty": "OKP", "x": X}],
-    "Ed25519 without a kind": [{"crv": "Ed25519", "x": X}],
-    "no base64": [ED | {"x": X + more} for more in ("A", "AA", "AAA")],
+    "Ed25519 without a key type": [{"crv": "Ed25519", "x": X}],
+    "invalid base64": [ED | {"x": X + more} for more in ("A", "AA", "AAA")],
     **{
         f"{name} called {algorithm}": [jwk | {"alg": algorithm}]
         for name, jwk in OF_KIND.items()
         for algorithm in ("HS256", "none", "PS256", "ES384", "eddsa", *(other for other in OF_KIND if other != name))
     },
-    "with a name that is no text": [ED | {"kid": value} for value in NO_TEXT],
-    **{f"with an odd {name}": [ED | {name: value} for value in ODD] for name in ("kty", "crv", "x")},
-    **{f"with an odd {name}": [ED | {name: value} for value in ODD if value is not None] for name in ("alg", "use")},
-    **{f"EC with an odd {name}": [EC | {name: value} for value in ODD] for name in ("kty", "crv", "x", "y")},
-    **{f"RSA with an odd {name}": [RSA | {name: value} for value in ODD] for name in ("kty", "n", "e")},
-    "no object": [*ODD, [KEY], json.dumps(KEY)],
-    "nothing": [{}],
+    "with a name that is not a string": [ED | {"kid": value} for value in NO_TEXT],
+    **{f"with an invalid {name}": [ED | {name: value} for value in ODD] for name in ("kty", "crv", "x")},
+    **{
+        f"with an invalid {name}": [ED | {name: value} for value in ODD if value is not None] for name in ("alg", "use")
+    },
+    **{f"EC with an invalid {name}": [EC | {name: value} for value in ODD] for name in ("kty", "crv", "x", "y")},
+    **{f"RSA with an invalid {name}": [RSA | {name: value} for value in ODD] for name in ("kty", "n", "e")},
+    "not an object": [*ODD, [KEY], json.dumps(KEY)],
+    "an empty object": [{}],
 }
 
 
 class TestMembers:
-    @pytest.mark.usefixtures("quick")
+    @pytest.mark.usefixtures("fast_refresh")
     @pytest.mark.parametrize("unusable", UNUSABLE.values(), ids=UNUSABLE)
-    async def test_a_key_that_cannot_be_used_is_none(self, issuer: Issuer, unusable: list[Any]) -> None:
+    async def test_a_set_of_unusable_members_gives_no_keys(self, issuer: Issuer, unusable: list[Any]) -> None:
         issuer.answer = document(*unusable)
 
         async with JwksClient(issuer.url) as keys:
@@ -802,7 +816,7 @@ class TestMembers:
 
     @pytest.mark.usefixtures("clock")
     @pytest.mark.parametrize("unusable", UNUSABLE.values(), ids=UNUSABLE)
-    async def test_the_key_beside_it_is_used(self, issuer: Issuer, unusable: list[Any]) -> None:
+    async def test_a_usable_key_beside_an_unusable_member_is_found(self, issuer: Issuer, unusable: list[Any]) -> None:
         issuer.answer = document(*unusable, OTHER_KEY)
 
         async with fetched(issuer) as keys:
@@ -823,7 +837,7 @@ class TestMembers:
         ],
         ids=short,
     )
-    async def test_a_key_that_can_is_one(self, issuer: Issuer, algorithm: str, jwk: Jwk) -> None:
+    async def test_a_usable_key_is_found(self, issuer: Issuer, algorithm: str, jwk: Jwk) -> None:
         issuer.answer = document(jwk)
 
         async with fetched(issuer) as keys:
@@ -845,7 +859,7 @@ hostile: Final = hypothesis_settings(max_examples=300, deadline=None)
 
 
 class TestReadKeys:
-    """The reader itself: the client catches what it may raise, and a request for each example would take too long."""
+    """Calls `_read_keys`, because a request for each example would take long. The client handles its ValueError."""
 
     @hostile
     @given(content=any_json.map(json.dumps).map(str.encode) | st.binary())
@@ -861,7 +875,7 @@ class TestReadKeys:
     @given(member=any_json | any_member)
     @example(member={"kty": "RSA", "crv": []})
     @example(member={**ED, "kid": {}})
-    def test_no_member_spoils_the_others(self, member: object) -> None:
+    def test_any_member_leaves_the_others_usable(self, member: object) -> None:
         keys = _read_keys(json.dumps({"keys": [member, EC | {"kid": "good"}]}).encode())
 
         assert (keys[-1].kid, keys[-1].algorithm) == ("good", "ES256")
@@ -870,11 +884,11 @@ class TestReadKeys:
 
 class TestLog:
     @pytest.fixture(autouse=True)
-    def informed(self, caplog: pytest.LogCaptureFixture) -> None:
+    def info_is_captured(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "app")
 
-    @pytest.mark.usefixtures("quick")
-    async def test_each_reason_of_an_outage_is_one_warning_and_its_end_one_line(
+    @pytest.mark.usefixtures("fast_refresh")
+    async def test_an_outage_logs_one_warning_for_each_reason_and_one_line_at_its_end(
         self, issuer: Issuer, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with fetched(issuer) as keys:
@@ -892,15 +906,17 @@ class TestLog:
             *("", "status 500", "ValueError", "RemoteProtocolError", "")
         ]
 
-    @pytest.mark.usefixtures("quick")
-    async def test_so_is_an_outage_at_the_start(self, issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.usefixtures("fast_refresh")
+    async def test_an_outage_at_the_start_logs_one_warning(
+        self, issuer: Issuer, caplog: pytest.LogCaptureFixture
+    ) -> None:
         issuer.answer = reply(b"")
         async with JwksClient(issuer.url):
             await until_asked_again(issuer)
 
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
-    @pytest.mark.usefixtures("quick")
+    @pytest.mark.usefixtures("fast_refresh")
     @pytest.mark.parametrize(
         "answer",
         [
@@ -913,7 +929,7 @@ class TestLog:
             raw(b"HTTP/1.1 200 OK\r\ns3cret\r\n\r\n"),
         ],
     )
-    async def test_the_warning_quotes_no_reply(
+    async def test_the_warning_does_not_quote_the_reply(
         self, issuer: Issuer, caplog: pytest.LogCaptureFixture, answer: Answer
     ) -> None:
         issuer.answer = answer
@@ -923,8 +939,8 @@ class TestLog:
         assert "keys of the issuer not fetched" in caplog.text
         assert "s3cret" not in caplog.text
 
-    async def test_the_log_of_the_service_names_neither_the_query_nor_the_reply(self, dsn: str, issuer: Issuer) -> None:
-        """A key of the issuer's interface may stand in the query."""
+    async def test_the_log_contains_neither_the_query_of_the_url_nor_the_reply(self, dsn: str, issuer: Issuer) -> None:
+        """The query may contain an API key."""
         issuer.answer = reply(GOOD, "200 s3cret", s3cret="s3cret")
         log = await log_of_service(dsn, issuer.url + "?apikey=s3cret", "keys of the issuer fetched")
 
@@ -933,7 +949,7 @@ class TestLog:
 
 
 async def log_of_service(dsn: str, jwks_url: str, last: str) -> str:
-    """Run the service until a line of its log has `last`, and end it."""
+    """Run the service until a line of its log contains `last`, stop it, and return the log."""
     names = {name.upper() for name in Settings.model_fields}
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"DATABASE_URL": dsn, "PORT": str(free_port()), "PYTHONPATH": str(Path(app.__file__).parents[1])}
@@ -960,33 +976,33 @@ def free_port() -> int:
 
 class TestClose:
     @pytest.mark.parametrize("answer", [document(KEY), hang, drip, reply(b"")], ids=["good", "hang", "drip", "bad"])
-    async def test_nothing_stays_under_way(self, issuer: Issuer, answer: Answer) -> None:
+    async def test_closing_ends_all_tasks_and_connections(self, issuer: Issuer, answer: Answer) -> None:
         issuer.answer = answer
         async with JwksClient(issuer.url):
             await until(lambda: issuer.requests)
-            assert "JwksClient._keep_fresh" in under_way()
+            assert "JwksClient._keep_fresh" in running_methods()
 
-        assert under_way() == []
+        assert running_methods() == []
         await until(lambda: issuer.connections == 0)
 
-    async def test_nor_does_what_had_not_begun(self, issuer: Issuer) -> None:
+    async def test_closing_before_the_first_fetch_sends_no_request(self, issuer: Issuer) -> None:
         async with JwksClient(issuer.url):
             pass
 
-        assert (under_way(), issuer.requests) == ([], [])
+        assert (running_methods(), issuer.requests) == ([], [])
 
-    async def test_nor_does_the_search_for_a_key(self, issuer: Issuer) -> None:
+    async def test_closing_ends_a_running_search(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
             issuer.answer = held = Held(issuer.answer)
             search = asyncio.create_task(keys.find(unknown(1)))
             await until(lambda: held.waiting)
-            assert len(under_way()) == 3
-        held.let()
+            assert len(running_methods()) == 3
+        held.release()
 
         assert await search is None
-        assert under_way() == []
+        assert running_methods() == []
 
-    async def test_who_waits_for_the_first_keys_is_told_that_there_are_none(self, issuer: Issuer) -> None:
+    async def test_closing_fails_a_search_that_waits_for_the_first_keys(self, issuer: Issuer) -> None:
         issuer.answer = hang
         async with JwksClient(issuer.url) as keys:
             await until(lambda: issuer.requests)
@@ -1006,7 +1022,7 @@ async def client_of(dsn: str, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient
 
 
 def signed(user: str, private: Ed25519PrivateKey = PRIVATE, **header: object) -> dict[str, str]:
-    """Authorizes as this user, with a token that has this header, and is named KEY's unless it says otherwise."""
+    """The Authorization header of this user. The token's `kid` is that of KEY unless `header` has another."""
     fields = {name: value for name, value in {"kid": "a", **header}.items() if value is not None}
     return {"Authorization": "Bearer " + jwt.encode({"sub": user, "exp": time() + 900}, private, "EdDSA", fields)}
 
@@ -1035,7 +1051,7 @@ class TestService:
             refusal = await client.get(tasks, headers=signed(user, OTHER_PRIVATE, kid=kid))
             assert kind_of(refusal) == (401, "token-invalid")
 
-    async def test_a_key_that_a_token_brings_along_is_neither_used_nor_fetched(
+    async def test_a_key_in_the_header_of_a_token_is_neither_used_nor_fetched(
         self, dsn: str, issuer: Issuer, user: str, tasks: str
     ) -> None:
         async with Issuer(document(OTHER_KEY)) as target, client_of(dsn, issuer) as client:
@@ -1046,7 +1062,7 @@ class TestService:
             assert target.requests == []
 
     @pytest.mark.usefixtures("clock")
-    async def test_100_tokens_with_unknown_keys_are_one_request(
+    async def test_100_tokens_with_unknown_keys_cause_one_request(
         self, dsn: str, issuer: Issuer, user: str, tasks: str
     ) -> None:
         async with client_of(dsn, issuer) as client:
@@ -1057,8 +1073,10 @@ class TestService:
 
         assert len(issuer.requests) == 2
 
-    async def test_keys_are_exchanged_while_it_runs(self, dsn: str, issuer: Issuer, user: str, tasks: str) -> None:
-        """A token that was remembered goes with its key."""
+    async def test_a_key_rotation_takes_effect_without_a_restart(
+        self, dsn: str, issuer: Issuer, user: str, tasks: str
+    ) -> None:
+        """A cached token is refused once its key is withdrawn."""
         old = signed(user)
         async with client_of(dsn, issuer) as client:
             await until_ready(client)
@@ -1067,7 +1085,7 @@ class TestService:
             assert (await client.get(tasks, headers=signed(user, OTHER_PRIVATE, kid="b"))).status_code == 200
             assert kind_of(await client.get(tasks, headers=old)) == (401, "token-invalid")
 
-    @pytest.mark.usefixtures("quick")
+    @pytest.mark.usefixtures("fast_refresh")
     async def test_new_tokens_are_accepted_while_the_issuer_is_down(
         self, dsn: str, issuer: Issuer, user: str, tasks: str
     ) -> None:
@@ -1079,11 +1097,11 @@ class TestService:
             assert (await client.get(READY)).status_code == 200
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("fast_refresh")
 class TestServiceWithoutKeys:
     @pytest.fixture(params=["refused", "500", "no keys"])
     async def down(self, issuer: Issuer, request: pytest.FixtureRequest) -> Issuer:
-        """An issuer that is no help."""
+        """An issuer that gives no keys."""
         issuer.answer = document() if request.param == "no keys" else reply(b"", "500 Oops")
         if request.param == "refused":
             issuer.stop()
@@ -1093,7 +1111,7 @@ class TestServiceWithoutKeys:
         ("method", "path"),
         [("GET", ""), ("POST", ""), ("GET", "/1"), ("PUT", "/1"), ("DELETE", "/1"), ("PATCH", "/1/complete")],
     )
-    async def test_a_token_can_be_neither_accepted_nor_refused(
+    async def test_a_request_with_a_token_is_503_while_there_are_no_keys(
         self, dsn: str, down: Issuer, user: str, tasks: str, *, method: str, path: str
     ) -> None:
         async with client_of(dsn, down) as client:
@@ -1104,12 +1122,14 @@ class TestServiceWithoutKeys:
                 assert int(refusal.headers["Retry-After"]) > 0
                 assert "WWW-Authenticate" not in refusal.headers
 
-    async def test_what_is_no_token_is_refused(self, dsn: str, down: Issuer, tasks: str) -> None:
+    async def test_a_missing_or_malformed_token_is_401_while_there_are_no_keys(
+        self, dsn: str, down: Issuer, tasks: str
+    ) -> None:
         async with client_of(dsn, down) as client:
             assert kind_of(await client.get(tasks)) == (401, "token-missing")
             assert kind_of(await client.get(tasks, headers={"Authorization": "Bearer a.b"})) == (401, "token-invalid")
 
-    async def test_it_is_live_but_not_ready(self, dsn: str, down: Issuer) -> None:
+    async def test_the_service_is_live_but_not_ready_while_there_are_no_keys(self, dsn: str, down: Issuer) -> None:
         async with client_of(dsn, down) as client:
             assert (await client.get(LIVE)).status_code == 200
             unready = await client.get(READY)
@@ -1117,7 +1137,9 @@ class TestServiceWithoutKeys:
         assert kind_of(unready) == (503, "issuer-unavailable")
         assert int(unready.headers["Retry-After"]) > 0
 
-    async def test_it_heals_by_itself(self, dsn: str, down: Issuer, user: str, tasks: str) -> None:
+    async def test_the_service_recovers_when_the_issuer_does(
+        self, dsn: str, down: Issuer, user: str, tasks: str
+    ) -> None:
         async with client_of(dsn, down) as client:
             assert (await client.get(READY)).status_code == 503
             down.answer = document(KEY)
@@ -1133,7 +1155,7 @@ class TestServiceWithoutKeys:
             await until(lambda: held.waiting)
             assert (await client.get(LIVE)).status_code == 200
             assert (await client.get(READY)).status_code == 503
-            held.let()
+            held.release()
             assert [reply.status_code for reply in await asyncio.gather(*waiting)] == [200] * 10
 
 
@@ -1156,7 +1178,7 @@ class TestCheckJwksUrl:
             "http://LOCALHOST/jwks",
         ],
     )
-    def test_https_and_http_to_this_machine_are_accepted(self, url: str) -> None:
+    def test_https_urls_and_http_urls_of_this_machine_are_accepted(self, url: str) -> None:
         assert check_jwks_url(url) == url
 
     @pytest.mark.parametrize(
@@ -1193,7 +1215,7 @@ class TestCheckJwksUrl:
         ],
         ids=short,
     )
-    def test_what_is_no_such_url_is_refused(self, url: str) -> None:
+    def test_a_malformed_url_another_scheme_or_a_user_name_is_refused(self, url: str) -> None:
         with pytest.raises(ValueError, match=r"must look like https://auth\.example\.com/") as caught:
             check_jwks_url(url)
 
@@ -1243,6 +1265,6 @@ class TestCheckJwksUrl:
         ids=short,
     )
     def test_white_space_and_control_characters_are_refused(self, url: str) -> None:
-        """Such a URL could never be fetched, or not the one that was meant."""
+        """Such a URL could not be fetched, or would lead to another address than the intended one."""
         with pytest.raises(ValueError, match="must look like"):
             check_jwks_url(url)

@@ -1,4 +1,4 @@
-"""Which names and addresses lead to this machine, whoever answers for them."""
+"""Which names and addresses lead to this machine, whatever a name server answers."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from app.core.security.loopback import is_loopback
         "0000:0000:0000:0000:0000:0000:0000:0001",
     ],
 )
-def test_localhost_and_the_addresses_of_the_loopback_interface_do(host: str) -> None:
+def test_localhost_and_loopback_addresses_are_loopback(host: str) -> None:
     assert is_loopback(host)
 
 
@@ -46,7 +46,7 @@ def test_localhost_and_the_addresses_of_the_loopback_interface_do(host: str) -> 
     ],
     ids=ascii,
 )
-def test_another_name_does_not_because_it_may_be_made_to_lead_anywhere(host: str) -> None:
+def test_another_name_is_not_loopback_because_it_may_resolve_to_any_address(host: str) -> None:
     assert not is_loopback(host)
 
 
@@ -67,7 +67,7 @@ def test_another_name_does_not_because_it_may_be_made_to_lead_anywhere(host: str
         "::127.0.0.1",
     ],
 )
-def test_another_address_does_not(host: str) -> None:
+def test_another_address_is_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
@@ -95,5 +95,5 @@ def test_another_address_does_not(host: str) -> None:
     ],
     ids=ascii,
 )
-def test_an_address_in_a_form_that_only_some_programs_read_does_not(host: str) -> None:
+def test_an_address_in_a_form_that_only_some_programs_accept_is_not_loopback(host: str) -> None:
     assert not is_loopback(host)
