@@ -122,7 +122,7 @@ class TestAddress:
             ("Zk9@x7/Qw==", "Zk9@x7/Qw=="),
         ],
     )
-    def test_a_password_is_read_percent_encoded_or_plain(self, written: str, password: str) -> None:
+    def test_a_password_may_be_percent_encoded_or_plain(self, written: str, password: str) -> None:
         arguments = connect_args(f"postgresql://ada:{written}@db.example.com/tasks")
 
         assert (arguments["password"], arguments["host"], arguments["database"]) == (

@@ -1,4 +1,4 @@
-"""A release may change the table while services of the release before still run on it."""
+"""Changes of the table while services of the previous release still use it."""
 
 import ast
 import asyncio
@@ -23,7 +23,7 @@ from tests.support import make_settings, new_database, serving, until
 
 VERSIONS: Final = Path(migrations.__file__).parents[4] / "alembic/versions"
 HARMLESS: Final = r"['\"](CREATE INDEX|ALTER TABLE \w+ VALIDATE CONSTRAINT|UPDATE|COMMENT) [^;]+"
-# Starts each revision that is planted below.
+# The template of the revisions in these tests.
 NEXT: Final = """
 from alembic import op
 import sqlalchemy as sa
@@ -45,7 +45,7 @@ Connect = Callable[[], Awaitable[asyncpg.Connection]]
 
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
-    """A migrated database of its own."""
+    """A migrated database for this test alone."""
     with new_database(dsn, "expanding") as own:
         migrate(own)
         yield own
@@ -53,12 +53,14 @@ def own(dsn: str) -> Iterator[str]:
 
 @pytest.fixture
 async def connect(own: str) -> AsyncIterator[Connect]:
-    """Makes connections past the service, on which everything may last for ever."""
+    """Opens connections to the database without timeouts."""
     async with AsyncExitStack() as connections:
 
         async def connect() -> asyncpg.Connection:
-            patient = dict.fromkeys(("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"), "0")
-            connection = await asyncpg.connect(own, server_settings=patient)
+            no_timeouts = dict.fromkeys(
+                ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"), "0"
+            )
+            connection = await asyncpg.connect(own, server_settings=no_timeouts)
             connections.push_async_callback(connection.close)
             return connection
 
@@ -72,18 +74,18 @@ async def beside(connect: Connect) -> asyncpg.Connection:
 
 @pytest.fixture
 async def load(own: str) -> AsyncIterator[Load]:
-    """Clients that use a service of this release all the time."""
+    """Clients that use a service of this release continuously."""
     async with serving(make_settings(own)) as url, Load(url).running() as load:
         await load.goes_on()
         yield load
 
 
-def planted(body: str, rest: str = "") -> str:
+def revision_with(body: str, rest: str = "") -> str:
     return NEXT.format(rest=rest, body=indent(body, "    "))
 
 
 class TestExpansion:
-    async def test_an_older_service_serves_before_during_and_after(
+    async def test_an_older_service_works_before_during_and_after_an_expansion(
         self, load: Load, beside: asyncpg.Connection
     ) -> None:
         for sql in EXPANSION:
@@ -101,7 +103,7 @@ class TestExpansion:
             "ALTER TABLE tasks ADD due_on date NOT NULL DEFAULT now(); ALTER TABLE tasks ALTER due_on DROP DEFAULT",
         ],
     )
-    async def test_a_contraction_is_noticed(self, load: Load, beside: asyncpg.Connection, sql: str) -> None:
+    async def test_a_contraction_causes_faults(self, load: Load, beside: asyncpg.Connection, sql: str) -> None:
         """The positive control of the test above."""
         await beside.execute(sql)
 
@@ -109,41 +111,41 @@ class TestExpansion:
 
 
 class TestMigration:
-    async def test_of_what_is_new_already_nobody_notices_anything(self, load: Load, own: str) -> None:
+    async def test_migrating_an_up_to_date_database_causes_no_faults(self, load: Load, own: str) -> None:
         for _ in range(5):
             await asyncio.to_thread(migrate, own)
         await load.goes_on()
 
         assert load.faults == []
 
-    async def test_one_that_does_not_get_the_table_gives_up_before_anybody_notices(
+    async def test_a_migration_that_cannot_lock_the_table_fails_without_faults_for_clients(
         self, load: Load, own: str, beside: asyncpg.Connection, tmp_path: Path
     ) -> None:
-        (tmp_path / "next.py").write_text(planted(ADD_COLUMN))
+        (tmp_path / "next.py").write_text(revision_with(ADD_COLUMN))
         config = alembic_config(own)
         config.set_main_option("version_locations", os.pathsep.join(map(str, (VERSIONS, tmp_path))))
         async with beside.transaction():
-            await beside.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")  # as whoever reads for a long time
+            await beside.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")  # as a long read does
             with pytest.raises(CommandError, match="lock timeout"):
                 await asyncio.to_thread(command.upgrade, config, "head")
         await load.goes_on()
 
         assert load.faults == []
 
-    async def test_if_it_waited_it_would_be_noticed(
+    async def test_a_migration_that_waits_for_the_table_causes_faults(
         self, load: Load, beside: asyncpg.Connection, connect: Connect
     ) -> None:
         """The positive control of the test above."""
-        patient = await connect()
+        waiter = await connect()
         async with beside.transaction():
             await beside.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
-            waiting = asyncio.create_task(patient.execute("ALTER TABLE tasks ADD COLUMN due_at timestamptz"))
+            waiting = asyncio.create_task(waiter.execute("ALTER TABLE tasks ADD COLUMN due_at timestamptz"))
             await until(lambda: load.faults)
         await waiting
 
 
 def contractions(source: str) -> list[str]:
-    """Returns what a revision does that an older service could notice, unless it says since when none does."""
+    """Returns the operations of a revision that can break an older service. A revision with CONTRACT has none."""
     module = ast.parse(source)
     if any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CONTRACT" for node in module.body):
         return []
@@ -153,7 +155,7 @@ def contractions(source: str) -> list[str]:
 
 
 def expands(call: ast.Call) -> bool:
-    """Whether an operation only adds to what is there, and makes no rule that an older service could break."""
+    """Whether an operation only adds to the table, and adds no rule that an older service could violate."""
     given = {word.arg: ast.unparse(word.value) for word in call.keywords}
     match ast.unparse(call.func):
         case "op.create_table" | "op.f" | "op.get_context" | "op.get_context().autocommit_block":
@@ -172,9 +174,9 @@ def expands(call: ast.Call) -> bool:
 
 
 class TestRevisions:
-    """Those after the first may remove only what a release has stopped to use."""
+    """A revision after the first may remove only a part of the table that a release has stopped using."""
 
-    def test_each_only_expands_or_says_since_when_nobody_notices(self) -> None:
+    def test_every_revision_only_expands_or_has_a_contract_line(self) -> None:
         revisions = ScriptDirectory.from_config(alembic_config()).walk_revisions()
         found = {
             script.path: contractions(Path(script.path).read_text()) for script in revisions if script.down_revision
@@ -204,10 +206,10 @@ class TestRevisions:
             'if True:\n    op.get_bind().execute(sa.text("DROP TABLE tasks"))',
         ],
     )
-    def test_a_contraction_is_found_unless_it_is_explained(self, body: str) -> None:
+    def test_a_contraction_without_a_contract_line_is_found(self, body: str) -> None:
         """The positive control of the test above."""
-        assert contractions(planted(body)) != []
-        assert contractions(planted(body, rest='CONTRACT = "1.4 has stopped to use it"')) == []
+        assert contractions(revision_with(body)) != []
+        assert contractions(revision_with(body, rest='CONTRACT = "1.4 has stopped to use it"')) == []
 
     @pytest.mark.parametrize(
         "body",
@@ -221,5 +223,5 @@ class TestRevisions:
             'op.execute("ALTER TABLE tasks VALIDATE CONSTRAINT ck_tasks_title")',
         ],
     )
-    def test_an_expansion_is_not(self, body: str) -> None:
-        assert contractions(planted(body)) == []
+    def test_an_expansion_is_not_taken_for_a_contraction(self, body: str) -> None:
+        assert contractions(revision_with(body)) == []

@@ -1,5 +1,5 @@
-"""Each statement of the services touches one partition, where `tasks` is parted by the owner: so it may be spread over
-machines by what is made for that (Citus, YugabyteDB, CockroachDB).
+"""Each statement of the services touches one partition where `tasks` is partitioned by the owner. So a distributed
+database (Citus, YugabyteDB, CockroachDB) can spread the table over machines.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.services.test_statements import SERVICES, made_by
 from tests.support import execute, new_database
 
 USERS: Final = 320
-TASKS: Final = 40  # of each
+TASKS: Final = 40  # for each user
 OWNER: Final = "user-1"
 TASK_ID: Final = UUID("019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa")
 NOW: Final = datetime(2026, 11, 25, tzinfo=UTC)
@@ -47,7 +47,7 @@ FILL: Final = """
     FROM generate_series(1, $1) AS owner, generate_series(1, $2) AS task
 """
 STATEMENTS: Final = {statement(clause, reads=False) for path in SERVICES for clause, _ in made_by(path)}
-# Where rows are found, and not only put.
+# The statements that have to find rows.
 SEARCHES: Final = sorted(query for query in STATEMENTS if not query.sql.startswith("INSERT"))
 
 LOCKED: Final = """
@@ -59,27 +59,27 @@ Explain = Callable[[asyncpg.Connection, Statement], Awaitable[Any]]
 
 
 @pytest.fixture(scope="module")
-def parted(dsn: str) -> Iterator[str]:
-    """A database with the table in partitions, and tasks of many users in it."""
-    with new_database(dsn, "parted") as parted:
-        migrate(parted)
-        partition(parted)
-        execute(parted, FILL, USERS, TASKS)
-        execute(parted, "INSERT INTO tasks (user_id, id, title) VALUES ($1, $2, 'Drink milk')", OWNER, TASK_ID)
-        execute(parted, "ANALYZE tasks")
-        yield parted
+def partitioned(dsn: str) -> Iterator[str]:
+    """A database whose table is partitioned, with tasks of many users."""
+    with new_database(dsn, "partitioned") as partitioned:
+        migrate(partitioned)
+        partition(partitioned)
+        execute(partitioned, FILL, USERS, TASKS)
+        execute(partitioned, "INSERT INTO tasks (user_id, id, title) VALUES ($1, $2, 'Drink milk')", OWNER, TASK_ID)
+        execute(partitioned, "ANALYZE tasks")
+        yield partitioned
 
 
 @pytest.fixture
-async def connection(parted: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(parted)
+async def connection(partitioned: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(partitioned)
     yield connection
     await connection.close()
 
 
 @asynccontextmanager
-async def undone(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """Take back at the end what was done."""
+async def rolled_back(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Roll everything back at the end."""
     transaction = connection.transaction()
     await transaction.start()
     yield
@@ -87,13 +87,13 @@ async def undone(connection: asyncpg.Connection) -> AsyncIterator[None]:
 
 
 async def custom_plan(connection: asyncpg.Connection, query: Statement) -> Any:
-    """Returns how a statement runs that is planned for its values."""
+    """Returns the plan of a statement that is planned for its values."""
     explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query.sql}", *values(query))
     return json.loads(explained)[0]["Plan"]
 
 
 async def generic_plan(connection: asyncpg.Connection, query: Statement) -> Any:
-    """Returns how a statement runs that was planned once for all values."""
+    """Returns the plan of a statement that is planned once for all values."""
     await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     await connection.execute(f"PREPARE it AS {query.sql}")
     literals = ", ".join(map(literal, values(query)))
@@ -103,14 +103,14 @@ async def generic_plan(connection: asyncpg.Connection, query: Statement) -> Any:
 
 
 def values(query: Statement, **others: object) -> list[Any]:
-    """Returns the values of its parameters: those above, but for `others`."""
+    """Returns the values of the parameters: those of VALUES unless `others` has another."""
     by_title = re.search(r"WHERE.* COLLATE .*ORDER BY", query.sql, re.DOTALL)
     known = {**VALUES, "after_key": "Buy" if by_title else NOW, **others}
     return [known[name] for name in query.names]
 
 
 def literal(value: object) -> str:
-    """Returns SQL for one of the values above."""
+    """Returns the SQL literal of a value."""
     if value is None:
         return "NULL"
     return "'{" + ", ".join(map(str, value)) + "}'" if isinstance(value, list) else f"'{value}'"
@@ -130,20 +130,20 @@ def unowned(query: Statement) -> Statement:
 
 
 async def scanned(connection: asyncpg.Connection, explain: Explain, query: Statement) -> list[str]:
-    """Returns what kind of scan runs on each partition that a statement looks at."""
-    async with undone(connection):
+    """Returns the kind of scan for each partition that a statement reads."""
+    async with rolled_back(connection):
         plan = await explain(connection, query)
     found = [node for node in nodes(plan) if node.get("Relation Name", "").startswith("tasks_")]
     return [node["Node Type"] for node in found if "Scan" in node["Node Type"] and node["Actual Loops"]]
 
 
 class TestSearches:
-    def test_there_are_some_of_each_kind(self) -> None:
+    def test_the_searches_include_every_kind_of_statement(self) -> None:
         assert {query.sql.split()[0] for query in SEARCHES} == {"SELECT", "UPDATE", "DELETE"}
         assert len(SEARCHES) > len(get_args(Sort)) * 2 ** len(tasks._FILTERS) * 2  # noqa: SLF001  # pages, and the rest
 
     @pytest.mark.parametrize("explain", [custom_plan, generic_plan])
-    async def test_each_looks_at_one_partition_by_an_index(
+    async def test_each_statement_reads_one_partition_by_an_index(
         self, connection: asyncpg.Connection, explain: Explain
     ) -> None:
         found = [(query.sql, await scanned(connection, explain, query)) for query in SEARCHES]
@@ -151,7 +151,9 @@ class TestSearches:
         assert [(sql, kinds) for sql, kinds in found if kinds not in (["Index Scan"], ["Bitmap Heap Scan"])] == []
 
     @pytest.mark.parametrize("explain", [custom_plan, generic_plan])
-    async def test_without_the_owner_each_looks_at_all(self, connection: asyncpg.Connection, explain: Explain) -> None:
+    async def test_each_statement_without_the_owner_reads_all_partitions(
+        self, connection: asyncpg.Connection, explain: Explain
+    ) -> None:
         """The positive control of the test above."""
         found = [(query.sql, await scanned(connection, explain, unowned(query))) for query in SEARCHES]
 
@@ -159,18 +161,18 @@ class TestSearches:
 
 
 class TestCreation:
-    async def test_it_locks_one_partition(self, connection: asyncpg.Connection) -> None:
+    async def test_a_creation_locks_one_partition(self, connection: asyncpg.Connection) -> None:
         [creation] = STATEMENTS - {*SEARCHES}
-        async with undone(connection):
+        async with rolled_back(connection):
             records = await connection.fetch(creation.sql, *values(creation, task_id=uuid4()))
             locked = await connection.fetchval(LOCKED)
 
         assert (len(records), locked) == (1, 1)
 
-    async def test_for_two_owners_it_locks_two(self, connection: asyncpg.Connection) -> None:
+    async def test_creations_for_two_owners_lock_two_partitions(self, connection: asyncpg.Connection) -> None:
         """The positive control of the test above."""
         [creation] = STATEMENTS - {*SEARCHES}
-        async with undone(connection):
+        async with rolled_back(connection):
             for owner in ("user-1", "user-2"):
                 await connection.fetch(creation.sql, *values(creation, owner=owner))
             locked = await connection.fetchval(LOCKED)
@@ -179,7 +181,9 @@ class TestCreation:
 
 
 class TestRows:
-    async def test_those_of_a_user_are_together_and_users_are_spread(self, connection: asyncpg.Connection) -> None:
+    async def test_the_tasks_of_a_user_share_a_partition_and_users_are_spread(
+        self, connection: asyncpg.Connection
+    ) -> None:
         places = await connection.fetch("SELECT DISTINCT user_id, tableoid::regclass::text FROM tasks")
 
         assert len(places) == USERS

@@ -1,4 +1,4 @@
-"""The service behind Debian's PgBouncer, which takes no prepared statements: 16 users on two server connections."""
+"""The service behind Debian's PgBouncer without prepared statements: 16 users on two server connections."""
 
 import asyncio
 import os
@@ -25,10 +25,10 @@ from tests.support import execute, make_settings, new_database, serving, until
 BACKEND: Final = Path(migrations.__file__).parents[3]
 ROOT: Final = BACKEND.parent
 USERS: Final = 16
-# What a user does with a task, and what comes of it.
+# The statuses of the operations of `use`, in order.
 DONE: Final = (201, 200, 200, 200, 200, 204)
 UNAVAILABLE: Final = "urn:problem-type:database-unavailable"
-# What PgBouncer itself sets for the client whose turn it is.
+# The settings that PgBouncer applies for each client itself.
 ITS_OWN: Final = {"application_name", "client_encoding", "DateStyle", "standard_conforming_strings", "TimeZone"}
 SETTINGS: Final = "SELECT name FROM pg_settings WHERE source = 'session'"
 STATE: Final = """
@@ -68,7 +68,7 @@ def bouncer(dsn: str, tmp_path: Path) -> Iterator[PgBouncer]:
 
 @pytest.fixture
 async def pooled(bouncer: PgBouncer) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service that is told of the pooler by its connection string."""
+    """A client of a service whose connection string names the pooler."""
     async with connected(f"{bouncer.dsn}?pgbouncer=true") as client:
         yield client
 
@@ -81,7 +81,7 @@ async def connected(dsn: str, *, prepares: Literal["auto", "on", "off"] = "auto"
 
 
 async def use(client: httpx.AsyncClient, user: str, rounds: int) -> list[httpx.Response]:
-    """Returns the replies to a user who creates, lists, reads, changes, completes and deletes tasks."""
+    """Have a user create, list, read, change, complete and delete tasks. Returns the replies."""
     tasks = f"/api/{user}/tasks"
     replies = []
     for number in range(rounds):
@@ -99,7 +99,7 @@ async def use(client: httpx.AsyncClient, user: str, rounds: int) -> list[httpx.R
 
 
 async def use_at_once(client: httpx.AsyncClient, new_user: NewUser, rounds: int) -> list[httpx.Response]:
-    """The same for 16 users at the same time."""
+    """Have 16 users do so at the same time."""
     served = await asyncio.gather(*(use(client, new_user(), rounds) for _ in range(USERS)))
     return [reply for replies in served for reply in replies]
 
@@ -117,7 +117,7 @@ class TestPreparedStatements:
         ("prepares", "query"),
         [("auto", "?pgbouncer=true"), ("off", ""), ("off", "?pgbouncer=false")],
     )
-    async def test_sixteen_users_meet_no_error_without_them(
+    async def test_16_users_get_no_error_without_prepared_statements(
         self,
         bouncer: PgBouncer,
         new_user: NewUser,
@@ -131,7 +131,7 @@ class TestPreparedStatements:
         assert statuses(replies) == all_done(rounds=5)
         assert "DATABASE_PREPARED_STATEMENTS" not in caplog.text
 
-    async def test_with_them_statements_fail_as_unavailable_and_the_log_says_why(
+    async def test_prepared_statements_fail_as_unavailable_and_the_log_says_why(
         self, bouncer: PgBouncer, new_user: NewUser, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with connected(f"{bouncer.dsn}?pgbouncer=true", prepares="on") as client:
@@ -143,8 +143,8 @@ class TestPreparedStatements:
         assert all("Retry-After" in reply.headers for reply in failed)
         assert "DATABASE_PREPARED_STATEMENTS" in caplog.text
 
-    def test_no_two_processes_give_a_statement_the_same_name(self, dsn: str) -> None:
-        """A pooler that mixes clients up would carry out the statement of one for the other: a DELETE for a SELECT."""
+    def test_two_processes_use_different_statement_names(self, dsn: str) -> None:
+        """With equal names, a pooler could run the statement of another client: a DELETE instead of a SELECT."""
         first, second = (prepared_by_a_process(dsn) for _ in range(2))
 
         assert first
@@ -160,14 +160,14 @@ def prepared_by_a_process(dsn: str) -> set[str]:
 
 
 class TestSessions:
-    async def test_the_service_leaves_nothing_behind_for_others(
+    async def test_the_service_leaves_no_session_state_behind(
         self, bouncer: PgBouncer, pooled: httpx.AsyncClient, new_user: NewUser
     ) -> None:
         await use_at_once(pooled, new_user, rounds=2)
 
         assert await left_behind(bouncer.dsn) == set()
 
-    async def test_what_a_client_leaves_behind_would_be_seen(self, bouncer: PgBouncer) -> None:
+    async def test_the_state_that_a_careless_client_leaves_behind_is_found(self, bouncer: PgBouncer) -> None:
         careless = await asyncpg.connect(bouncer.dsn, statement_cache_size=0)
         await careless.execute("SET statement_timeout = '7s'; CREATE TEMPORARY TABLE mine (); PREPARE it AS SELECT 1")
         await careless.close()
@@ -176,7 +176,7 @@ class TestSessions:
 
 
 async def left_behind(dsn: str) -> set[str]:
-    """Returns the state that is found on the pooler's two server connections, both of which a transaction holds."""
+    """Returns the session state of the pooler's two server connections. A transaction holds each of them meanwhile."""
     found: set[str] = set()
     async with AsyncExitStack() as stack:
         for _ in range(2):
@@ -190,19 +190,19 @@ async def left_behind(dsn: str) -> set[str]:
 
 class TestRestart:
     @pytest.mark.parametrize("end", [PgBouncer.stop, PgBouncer.kill])
-    async def test_the_service_heals_by_itself(
+    async def test_the_service_recovers_from_a_restart_of_the_pooler(
         self, bouncer: PgBouncer, pooled: httpx.AsyncClient, new_user: NewUser, end: Callable[[PgBouncer], None]
     ) -> None:
         replies: list[httpx.Response] = []
         over = asyncio.Event()
 
-        async def go_on() -> None:
+        async def use_until_over() -> None:
             while not over.is_set():
                 replies.extend(await use(pooled, new_user(), rounds=1))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(USERS):
-                group.create_task(go_on())
+                group.create_task(use_until_over())
             for _ in range(3):
                 await until(lambda: replies and replies[-1].is_success)
                 await asyncio.to_thread(end, bouncer)
@@ -257,13 +257,13 @@ class TestMigrations:
         with new_database(dsn, name):
             yield make_url(bouncer.dsn).set(database=name).render_as_string(hide_password=False)
 
-    def test_they_run_through_the_pooler(self, dsn: str, empty: str) -> None:
+    def test_migrations_run_through_the_pooler(self, dsn: str, empty: str) -> None:
         migrate(f"{empty}?pgbouncer=true")
 
         direct = make_url(dsn).set(database=make_url(empty).database).render_as_string(hide_password=False)
         assert execute(direct, "SELECT count(*) FROM tasks") == [(0,)]
 
-    def test_services_that_start_at_once_do_not_get_in_each_others_way(self, empty: str) -> None:
+    def test_services_may_migrate_through_the_pooler_at_the_same_time(self, empty: str) -> None:
         names = {name.upper() for name in Settings.model_fields}
         environment = {name: value for name, value in os.environ.items() if name not in names}
         command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "alembic.ini"), "upgrade", "head"]
