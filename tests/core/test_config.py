@@ -1,4 +1,4 @@
-"""Settings: what an operator may write in the environment, and how a mistake is told."""
+"""Settings: the values that the environment may have, and how a wrong value is reported."""
 
 import base64
 import secrets
@@ -15,7 +15,7 @@ DSN = "postgresql://ada:s3cret@db.example.com/tasks"
 
 
 def load() -> Settings:
-    """Settings from the environment alone, whatever .env the developer has."""
+    """Settings from the environment alone, without the developer's .env file."""
     return Settings(_env_file=None)
 
 
@@ -26,7 +26,7 @@ def refusal() -> ValidationError:
 
 
 class TestDefaults:
-    def test_nothing_has_to_be_set(self) -> None:
+    def test_every_setting_has_a_default(self) -> None:
         assert load().model_dump() == {
             "database_url": None,
             "database_url_unpooled": None,
@@ -77,7 +77,9 @@ class TestDefaults:
         with pytest.raises(StartupError, match=r"^\.env: must be UTF-8 text$"):
             load_settings()
 
-    def test_the_environment_goes_before_a_dotenv_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_the_environment_takes_precedence_over_a_dotenv_file(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         (tmp_path / ".env").write_text("PORT=9000\n")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PORT", "9001")
@@ -109,7 +111,7 @@ class TestBounds:
             ("EMBEDDED_POSTGRES_DIR", "/srv/my data", Path("/srv/my data")),
         ],
     )
-    def test_the_bounds_themselves_are_accepted(
+    def test_a_value_at_a_bound_is_accepted(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: object
     ) -> None:
         monkeypatch.setenv(name, value)
@@ -133,12 +135,14 @@ class TestBounds:
             ("WEB_CONCURRENCY", "65"),
         ],
     )
-    def test_what_is_outside_is_refused_by_name(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    def test_a_value_outside_the_bounds_is_refused_by_name(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
         monkeypatch.setenv(name, value)
 
         assert [error["loc"] for error in refusal().errors()] == [(name.lower(),)]
 
-    def test_every_wrong_setting_is_named_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_all_wrong_settings_are_named_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"PORT": "0", "WEB_CONCURRENCY": "many", "HOST": "0.0.0.0"}.items():
             monkeypatch.setenv(name, value)
 
@@ -165,7 +169,7 @@ class TestHost:
             "2130706433",
         ],
     )
-    def test_any_other_is_refused_while_there_is_no_authentication(
+    def test_another_address_is_refused_without_authentication(
         self, monkeypatch: pytest.MonkeyPatch, host: str
     ) -> None:
         monkeypatch.setenv("HOST", host)
@@ -173,13 +177,13 @@ class TestHost:
         assert "must be a loopback address" in str(refusal())
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "tasks.internal"])
-    def test_any_is_accepted_with_authentication(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    def test_another_address_is_accepted_with_authentication(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
         monkeypatch.setenv("HOST", host)
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
 
         assert load().host == host
 
-    def test_a_wrong_secret_is_not_also_called_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_invalid_secret_is_not_also_reported_as_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOST", "0.0.0.0")
         monkeypatch.setenv("AUTH_JWT_SECRET", "short")
 
@@ -188,14 +192,16 @@ class TestHost:
 
 class TestAuthentication:
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
-    def test_a_secret_switches_it_on_under_either_name(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def test_a_secret_under_either_name_turns_authentication_on(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
         assert not load().authenticates
         monkeypatch.setenv(name, SECRET)
 
         assert load().authenticates
         assert load().auth_jwt_secret == SecretStr(SECRET)
 
-    def test_our_own_name_goes_before_the_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_auth_jwt_secret_takes_precedence_over_better_auth_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
         monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET[::-1])
 
@@ -221,7 +227,7 @@ class TestAuthentication:
         ],
         ids=map(str, range(13)),
     )
-    def test_a_secret_that_others_could_guess_is_refused_without_being_shown(
+    def test_a_weak_secret_is_refused_and_not_quoted(
         self, monkeypatch: pytest.MonkeyPatch, name: str, secret: str, reason: str
     ) -> None:
         monkeypatch.setenv(name, secret)
@@ -237,25 +243,25 @@ class TestAuthentication:
         [SECRET[:32], base64.b64encode(secrets.token_bytes(32)).decode(), "é" * 3 + secrets.token_urlsafe(24)],
         ids=["hexadecimal", "base64", "not ASCII"],
     )
-    def test_a_random_one_of_32_bytes_is_accepted(self, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    def test_a_random_secret_of_32_bytes_is_accepted(self, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", secret)
 
         assert load().auth_jwt_secret == SecretStr(secret)
 
-    def test_settings_do_not_show_the_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_secret_is_not_part_of_printed_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
 
         assert SECRET not in repr(load()) + load().model_dump_json()
 
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
-    def test_a_secret_and_a_jwks_url_are_not_taken_together(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def test_a_secret_together_with_a_jwks_url_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         jwks(monkeypatch, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
         monkeypatch.setenv(name, SECRET)
 
         assert "unset one of them" in str(refusal())
 
     @pytest.mark.parametrize("missing", ["AUTH_ISSUER", "AUTH_AUDIENCE"])
-    def test_a_jwks_url_asks_for_issuer_and_audience_by_name(
+    def test_a_jwks_url_without_issuer_or_audience_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, missing: str
     ) -> None:
         jwks(monkeypatch, **({"AUTH_ISSUER": "a", "AUTH_AUDIENCE": "a"} | {missing: ""}))
@@ -264,18 +270,18 @@ class TestAuthentication:
         assert error["loc"] == (missing.lower(),)
         assert "must be set with AUTH_JWKS_URL, to what your tokens have or to `unchecked`" in error["msg"]
 
-    def test_both_may_be_switched_off_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_checks_of_issuer_and_audience_may_be_turned_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         jwks(monkeypatch, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
 
         assert load().authenticates
 
-    def test_a_secret_asks_for_neither(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_secret_does_not_require_issuer_and_audience(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
 
         assert (load().auth_issuer, load().auth_audience) == (None, None)
 
     @pytest.mark.parametrize("url", ["http://auth.example.com/jwks", "https://ada:s3cret@auth.example.com/jwks"])
-    def test_a_jwks_url_that_others_could_answer_is_refused(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    def test_an_insecure_jwks_url_is_refused(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         jwks(monkeypatch, url, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
 
         assert "must look like https://" in str(refusal())
@@ -290,7 +296,7 @@ class TestAuthentication:
             ("AUTH_LEEWAY_SECONDS", "10"),
         ],
     )
-    def test_the_others_are_refused_alone_because_whoever_sets_them_means_to_authenticate(
+    def test_another_authentication_setting_is_refused_without_a_secret_or_a_jwks_url(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
     ) -> None:
         monkeypatch.setenv(name, value)
@@ -306,14 +312,16 @@ class TestAuthentication:
         assert load().auth_user_id_claim == claim
 
     @pytest.mark.parametrize("claim", [".", "user.", ".id", "user..id", "user id", " "])
-    def test_a_path_with_nothing_between_its_dots_is_refused(self, monkeypatch: pytest.MonkeyPatch, claim: str) -> None:
+    def test_a_claim_with_an_empty_part_or_a_space_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, claim: str
+    ) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
         monkeypatch.setenv("AUTH_USER_ID_CLAIM", claim)
 
         assert [error["loc"] for error in refusal().errors()] == [("auth_user_id_claim",)]
 
     @pytest.mark.parametrize("seconds", ["-1", "61", "nan", "inf", "soon"])
-    def test_the_leeway_has_bounds(self, monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    def test_a_leeway_outside_its_bounds_is_refused(self, monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
         monkeypatch.setenv("AUTH_LEEWAY_SECONDS", seconds)
 
@@ -361,7 +369,7 @@ class TestCorsOrigins:
             "https://a.example.com https://b.example.com",
         ],
     )
-    def test_what_is_not_an_origin_is_refused(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def test_a_value_that_is_not_an_origin_is_refused(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         monkeypatch.setenv("CORS_ORIGINS", text)
 
         assert "must list origins such as https://app.example.com" in str(refusal())
@@ -377,21 +385,23 @@ class TestCorsOrigins:
             "https://app.example\t.com",
         ],
     )
-    def test_what_no_browser_sends_as_an_origin_is_refused(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def test_an_origin_in_a_form_that_no_browser_sends_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
         monkeypatch.setenv("CORS_ORIGINS", text)
 
         assert "must list origins such as https://app.example.com" in str(refusal())
 
 
 class TestDatabaseUrl:
-    def test_migrations_use_the_unpooled_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_migrations_use_the_unpooled_url(self, monkeypatch: pytest.MonkeyPatch) -> None:
         direct = "postgresql://ada:s3cret@direct.example.com/tasks"
         monkeypatch.setenv("DATABASE_URL", DSN)
         monkeypatch.setenv("DATABASE_URL_UNPOOLED", direct)
 
         assert load().migration_dsn == direct
 
-    def test_migrations_use_the_only_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_migrations_use_database_url_if_it_is_the_only_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", DSN)
 
         assert load().migration_dsn == DSN
@@ -401,12 +411,14 @@ class TestDatabaseUrl:
 
         assert load().migration_dsn == "postgresql://ada:s3cret@ep-x.eu-west-2.aws.neon.tech/neondb"
 
-    def test_white_space_around_it_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_white_space_around_the_url_is_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", f" {DSN}\r\n")
 
         assert load().migration_dsn == DSN
 
-    def test_one_that_may_not_be_encrypted_is_told_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_insecure_connection_is_reported_with_the_name_of_the_setting(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         assert load().warnings == []
         monkeypatch.setenv("DATABASE_URL", f"{DSN}?sslmode=verify-full")
         assert load().warnings == []
@@ -418,22 +430,22 @@ class TestDatabaseUrl:
         ]
 
     @pytest.mark.parametrize(("text", "prepares"), [("on", True), ("off", False), ("auto", None)])
-    def test_prepared_statements_are_for_the_operator_to_decide(
+    def test_the_operator_can_turn_prepared_statements_on_and_off(
         self, monkeypatch: pytest.MonkeyPatch, text: str, *, prepares: bool | None
     ) -> None:
         monkeypatch.setenv("DATABASE_PREPARED_STATEMENTS", text)
 
         assert load().prepares is prepares
 
-    def test_without_one_migrations_use_the_embedded_database(self) -> None:
+    def test_migrations_use_the_embedded_database_without_a_url(self) -> None:
         assert load().migration_dsn is None
 
-    def test_an_unpooled_one_alone_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unpooled_url_without_database_url_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL_UNPOOLED", DSN)
 
         assert "needs DATABASE_URL beside it" in str(refusal())
 
-    def test_a_wrong_one_is_not_also_called_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_invalid_database_url_is_not_also_reported_as_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", "mysql://ada@db.example.com/tasks")
         monkeypatch.setenv("DATABASE_URL_UNPOOLED", DSN)
 
@@ -449,7 +461,7 @@ class TestDatabaseUrl:
             (f"{DSN}?colour=s3cret", "has a parameter that is not supported: colour"),
         ],
     )
-    def test_a_wrong_one_is_refused_without_being_shown(
+    def test_an_invalid_url_is_refused_and_not_quoted(
         self, monkeypatch: pytest.MonkeyPatch, name: str, dsn: str, reason: str
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", DSN)
@@ -462,7 +474,7 @@ class TestDatabaseUrl:
         assert "s3cret" not in repr(error)
         assert "s3cret" not in str(error.errors(include_input=False))
 
-    def test_settings_do_not_show_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_password_is_not_part_of_printed_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", DSN)
 
         assert "s3cret" not in repr(load())

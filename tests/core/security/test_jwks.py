@@ -54,7 +54,7 @@ def b64_int(value: int) -> str:
 
 
 def rsa(bits: int, exponent: int = 65_537) -> Jwk:
-    """A made-up public key of this size. To generate a real pair would take long for the large sizes."""
+    """A made-up public key of this size. Generating a real key of a large size would take long."""
     return {"kty": "RSA", "n": b64_int(2 ** (bits - 1) + 1), "e": b64_int(exponent)}
 
 
@@ -540,7 +540,7 @@ class TestBackground:
             await until(lambda: keys.generation == 2)
             assert await keys.find(OTHER_HEADER)
 
-    async def test_every_search_raises_until_keys_were_fetched(self, issuer: Issuer) -> None:
+    async def test_every_search_raises_until_keys_are_fetched(self, issuer: Issuer) -> None:
         issuer.answer = document()
         async with JwksClient(issuer.url) as keys:
             await until_asked_again(issuer)

@@ -38,7 +38,7 @@ def test_localhost_and_loopback_addresses_are_loopback(host: str) -> None:
         "localhost.localdomain",
         "localhost.evil.example",
         "evil.localhost",
-        "localho\u017ft",  # lower() leaves it, casefold() would not
+        "localho\u017ft",  # lower() keeps this character, casefold() would change it
         "ip6-localhost",
         "evil.example",
         "example.com",

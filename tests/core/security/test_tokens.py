@@ -1,4 +1,4 @@
-"""A secret that others could guess is refused at the start, and a good token is checked once."""
+"""Checks of the shared secret at the start, and the cache of accepted tokens."""
 
 import re
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ PEM: Final = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA5pXqN8tJ2Lk7u0Ww\n----
 
 
 class Clock:
-    """What the service and PyJWT take for the time."""
+    """A clock for the service and for PyJWT."""
 
     def __init__(self) -> None:
         self.now = time()
@@ -45,15 +45,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tokens that were checked, in this order."""
+    """The tokens that were decoded, in order."""
     tokens: list[str] = []
     decode = jwt.PyJWT.decode
 
-    def noting_decode(decoder: jwt.PyJWT, token: str, *args: Any, **others: Any) -> dict[str, Any]:
+    def recording_decode(decoder: jwt.PyJWT, token: str, *args: Any, **others: Any) -> dict[str, Any]:
         tokens.append(token)
         return decode(decoder, token, *args, **others)
 
-    monkeypatch.setattr(jwt.PyJWT, "decode", noting_decode)
+    monkeypatch.setattr(jwt.PyJWT, "decode", recording_decode)
     return tokens
 
 
@@ -68,7 +68,7 @@ def verifier() -> TokenVerifier:
 
 
 async def refusal(verifier: TokenVerifier, token: str) -> str:
-    """Returns why the token is not accepted."""
+    """Returns the reason for which the token is refused."""
     with pytest.raises(TokenInvalidError) as refused:
         await verifier.user_id_of(token)
     return refused.value.reason
@@ -88,11 +88,11 @@ class TestSecret:
         ],
         ids=short,
     )
-    def test_a_random_one_of_32_bytes_is_taken(self, secret: str) -> None:
+    def test_a_random_secret_of_32_bytes_is_accepted(self, secret: str) -> None:
         assert check_secret(secret) == secret
 
     @pytest.mark.parametrize(
-        ("secret", "complaint"),
+        ("secret", "reason"),
         [
             ("", "at least 32 bytes"),
             ("q7Wz-" * 6 + "k", "at least 32 bytes"),
@@ -122,21 +122,21 @@ class TestSecret:
         ],
         ids=short,
     )
-    def test_what_others_could_guess_or_know_is_refused_without_being_quoted(self, secret: str, complaint: str) -> None:
-        with pytest.raises(ValueError, match=re.escape(complaint)) as refused:
+    def test_a_weak_or_public_secret_is_refused_and_not_quoted(self, secret: str, reason: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(reason)) as refused:
             check_secret(secret)
 
         assert not secret.strip() or secret.strip() not in str(refused.value)
         assert "openssl rand" in str(refused.value)
 
     @pytest.mark.parametrize("first", ["{", "["])
-    def test_a_random_one_may_begin_with_any_character(self, first: str) -> None:
+    def test_a_random_secret_may_begin_with_a_bracket(self, first: str) -> None:
         secret = first + RANDOM
 
         assert check_secret(secret) == secret
 
     @pytest.mark.parametrize("before", ["# the key\n", "\ufeff"], ids=short)
-    def test_what_is_taken_can_check_tokens_so_a_key_further_down_is_refused(self, before: str) -> None:
+    def test_a_key_behind_other_text_is_refused(self, before: str) -> None:
         with pytest.raises(ValueError, match="not a key"):
             check_secret(before + PEM)
 
@@ -158,7 +158,7 @@ class TestRememberedTokens:
         assert users == ["ada", "bob", "ada", "bob"]
         assert decoded == [ada, bob]
 
-    async def test_another_signature_of_the_same_claims_is_checked(
+    async def test_the_same_claims_with_another_signature_are_checked_and_refused(
         self, verifier: TokenVerifier, decoded: list[str]
     ) -> None:
         token = signer("HS256").issue(claims_of("ada"))
@@ -168,7 +168,7 @@ class TestRememberedTokens:
         assert await refusal(verifier, forged) == "signature"
         assert decoded == [token, forged]
 
-    async def test_it_is_not_remembered_beyond_its_end(
+    async def test_a_token_is_not_remembered_beyond_its_expiry(
         self, verifier: TokenVerifier, clock: Clock, decoded: list[str]
     ) -> None:
         token = signer("HS256").issue(claims_of("ada", exp=int(clock.now) + 100))
@@ -181,7 +181,9 @@ class TestRememberedTokens:
         clock.now += 0.5
         assert await refusal(verifier, token) == "expired"
 
-    async def test_within_the_leeway_it_is_checked_each_time(self, clock: Clock, decoded: list[str]) -> None:
+    async def test_an_expired_token_within_the_leeway_is_checked_each_time(
+        self, clock: Clock, decoded: list[str]
+    ) -> None:
         verifier = verifier_with(SharedSecret(SECRET), leeway=30)
         token = signer("HS256").issue(claims_of("ada", exp=int(clock.now) + 100))
         await verifier.user_id_of(token)
@@ -200,13 +202,17 @@ class TestRememberedTokens:
         assert [await refusal(verifier, token) for _ in range(2)] == ["signature", "signature"]
         assert decoded == [token, token]
 
-    async def test_a_token_of_nobody_is_checked_again(self, verifier: TokenVerifier, decoded: list[str]) -> None:
+    async def test_a_token_with_an_invalid_user_id_is_checked_again(
+        self, verifier: TokenVerifier, decoded: list[str]
+    ) -> None:
         token = signer("HS256").issue(claims_of("ada and bob"))
 
         assert [await refusal(verifier, token) for _ in range(2)] == ["user id", "user id"]
         assert decoded == [token, token]
 
-    async def test_a_token_that_came_too_early_is_accepted_later(self, verifier: TokenVerifier, clock: Clock) -> None:
+    async def test_a_token_that_was_not_valid_yet_is_accepted_later(
+        self, verifier: TokenVerifier, clock: Clock
+    ) -> None:
         token = signer("HS256").issue(claims_of("ada", nbf=int(clock.now) + 60))
         assert await refusal(verifier, token) == "not valid yet"
 
@@ -214,7 +220,7 @@ class TestRememberedTokens:
 
         assert await verifier.user_id_of(token) == "ada"
 
-    async def test_when_there_are_too_many_the_oldest_is_forgotten(
+    async def test_the_oldest_token_is_forgotten_when_the_cache_is_full(
         self, verifier: TokenVerifier, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.core.security.tokens._CACHE_MAX", 2)
@@ -230,7 +236,7 @@ class TestRememberedTokens:
 
 class TestWithdrawnKey:
     @pytest.fixture(autouse=True)
-    def _without_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _without_retry_delay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.core.security.jwks._RETRY", 0)
 
     @asynccontextmanager
@@ -242,17 +248,17 @@ class TestWithdrawnKey:
             server.keys = [key.jwk for key in after]
             yield verifier
 
-    async def test_its_tokens_are_no_longer_accepted(self, decoded: list[str]) -> None:
+    async def test_a_token_of_a_withdrawn_key_is_refused(self, decoded: list[str]) -> None:
         old, new = new_signer("EdDSA", "old"), new_signer("EdDSA", "new")
         of_old, of_new = old.issue(claims_of("ada")), new.issue(claims_of("ada"))
 
         async with self.rotating([old], [new]) as verifier:
             assert [await verifier.user_id_of(of_old) for _ in range(2)] == ["ada", "ada"]
             assert decoded == [of_old]
-            assert await verifier.user_id_of(of_new) == "ada"  # brings the new keys
+            assert await verifier.user_id_of(of_new) == "ada"  # has the new keys fetched
             assert await refusal(verifier, of_old) == "unknown key"
 
-    async def test_another_key_of_the_same_name_does_not_vouch_for_them(self) -> None:
+    async def test_a_token_of_a_withdrawn_key_is_refused_although_a_new_key_has_its_name(self) -> None:
         old, same_name, new = new_signer("EdDSA", "a"), new_signer("EdDSA", "a"), new_signer("EdDSA", "b")
         of_old = old.issue(claims_of("ada"))
 
@@ -261,7 +267,7 @@ class TestWithdrawnKey:
             await verifier.user_id_of(new.issue(claims_of("ada")))
             assert await refusal(verifier, of_old) == "signature"
 
-    async def test_a_key_that_stays_keeps_its_tokens(self, decoded: list[str]) -> None:
+    async def test_a_token_is_accepted_while_its_key_is_published(self, decoded: list[str]) -> None:
         old, new = new_signer("EdDSA", "old"), new_signer("EdDSA", "new")
         of_old, of_new = old.issue(claims_of("ada")), new.issue(claims_of("ada"))
 
@@ -270,7 +276,7 @@ class TestWithdrawnKey:
                 assert await verifier.user_id_of(token) == "ada"
         assert decoded == [of_old, of_new, of_old]
 
-    async def test_as_long_as_the_keys_are_the_same_nothing_is_checked_again(self, decoded: list[str]) -> None:
+    async def test_a_token_is_not_checked_again_while_the_keys_are_the_same(self, decoded: list[str]) -> None:
         key = new_signer("EdDSA", "old")
         token = key.issue(claims_of("ada"))
 
@@ -282,7 +288,7 @@ class TestWithdrawnKey:
 
 
 class TestClock:
-    def test_the_fake_one_is_the_time_of_pyjwt_too(self, clock: Clock) -> None:
+    def test_the_clock_of_these_tests_applies_to_pyjwt_too(self, clock: Clock) -> None:
         token = sign(b'{"alg":"HS256"}', b'{"exp":%d}' % (clock.now + 100), SECRET.encode())
         assert jwt.decode(token, SECRET, ["HS256"])
 
