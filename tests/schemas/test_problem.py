@@ -1,4 +1,4 @@
-"""What the JSON Schema of a problem says, and what the service answers."""
+"""The JSON Schema of a problem compared with a reply of the service."""
 
 import httpx
 
@@ -7,7 +7,7 @@ from app.schemas.problem import Problem
 NAMES = [character * 50 for character in ("/", "~", "%", "ä", "€", "\n", "\0", '"', " ")]
 
 
-async def test_a_problem_with_the_longest_and_strangest_names_is_within_its_bounds(
+async def test_a_problem_with_the_longest_and_oddest_names_is_within_the_bounds_of_its_schema(
     client: httpx.AsyncClient, tasks: str
 ) -> None:
     body = {"title": "Buy oat milk"} | dict.fromkeys(NAMES)

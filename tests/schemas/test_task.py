@@ -1,4 +1,4 @@
-"""What the JSON Schema of a task says, and what the service does."""
+"""The JSON Schema of a task compared with the behaviour of the service."""
 
 import re
 from datetime import UTC
@@ -25,7 +25,7 @@ def accepted(title: str) -> bool:
 
 def test_the_pattern_of_a_title_allows_exactly_the_characters_that_the_service_accepts() -> None:
     pattern = re.compile(TITLE.json_schema()["pattern"])
-    titles = [chr(point) for point in range(0x4000)]  # beyond, Unicode has no white space
+    titles = [chr(point) for point in range(0x4000)]  # Unicode has no white space beyond this point
 
     assert [title for title in titles if accepted(title)] == [title for title in titles if pattern.search(title)]
 
@@ -47,14 +47,14 @@ WHOLE = "2026-11-25T00:00:00.000000Z"
 
 @given(ROWS)
 @example(WireTask(str(UUID(int=7)), "ada", 'Buy "oat" milk', None, completed=False, created_at=WHOLE, updated_at=WHOLE))
-def test_a_task_is_written_as_its_schema_says(row: WireTask) -> None:
+def test_a_task_is_serialized_as_its_schema_says(row: WireTask) -> None:
     documented = TaskResponse.model_validate(row, from_attributes=True).model_dump_json()
 
     assert bytes(RowResponse(row).body).decode() == documented
 
 
 @given(st.lists(ROWS, max_size=3))
-def test_so_is_a_list(rows: list[WireTask]) -> None:
+def test_a_list_is_serialized_as_its_schema_says(rows: list[WireTask]) -> None:
     schema = TypeAdapter(TaskList)
 
     assert RowResponse(rows).body == schema.dump_json(schema.validate_python(rows, from_attributes=True))

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: one server a directory, whatever happened to it before."""
+"""The embedded PostgreSQL: one server for each directory, whatever happened to the directory before."""
 
 import os
 import subprocess
@@ -25,8 +25,8 @@ NOBODY: Final = 65_534
 PID_FILES: Final = ("postmaster.pid", ".s.PGSQL.5432.lock")
 AM_ROOT: Final = os.geteuid() == 0
 
-# Becomes another user, uses the server twice, and prints what it kept and whose it is. Imports come first,
-# because the other user may not reach Python's own files.
+# Becomes another user, uses the server twice, and prints the stored word and the owner of the directory. Imports
+# come first, because the other user may have no access to Python's own files.
 USE: Final = """
 import asyncio, os, sys
 from pathlib import Path
@@ -68,13 +68,13 @@ def directory(created: Path, tmp_path: Path) -> Iterator[Path]:
     yield directory
     with suppress(FileNotFoundError, ProcessLookupError):
         pid = postmaster(directory)
-        if Path(f"/proc/{pid}/cwd").readlink() == directory:  # and no other program's, nor our own
+        if Path(f"/proc/{pid}/cwd").readlink() == directory:  # not a process with a reused id
             os.kill(pid, SIGQUIT)
 
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of an account that does not exist yet, for root to run the server as."""
+    """The name of an account that does not exist yet. Root runs the server as this account."""
     name = "embedded_pg_test"
     monkeypatch.setattr("app.server.embedded._ACCOUNT", name)
     yield name
@@ -91,7 +91,7 @@ def postmaster(directory: Path) -> int:
 
 
 def kill_server(directory: Path, dsn: str) -> None:
-    """The end that a power cut makes: of the server, and of all its children."""
+    """Kill the server and all its children, as a power cut does."""
     for (pid,) in [(postmaster(directory),), *execute(dsn, "SELECT pid FROM pg_stat_activity")]:
         with suppress(ProcessLookupError):
             os.kill(pid, SIGKILL)
@@ -104,23 +104,23 @@ def program(name: str, user: int) -> "Iterator[subprocess.Popen[str]]":
     with subprocess.Popen(["sh", "-c", script], user=user, stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()
-        yield process  # then its input is closed, which ends it
+        yield process  # its input is closed at the end of the context, which ends it
 
 
 class TestData:
-    def test_it_is_kept_across_restarts(self, directory: Path) -> None:
+    def test_data_is_kept_across_restarts(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
             execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
         with embedded_postgres(directory) as dsn:
             assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
 
-    def test_text_is_unicode_whatever_the_locale(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    def test_text_is_unicode_with_any_locale(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         monkeypatch.setenv("LC_ALL", "C")
 
         with embedded_postgres(directory) as dsn:
             assert execute(dsn, "SELECT lower('ÄÖÜ') || current_setting('server_encoding')") == [("äöüUTF8",)]
 
-    def test_it_survives_the_kill_of_the_server_and_all_its_children(self, directory: Path) -> None:
+    def test_data_survives_a_kill_of_the_server_and_all_its_children(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
             execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
             kill_server(directory, dsn)
@@ -128,7 +128,7 @@ class TestData:
             assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
 
     @pytest.mark.parametrize("name", ["editor", "postgres"])
-    def test_it_is_reached_although_another_program_has_got_the_killed_ones_id(
+    def test_the_server_starts_although_another_program_has_the_process_id_of_a_killed_one(
         self, directory: Path, name: str
     ) -> None:
         with embedded_postgres(directory) as dsn:
@@ -144,7 +144,7 @@ class TestData:
 
 
 class TestServer:
-    def test_the_last_lease_stops_it(self, directory: Path) -> None:
+    def test_the_server_stops_with_its_last_lease(self, directory: Path) -> None:
         with ExitStack() as first, ExitStack() as second:
             one = first.enter_context(embedded_postgres(directory))
             pid = postmaster(directory)
@@ -157,7 +157,7 @@ class TestServer:
             second.close()
             assert not runs(directory)
 
-    def test_the_variables_of_other_servers_do_not_matter(
+    def test_environment_variables_of_other_servers_are_ignored(
         self, monkeypatch: pytest.MonkeyPatch, directory: Path
     ) -> None:
         with ExitStack() as lease:
@@ -169,12 +169,12 @@ class TestServer:
                 dsn = lease.enter_context(embedded_postgres(directory))
             assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
 
-    def test_it_listens_on_no_network(self, directory: Path) -> None:
+    def test_the_server_listens_on_no_network_address(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
             assert execute(dsn, "SELECT current_setting('listen_addresses')") == [("",)]
 
     @pytest.mark.usefixtures("account")
-    def test_four_that_start_at_once_on_a_new_machine_share_it(self, tmp_path: Path) -> None:
+    def test_four_concurrent_starts_on_a_new_machine_share_one_server(self, tmp_path: Path) -> None:
         directory = tmp_path / "postgres"
         with ExitStack() as leases, ThreadPoolExecutor(4) as pool:
             dsns = pool.map(lambda _: leases.enter_context(embedded_postgres(directory)), range(4))
@@ -182,16 +182,18 @@ class TestServer:
         assert not runs(directory)
 
     @pytest.mark.parametrize(
-        "name", ['it\'s "mine" $HOME `id`', "a,b:c;d 100%41 &=#?+ ü", "long" * 30], ids=["quotes", "signs", "long"]
+        "name",
+        ['it\'s "mine" $HOME `id`', "a,b:c;d 100%41 &=#?+ ü", "long" * 30],
+        ids=["quotes", "punctuation", "long"],
     )
-    def test_its_directory_may_have_any_name(self, tmp_path: Path, name: str) -> None:
+    def test_the_directory_may_have_any_name(self, tmp_path: Path, name: str) -> None:
         directory = tmp_path / name / "postgres"
 
         with embedded_postgres(directory) as dsn:
             assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
         assert not runs(directory)
 
-    def test_half_a_directory_of_a_killed_start_is_no_obstacle(self, tmp_path: Path) -> None:
+    def test_the_unfinished_directory_of_a_killed_start_is_replaced(self, tmp_path: Path) -> None:
         unfinished = tmp_path / "postgres.unfinished"
         unfinished.mkdir(mode=0o700)
         (unfinished / "PG_VERSION").write_text("18\n")
@@ -203,8 +205,8 @@ class TestServer:
 
 class TestAccount:
     @pytest.mark.parametrize("user", [0, NOBODY] if AM_ROOT else [os.geteuid()])
-    def test_it_runs_for_root_and_for_ordinary_users_and_never_as_root(self, user: int) -> None:
-        with TemporaryDirectory() as private:  # only its owner may pass through it
+    def test_the_server_runs_for_root_and_ordinary_users_but_never_as_root(self, user: int) -> None:
+        with TemporaryDirectory() as private:  # only its owner may enter it
             os.chown(private, user, -1)
             used = subprocess.run(
                 [sys.executable, "-c", USE, str(user), f"{private}/postgres"],
@@ -218,7 +220,7 @@ class TestAccount:
         assert word == "kept"
         assert int(owner) == user or (user == 0 and owner != "0")
 
-    def test_root_serves_the_data_of_a_user_without_a_name(self, directory: Path) -> None:
+    def test_root_can_serve_a_directory_whose_owner_has_no_account(self, directory: Path) -> None:
         user = 54_321 if AM_ROOT else os.geteuid()
         subprocess.run(["chown", "-R", str(user), directory], check=True)
 
@@ -228,7 +230,7 @@ class TestAccount:
 
 
 class TestFailure:
-    def test_without_the_wheel_one_sentence_says_what_to_do(
+    def test_the_error_without_the_wheel_is_one_sentence_with_the_remedy(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr("app.server.embedded.find_spec", lambda _: None)
@@ -238,7 +240,7 @@ class TestFailure:
         ):
             use(tmp_path / "postgres")
 
-    def test_a_server_that_does_not_start_names_its_log(self, directory: Path) -> None:
+    def test_the_error_of_a_failed_start_names_the_log(self, directory: Path) -> None:
         configuration = directory / "postgresql.conf"
         sound = configuration.read_text()
         configuration.write_text(f"{sound}\nnonsense = on\n")
@@ -252,7 +254,7 @@ class TestFailure:
         configuration.write_text(sound)
         use(directory)
 
-    def test_a_server_that_does_not_start_takes_no_other_program_along(self, directory: Path) -> None:
+    def test_a_failed_start_does_not_kill_another_program(self, directory: Path) -> None:
         (directory / "postgresql.conf").write_text("nonsense = on\n")
         with program("editor", directory.stat().st_uid) as other:
             for name in PID_FILES:
@@ -262,7 +264,7 @@ class TestFailure:
                 use(directory)
             assert other.poll() is None
 
-    def test_a_server_that_accepts_nobody_is_given_up_and_stopped(
+    def test_a_server_that_accepts_no_connections_is_stopped_after_a_timeout(
         self, monkeypatch: pytest.MonkeyPatch, directory: Path
     ) -> None:
         monkeypatch.setattr("app.server.embedded._TIMEOUT", 1)
@@ -274,9 +276,7 @@ class TestFailure:
             use(directory)
         assert not runs(directory)
 
-    def test_a_cluster_that_cannot_be_made_gives_the_reason(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_the_error_of_a_failed_initdb_has_its_reason(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         initdb = tmp_path / "wheel" / "pginstall" / "bin" / "initdb"
         initdb.parent.mkdir(parents=True)
         initdb.write_text("#!/bin/sh\necho 'initdb: error: no space left'; exit 1\n")
@@ -286,13 +286,13 @@ class TestFailure:
         with pytest.raises(StartupError, match=r"could not be created: initdb: error: no space left$"):
             use(tmp_path / "postgres")
 
-    def test_a_place_that_cannot_be_used_is_named(self, tmp_path: Path) -> None:
+    def test_the_error_for_an_unusable_path_names_the_path(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
 
         with pytest.raises(StartupError, match=rf"^The embedded PostgreSQL cannot use {tmp_path}/file/postgres: "):
             use(tmp_path / "file" / "postgres")
 
-    def test_a_directory_with_other_files_is_left_alone(self, tmp_path: Path) -> None:
+    def test_a_directory_with_other_files_is_refused_and_not_changed(self, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "letter").touch()
 

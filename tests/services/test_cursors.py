@@ -1,4 +1,4 @@
-"""Cursors: what one says comes back, and no text that pretends to be one does harm."""
+"""Cursors: a decoded cursor has the encoded position, and a forged one does no harm."""
 
 import string
 from base64 import urlsafe_b64encode
@@ -24,8 +24,8 @@ _OFFSETS: Final = st.integers(-1_439, 1_439).map(lambda minutes: timezone(timede
 _TITLES: Final = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
 _TIMES: Final = st.datetimes(timezones=st.just(UTC))
 
-# No deadlines: how long an example takes depends on what else the machine does.
-_unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No deadlines: the duration of an example depends on the load of the machine.
+_no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 _over_http = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -36,7 +36,7 @@ _positions = _sorts.flatmap(
         st.just(sort), st.builds(Position, _TITLES if sort.endswith("title") else _TIMES, st.uuids())
     )
 )
-# What a cursor holds: an id, then a key. Keys that are none, that no clock shows, and that PostgreSQL refuses.
+# A cursor has an id, then a key. These keys include malformed ones, impossible times, and keys that PostgreSQL refuses.
 _keys = st.one_of(
     st.datetimes().map(datetime.isoformat),
     st.datetimes(timezones=_OFFSETS).map(datetime.isoformat),
@@ -66,13 +66,13 @@ _contents = st.one_of(
 
 
 def _sealed(content: bytes, sort: Sort, scope: str) -> str:
-    """A cursor with any content and the right checksum: that is no secret, so anybody can make one."""
-    checksum = cursors._checksum(content, sort, scope)  # noqa: SLF001  # the attack needs it
+    """A cursor with this content and a valid checksum. The checksum needs no secret, so anybody can make one."""
+    checksum = cursors._checksum(content, sort, scope)  # noqa: SLF001  # a forged cursor needs it
     return urlsafe_b64encode(checksum + content).rstrip(b"=").decode()
 
 
 def _decoded(cursor: str, sort: Sort, scope: str) -> Position | None:
-    """None for a refusal, which has to name the parameter."""
+    """Returns None for a refusal, which has to name the parameter."""
     try:
         return decode_cursor(cursor, sort, scope, SORT_KEYS[sort.removeprefix("-")])
     except InvalidRequestError as error:
@@ -82,16 +82,18 @@ def _decoded(cursor: str, sort: Sort, scope: str) -> Position | None:
 
 
 class TestRoundTrip:
-    @_unhurried
+    @_no_deadline
     @given(_positions, st.text())
-    def test_a_position_comes_back(self, sorted_position: tuple[Sort, Position], scope: str) -> None:
+    def test_a_decoded_cursor_has_the_encoded_position(
+        self, sorted_position: tuple[Sort, Position], scope: str
+    ) -> None:
         sort, position = sorted_position
 
         assert _decoded(encode_cursor(position, sort, scope), sort, scope) == position
 
-    @_unhurried
+    @_no_deadline
     @given(_positions, st.text())
-    def test_a_cursor_is_plain_in_a_url_and_within_the_limit(
+    def test_a_cursor_needs_no_escape_in_a_url_and_is_within_the_limit(
         self, sorted_position: tuple[Sort, Position], scope: str
     ) -> None:
         sort, position = sorted_position
@@ -101,37 +103,39 @@ class TestRoundTrip:
         assert str(httpx.QueryParams({"cursor": cursor})) == f"cursor={cursor}"
         assert len(cursor) <= 2_048
 
-    def test_the_made_up_ones_below_are_made_like_real_ones(self) -> None:
+    def test_a_forged_cursor_has_the_format_of_a_real_one(self) -> None:
         real = encode_cursor(Position("Buy oat milk", _ID), "title", "scope")
 
         assert _sealed(_ID.bytes + b"Buy oat milk", "title", "scope") == real
 
 
 class TestRefusals:
-    @_unhurried
+    @_no_deadline
     @given(_positions, _sorts)
-    def test_another_order_is_refused(self, sorted_position: tuple[Sort, Position], other: Sort) -> None:
+    def test_a_cursor_of_another_order_is_refused(self, sorted_position: tuple[Sort, Position], other: Sort) -> None:
         sort, position = sorted_position
 
         assert (_decoded(encode_cursor(position, sort, "scope"), other, "scope") is None) == (sort != other)
 
-    @_unhurried
+    @_no_deadline
     @given(_positions, st.text(), st.text())
-    def test_another_scope_is_refused(self, sorted_position: tuple[Sort, Position], scope: str, other: str) -> None:
+    def test_a_cursor_of_another_scope_is_refused(
+        self, sorted_position: tuple[Sort, Position], scope: str, other: str
+    ) -> None:
         sort, position = sorted_position
 
         assert (_decoded(encode_cursor(position, sort, scope), sort, other) is None) == (scope != other)
 
     @pytest.mark.parametrize("title", ["a", "bb", "ccc", "\xe9"])
-    def test_a_change_of_any_one_character_is_refused(self, title: str) -> None:
-        """Of the last one too, some of whose bits stand for nothing."""
+    def test_a_cursor_with_any_one_character_changed_is_refused(self, title: str) -> None:
+        """This includes the last character, some bits of which encode nothing."""
         cursor = encode_cursor(Position(title, _ID), "title", "scope")
         changed = {cursor[:at] + letter + cursor[at + 1 :] for at in range(len(cursor)) for letter in _LETTERS}
 
         assert [text for text in changed - {cursor} if _decoded(text, "title", "scope")] == []
 
     @pytest.mark.parametrize("title", ["a", "bb", "ccc"])
-    def test_a_longer_or_shorter_one_is_refused(self, title: str) -> None:
+    def test_a_lengthened_or_shortened_cursor_is_refused(self, title: str) -> None:
         cursor = encode_cursor(Position(title, _ID), "title", "scope")
         changed = [
             *(cursor[:end] for end in range(len(cursor))),
@@ -142,17 +146,17 @@ class TestRefusals:
 
         assert [text for text in changed if _decoded(text, "title", "scope")] == []
 
-    @_unhurried
+    @_no_deadline
     @given(st.text() | st.text("ABCXYZabcxyz0189-_=") | st.binary().map(lambda raw: urlsafe_b64encode(raw).decode()))
     @example("")
     @example("\ud800")
     @example("\xe9")
-    def test_any_text_is_refused(self, text: str) -> None:
+    def test_a_text_that_is_no_cursor_is_refused(self, text: str) -> None:
         assert [_decoded(text, sort, "scope") for sort in _SORTS] == [None] * len(_SORTS)
 
-    @_unhurried
+    @_no_deadline
     @given(_contents, _sorts)
-    def test_with_the_right_checksum_it_is_a_position_or_refused(self, content: bytes, sort: Sort) -> None:
+    def test_a_forged_cursor_gives_a_valid_position_or_is_refused(self, content: bytes, sort: Sort) -> None:
         position = _decoded(_sealed(content, sort, "scope"), sort, "scope")
 
         if position:
@@ -175,12 +179,12 @@ class TestRefusals:
             ("-updated_at", _ID.bytes + b"9999-12-31T23:59:59.999999-14:00"),
         ],
     )
-    def test_the_right_checksum_proves_nothing(self, sort: Sort, content: bytes) -> None:
+    def test_malformed_content_with_a_valid_checksum_is_refused(self, sort: Sort, content: bytes) -> None:
         assert _decoded(_sealed(content, sort, "scope"), sort, "scope") is None
 
 
 class TestInTheDatabase:
-    """What is accepted can be compared with, as the owner of a list may send anything with the right checksum."""
+    """PostgreSQL can compare with every accepted position: users may send any content with a valid checksum."""
 
     @_over_http
     @given(_contents, _sorts)
@@ -192,7 +196,7 @@ class TestInTheDatabase:
     @example(_ID.bytes + b"a\0b", "title")
     @example(_ID.bytes + "\ufffe\U0010ffff\x01".encode(), "-title")
     @pytest.mark.usefixtures("task")
-    async def test_a_made_up_cursor_is_a_page_or_422(
+    async def test_a_forged_cursor_gives_a_page_or_422(
         self, client: httpx.AsyncClient, user: str, tasks: str, content: bytes, sort: Sort
     ) -> None:
         scope = repr((user, {}))
@@ -202,10 +206,10 @@ class TestInTheDatabase:
 
         assert reply.status_code == (422 if _decoded(cursor, sort, scope) is None else 200)
 
-    async def test_the_scope_above_is_that_of_the_list(
+    async def test_a_forged_cursor_with_the_scope_of_the_list_is_accepted(
         self, client: httpx.AsyncClient, user: str, tasks: str, task: dict[str, Any]
     ) -> None:
-        """Shows that the made-up cursors above are not all refused as foreign."""
+        """A control: the forged cursors above are not all refused because of their scope."""
         cursor = _sealed(UUID(int=0).bytes + b"A", "title", repr((user, {})))
 
         reply = await client.get(tasks, params={"sort": "title", "cursor": cursor})
