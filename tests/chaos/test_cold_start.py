@@ -1,4 +1,4 @@
-"""A database that takes its time to wake up, and closes connections that nobody uses."""
+"""A database that starts slowly on the first connection, and closes idle connections."""
 
 import asyncio
 import re
@@ -26,11 +26,11 @@ USERS: Final = 12  # the pool has 5 connections
 IDLE: Final = 0.8  # seconds after which the database closes a connection
 VISITING: Final = 2  # seconds; a visit may take longer
 LIVE: Final = 0.05  # seconds in which /health/live answers
-PULSE: Final = 0.01
+INTERVAL: Final = 0.01
 
 
-class Pulse:
-    """How long /health/live took, asked all the time, past the event loop of the clients."""
+class LivenessProbe:
+    """The response times of /health/live. A thread of its own asks continuously, apart from the clients' event loop."""
 
     def __init__(self, port: int) -> None:
         self.times: list[float] = []
@@ -38,8 +38,8 @@ class Pulse:
         self._stopping = threading.Event()
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._beat)
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._probe)
         thread.start()
         try:
             yield
@@ -47,9 +47,9 @@ class Pulse:
             self._stopping.set()
             thread.join()
 
-    def _beat(self) -> None:
+    def _probe(self) -> None:
         connection = HTTPConnection("127.0.0.1", self._port, timeout=30)
-        while not self._stopping.wait(PULSE):
+        while not self._stopping.wait(INTERVAL):
             started = time.perf_counter()
             connection.request("GET", "/health/live")
             with connection.getresponse() as response:
@@ -60,16 +60,16 @@ class Pulse:
 
 
 class Visitor:
-    """A user who asks only for what may be asked again."""
+    """A user who sends only idempotent requests."""
 
     def __init__(self, client: httpx.AsyncClient, user: str) -> None:
         self.replies: list[httpx.Response] = []
         self._client = client
         self._tasks = f"/api/{user}/tasks"
-        self._pauses = Random(user)  # noqa: S311  # nobody has to guess them
+        self._pauses = Random(user)  # noqa: S311  # the pauses are no secret
 
-    async def come(self) -> None:
-        """Make a task, and do with it all there is to do."""
+    async def visit(self) -> None:
+        """Create a task, and use every operation on it."""
         key = {"Idempotency-Key": f"visit {len(self.replies)}"}
         made = await self._ask("POST", self._tasks, json={"title": "Buy oat milk"}, headers=key)
         if made.is_success:
@@ -80,10 +80,10 @@ class Visitor:
             await self._ask("GET", self._tasks)
             await self._ask("DELETE", path)
 
-    async def keep_coming(self, seconds: float) -> None:
+    async def keep_visiting(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            await self.come()
+            await self.visit()
             await asyncio.sleep(self._pauses.uniform(0, 2 * IDLE))
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -99,7 +99,7 @@ def network(dsn: str) -> Iterator[FaultProxy]:
 
 
 @pytest.mark.parametrize("delay", [0.3, 2, 8])
-async def test_who_may_ask_again_gets_no_error(
+async def test_an_idempotent_request_gets_no_error_from_a_slow_database(
     tmp_path: Path,
     network: FaultProxy,
     new_user: Callable[[], str],
@@ -107,25 +107,25 @@ async def test_who_may_ask_again_gets_no_error(
     rounds: int,
     record_property: Callable[[str, object], None],
 ) -> None:
-    network.delay, network.idle = min(delay, 2), IDLE  # the start alone opens two connections after each other
+    network.delay, network.idle = min(delay, 2), IDLE  # the start opens two connections one after the other
     with Service(tmp_path, {"DATABASE_URL": network.dsn}) as service:
         service.ready()
         network.delay = delay
-        pulse = Pulse(service.port)
+        probe = LivenessProbe(service.port)
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             visitors = [Visitor(client, new_user()) for _ in range(USERS)]
-            with pulse.beating():
+            with probe.running():
                 for _ in range(rounds):
                     await until(lambda: network.connections == 0)
-                    await asyncio.gather(*(visitor.come() for visitor in visitors))
+                    await asyncio.gather(*(visitor.visit() for visitor in visitors))
                     await until(lambda: network.connections == 0)
-                    await asyncio.gather(*(visitor.keep_coming(VISITING) for visitor in visitors))
+                    await asyncio.gather(*(visitor.keep_visiting(VISITING) for visitor in visitors))
 
     replies = [reply for visitor in visitors for reply in visitor.replies]
     assert [reply.text for reply in replies if not reply.is_success] == []
-    late = sum(took > LIVE for took in pulse.times)
-    record_property("late", f"{late} of {len(pulse.times)} answers to /health/live, median {median(pulse.times):.4f} s")
-    assert late <= len(pulse.times) / 20  # the machine may be busy
+    late = sum(took > LIVE for took in probe.times)
+    record_property("late", f"{late} of {len(probe.times)} answers to /health/live, median {median(probe.times):.4f} s")
+    assert late <= len(probe.times) / 20  # the machine may be busy
 
 
 class TestStart:
@@ -135,7 +135,9 @@ class TestStart:
         with postgres(tmp_path_factory.mktemp("database")) as server:
             yield server
 
-    def test_a_service_that_is_there_first_waits_and_says_so(self, tmp_path: Path, database: Postgres) -> None:
+    def test_a_service_that_starts_before_its_database_waits_and_logs_it(
+        self, tmp_path: Path, database: Postgres
+    ) -> None:
         database.stop()
         with Service(tmp_path, {"DATABASE_URL": database.dsn}) as service:
             while len(tries := [message for message in service.messages if "waiting" in message]) < 2:
@@ -149,7 +151,9 @@ class TestStart:
         assert service.stderr == ""
 
     @pytest.mark.parametrize("wrong", ["password", "database"])
-    def test_what_will_not_pass_is_told_in_one_sentence(self, tmp_path: Path, database: Postgres, wrong: str) -> None:
+    def test_a_permanent_fault_is_reported_in_one_sentence(
+        self, tmp_path: Path, database: Postgres, wrong: str
+    ) -> None:
         url = make_url(database.dsn)
         url = url.set(password=token_hex()) if wrong == "password" else url.set(database="nowhere")
         with Service(tmp_path, {"DATABASE_URL": url.render_as_string(hide_password=False)}) as service:

@@ -1,4 +1,4 @@
-"""The proxy does what the tests beside this one rely on. Asked by the driver, without the service."""
+"""The fault proxy behaves as the other tests assume. These tests use the driver, without the service."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +13,7 @@ from tests.support import until
 Connection = asyncpg.Connection
 
 SOON: Final = 0.2  # seconds
-# What the driver says of a connection that ends under it.
+# Errors of the driver for a connection that was lost.
 GONE: Final = (ConnectionResetError, asyncpg.ConnectionDoesNotExistError)
 
 
@@ -30,11 +30,11 @@ async def through(proxy: FaultProxy) -> AsyncIterator[Connection]:
     connection.terminate()
 
 
-async def test_all_is_forwarded(through: Connection) -> None:
+async def test_a_large_result_is_forwarded(through: Connection) -> None:
     assert await through.fetchval("SELECT repeat('a', 1000000)") == "a" * 1_000_000
 
 
-async def test_a_delayed_connection_is_accepted_and_says_nothing_for_that_long(proxy: FaultProxy) -> None:
+async def test_a_delayed_connection_is_accepted_but_unresponsive_during_the_delay(proxy: FaultProxy) -> None:
     proxy.delay = SOON
     with pytest.raises(TimeoutError):
         await asyncpg.connect(proxy.dsn, timeout=SOON / 2)
@@ -44,7 +44,7 @@ async def test_a_delayed_connection_is_accepted_and_says_nothing_for_that_long(p
     assert asyncio.get_running_loop().time() - started >= SOON
 
 
-async def test_latency_is_added_both_ways(proxy: FaultProxy, through: Connection) -> None:
+async def test_latency_is_added_in_both_directions(proxy: FaultProxy, through: Connection) -> None:
     proxy.latency = SOON
     started = asyncio.get_running_loop().time()
     await through.execute("SELECT 1")
@@ -52,7 +52,7 @@ async def test_latency_is_added_both_ways(proxy: FaultProxy, through: Connection
     assert asyncio.get_running_loop().time() - started >= 2 * SOON
 
 
-async def test_held_connections_go_on(proxy: FaultProxy, through: Connection) -> None:
+async def test_a_held_connection_continues_after_heal(proxy: FaultProxy, through: Connection) -> None:
     proxy.hold()
     asked = asyncio.create_task(through.fetchval("SELECT 1"))
     assert not (await asyncio.wait([asked], timeout=SOON))[0]
@@ -61,7 +61,9 @@ async def test_held_connections_go_on(proxy: FaultProxy, through: Connection) ->
     assert await asked == 1
 
 
-async def test_lost_connections_do_not_go_on_but_new_ones_do(proxy: FaultProxy, through: Connection) -> None:
+async def test_a_lost_connection_does_not_continue_after_heal_but_a_new_one_works(
+    proxy: FaultProxy, through: Connection
+) -> None:
     proxy.lose()
     connecting = asyncio.create_task(asyncpg.connect(proxy.dsn))
     asked = asyncio.create_task(through.fetchval("SELECT 1"))
@@ -76,7 +78,7 @@ async def test_lost_connections_do_not_go_on_but_new_ones_do(proxy: FaultProxy, 
     asked.cancel()
 
 
-async def test_reset_ends_connections_in_the_middle_of_a_statement(proxy: FaultProxy, through: Connection) -> None:
+async def test_reset_ends_a_connection_during_a_statement(proxy: FaultProxy, through: Connection) -> None:
     asked = asyncio.create_task(through.execute("SELECT pg_sleep(60)"))
     await asyncio.wait([asked], timeout=SOON)
     proxy.reset()
@@ -85,7 +87,7 @@ async def test_reset_ends_connections_in_the_middle_of_a_statement(proxy: FaultP
         await asked
 
 
-async def test_a_statement_that_is_cut_off_is_carried_out(
+async def test_a_statement_whose_answer_is_cut_off_is_carried_out(
     proxy: FaultProxy, through: Connection, database: Connection
 ) -> None:
     await database.execute("CREATE TABLE cut (number integer)")
@@ -99,7 +101,7 @@ async def test_a_statement_that_is_cut_off_is_carried_out(
     assert proxy.cut_off == 1
 
 
-async def test_idle_connections_are_closed_and_others_are_not(proxy: FaultProxy, through: Connection) -> None:
+async def test_an_idle_connection_is_closed_but_a_used_one_is_not(proxy: FaultProxy, through: Connection) -> None:
     proxy.idle = SOON
     for _ in range(5):
         await through.execute("SELECT pg_sleep(0.1)")
@@ -108,6 +110,6 @@ async def test_idle_connections_are_closed_and_others_are_not(proxy: FaultProxy,
     await until(through.is_closed)
 
 
-async def test_where_the_database_is_away_connections_are_reset() -> None:
+async def test_a_connection_is_reset_while_the_database_is_down() -> None:
     with fault_proxy("postgresql://127.0.0.1:1/postgres") as other, pytest.raises(GONE):
         await asyncpg.connect(other.dsn, ssl=False)

@@ -1,4 +1,4 @@
-"""More clients than the database has room for: two connections for 200 of them, and rows that somebody else holds."""
+"""More clients than the database can serve: 200 clients on two connections, and rows that another session locks."""
 
 import asyncio
 import json
@@ -21,14 +21,14 @@ from tests.support import SECRET, bearer, execute, until
 CLIENTS: Final = 200
 CONNECTIONS: Final = 2
 LIMIT: Final = 20  # requests that may wait for the database, in the service that has a limit
-DEADLINE: Final = 15  # seconds in which everybody is answered
+DEADLINE: Final = 15  # seconds in which all requests are answered
 ROUNDS: Final = 6
 GROWTH: Final = 32 * 1024  # KiB
 LEAVERS: Final = 1000
 AT_ONCE: Final = 100
 RST: Final = struct.pack("ii", 1, 0)  # as SO_LINGER: close() sends RST
 OVERLOADED: Final = "503 overloaded"
-# Refused at the door, given up by the database, given up by the service.
+# Refused by the limit, a timeout in the database, a timeout in the service.
 REFUSALS: Final = {OVERLOADED, "503 timed-out", "503 outcome-unknown"}
 BACKENDS: Final = """
     SELECT state FROM pg_stat_activity WHERE application_name = 'tasks-api' AND datname = current_database()
@@ -54,7 +54,7 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """Takes a connection for each request. With hundreds at once, a library would have the machine to itself."""
+    """Opens a connection for each request. With hundreds at once, an HTTP library would take most of the CPU time."""
 
     def __init__(self, port: int, user: str) -> None:
         self.tasks = f"/api/{user}/tasks"
@@ -77,7 +77,7 @@ class Client:
         return Reply(int(status.split()[1]), {name.lower(): value for name, value in names}, content)
 
     async def leave(self) -> None:
-        """Send a request, or a part of one, and go away at some moment without a word."""
+        """Send a request or a part of one, and reset the connection after a random time."""
         request = self._request("POST", self.tasks, {"title": "Buy oat milk"}, {})
         _, writer = await asyncio.open_connection("127.0.0.1", self._port)
         writer.write(request[: randbelow(2 * len(request))])
@@ -95,7 +95,7 @@ class Client:
 
 @pytest.fixture(scope="session")
 def small_dsn(dsn: str) -> str:
-    """A database of which all connections are the service's."""
+    """A database whose connections all belong to the service."""
     execute(dsn, "CREATE DATABASE small")
     return make_url(dsn).set(database="small").render_as_string(hide_password=False)
 
@@ -131,13 +131,13 @@ async def held(database: asyncpg.Connection) -> AsyncIterator[None]:
 
 
 async def at_once(requests: Iterable[Awaitable[Reply]]) -> Counter[str]:
-    """Returns how often each outcome came, once all have come."""
+    """Send the requests concurrently. Returns the number of replies for each outcome."""
     async with asyncio.timeout(DEADLINE):
         return Counter(reply.outcome for reply in await asyncio.gather(*requests))
 
 
 def memory(service: Service) -> int:
-    """Returns how many KiB are in use."""
+    """Returns the resident memory of the service in KiB."""
     return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(service.process.pid)]))
 
 
@@ -146,26 +146,26 @@ async def all_wait(database: asyncpg.Connection) -> bool:
     return bool(await database.fetchval(WAITING) == CONNECTIONS)
 
 
-async def is_whole(database: asyncpg.Connection) -> bool:
-    """Whether the pool has no more than its connections, and nothing is going on at any of them."""
+async def is_idle(database: asyncpg.Connection) -> bool:
+    """Whether the pool has at most its number of connections, and all are idle."""
     states = [state for [state] in await database.fetch(BACKENDS)]
     return len(states) <= CONNECTIONS and set(states) <= {"idle"}
 
 
-async def assert_whole(client: Client, database: asyncpg.Connection) -> None:
-    await until(lambda: is_whole(database))
+async def assert_pool_works(client: Client, database: asyncpg.Connection) -> None:
+    await until(lambda: is_idle(database))
     assert await at_once(client.get() for _ in range(10 * CONNECTIONS)) == {"200": 10 * CONNECTIONS}
 
 
 class TestManyClients:
-    async def test_all_are_answered(self, client: Client, database: asyncpg.Connection) -> None:
+    async def test_every_client_is_answered(self, client: Client, database: asyncpg.Connection) -> None:
         requests = [request for _ in range(CLIENTS // 2) for request in (client.post("Buy oat milk"), client.get())]
 
         outcomes = await at_once(requests)
 
         assert outcomes.keys() <= {"201", "200", OVERLOADED}
         assert outcomes["201"]
-        await assert_whole(client, database)
+        await assert_pool_works(client, database)
 
     async def test_memory_is_bounded(
         self, service: Service, client: Client, record_property: Callable[[str, object], None]
@@ -182,7 +182,7 @@ class TestManyClients:
 
 
 class TestHeldRows:
-    async def test_who_wants_them_is_refused_in_time_and_leaves_nothing_at_the_server(
+    async def test_a_change_of_a_locked_row_is_refused_in_time_and_its_statement_ends(
         self, client: Client, database: asyncpg.Connection
     ) -> None:
         task = (await client.post("Buy oat milk")).body
@@ -191,14 +191,16 @@ class TestHeldRows:
         async with database.transaction():
             await database.execute("SELECT FROM tasks WHERE title = 'Buy oat milk' FOR UPDATE")
             outcomes = await at_once(client.ask("PUT", path, {"title": "Drink it"}) for _ in range(CLIENTS))
-            await until(lambda: is_whole(database))
+            await until(lambda: is_idle(database))
 
         assert outcomes.keys() <= REFUSALS
         assert len(outcomes) > 1
-        await assert_whole(client, database)
+        await assert_pool_works(client, database)
         assert (await client.ask("GET", path)).body == task
 
-    async def test_who_needs_no_connection_waits_for_none(self, client: Client, database: asyncpg.Connection) -> None:
+    async def test_a_request_that_needs_no_connection_does_not_wait_for_one(
+        self, client: Client, database: asyncpg.Connection
+    ) -> None:
         tasks = client.tasks
         async with held(database):
             waiting = [asyncio.create_task(client.get()) for _ in range(5 * CONNECTIONS)]
@@ -227,7 +229,7 @@ class TestLimit:
         with Service(tmp_path_factory.mktemp("limited"), settings(small_dsn, CONCURRENCY_LIMIT=str(LIMIT))) as service:
             yield service.ready()
 
-    async def test_more_requests_than_may_wait_are_refused_at_once(
+    async def test_a_request_above_the_limit_is_refused_at_once(
         self, client: Client, database: asyncpg.Connection
     ) -> None:
         async with held(database):
@@ -240,12 +242,12 @@ class TestLimit:
 
 
 class TestClientsThatLeave:
-    async def test_they_leave_the_pool_whole_and_no_error_in_the_log(
+    async def test_aborted_requests_leave_the_pool_intact_and_no_error_in_the_log(
         self, service: Service, client: Client, database: asyncpg.Connection
     ) -> None:
         for _ in range(LEAVERS // AT_ONCE):
             await asyncio.gather(*(client.leave() for _ in range(AT_ONCE)))
 
-        await assert_whole(client, database)
+        await assert_pool_works(client, database)
         assert [line for line in service.lines if line["level"] not in {"INFO", "WARNING"}] == []
         assert service.stderr == ""

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the running service, where the tools find it."""
+"""The OpenAPI document of the running service, in a folder for the tools."""
 
 import json
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from tests.clients.support import make_workspace
 
 @pytest.fixture(scope="session")
 def base_url(secured_url: str) -> str:
-    """Clients meet the service as it is in production: with authentication."""
+    """The service of these tests has authentication, as in production."""
     return secured_url
 
 

@@ -1,4 +1,4 @@
-"""What no schema can say: whose token a request needs, and whether a cursor, a key or a version is the right one."""
+"""Facts that a schema cannot express: the token of a request, and whether a cursor, a key or a version is valid."""
 
 import os
 from http import HTTPStatus

@@ -23,14 +23,14 @@ _QUIET: Final = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "
 
 
 def make_workspace(path: Path, document: bytes) -> None:
-    """Put the configuration of the tools into `path`, and the document: what they generate is to be there, not here."""
+    """Put the document and the configuration of the tools into `path`, so that they generate their files there."""
     shutil.copytree(FOLDER, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "__*", "test_*"))
     (path / "node_modules").symlink_to(NODE_MODULES)
     (path / "openapi.json").write_bytes(document)
 
 
 async def run(workspace: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a tool without waiting for it in the event loop, as the service answers there."""
+    """Run a tool without blocking the event loop, in which the service runs."""
     measured = {name for name in os.environ if name.startswith("COVERAGE_")}
     env = {name: value for name, value in os.environ.items() if name not in measured} | _QUIET | {"PATH": _PATH}
     done = await anyio.run_process(command, cwd=workspace, env=env, check=False, stderr=subprocess.STDOUT)

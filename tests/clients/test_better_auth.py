@@ -18,7 +18,7 @@ from tests.support import make_settings, serving, until
 
 pytestmark = needs_node
 
-GRACE_PERIOD: Final = 30 * 24 * 3600  # seconds for which Better Auth goes on to publish a key that has expired
+GRACE_PERIOD: Final = 30 * 24 * 3600  # seconds for which Better Auth still publishes an expired key
 OPERATIONS: Final[tuple[tuple[str, str, dict[str, Any] | None], ...]] = (
     ("POST", "", {"title": "Call Eve"}),
     ("GET", "", None),
@@ -31,7 +31,7 @@ _numbers = count(1)
 
 
 class Account(NamedTuple):
-    """A user who has signed up, and what the browser keeps of the session."""
+    """A user who has signed up, with the cookies of the session."""
 
     user_id: str
     cookies: dict[str, str]
@@ -66,22 +66,22 @@ class Issuer:
         return token
 
     async def expire_keys(self, seconds: int = 0) -> None:
-        """Better Auth makes another key for the next token, and publishes the others until `GRACE_PERIOD` is over."""
+        """Expire all keys. The next token gets a new key. The old keys are published until `GRACE_PERIOD` is over."""
         assert (await self._client.post("/expire-keys", params={"seconds": seconds})).status_code == 204
 
 
 @asynccontextmanager
 async def better_auth(*arguments: object) -> AsyncIterator[Issuer]:
-    """Yields an issuer with keys of its own, and kills it. Arguments: a port, and the URL that it says it has."""
+    """Yields an issuer with keys of its own, and kills it. The arguments are its port and the URL in its tokens."""
     command = ("node", "issuer.mjs", *map(str, arguments))
-    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # as several users share the client
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # because several users share the client
     async with await anyio.open_process(command, cwd=FOLDER, stderr=None) as process:
         assert process.stdout
         try:
             with anyio.fail_after(60):
                 url = (await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 100)).decode()
             async with httpx.AsyncClient(base_url=url, cookies=no_cookies, timeout=30) as client:
-                await client.get("/api/auth/jwks")  # makes the first key; two who ask at once may have two made
+                await client.get("/api/auth/jwks")  # creates the first key; two concurrent requests could create two
                 yield Issuer(url, client)
         finally:
             with suppress(ProcessLookupError):
@@ -90,7 +90,7 @@ async def better_auth(*arguments: object) -> AsyncIterator[Issuer]:
 
 @asynccontextmanager
 async def service_of(dsn: str, url: str, **others: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service of its own that accepts the tokens of the issuer at `url`."""
+    """Yields a client of a new service that accepts the tokens of the issuer at `url`."""
     auth = {"auth_jwks_url": f"{url}/api/auth/jwks", "auth_issuer": url, "auth_audience": url, **others}
     async with (
         serving(make_settings(dsn, **auth)) as base_url,
@@ -101,14 +101,14 @@ async def service_of(dsn: str, url: str, **others: str) -> AsyncIterator[httpx.A
 
 @pytest.fixture(scope="module")
 async def issuer() -> AsyncIterator[Issuer]:
-    """The one whose keys stay the same."""
+    """An issuer whose keys do not change."""
     async with better_auth() as issuer:
         yield issuer
 
 
 @pytest.fixture(scope="module")
 async def impostor(issuer: Issuer) -> AsyncIterator[Issuer]:
-    """Another one, which says that it is `issuer`."""
+    """Another issuer, whose tokens name `issuer` as their issuer."""
     async with better_auth(0, issuer.url) as impostor:
         yield impostor
 
@@ -142,8 +142,8 @@ async def is_ready(service: httpx.AsyncClient) -> bool:
     return (await service.get("/health/ready")).status_code == 200
 
 
-async def try_everything(service: httpx.AsyncClient, tasks: str, task_id: str, token: str) -> list[int]:
-    """The statuses of all operations."""
+async def try_every_operation(service: httpx.AsyncClient, tasks: str, task_id: str, token: str) -> list[int]:
+    """Use every operation. Returns the statuses."""
     return [
         (await service.request(method, tasks + path.format(task_id), json=body, headers=bearer(token))).status_code
         for method, path, body in OPERATIONS
@@ -185,7 +185,7 @@ def assert_unavailable(reply: httpx.Response) -> None:
 
 
 class TestToken:
-    async def test_it_has_the_form_that_better_auth_is_known_for(self, issuer: Issuer, account: Account) -> None:
+    async def test_a_token_has_the_known_format_of_better_auth(self, issuer: Issuer, account: Account) -> None:
         token = await issuer.token_of(account)
 
         header, claims = jwt.get_unverified_header(token), claims_of(token)
@@ -195,25 +195,25 @@ class TestToken:
         assert claims["exp"] - claims["iat"] == 900
         assert claims["iss"] == claims["aud"] == issuer.url
 
-    async def test_with_it_a_user_may_do_everything(
+    async def test_a_user_with_a_token_may_use_every_operation(
         self, service: httpx.AsyncClient, issuer: Issuer, account: Account
     ) -> None:
         token = await issuer.token_of(account)
         task = await create_task(service, account, token)
 
-        statuses = await try_everything(service, account.tasks, task["id"], token)
+        statuses = await try_every_operation(service, account.tasks, task["id"], token)
 
         assert statuses == [201, 200, 200, 200, 200, 204]
         assert task["user_id"] == account.user_id
 
-    async def test_the_one_that_comes_with_the_session_is_as_good(
+    async def test_the_token_of_a_session_reply_is_accepted(
         self, service: httpx.AsyncClient, issuer: Issuer, account: Account
     ) -> None:
         token = (await issuer.get("get-session", account)).headers["set-auth-jwt"]
 
         assert await accepts(service, account, token)
 
-    async def test_with_it_nothing_of_another_user_can_be_seen_or_changed(
+    async def test_a_token_of_one_user_gives_no_access_to_the_tasks_of_another(
         self, service: httpx.AsyncClient, issuer: Issuer
     ) -> None:
         ada, grace = await issuer.sign_up(), await issuer.sign_up()
@@ -221,12 +221,12 @@ class TestToken:
             my_token, your_token = await issuer.token_of(mine), await issuer.token_of(yours)
             task = await create_task(service, yours, your_token)
 
-            assert await try_everything(service, yours.tasks, task["id"], my_token) == [403] * 6
+            assert await try_every_operation(service, yours.tasks, task["id"], my_token) == [403] * 6
 
             assert (await list_tasks(service, yours, your_token)).json() == [task]
             assert (await list_tasks(service, yours, my_token)).json()["type"] == "urn:problem-type:forbidden"
 
-    async def test_the_signature_of_one_does_not_make_another_good(
+    async def test_a_token_with_the_signature_of_another_token_is_refused(
         self, service: httpx.AsyncClient, issuer: Issuer
     ) -> None:
         ada, grace = await issuer.sign_up(), await issuer.sign_up()
@@ -237,7 +237,7 @@ class TestToken:
         assert_refused(await list_tasks(service, grace, forged))
         assert await accepts(service, grace, yours)
 
-    async def test_one_of_another_issuer_that_uses_the_same_name_is_refused(
+    async def test_a_token_of_an_issuer_with_other_keys_and_the_same_name_is_refused(
         self, service: httpx.AsyncClient, dsn: str, issuer: Issuer, impostor: Issuer
     ) -> None:
         account = await impostor.sign_up()
@@ -247,20 +247,22 @@ class TestToken:
         assert_refused(await list_tasks(service, account, token))
 
         keys = f"{impostor.url}/api/auth/jwks"
-        async with service_of(dsn, issuer.url, auth_jwks_url=keys) as fooled:  # nothing but the key is wrong
+        async with service_of(dsn, issuer.url, auth_jwks_url=keys) as fooled:  # a control: only the key is wrong
             assert await accepts(fooled, account, token)
 
 
 class TestSession:
-    @pytest.mark.parametrize("form", ["as it is", "decoded", "without its signature"])
-    async def test_its_cookie_is_no_token(self, service: httpx.AsyncClient, account: Account, form: str) -> None:
+    @pytest.mark.parametrize("form", ["unchanged", "decoded", "without signature"])
+    async def test_the_session_cookie_is_refused_as_a_token(
+        self, service: httpx.AsyncClient, account: Account, form: str
+    ) -> None:
         cookie = account.cookies["better-auth.session_token"]
         decoded = unquote(cookie)
-        forms = {"as it is": cookie, "decoded": decoded, "without its signature": decoded.partition(".")[0]}
+        forms = {"unchanged": cookie, "decoded": decoded, "without signature": decoded.partition(".")[0]}
 
         assert_refused(await list_tasks(service, account, forms[form]))
 
-    async def test_cookies_alone_are_not_looked_at(self, service: httpx.AsyncClient, account: Account) -> None:
+    async def test_cookies_without_a_token_are_ignored(self, service: httpx.AsyncClient, account: Account) -> None:
         cookies = "; ".join(f"{name}={value}" for name, value in account.cookies.items())
 
         reply = await service.get(account.tasks, headers={"Cookie": cookies})
@@ -269,7 +271,7 @@ class TestSession:
         assert reply.json()["type"] == "urn:problem-type:token-missing"
         assert reply.headers["WWW-Authenticate"] == 'Bearer realm="tasks"'
 
-    async def test_a_cookie_that_is_signed_with_the_same_key_has_another_audience(
+    async def test_a_cookie_signed_with_the_same_key_is_refused_for_its_audience(
         self, service: httpx.AsyncClient, dsn: str, issuer: Issuer, account: Account
     ) -> None:
         cookie = account.cookies["better-auth.session_data"]
@@ -282,7 +284,7 @@ class TestSession:
 
 
 class TestRotation:
-    async def test_a_token_of_the_next_key_is_accepted_at_once_and_one_of_the_last_still_is(self, dsn: str) -> None:
+    async def test_tokens_of_the_new_key_and_of_the_expired_key_are_accepted(self, dsn: str) -> None:
         async with better_auth() as issuer, service_of(dsn, issuer.url) as service:
             ada, grace = await issuer.sign_up(), await issuer.sign_up()
             old, unseen = await issuer.token_of(ada), await issuer.token_of(grace)
@@ -296,7 +298,7 @@ class TestRotation:
             assert await accepts(service, ada, old)
             assert await accepts(service, grace, unseen)
 
-    async def test_a_key_that_is_no_longer_published_is_forgotten_with_the_tokens_it_signed(self, dsn: str) -> None:
+    async def test_a_token_of_a_key_that_is_no_longer_published_is_refused(self, dsn: str) -> None:
         async with better_auth() as issuer, service_of(dsn, issuer.url) as service:
             ada, grace = await issuer.sign_up(), await issuer.sign_up()
             old, unseen = await issuer.token_of(ada), await issuer.token_of(grace)
@@ -308,7 +310,7 @@ class TestRotation:
             assert_refused(await list_tasks(service, ada, old))
             assert_refused(await list_tasks(service, grace, unseen))
 
-    async def test_it_is_noticed_even_if_nobody_sends_a_token_of_the_next_key(
+    async def test_a_withdrawn_key_is_noticed_without_a_token_of_the_new_key(
         self, dsn: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.core.security.jwks._REFRESH", 0.05)
@@ -324,7 +326,7 @@ class TestRotation:
 
             assert await accepts(service, ada, new)
 
-    async def test_strangers_cannot_have_the_keys_fetched_all_the_time(
+    async def test_a_token_with_an_unknown_key_delays_the_next_fetch(
         self, dsn: str, impostor: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stranger = await impostor.sign_up()
@@ -337,12 +339,14 @@ class TestRotation:
             new = await issuer.token_of(ada)
             assert_refused(await list_tasks(service, ada, new))
 
-            monkeypatch.setattr("app.core.security.jwks._RETRY", 0)  # as if the time were over
+            monkeypatch.setattr("app.core.security.jwks._RETRY", 0)  # as if the delay were over
             assert await accepts(service, ada, new)
 
 
 class TestOutage:
-    async def test_tokens_with_a_known_key_stay_good_and_no_other_becomes_so(self, dsn: str, impostor: Issuer) -> None:
+    async def test_only_tokens_with_a_known_key_are_accepted_while_the_issuer_is_down(
+        self, dsn: str, impostor: Issuer
+    ) -> None:
         stranger = await impostor.sign_up()
         async with AsyncExitStack() as outage:
             issuer = await outage.enter_async_context(better_auth())
@@ -358,10 +362,10 @@ class TestOutage:
                 assert await accepts(service, grace, unseen)
                 assert (await list_tasks(service, grace, seen)).status_code == 403
 
-    async def test_an_issuer_that_comes_back_with_other_keys_is_believed(
+    async def test_the_keys_of_an_issuer_that_restarts_with_new_ones_are_accepted(
         self, dsn: str, impostor: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.core.security.jwks._RETRY", 0)  # the stranger's token has the keys asked for in vain
+        monkeypatch.setattr("app.core.security.jwks._RETRY", 0)  # the stranger's token causes a fetch that fails
         stranger = await impostor.sign_up()
         async with AsyncExitStack() as outage:
             issuer = await outage.enter_async_context(better_auth())
@@ -379,7 +383,9 @@ class TestOutage:
                     assert await accepts(service, grace, await restarted.token_of(grace))
                     assert_refused(await list_tasks(service, ada, old))
 
-    async def test_a_service_may_start_before_its_issuer(self, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_service_that_starts_before_its_issuer_recovers(
+        self, dsn: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("app.core.security.jwks._FIRST_RETRY", 0.05)
         async with better_auth() as issuer:
             ada = await issuer.sign_up()

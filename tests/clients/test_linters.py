@@ -1,4 +1,4 @@
-"""What the linters of OpenAPI documents say about ours. Rules that are off have their reasons in the configuration."""
+"""Linters of OpenAPI documents. The configuration gives the reason for each rule that is off."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ SPECTRAL = ("spectral", "lint", "--fail-severity=hint", "openapi.json")
 REDOCLY = ("redocly", "lint", "openapi.json")
 
 
-async def test_spectral_finds_nothing(workspace: Path) -> None:
+async def test_spectral_finds_nothing_in_the_document(workspace: Path) -> None:
     report = await run(workspace, *SPECTRAL)
 
     assert report.returncode == 0, report.stdout
 
 
-async def test_spectral_would_find_a_string_of_any_length_and_a_name_used_twice(
+async def test_spectral_finds_a_string_without_a_maximum_length_and_a_duplicate_operation_id(
     workspace: Path, document: dict[str, Any]
 ) -> None:
     del document["components"]["schemas"]["TaskCreate"]["properties"]["title"]["maxLength"]
@@ -32,13 +32,13 @@ async def test_spectral_would_find_a_string_of_any_length_and_a_name_used_twice(
     assert "operation-operationId-unique" in report.stdout
 
 
-async def test_redocly_finds_nothing(workspace: Path) -> None:
+async def test_redocly_finds_nothing_in_the_document(workspace: Path) -> None:
     report = await run(workspace, *REDOCLY)
 
     assert report.returncode == 0, report.stdout
 
 
-async def test_redocly_would_find_a_parameter_that_is_not_described(workspace: Path, document: dict[str, Any]) -> None:
+async def test_redocly_finds_an_undefined_path_parameter(workspace: Path, document: dict[str, Any]) -> None:
     del document["paths"]["/api/{user_id}/tasks"]["get"]["parameters"][0]
     (workspace / "openapi.json").write_text(json.dumps(document))
 

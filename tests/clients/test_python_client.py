@@ -24,7 +24,7 @@ async def document(client: httpx.AsyncClient) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 async def _package(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[None]:
-    """The package can be imported."""
+    """Generate the package and make it importable."""
     workspace = tmp_path_factory.mktemp("python_client")
     make_workspace(workspace, json.dumps(document).encode())
     options = ("--path=openapi.json", f"--output-path={PACKAGE}", "--meta=none", "--fail-on-warning")
@@ -36,13 +36,13 @@ async def _package(document: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 
 async def call(base_url: str, operation: str, *arguments: Any, **options: Any) -> Any:
-    """Call an operation on tasks as the package offers it, for the user who is its first argument."""
+    """Call an operation of the package, with a token of the user in its first argument."""
     sent = token(arguments[0])
     async with import_module(PACKAGE).AuthenticatedClient(base_url, sent, raise_on_unexpected_status=True) as client:
         return await import_module(f"{PACKAGE}.api.tasks.{operation}").asyncio(*arguments, client=client, **options)
 
 
-async def test_it_creates_updates_and_lists_tasks(base_url: str, user: str) -> None:
+async def test_the_package_creates_updates_and_lists_tasks(base_url: str, user: str) -> None:
     models = import_module(f"{PACKAGE}.models")
 
     task = await call(base_url, "create_task", user, body=models.TaskCreate("Buy oat milk", "The barista one"))
@@ -53,7 +53,7 @@ async def test_it_creates_updates_and_lists_tasks(base_url: str, user: str) -> N
     assert listed.updated_at > listed.created_at == task.created_at
 
 
-async def test_an_error_is_a_problem_with_its_fields(base_url: str, user: str) -> None:
+async def test_the_package_returns_an_error_as_a_problem_with_its_fields(base_url: str, user: str) -> None:
     body = import_module(f"{PACKAGE}.models").TaskCreate(" ")
 
     problem = await call(base_url, "create_task", user, body=body)
@@ -61,7 +61,7 @@ async def test_an_error_is_a_problem_with_its_fields(base_url: str, user: str) -
     assert (problem.status, [error.pointer for error in problem.errors]) == (422, ["#/title"])
 
 
-def test_every_model_has_every_field_and_requires_only_what_is_required(document: dict[str, Any]) -> None:
+def test_every_model_has_the_fields_and_required_fields_of_its_schema(document: dict[str, Any]) -> None:
     models = import_module(f"{PACKAGE}.models")
 
     for name, schema in document["components"]["schemas"].items():
@@ -71,7 +71,7 @@ def test_every_model_has_every_field_and_requires_only_what_is_required(document
         assert {field.rstrip("_") for field in required} == set(schema.get("required", []))
 
 
-def test_every_operation_takes_every_parameter(document: dict[str, Any]) -> None:
+def test_every_operation_accepts_every_documented_parameter(document: dict[str, Any]) -> None:
     parameters = {f"#/components/parameters/{name}": it for name, it in document["components"]["parameters"].items()}
 
     for operation in (operation for path in document["paths"].values() for operation in path.values()):

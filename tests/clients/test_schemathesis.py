@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes of the document, and how it judges the replies. Options: schemathesis.toml."""
+"""Requests that schemathesis derives from the document, and its checks of the replies. Options: schemathesis.toml."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ RUN = ("st", "run", "openapi.json", "--checks=all", "--report-har-path=report.js
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tool makes tokens with the secret that the service has (schemathesis_hooks.py)."""
+    """The tool signs tokens with the secret of the service (schemathesis_hooks.py)."""
     monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
 
 
@@ -29,7 +29,7 @@ async def test_no_reply_contradicts_the_document(workspace: Path, document: dict
     assert {user for _, parts, user in calls if parts > 3} >= {"ada", "grace"}
 
 
-async def test_a_limit_that_is_not_kept_would_be_found(
+async def test_schemathesis_finds_a_limit_that_differs_from_the_document(
     workspace: Path, document: dict[str, Any], base_url: str
 ) -> None:
     document["components"]["schemas"]["TaskCreate"]["properties"]["title"]["maxLength"] += 1
@@ -43,12 +43,12 @@ async def test_a_limit_that_is_not_kept_would_be_found(
 
 
 def operations(document: dict[str, Any]) -> set[tuple[str, int]]:
-    """Methods, and how many parts the path has."""
+    """The method of each operation, and the number of parts of its path."""
     return {(method.upper(), path.count("/")) for path, methods in document["paths"].items() for method in methods}
 
 
 def successes(report: Path) -> set[tuple[str, int, str]]:
-    """Method, number of parts of the path, and user of the requests that succeeded."""
+    """The method, the number of parts of the path, and the user of each successful request."""
     entries = json.loads(report.read_text())["log"]["entries"]
     done = [entry["request"] for entry in entries if entry["response"]["status"] < 300]
     paths = [(request["method"], urlsplit(request["url"]).path.split("/")) for request in done]

@@ -11,14 +11,14 @@ pytestmark = needs_node
 
 
 async def compiled(workspace: Path) -> tuple[bool, str]:
-    """Whether the program fits the types of the document, and what the compiler says."""
+    """Compile the program with the types of the document. Returns whether it compiles, and the compiler's output."""
     generated = await run(workspace, "openapi-typescript", "openapi.json", "--output=schema.ts")
     assert generated.returncode == 0, generated.stdout
     compiler = await run(workspace, "tsc")
     return compiler.returncode == 0, compiler.stdout
 
 
-async def test_a_strict_typescript_program_compiles_and_does_all_that_a_frontend_does(
+async def test_a_strict_typescript_program_compiles_and_can_use_every_operation(
     workspace: Path, base_url: str, user: str
 ) -> None:
     fits, errors = await compiled(workspace)
@@ -29,7 +29,7 @@ async def test_a_strict_typescript_program_compiles_and_does_all_that_a_frontend
     assert program.returncode == 0, program.stdout
 
 
-async def test_the_program_would_not_compile_without_an_optional_field_or_with_an_unknown_one(
+async def test_the_program_does_not_compile_without_an_optional_field_or_with_an_unknown_one(
     workspace: Path, document: dict[str, Any]
 ) -> None:
     del document["components"]["schemas"]["TaskUpdate"]["properties"]["description"]
