@@ -1,4 +1,4 @@
-"""`python -m app` as its user runs it, in a directory of its own with an embedded PostgreSQL, and as it is killed."""
+"""`python -m app` as a user runs it, mostly with an embedded PostgreSQL in its directory, and as it is killed."""
 
 import os
 import pty
@@ -34,9 +34,9 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A newcomer's first start, a task, and the end."""
-    with Service(tmp_path_factory.mktemp("life")) as service:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service after its first start, one task, and its end."""
+    with Service(tmp_path_factory.mktemp("finished")) as service:
         service.ready().create("Buy oat milk")
         service.end()
         yield service
@@ -50,32 +50,32 @@ def directory(created: Path, tmp_path: Path) -> Path:
 
 
 class TestLife:
-    def test_it_ends_well(self, life: Service) -> None:
-        assert (life.process.returncode, life.stderr) == (0, "")
+    def test_the_service_exits_with_0_and_no_error_output(self, finished: Service) -> None:
+        assert (finished.process.returncode, finished.stderr) == (0, "")
 
-    def test_it_takes_its_postgres_along(self, life: Service) -> None:
-        assert not life.postgres_runs
+    def test_the_service_stops_its_postgres(self, finished: Service) -> None:
+        assert not finished.postgres_runs
 
-    def test_its_data_is_there_at_the_next_start(self, life: Service) -> None:
-        with Service(life.directory) as service:
+    def test_the_data_is_kept_until_the_next_start(self, finished: Service) -> None:
+        with Service(finished.directory) as service:
             assert [task["title"] for task in service.ready().tasks()] == ["Buy oat milk"]
             assert service.postgres_runs
 
-    def test_it_says_where_the_docs_are(self, life: Service) -> None:
-        assert f"docs will be at {life.url}/docs" in life.messages
+    def test_the_log_has_the_address_of_the_docs(self, finished: Service) -> None:
+        assert f"docs will be at {finished.url}/docs" in finished.messages
 
-    def test_it_warns_that_authentication_is_off(self, life: Service) -> None:
-        assert "authentication is off: whoever reaches the port may name any user" in life.messages
+    def test_the_log_warns_that_authentication_is_off(self, finished: Service) -> None:
+        assert "authentication is off: whoever reaches the port may name any user" in finished.messages
 
-    def test_every_line_of_its_log_is_json_with_time_level_and_message(self, life: Service) -> None:
-        lines = life.lines
+    def test_every_log_line_is_json_with_time_level_and_message(self, finished: Service) -> None:
+        lines = finished.lines
 
         assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in lines)
         assert {line["level"] for line in lines} <= {"INFO", "WARNING"}
         assert all(line["message"] for line in lines)
 
-    def test_every_request_has_a_line(self, life: Service) -> None:
-        [line] = [line for line in life.lines if line.get("method") == "POST"]
+    def test_every_request_has_a_log_line(self, finished: Service) -> None:
+        [line] = [line for line in finished.lines if line.get("method") == "POST"]
 
         assert (line["route"], line["status"]) == ("/api/{user_id}/tasks", 201)
         assert line["duration_ms"] > 0
@@ -83,16 +83,14 @@ class TestLife:
 
 
 def missing(acknowledged: set[str], tasks: list[dict[str, Any]]) -> set[str]:
-    """The titles that are not there exactly once."""
+    """The titles that are not stored exactly once."""
     stored = Counter(task["title"] for task in tasks)
     return {title for title in acknowledged if stored[title] != 1}
 
 
 class TestKill:
     @pytest.mark.parametrize("server_too", [False, True], ids=["service", "service and PostgreSQL"])
-    def test_every_acknowledged_task_is_there_once_at_the_next_start(
-        self, directory: Path, *, server_too: bool
-    ) -> None:
+    def test_every_acknowledged_task_is_stored_once_after_a_kill(self, directory: Path, *, server_too: bool) -> None:
         acknowledged: set[str] = set()
 
         def create_until_the_end(client: int) -> None:
@@ -100,7 +98,7 @@ class TestKill:
                 for number in range(1_000):
                     reply = service.post(f"{client}-{number}")
                     if reply.status_code == 503:
-                        return  # PostgreSQL went first
+                        return  # PostgreSQL was killed first
                     acknowledged.add(reply.raise_for_status().json()["title"])
 
         with Service(directory) as service, ThreadPoolExecutor(4) as clients:
@@ -124,7 +122,7 @@ class TestKill:
             assert not service.postgres_runs
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-    def test_a_service_that_is_told_to_end_while_it_starts_leaves_no_postgres(
+    def test_a_service_that_gets_a_signal_while_it_starts_leaves_no_postgres(
         self, directory: Path, number: signal.Signals, code: int
     ) -> None:
         with Service(directory) as service:
@@ -136,7 +134,7 @@ class TestKill:
 
 
 class TestWorkers:
-    def test_each_serves_on_one_postgres_and_none_outlives_its_parent(self, directory: Path) -> None:
+    def test_every_worker_uses_the_one_postgres_and_ends_with_its_parent(self, directory: Path) -> None:
         with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
             service.ready()
             while len(workers := re.findall(r"Started server process \[(\d+)\]", service.stdout)) < 2:
@@ -157,7 +155,7 @@ class TestWorkers:
             with Service(directory, port=service.port) as next_service:
                 assert {task["title"] for task in next_service.ready().tasks()} == titles
 
-    def test_they_end_when_the_terminal_is_closed(self, directory: Path) -> None:
+    def test_workers_end_when_the_terminal_is_closed(self, directory: Path) -> None:
         with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
             service.ready()
             assert service.end(signal.SIGHUP) == 0
@@ -165,7 +163,7 @@ class TestWorkers:
 
 
 class TestTwoServices:
-    def test_both_may_start_on_one_new_directory_and_the_last_one_stops_its_postgres(self, tmp_path: Path) -> None:
+    def test_two_services_may_share_a_new_directory_and_the_last_one_stops_its_postgres(self, tmp_path: Path) -> None:
         with Service(tmp_path) as one, Service(tmp_path) as other:
             one.ready().create("Buy oat milk")
             assert [task["title"] for task in other.ready().tasks()] == ["Buy oat milk"]
@@ -178,7 +176,7 @@ class TestTwoServices:
 
 
 class TestGivenDatabase:
-    def test_it_is_migrated_and_used_and_none_is_started(self, dsn: str, tmp_path: Path) -> None:
+    def test_a_given_database_is_migrated_and_used_and_none_is_started(self, dsn: str, tmp_path: Path) -> None:
         execute(dsn, "CREATE DATABASE given")
         given = make_url(dsn).set(database="given").render_as_string(hide_password=False)
 
@@ -191,7 +189,7 @@ class TestGivenDatabase:
 
 
 class TestAuthentication:
-    def test_with_a_secret_it_listens_elsewhere_too_and_asks_for_a_token(self, directory: Path) -> None:
+    def test_a_service_with_a_secret_accepts_other_hosts_and_requires_a_token(self, directory: Path) -> None:
         settings = {"HOST": "0.0.0.0", "BETTER_AUTH_SECRET": SECRET}
         with Service(directory, settings) as service, httpx.Client(base_url=service.url) as client:
             service.ready()
@@ -206,7 +204,7 @@ class TestAuthentication:
 
 
 class TestTerminal:
-    def test_its_lines_are_for_people_and_ctrl_c_ends_it(self, directory: Path) -> None:
+    def test_log_lines_in_a_terminal_are_for_people_and_ctrl_c_ends_the_service(self, directory: Path) -> None:
         screen, terminal = pty.openpty()
         with Service(directory, terminal=terminal) as service:
             os.close(terminal)
@@ -223,7 +221,7 @@ class TestTerminal:
 
 
 class TestRefusal:
-    def test_a_port_that_is_taken_is_told_in_one_line(self, directory: Path) -> None:
+    def test_a_port_that_is_in_use_is_reported_in_one_line(self, directory: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with Service(directory, port=port) as service:
@@ -267,7 +265,7 @@ class TestRefusal:
         ],
         ids=["wrong settings", "wrong secret", "impossible host"],
     )
-    def test_what_is_wrong_is_told_in_a_sentence_each(
+    def test_each_wrong_setting_is_reported_in_one_sentence(
         self, tmp_path: Path, settings: dict[str, str], sentences: list[str]
     ) -> None:
         with Service(tmp_path, settings) as service:

@@ -1,4 +1,4 @@
-"""nginx with docs/nginx.conf in front of the service: what passes, what is stopped, what its logs say."""
+"""nginx with docs/nginx.conf in front of the service: forwarded requests, refused requests, and its logs."""
 
 import asyncio
 import json
@@ -22,20 +22,20 @@ from app.core.security.tokens import TOKEN_MAX
 from tests.support import SECRET, bearer, make_settings, serving
 
 EXAMPLE: Final = (Path(__file__).parents[1] / "docs/nginx.conf").read_text()
-# Debian has it where the PATH of plain users does not lead.
+# Debian installs nginx in a directory that is not in the PATH of ordinary users.
 NGINX: Final = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or ""
 NAME: Final = "tasks.example.com"
 ORIGIN: Final = "https://app.example.com"
 LIMIT: Final = 65_536
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 HSTS: Final = "max-age=63072000"
-# Of each connection or server, not of the reply.
+# Headers of a connection or a server, not of the reply.
 HOP_BY_HOP: Final = {"connection", "date", "keep-alive", "server", "transfer-encoding"}
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 # All clients of these tests come from one address.
-UNHURRIED: Final = {"rate=20r/s": "rate=100000r/s", "burst=40": "burst=100000"}
+NO_RATE_LIMIT: Final = {"rate=20r/s": "rate=100000r/s", "burst=40": "burst=100000"}
 
-# What else may stand in the `http` block of a server, with what gets in the way.
+# The rest of a configuration, with directives in its `http` block that could interfere.
 MAIN: Final = """
 {user}
 daemon off;
@@ -61,8 +61,8 @@ pytestmark = pytest.mark.skipif(not NGINX, reason="nginx is not installed")
 
 
 class Upstream:
-    """Stands in for a service that breaks: notes what arrives, gives `answers` on each connection, then hangs up
-    on the request that follows.
+    """Stands in for a service that fails. It records the requests, sends `answers` on each connection, and closes the
+    connection after the next request.
     """
 
     def __init__(self, *answers: bytes) -> None:
@@ -120,7 +120,7 @@ class Proxy(NamedTuple):
         return await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust, server_hostname=NAME)
 
     async def exchange(self, request: bytes) -> tuple[bytes, bytes]:
-        """Send bytes as they are. Returns head and body of the only reply."""
+        """Send these bytes. Returns the head and the body of the only reply."""
         reader, writer = await self.connect()
         writer.write(request)
         async with asyncio.timeout(10):
@@ -129,13 +129,13 @@ class Proxy(NamedTuple):
         return head, body
 
     def logs(self) -> str:
-        """All that nginx has written."""
+        """The contents of all logs of nginx."""
         return "".join(path.read_text() for path in self.directory.glob("*.log"))
 
     async def logged(self, **members: str) -> dict[str, str]:
-        """The one line with these members. It is written after the reply."""
+        """The only line with these members. nginx writes a line after the reply."""
         async with asyncio.timeout(10):
-            while not (found := [line for line in self._lines() if line.items() >= members.items()]):  # noqa: ASYNC110  # nginx tells nobody
+            while not (found := [line for line in self._lines() if line.items() >= members.items()]):  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.01)
         [line] = found
         return line
@@ -150,14 +150,14 @@ Start = Callable[..., AbstractAsyncContextManager[Proxy]]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts nginx in front of an address, with some words of the example replaced."""
+    """Starts nginx in front of an address, with parts of the example replaced."""
     authority = trustme.CA()
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
     certificate = authority.issue_cert("127.0.0.1", NAME)
 
     @asynccontextmanager
-    async def start(service: str, changes: Mapping[str, str] = UNHURRIED) -> AsyncIterator[Proxy]:
+    async def start(service: str, changes: Mapping[str, str] = NO_RATE_LIMIT) -> AsyncIterator[Proxy]:
         proxy = Proxy(tmp_path_factory.mktemp("nginx"), _free_port(), _free_port(), trust)
         certificate.private_key_and_cert_chain_pem.write_to_path(str(proxy.directory / "tls.pem"))
         authority.cert_pem.write_to_path(str(proxy.directory / "ca.pem"))
@@ -170,7 +170,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
 
 
 def _free_port() -> int:
-    """Returns one from below those that the system hands out to others in the meantime."""
+    """Returns a port below the range that the system assigns to other programs."""
     while True:
         with suppress(OSError), socket.create_server(("127.0.0.1", 10_000 + randbelow(20_000))) as probe:
             port: int = probe.getsockname()[1]
@@ -178,7 +178,7 @@ def _free_port() -> int:
 
 
 def _write_configuration(proxy: Proxy, service: str, changes: Mapping[str, str]) -> None:
-    """Write the example with other ports, paths and certificates, as nginx has to run beside others here."""
+    """Write the example with other ports, paths and certificates, so that several can run on one machine."""
     everywhere = {
         "    listen [::]:80;\n": "",
         "    listen [::]:443 ssl http2;\n": "",
@@ -194,7 +194,7 @@ def _write_configuration(proxy: Proxy, service: str, changes: Mapping[str, str])
         assert words in site
         site = site.replace(words, others)
     (proxy.directory / "site").write_text(site)
-    user = "user root;" if os.geteuid() == 0 else ""  # only root may and must say so
+    user = "user root;" if os.geteuid() == 0 else ""  # only root may set it, and has to
     (proxy.directory / "main").write_text(MAIN.format(directory=proxy.directory, user=user))
 
 
@@ -239,7 +239,7 @@ async def proxied(proxy: Proxy) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def check_problem(reply: httpx.Response, status: int, kind: str) -> None:
-    """Check what every error of nginx has, as those of the service do."""
+    """Check the headers and members that errors of nginx share with those of the service."""
     problem = reply.json()
     assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json")
     assert list(problem) == ["type", "title", "status", "detail", "instance"]
@@ -258,15 +258,15 @@ def end_to_end(reply: httpx.Response) -> list[tuple[str, str]]:
 
 
 class TestFile:
-    async def test_nginx_accepts_it_without_a_warning(self, proxy: Proxy) -> None:
+    async def test_nginx_accepts_the_file_without_a_warning(self, proxy: Proxy) -> None:
         command = [NGINX, "-t", "-p", str(proxy.directory), "-c", "main", "-e", str(proxy.directory / "start.log")]
 
         tested = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
 
-        complaints = [line for line in tested.stderr.splitlines() if "[" in line]
+        warnings = [line for line in tested.stderr.splitlines() if "[" in line]
         assert tested.returncode == 0, tested.stderr
-        # nginx 1.25 and newer would rather have it in a line of its own, which older ones do not know.
-        assert [line for line in complaints if '"listen ... http2" directive is deprecated' not in line] == []
+        # nginx 1.25 and newer prefer the directive `http2`, which older versions do not know.
+        assert [line for line in warnings if '"listen ... http2" directive is deprecated' not in line] == []
 
 
 class TestPassage:
@@ -290,7 +290,7 @@ class TestPassage:
         ],
         ids=lambda value: value if isinstance(value, str) else ", ".join(value),
     )
-    async def test_a_reply_is_that_of_the_service_with_hsts(
+    async def test_a_reply_equals_that_of_the_service_plus_hsts(
         self, proxied: httpx.AsyncClient, service: str, new_user: Callable[[], str], path: str, headers: dict[str, str]
     ) -> None:
         user = new_user()
@@ -324,7 +324,7 @@ class TestPassage:
         assert [reply.status_code for reply in changed] == [200, 412]
         assert (await proxied.delete(location, headers=bearer(user))).status_code == 204
 
-    async def test_a_body_in_chunks_passes(self, proxied: httpx.AsyncClient, tasks: str, user: str) -> None:
+    async def test_a_chunked_body_is_forwarded(self, proxied: httpx.AsyncClient, tasks: str, user: str) -> None:
         async def chunks() -> AsyncIterator[bytes]:
             for chunk in (b'{"title"', b': "a', b'b"}'):
                 yield chunk
@@ -335,24 +335,30 @@ class TestPassage:
         assert "Content-Length" not in reply.request.headers
         assert (reply.status_code, reply.json()["title"]) == (201, "ab")
 
-    async def test_the_largest_body_passes(self, proxied: httpx.AsyncClient, tasks: str, user: str) -> None:
+    async def test_a_body_of_the_largest_size_is_forwarded(
+        self, proxied: httpx.AsyncClient, tasks: str, user: str
+    ) -> None:
         headers = {**bearer(user), "Content-Type": "application/json"}
 
         reply = await proxied.post(tasks, content=b'{"title": "a"}'.ljust(LIMIT), headers=headers)
 
         assert reply.status_code == 201
 
-    async def test_the_longest_token_passes(self, proxied: httpx.AsyncClient, tasks: str, user: str) -> None:
+    async def test_a_token_of_the_largest_length_is_forwarded(
+        self, proxied: httpx.AsyncClient, tasks: str, user: str
+    ) -> None:
         longest = next(
             headers
             for length in range(6_144, 0, -1)
             if len((headers := bearer(user, name="a" * length))["Authorization"]) <= len("Bearer ") + TOKEN_MAX
         )
 
-        assert len("Authorization: ") + len(longest["Authorization"]) > 8_192  # nginx's own limit
+        assert len("Authorization: ") + len(longest["Authorization"]) > 8_192  # the default limit of nginx
         assert (await proxied.get(tasks, headers=longest)).status_code == 200
 
-    async def test_a_reply_with_long_headers_passes(self, proxied: httpx.AsyncClient, tasks: str, user: str) -> None:
+    async def test_a_reply_with_long_headers_is_forwarded(
+        self, proxied: httpx.AsyncClient, tasks: str, user: str
+    ) -> None:
         for number in range(2):
             task = {"title": f"{number}".ljust(200, "\U0001f418")}
             assert (await proxied.post(tasks, json=task, headers=bearer(user))).status_code == 201
@@ -362,14 +368,14 @@ class TestPassage:
         reply = await proxied.get(tasks, params=params, headers=bearer(user))
 
         assert reply.status_code == 200
-        assert len(reply.headers["Link"]) + len(reply.headers["Ignored-Fields"]) > 4_096  # nginx's own limit
+        assert len(reply.headers["Link"]) + len(reply.headers["Ignored-Fields"]) > 4_096  # the default limit of nginx
 
-    async def test_http_2_is_spoken(self, proxy: Proxy, tasks: str, user: str) -> None:
+    async def test_a_request_over_http_2_is_answered(self, proxy: Proxy, tasks: str, user: str) -> None:
         status, _, body = await curl(proxy, tasks, bearer(user))
 
         assert (status, json.loads(body)) == ("2 200", [])
 
-    async def test_a_service_without_authentication_stays_for_its_machine_alone(
+    async def test_a_service_without_authentication_refuses_requests_through_the_proxy(
         self, start: Start, base_url: str, tasks: str
     ) -> None:
         async with start(base_url) as proxy, proxy.client() as client:
@@ -379,7 +385,7 @@ class TestPassage:
 
 
 async def curl(proxy: Proxy, path: str, headers: Mapping[str, str]) -> tuple[str, str, str]:
-    """Ask over HTTP/2. Returns its version with the status, the media type, and the body."""
+    """Send a GET request over HTTP/2. Returns the HTTP version with the status, the media type, and the body."""
     command = ["curl", "--silent", "--http2", "--cacert", str(proxy.directory / "ca.pem"), proxy.url + path]
     given = [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
     wanted = ["-w", "\n%{http_version} %{http_code}\n%{content_type}"]
@@ -390,7 +396,7 @@ async def curl(proxy: Proxy, path: str, headers: Mapping[str, str]) -> tuple[str
 
 
 class TestRefusal:
-    """Errors of nginx itself, over HTTP/1.1 where nothing else is said."""
+    """Errors of nginx itself, over HTTP/1.1 unless the test names another version."""
 
     @pytest.mark.parametrize("size", [LIMIT + 1, 1_000_000])
     async def test_a_body_above_64_kib_is_413(self, proxied: httpx.AsyncClient, tasks: str, size: int) -> None:
@@ -412,12 +418,14 @@ class TestRefusal:
         ],
         ids=["one header", "many headers", "request line"],
     )
-    async def test_a_head_that_is_too_large_is_431(
+    async def test_a_head_above_the_size_limit_is_431(
         self, proxied: httpx.AsyncClient, tasks: str, query: str, headers: dict[str, str]
     ) -> None:
         check_problem(await proxied.get(tasks + query, headers=headers), 431, "head-too-large")
 
-    async def test_over_http_2_nginx_closes_the_connection_instead(self, proxy: Proxy, tasks: str) -> None:
+    async def test_a_head_above_the_size_limit_over_http_2_closes_the_connection(
+        self, proxy: Proxy, tasks: str
+    ) -> None:
         headers = {"A": "a" * 20_000, "B": "a" * 20_000}  # compressed, they are within the limit
 
         assert await curl(proxy, tasks, headers) == ("0 000", "", "")
@@ -440,7 +448,7 @@ class TestRefusal:
         ],
         ids=ascii,
     )
-    async def test_what_is_not_http_is_400(self, proxy: Proxy, request_bytes: bytes) -> None:
+    async def test_a_malformed_request_is_400(self, proxy: Proxy, request_bytes: bytes) -> None:
         head, body = await proxy.exchange(request_bytes)
 
         assert head.split()[1] == b"400"
@@ -462,7 +470,7 @@ class TestRefusal:
         assert head.split()[1] == b"501"
         assert json.loads(body)["type"] == "urn:problem-type:not-implemented"
 
-    async def test_the_place_of_its_errors_is_no_route(self, proxied: httpx.AsyncClient) -> None:
+    async def test_the_internal_location_of_errors_is_404(self, proxied: httpx.AsyncClient) -> None:
         check_problem(await proxied.get("/.problem"), 404, "route-not-found")
 
     async def test_too_many_requests_of_one_address_are_429(
@@ -484,7 +492,7 @@ class TestRefusal:
     async def test_too_many_connections_of_one_address_are_429(self, start: Start, tasks: str) -> None:
         upstream = Upstream(OK)
         upstream.released.clear()
-        changes = {**UNHURRIED, "limit_conn tasks_connections 32;": "limit_conn tasks_connections 1;"}
+        changes = {**NO_RATE_LIMIT, "limit_conn tasks_connections 32;": "limit_conn tasks_connections 1;"}
         async with upstream.listening() as url, start(url, changes) as proxy, proxy.client() as client:
             first = asyncio.create_task(client.get(tasks))
             await upstream.reached.wait()
@@ -501,17 +509,17 @@ class TestRefusal:
         check_problem(reply, 502, "service-unreachable")
         assert int(reply.headers["Retry-After"]) > 0
 
-    async def test_a_service_that_does_not_answer_is_504(self, start: Start, tasks: str) -> None:
+    async def test_an_unresponsive_service_is_504(self, start: Start, tasks: str) -> None:
         upstream = Upstream(OK)
         upstream.released.clear()
-        changes = {**UNHURRIED, "proxy_read_timeout 30s;": "proxy_read_timeout 200ms;"}
+        changes = {**NO_RATE_LIMIT, "proxy_read_timeout 30s;": "proxy_read_timeout 200ms;"}
         async with upstream.listening() as url, start(url, changes) as proxy, proxy.client() as client:
             reply = await client.post(tasks, json={"title": "a"})
 
         check_problem(reply, 504, "service-unreachable")
         assert len(upstream.arrived) == 1
 
-    async def test_a_frontend_that_is_listed_may_read_why(self, proxied: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_page_of_a_listed_origin_may_read_an_error(self, proxied: httpx.AsyncClient, tasks: str) -> None:
         headers = {"Origin": ORIGIN, "X-Request-ID": "mine"}
 
         reply = await proxied.post(tasks, content=b" " * (LIMIT + 1), headers=headers)
@@ -522,7 +530,7 @@ class TestRefusal:
         assert reply.headers["Vary"] == "Origin"
         assert reply.json()["instance"] == "mine"
 
-    async def test_another_page_may_not(self, proxied: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_page_of_another_origin_may_not_read_an_error(self, proxied: httpx.AsyncClient, tasks: str) -> None:
         headers = {"Origin": "https://app.example.com.evil.example"}
 
         reply = await proxied.post(tasks, content=b" " * (LIMIT + 1), headers=headers)
@@ -541,16 +549,16 @@ class TestSlowClient:
         ],
         ids=["head", "body"],
     )
-    async def test_it_is_cut_off_before_the_service_hears_of_it(
+    async def test_a_slow_request_is_aborted_and_never_forwarded(
         self, start: Start, sent: bytes, directive: str
     ) -> None:
         upstream = Upstream(OK)
-        changes = {**UNHURRIED, directive: directive.replace("10s", "200ms")}
+        changes = {**NO_RATE_LIMIT, directive: directive.replace("10s", "200ms")}
         async with upstream.listening() as url, start(url, changes) as proxy:
             reader, writer = await proxy.connect()
             writer.write(sent)
             async with asyncio.timeout(10):
-                with suppress(ConnectionError):  # it is reset
+                with suppress(ConnectionError):  # the connection is reset
                     assert await reader.read() == b""
             writer.close()
             await proxy.logged(status="408")
@@ -559,7 +567,7 @@ class TestSlowClient:
 
 
 class TestForwarding:
-    async def test_a_path_arrives_as_it_was_sent(self, start: Start) -> None:
+    async def test_a_path_is_forwarded_unchanged(self, start: Start) -> None:
         target = b"/api/auth0%7Cada/tasks/a%2Fb//c%20/%c3%a9?search=%25%20+%00&cursor=a;b"
         upstream = Upstream(OK)
         async with upstream.listening() as url, start(url) as proxy:
@@ -568,16 +576,14 @@ class TestForwarding:
         [arrived] = upstream.arrived
         assert arrived.startswith(b"GET %s HTTP/1.1\r\n" % target)
 
-    async def test_the_connection_to_the_service_is_not_closed_with_that_of_the_client(
-        self, start: Start, tasks: str
-    ) -> None:
+    async def test_a_connection_header_of_the_client_is_not_forwarded(self, start: Start, tasks: str) -> None:
         upstream = Upstream(OK)
         async with upstream.listening() as url, start(url) as proxy, proxy.client() as client:
             await client.get(tasks, headers={"Connection": "close"})
 
         assert b"\r\nconnection:" not in upstream.arrived[0].lower()
 
-    async def test_a_client_does_not_choose_its_address(self, start: Start, tasks: str) -> None:
+    async def test_a_client_cannot_forge_its_address(self, start: Start, tasks: str) -> None:
         names = (
             "X-Forwarded-For",
             "X-Forwarded-Host",
@@ -602,7 +608,7 @@ class TestForwarding:
         assert logged["address"] == "127.0.0.1"
 
     @pytest.mark.parametrize("sent", ["", "a b", "a" * 129, '"}', "a\x7fb"], ids=ascii)
-    async def test_a_request_id_that_is_none_is_replaced(self, start: Start, tasks: str, sent: str) -> None:
+    async def test_an_invalid_request_id_is_replaced(self, start: Start, tasks: str, sent: str) -> None:
         upstream = Upstream(OK)
         async with upstream.listening() as url, start(url) as proxy, proxy.client() as client:
             await client.get(tasks, headers={"X-Request-ID": sent})
@@ -610,16 +616,16 @@ class TestForwarding:
         assert re.search(rb"\r\nX-Request-ID: [0-9a-f]{32}\r\n", upstream.arrived[0])
 
     @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
-    async def test_a_request_that_got_no_answer_is_not_repeated(self, start: Start, tasks: str, method: str) -> None:
-        assert await self._deliveries(start, tasks, method, UNHURRIED) == 1
+    async def test_a_request_without_an_answer_is_not_repeated(self, start: Start, tasks: str, method: str) -> None:
+        assert await self._deliveries(start, tasks, method, NO_RATE_LIMIT) == 1
 
-    async def test_such_a_repetition_would_be_noticed(self, start: Start, tasks: str) -> None:
-        changes = {**UNHURRIED, "proxy_next_upstream off;": "proxy_next_upstream error timeout non_idempotent;"}
+    async def test_a_repeated_request_is_counted_twice(self, start: Start, tasks: str) -> None:
+        changes = {**NO_RATE_LIMIT, "proxy_next_upstream off;": "proxy_next_upstream error timeout non_idempotent;"}
 
         assert await self._deliveries(start, tasks, "POST", changes) == 2
 
     async def _deliveries(self, start: Start, tasks: str, method: str, changes: Mapping[str, str]) -> int:
-        """Returns how often a request arrives at a service that dies of it, on a connection that is in use already."""
+        """Returns how often a request arrives at a service that closes the used connection without an answer."""
         upstream = Upstream(OK)
         async with upstream.listening() as url, start(url, changes) as proxy, proxy.client() as client:
             assert (await client.get("/health/live")).status_code == 200
@@ -628,7 +634,7 @@ class TestForwarding:
 
 
 class TestLogs:
-    async def test_a_line_has_neither_user_nor_query(
+    async def test_an_access_log_line_has_neither_user_nor_query(
         self, proxy: Proxy, proxied: httpx.AsyncClient, tasks: str, user: str
     ) -> None:
         headers = {**bearer(user), "X-Request-ID": f"of-{user}", "Referer": "https://zq9.example", "User-Agent": "zq9"}
@@ -642,7 +648,7 @@ class TestLogs:
         assert f"/{user}/" not in proxy.logs()
 
     @pytest.mark.parametrize("path", ["/docs", "/api/", "/api/ada", "/nope/%2F"])
-    async def test_no_other_path_has_its_query_either(
+    async def test_the_query_of_another_path_is_not_logged(
         self, proxy: Proxy, proxied: httpx.AsyncClient, new_user: Callable[[], str], path: str
     ) -> None:
         request_id = f"of-{new_user()}"
@@ -667,15 +673,17 @@ class TestLogs:
         assert "zq9" not in logs
         assert headers["Authorization"].removeprefix("Bearer ") not in logs
 
-    async def test_what_nginx_would_write_of_an_error_has_the_query(self, start: Start, tasks: str) -> None:
+    async def test_an_error_log_at_level_error_would_contain_the_query(self, start: Start, tasks: str) -> None:
         upstream = Upstream()
-        changes = {**UNHURRIED, "tasks-error.log crit;": "tasks-error.log error;"}
+        changes = {**NO_RATE_LIMIT, "tasks-error.log crit;": "tasks-error.log error;"}
         async with upstream.listening() as url, start(url, changes) as proxy, proxy.client() as client:
             await client.get(f"{tasks}?search=zq9")
 
             assert "zq9" in proxy.logs()
 
-    async def test_plain_http_leads_to_https_and_is_logged_without_its_query(self, proxy: Proxy, user: str) -> None:
+    async def test_plain_http_is_redirected_to_https_and_logged_without_its_query(
+        self, proxy: Proxy, user: str
+    ) -> None:
         headers = {**bearer(user), "Host": "evil.example", "X-Request-ID": f"plain-{user}"}
         async with httpx.AsyncClient(base_url=proxy.plain_url) as client:
             reply = await client.post("/api/auth0%7Cada/tasks?search=zq9", headers=headers)

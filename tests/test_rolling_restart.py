@@ -1,4 +1,4 @@
-"""A service that is told to end, alone and as one of two behind HAProxy with docs/haproxy.cfg."""
+"""The end of a service by a signal, alone and as one of two behind HAProxy with docs/haproxy.cfg."""
 
 import asyncio
 import json
@@ -18,8 +18,8 @@ from tests.support import new_database, until
 from tests.test_proxy import Upstream
 
 SHUTDOWN_TIMEOUT: Final = 4
-# HAProxy as if docs/haproxy.cfg did not say what to do when a service goes.
-CARELESS: Final = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
+# Disables the lines of docs/haproxy.cfg that handle the end of a service.
+WITHOUT_RETRIES: Final = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
 TASK: Final = f"{TASKS}/019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 COMPLETE: Final = f"{TASK}/complete"
 SEEN: Final = {"If-Match": '"2026-11-22T07:30:36.839496Z"'}
@@ -37,14 +37,14 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
-    """A database for services that migrate it themselves."""
+    """An empty database that the services migrate."""
     with new_database(dsn, "restarts") as own:
         yield own
 
 
 @pytest.fixture
 def start(own: str, tmp_path: Path) -> Iterator[StartService]:
-    """Starts services, which are ready then."""
+    """Starts a service and waits until it is ready."""
     with ExitStack() as services:
 
         def start(port: int = 0, workers: int = 1) -> Service:
@@ -68,7 +68,7 @@ async def connected(service: Service) -> AsyncIterator[Streams]:
 
 @asynccontextmanager
 async def held(dsn: str) -> AsyncIterator[None]:
-    """Lock all tasks: who changes one has to wait."""
+    """Lock all tasks: a request that changes a task has to wait."""
     connection = await asyncpg.connect(dsn)
     try:
         async with connection.transaction():
@@ -79,7 +79,7 @@ async def held(dsn: str) -> AsyncIterator[None]:
 
 
 async def is_refused(service: Service) -> bool:
-    """Whether nobody can connect any more."""
+    """Whether the service refuses new connections."""
     with suppress(ConnectionRefusedError):
         async with connected(service):
             return False
@@ -87,7 +87,7 @@ async def is_refused(service: Service) -> bool:
 
 
 async def end(service: Service) -> int:
-    """Returns the exit code. It is to be there in time, and nothing is to be complained of."""
+    """End the service in time and without a traceback. Returns the exit code."""
     async with asyncio.timeout(SHUTDOWN_TIMEOUT):
         code = await asyncio.to_thread(service.end)
     assert "Traceback" not in service.stdout + service.stderr
@@ -95,26 +95,26 @@ async def end(service: Service) -> int:
 
 
 async def rest_of(reader: asyncio.StreamReader) -> bytes:
-    """Returns what comes until the connection is closed."""
-    with suppress(ConnectionResetError):  # it was closed before we sent
+    """Returns the bytes that arrive until the connection is closed."""
+    with suppress(ConnectionResetError):  # the connection was closed before the request was sent
         return await reader.read()
     return b""
 
 
 async def restart(start: StartService, service: Service, workers: int) -> None:
-    """Return when another has taken the place of `service` and has got requests."""
+    """Return when another service has replaced `service` and has received requests."""
     assert await end(service) == 0
-    following = await asyncio.to_thread(start, service.port, workers)
-    await until(lambda: [line for line in following.lines if line.get("method") == "POST"])
+    successor = await asyncio.to_thread(start, service.port, workers)
+    await until(lambda: [line for line in successor.lines if line.get("method") == "POST"])
 
 
 class TestTwoServices:
     @pytest.mark.parametrize(
         ("workers", "changes", "are_lost"),
-        [(1, {}, False), (2, {}, False), (1, CARELESS, True)],
-        ids=["one worker", "two workers", "control with a careless proxy"],
+        [(1, {}, False), (2, {}, False), (1, WITHOUT_RETRIES, True)],
+        ids=["one worker", "two workers", "control without retries"],
     )
-    async def test_each_is_restarted_in_turn_and_no_request_is_lost(
+    async def test_a_rolling_restart_loses_no_request(
         self, start: StartService, tmp_path: Path, workers: int, changes: dict[str, str], *, are_lost: bool
     ) -> None:
         services = [await asyncio.to_thread(start, workers=workers) for _ in range(2)]
@@ -129,7 +129,7 @@ class TestTwoServices:
 
 
 class TestProxy:
-    """Behind it are services that take each request, and go without an answer."""
+    """The services behind the proxy receive each request and close the connection without an answer."""
 
     @pytest.fixture
     async def lost(self) -> Upstream:
@@ -154,7 +154,7 @@ class TestProxy:
             ("DELETE", TASK, None, {}),
         ],
     )
-    async def test_what_may_be_done_twice_is_sent_again(
+    async def test_an_idempotent_request_is_sent_again(
         self, proxied: httpx.AsyncClient, lost: Upstream, method: str, path: str, body: Any, headers: dict[str, str]
     ) -> None:
         await proxied.request(method, path, json=body, headers=headers)
@@ -174,7 +174,7 @@ class TestProxy:
             ("DELETE", TASK, None, {"If-None-Match": "*"}),
         ],
     )
-    async def test_anything_else_is_sent_once_and_answered_with_a_problem(
+    async def test_another_request_is_sent_once_and_answered_with_a_problem(
         self, proxied: httpx.AsyncClient, lost: Upstream, method: str, path: str, body: Any, headers: dict[str, str]
     ) -> None:
         reply = await proxied.request(method, path, json=body, headers={"X-Request-ID": "my-request", **headers})
@@ -185,9 +185,9 @@ class TestProxy:
         assert (reply.json()["type"], reply.json()["status"]) == ("urn:problem-type:service-unreachable", 502)
         assert reply.json()["instance"] == "my-request"
 
-    async def test_without_a_service_there_is_a_problem_too(self, tmp_path: Path) -> None:
-        away = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
-        with haproxy(tmp_path, away) as url:
+    async def test_a_request_without_any_service_is_answered_with_a_problem(self, tmp_path: Path) -> None:
+        down = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+        with haproxy(tmp_path, down) as url:
             async with httpx.AsyncClient(base_url=url) as client:
                 reply = await client.get(TASKS)
 
@@ -201,7 +201,7 @@ class TestEnd:
     async def service(self, start: StartService, workers: int) -> Service:
         return await asyncio.to_thread(start, workers=workers)
 
-    async def test_a_request_in_flight_is_answered_and_nobody_new_gets_in(
+    async def test_a_request_in_flight_is_answered_and_new_connections_are_refused(
         self, service: Service, own: str, database: asyncpg.Connection
     ) -> None:
         task = await asyncio.to_thread(service.create, "Wait")
@@ -216,7 +216,9 @@ class TestEnd:
         assert (reply.status_code, reply.json()["title"]) == (200, "Done")
         assert await ended == 0
 
-    async def test_a_connection_that_is_open_gets_an_answer_or_is_closed(self, service: Service) -> None:
+    async def test_a_request_on_an_open_connection_is_answered_or_the_connection_is_closed(
+        self, service: Service
+    ) -> None:
         async with connected(service) as (reader, writer):
             writer.write(ASK)
             await reader.readuntil(b"[]")
@@ -228,7 +230,7 @@ class TestEnd:
         assert rest == b"" or (rest.startswith(b"HTTP/1.1 200 OK") and rest.endswith(b"[]"))
         assert await ended == 0
 
-    async def test_half_a_request_is_answered_with_a_problem(self, service: Service) -> None:
+    async def test_an_incomplete_request_is_answered_with_a_problem(self, service: Service) -> None:
         async with connected(service) as (reader, writer):
             writer.write(HEAD)
             await reader.readuntil(b"100 Continue\r\n\r\n")
