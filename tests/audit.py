@@ -1,7 +1,7 @@
-"""Ask an advisory service about what the service runs on. Fails for a known vulnerability.
+"""Ask an advisory service about the packages of the service. Fails for a known vulnerability.
 
-pip-audit takes a package that its advisory service does not know for a good one: where a mirror without advisories
-stands in for PyPI, it finds no vulnerability in nothing. So its report is judged here.
+pip-audit takes a package that its advisory service does not know for a good one. A mirror of PyPI without advisories
+knows none, so pip-audit passes although it has checked nothing. So its report is judged here.
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any, Final, NamedTuple
 
 _REQUIREMENTS: Final = Path(__file__).parents[1] / "requirements.txt"
 _OPTIONS: Final = ("--disable-pip", "--no-deps", "--progress-spinner=off", "--format=json", "--desc=off")
-# How a traceback, or pip-audit itself, says that nobody answered, or not as an advisory service does.
+# Text of a traceback or of pip-audit where the server did not answer, or is no advisory service.
 _UNREACHABLE: Final = re.compile(r"(Connection|Proxy|SSL|Service)Error\b|Timeout\b|Could not connect|PyPI is not")
 
 
 class Verdict(NamedTuple):
-    """What the report comes to."""
+    """The conclusion from a report."""
 
     failed: bool
     text: str
@@ -33,14 +33,14 @@ def main() -> int:
 
 
 def audit(options: Sequence[str] = ()) -> Verdict:
-    """Run pip-audit on what is pinned for the service."""
+    """Run pip-audit on the pinned packages of the service."""
     command = [sys.executable, "-m", "pip_audit", f"--requirement={_REQUIREMENTS}", *_OPTIONS, *options]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     return judge(finished.stdout, finished.stderr)
 
 
 def judge(report: str, errors: str) -> Verdict:
-    """Returns what pip-audit's JSON comes to, or its last words if there is none."""
+    """Judge pip-audit's JSON, or its errors if it wrote none."""
     if report:
         return _judge_packages(json.loads(report)["dependencies"])
     if _UNREACHABLE.search(errors):

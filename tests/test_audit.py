@@ -1,4 +1,4 @@
-"""What `make check` makes of pip-audit's report: pass, fail, or say that nothing was audited."""
+"""The verdict of `make check` on pip-audit's report: passed, failed, or nothing audited."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from tests.audit import Verdict, audit, judge
 
-# As pip-audit 2.10.1 writes them.
+# Parts of reports as pip-audit 2.10.1 writes them.
 CLEAN: Final = '{"name": "starlette", "version": "1.10.0", "vulns": []}'
 VULNERABLE: Final = (
     '{"name": "pyjwt", "version": "2.12.0", "vulns": [{"id": "CVE-2026-48522", "fix_versions": ["2.13.0"], '
@@ -28,7 +28,7 @@ def report(*packages: str) -> str:
 
 
 class TestReport:
-    def test_a_clean_one_passes_and_is_counted(self) -> None:
+    def test_a_clean_report_passes_with_the_number_of_packages(self) -> None:
         verdict = judge(report(CLEAN, CLEAN), WARNINGS + "No known vulnerabilities found")
 
         assert verdict == Verdict(failed=False, text="2 packages audited, no known vulnerability.")
@@ -36,7 +36,7 @@ class TestReport:
     @pytest.mark.parametrize(
         ("package", "fix"),
         [(VULNERABLE, "fixed in 2.13.0"), (UNFIXED, "fixed in no version yet")],
-        ids=["fixed", "not"],
+        ids=["with a fix", "without a fix"],
     )
     def test_a_vulnerability_fails_and_is_named(self, package: str, fix: str) -> None:
         verdict = judge(report(CLEAN, SKIPPED, package), WARNINGS)
@@ -44,13 +44,13 @@ class TestReport:
         assert verdict.failed
         assert verdict.text.endswith(f"\npyjwt 2.12.0: CVE-2026-48522, GHSA-xgmm-8j9v-c9wx; {fix}")
 
-    def test_where_no_package_is_known_it_says_that_nothing_was_audited(self) -> None:
+    def test_a_report_without_a_known_package_passes_with_a_warning(self) -> None:
         verdict = judge(report(SKIPPED, SKIPPED), WARNINGS + "No known vulnerabilities found")
 
         assert not verdict.failed
         assert verdict.text.startswith("WARNING: NOTHING WAS AUDITED")
 
-    def test_one_package_that_is_not_known_is_named(self) -> None:
+    def test_an_unknown_package_is_named_in_a_warning(self) -> None:
         verdict = judge(report(CLEAN, SKIPPED), WARNINGS)
 
         assert not verdict.failed
@@ -68,7 +68,7 @@ class TestReport:
         ],
         ids=["refused", "timeout", "503", "blocked"],
     )
-    def test_where_nobody_answers_it_says_so_too(self, errors: str) -> None:
+    def test_an_unreachable_advisory_service_passes_with_a_warning(self, errors: str) -> None:
         verdict = judge("", WARNINGS + errors)
 
         assert not verdict.failed
@@ -77,7 +77,7 @@ class TestReport:
     @pytest.mark.parametrize(
         "errors", ["No module named pip_audit", "ERROR:pip_audit._cli:invalid requirements input: requirements.txt"]
     )
-    def test_a_tool_that_does_not_run_fails(self, errors: str) -> None:
+    def test_a_failure_of_the_tool_fails(self, errors: str) -> None:
         assert judge("", WARNINGS + errors) == Verdict(failed=True, text=WARNINGS + errors)
 
 
@@ -95,7 +95,7 @@ ADVISORY: Final = {
 
 @asynccontextmanager
 async def advising(*advisories: object) -> AsyncIterator[str]:
-    """Stands in for an advisory service that says the same of PyJWT alone. Yields its address."""
+    """An advisory service that has these advisories for PyJWT alone. Yields its address."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -111,7 +111,7 @@ async def advising(*advisories: object) -> AsyncIterator[str]:
 
 
 class TestRun:
-    """pip-audit itself, on what is pinned, with an advisory service on this machine."""
+    """Runs pip-audit on the pinned packages, with an advisory service on this machine."""
 
     @pytest.fixture(autouse=True)
     def no_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ class TestRun:
         assert verdict.text.endswith(" packages audited, no known vulnerability.")
         assert int(verdict.text.split()[0]) > 30
 
-    async def test_a_service_that_is_down_is_told(self) -> None:
+    async def test_an_advisory_service_that_is_down_passes_with_a_warning(self) -> None:
         async with advising() as url:
             pass
 

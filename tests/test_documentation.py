@@ -1,4 +1,4 @@
-"""The documentation is true: the commands it shows are run, the tables it holds are compared with the code."""
+"""The documentation is correct: its commands are run, and its tables are compared with the code."""
 
 import os
 import re
@@ -80,7 +80,7 @@ def _table(document: str, first_column: str) -> list[list[str]]:
 class TestCommands:
     @pytest.fixture(scope="class")
     async def unready_url(self) -> AsyncIterator[str]:
-        """The address of a service whose database is away."""
+        """The address of a service whose database is down."""
         async with serving(make_settings("postgresql://postgres@127.0.0.1:1/postgres")) as url:
             yield url
 
@@ -88,14 +88,14 @@ class TestCommands:
     async def printed(
         self, base_url: str, secured_url: str, unready_url: str, tmp_path_factory: pytest.TempPathFactory
     ) -> dict[tuple[str, int], str]:
-        """What the commands of each document print, run one after the other in one shell."""
+        """The output of each document's commands, which run one after the other in one shell."""
         directory = tmp_path_factory.mktemp("printed")
         printed = {}
         for document, examples in EXAMPLES.items():
             url = secured_url if document == "docs/auth.md" else base_url
             address = [unready_url if example.status == "503" else url for example in examples]
             await _bash(
-                f"{{\n{_moved(example.commands, address[number])}}} >{directory / str(number)}\n"
+                f"{{\n{_with_address(example.commands, address[number])}}} >{directory / str(number)}\n"
                 for number, example in enumerate(examples)
             )
             for number in range(len(examples)):
@@ -104,14 +104,14 @@ class TestCommands:
         return printed
 
     @pytest.mark.parametrize(("document", "number"), REPLIES)
-    async def test_the_reply_shown_is_the_reply(
+    async def test_a_documented_reply_equals_the_real_one(
         self, printed: Mapping[tuple[str, int], str], document: str, number: int
     ) -> None:
         shown = EXAMPLES[document][number].shown
 
         assert _comparable(printed[document, number], shown) == _comparable(shown, shown)
 
-    def test_each_kind_of_reply_is_shown(self) -> None:
+    def test_every_kind_of_reply_is_documented(self) -> None:
         assert {example.status for example in EXAMPLES["README.md"]} >= {"200", "201", "204"}
         assert {example.status for example in EXAMPLES["docs/api.md"]} >= {
             *("200", "201", "204"),
@@ -119,7 +119,7 @@ class TestCommands:
         }
         assert {example.status for example in EXAMPLES["docs/auth.md"]} >= {"200", "401", "403"}
 
-    def test_every_command_that_prints_a_reply_shows_it(self) -> None:
+    def test_every_command_that_prints_a_reply_has_it_below(self) -> None:
         examples = [example for examples in EXAMPLES.values() for example in examples]
 
         assert [example for example in examples if ("curl -i" in example.commands) != bool(example.shown)] == []
@@ -131,7 +131,7 @@ class TestCommands:
             ("python", [sys.executable, "-"]),
         ],
     )
-    async def test_the_loop_over_pages_lists_every_task(
+    async def test_the_documented_loop_over_pages_lists_every_task(
         self, client: httpx.AsyncClient, base_url: str, tasks: str, language: str, interpreter: list[str]
     ) -> None:
         for number in range(5):
@@ -149,15 +149,15 @@ async def _bash(commands: Iterator[str]) -> None:
     await anyio.run_process(["bash", "-euo", "pipefail", "-c", "".join(commands)], cwd=ROOT, env=env)
 
 
-def _moved(commands: str, address: str) -> str:
-    """Returns `commands` for a service at `address`, for users that only the documentation has."""
-    moved = commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
-    return moved.replace('"sub": "', '"sub": "reader-').replace(".venv/bin/python", sys.executable)
+def _with_address(commands: str, address: str) -> str:
+    """Returns `commands` with the address of the service replaced, and with users that no other test has."""
+    changed = commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
+    return changed.replace('"sub": "', '"sub": "reader-').replace(".venv/bin/python", sys.executable)
 
 
 def _comparable(reply: str, shown: str) -> tuple[str, str]:
-    """Returns the status code, and the headers that are `shown` with the body. There, an id, a time or a cursor
-    is replaced by its number, so that two that are equal stay equal.
+    """Returns the status code, and the headers in `shown` with the body. A number replaces each id, time and cursor.
+    Equal values get equal numbers.
     """
     names = [line.partition(": ")[0] for line in shown.partition("\n\n")[0].splitlines()[1:]]
     head, _, body = reply.partition("\n\n")
@@ -181,14 +181,14 @@ class TestSettings:
 
         assert listed == [(field.description, name.upper()) for name, field in Settings.model_fields.items()]
 
-    def test_env_example_as_it_is_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unchanged_env_example_changes_no_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         untouched = Settings(_env_file=None)
 
         assert _loaded(ENV_EXAMPLE, monkeypatch) == untouched
 
-    def test_env_example_without_its_comment_signs_holds_the_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_env_example_without_its_comment_signs_has_the_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
         example = re.sub(r"^#(?=[A-Z])", "", ENV_EXAMPLE, flags=re.MULTILINE)
-        example = example.replace("AUTH_JWT_SECRET=", f"AUTH_JWT_SECRET={SECRET}")  # the others ask for it
+        example = example.replace("AUTH_JWT_SECRET=", f"AUTH_JWT_SECRET={SECRET}")  # other settings require it
         loaded = _loaded(example, monkeypatch).model_dump()
 
         assert loaded.pop("auth_jwt_secret").get_secret_value() == SECRET
@@ -208,24 +208,26 @@ def _loaded(env_file: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 class TestRecipes:
-    """Settings for issuers, in docs/auth.md."""
+    """The settings for each issuer in docs/auth.md."""
 
     @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-    def test_the_settings_are_accepted_and_authenticate(self, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_settings_of_a_recipe_are_accepted_and_turn_authentication_on(
+        self, recipe: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         settings = _loaded(re.sub("replace-this-[a-z0-9-]+", SECRET, recipe), monkeypatch)
 
         assert settings.authenticates
         assert {name.lower() for name in dotenv_values(stream=StringIO(recipe))} == settings.model_fields_set
 
     @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-    def test_it_has_five_lines_at_most(self, recipe: str) -> None:
+    def test_a_recipe_has_at_most_five_lines(self, recipe: str) -> None:
         assert len(recipe.splitlines()) <= 5
 
-    def test_the_secret_that_is_shown_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_documented_secret_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValidationError, match="looks like a placeholder"):
             _loaded(RECIPES["A secret of your own"], monkeypatch)
 
-    def test_there_is_one_for_each_issuer(self) -> None:
+    def test_every_issuer_has_a_recipe(self) -> None:
         assert [*RECIPES] == ["Better Auth", "Neon Auth", "Auth0", "Clerk", "Supabase", "A secret of your own"]
 
 
@@ -246,7 +248,7 @@ class TestTables:
 
         assert listed.items() >= _operations(app).items()
 
-    async def test_the_statuses_of_plain_pages_are_as_listed(self, client: httpx.AsyncClient) -> None:
+    async def test_the_statuses_of_pages_without_parameters_are_as_listed(self, client: httpx.AsyncClient) -> None:
         pages = [
             (call.removeprefix("GET "), int(status)) for call, _, status in _table(README, "Call") if "{" not in call
         ]
@@ -258,7 +260,7 @@ class TestTables:
 
         assert [(name, default) for name, default, _ in _table(API, "Parameter")] == expected
 
-    def test_the_kinds_of_errors_are_as_listed(self) -> None:
+    def test_the_types_of_errors_are_as_listed(self) -> None:
         expected = {(f"urn:problem-type:{error.kind}", str(error.status)) for error in _errors(AppError)}
 
         assert {(kind, status) for kind, status, _ in _table(API, "Type")} == expected
@@ -280,22 +282,22 @@ def _errors(base: type[AppError]) -> Iterator[type[AppError]]:
 
 class TestDocuments:
     @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-    def test_every_link_leads_somewhere(self, document: Path) -> None:
+    def test_every_link_has_a_target(self, document: Path) -> None:
         links = _LINK.findall(_FENCED.sub("", document.read_text()))
 
-        assert [link for link in links if not _leads_somewhere(document, *link)] == []
+        assert [link for link in links if not _has_target(document, *link)] == []
 
     @pytest.mark.parametrize("link", [("docs/nothing.md", ""), ("docs/api.md", "nothing"), ("", "nothing")])
-    def test_a_link_that_leads_nowhere_is_noticed(self, link: tuple[str, str]) -> None:
-        assert not _leads_somewhere(ROOT / "README.md", *link)
+    def test_a_link_without_a_target_is_found(self, link: tuple[str, str]) -> None:
+        assert not _has_target(ROOT / "README.md", *link)
 
     @pytest.mark.parametrize("reference", re.findall(r"`(tests/[^`]+)`", SECURITY))
-    def test_every_test_that_shows_a_defence_is_there(self, reference: str) -> None:
-        assert _is_there(reference)
+    def test_every_test_that_security_md_names_exists(self, reference: str) -> None:
+        assert _test_exists(reference)
 
     @pytest.mark.parametrize("reference", ["tests/nothing.py", "tests/test_documentation.py::TestNothing"])
-    def test_one_that_is_not_is_noticed(self, reference: str) -> None:
-        assert not _is_there(reference)
+    def test_a_reference_to_a_missing_test_is_found(self, reference: str) -> None:
+        assert not _test_exists(reference)
 
     def test_every_make_target_is_explained(self) -> None:
         listed = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -305,7 +307,7 @@ class TestDocuments:
         assert "run" in targets
         assert [target for target in targets if f"`make {target}" not in explained] == []
 
-    def test_the_changelog_has_a_place_for_what_comes_next(self) -> None:
+    def test_the_changelog_begins_with_unreleased_changes(self) -> None:
         headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
         assert headings[0] == "[Unreleased]"
@@ -319,16 +321,16 @@ class TestDocuments:
         ]
 
     @pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name)
-    def test_a_decision_has_its_four_parts(self, decision: Path) -> None:
+    def test_every_decision_has_its_four_parts(self, decision: Path) -> None:
         assert _headings(decision) == ["Context", "Decision", "Consequences", "Alternatives"]
 
 
-def _is_there(reference: str) -> bool:
+def _test_exists(reference: str) -> bool:
     path, _, name = reference.partition("::")
     return (ROOT / path).exists() and (not name or f"\nclass {name}" in (ROOT / path).read_text())
 
 
-def _leads_somewhere(document: Path, path: str, fragment: str) -> bool:
+def _has_target(document: Path, path: str, fragment: str) -> bool:
     target = document.parent / path if path else document
     return target.exists() and (not fragment or fragment in map(_anchor, _headings(target)))
 
