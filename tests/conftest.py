@@ -1,6 +1,6 @@
-"""One PostgreSQL and one service for the whole run, spoken to over HTTP; with TEST_DEPLOYMENT in another deployment.
+"""One PostgreSQL and one service for the whole run. Tests speak HTTP to it. TEST_DEPLOYMENT names another deployment.
 
-Tests share the tables: each has users of its own, and nobody sees another's tasks.
+Tests share the tables, but each test has users of its own.
 """
 
 import os
@@ -34,7 +34,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings() -> Iterator[None]:
-    """Tests depend on no setting that whoever runs them has in the environment."""
+    """Tests depend on no setting in the environment of the developer."""
     with pytest.MonkeyPatch.context() as environment:
         for name in (*Settings.model_fields, "better_auth_secret"):
             environment.delenv(name.upper(), raising=False)
@@ -43,7 +43,7 @@ def _no_settings() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A migrated database: embedded, or the empty one that TEST_DATABASE_URL names."""
+    """A migrated database: the embedded one, or the empty one that TEST_DATABASE_URL names."""
     given = os.environ.get("TEST_DATABASE_URL")
     with nullcontext(given) if given else embedded_postgres(tmp_path_factory.mktemp("data") / "postgres") as dsn:
         migrate(dsn)
@@ -56,7 +56,7 @@ def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def configure(dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Settings]]:
-    """Makes the settings of a service."""
+    """Creates the settings of a service."""
     if "pgbouncer" in _deployment:
         with pgbouncer(tmp_path_factory.mktemp("pgbouncer"), dsn, pool_size=2) as pooler:
             yield partial(make_settings, f"{pooler.dsn}?pgbouncer=true", database_pool_size=16)
@@ -66,7 +66,7 @@ def configure(dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """Serves, with HAProxy by two services."""
+    """Starts a service. The deployment `haproxy` starts two behind HAProxy."""
 
     @asynccontextmanager
     async def serve_by_two(settings: Settings) -> AsyncIterator[str]:
@@ -90,7 +90,7 @@ async def base_url(settings: Settings, serve: Serve) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 async def secured_url(configure: Callable[..., Settings], serve: Serve) -> AsyncIterator[str]:
-    """Where the same tasks are served, but only to whoever has a token (`support.bearer`)."""
+    """The address of a service for the same tasks that requires a token (`support.bearer`)."""
     async with serve(configure(auth_jwt_secret=SECRET)) as url:
         yield url
 
@@ -103,7 +103,7 @@ async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """A look past the service at what is stored."""
+    """A direct connection to the database of the service."""
     connection = await asyncpg.connect(dsn)
     yield connection
     await connection.close()
@@ -116,7 +116,7 @@ def new_user() -> Callable[[], str]:
 
 @pytest.fixture
 def user(new_user: Callable[[], str]) -> str:
-    """A user nobody else has."""
+    """A user that no other test has."""
     return new_user()
 
 
@@ -128,7 +128,7 @@ def tasks(user: str) -> str:
 
 @pytest.fixture
 async def task(client: httpx.AsyncClient, tasks: str) -> dict[str, Any]:
-    """One open task of this user's."""
+    """An open task of this user."""
     reply = await client.post(tasks, json={"title": "Buy oat milk", "description": "The barista one"})
     assert reply.status_code == 201
     created: dict[str, Any] = reply.json()
@@ -137,5 +137,5 @@ async def task(client: httpx.AsyncClient, tasks: str) -> dict[str, Any]:
 
 @pytest.fixture
 def path(tasks: str, task: dict[str, Any]) -> str:
-    """Where this user's task is."""
+    """The path of this user's task."""
     return f"{tasks}/{task['id']}"

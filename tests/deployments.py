@@ -1,4 +1,4 @@
-"""Other deployments than one service on a database of its own, and clients that must not notice when one changes.
+"""Deployments other than one service on a database of its own, and clients that detect faults while one changes.
 
 TEST_DEPLOYMENT names those that the suite runs in.
 """
@@ -21,7 +21,7 @@ from tests.support import execute, until
 HAPROXY: Final = (Path(__file__).parents[1] / "docs/haproxy.cfg").read_text()
 WITHOUT_CHECKS: Final = MappingProxyType({" check inter 500ms fall 1 rise 1": ""})
 PARTITIONS: Final = 16
-# What a next release might add.
+# Changes that a next release might make.
 EXPANSION: Final = (
     "ALTER TABLE tasks ADD COLUMN due_at timestamptz",
     "ALTER TABLE tasks ADD COLUMN priority integer NOT NULL DEFAULT 0",
@@ -43,13 +43,13 @@ def deployment() -> set[str]:
 
 
 def expand(dsn: str) -> None:
-    """Bring the table to where a next release might have it."""
+    """Change the table as a next release might."""
     for sql in EXPANSION:
         execute(dsn, sql)
 
 
 def partition(dsn: str) -> None:
-    """Put a table of the same columns, rules and keys in the place of `tasks`, parted by the hash of the owner."""
+    """Replace `tasks` with a table of the same columns, rules and keys that is partitioned by the hash of the owner."""
     execute(dsn, "ALTER TABLE tasks RENAME TO whole")
     execute(dsn, "CREATE TABLE tasks (LIKE whole INCLUDING ALL) PARTITION BY HASH (user_id)")
     for number in range(PARTITIONS):
@@ -61,7 +61,7 @@ def partition(dsn: str) -> None:
 
 @contextmanager
 def haproxy(directory: Path, urls: Sequence[str], changes: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
-    """Yields the address of HAProxy with docs/haproxy.cfg in front of two services, some words of it replaced."""
+    """Yields the address of HAProxy in front of two services. It uses docs/haproxy.cfg with some words replaced."""
     port = free_port()
     one, two = (url.removeprefix("http://") for url in urls)
     everywhere = {
@@ -81,7 +81,7 @@ def haproxy(directory: Path, urls: Sequence[str], changes: Mapping[str, str] = M
 
 
 class Load:
-    """Clients that use every operation, each for a user of its own, and know what has to be there."""
+    """Clients that use every operation, each for a user of its own, and check the replies."""
 
     def __init__(self, url: str, clients: int = 6) -> None:
         self.faults: list[str] = []
@@ -100,7 +100,7 @@ class Load:
                 ending.set()
 
     async def goes_on(self) -> None:
-        """Return when each client has done everything once more, from beginning to end."""
+        """Return when each client has completed a whole round that began after this call."""
         goals = [client.rounds + 2 for client in self._clients]
         await until(lambda: all(client.rounds >= goal for client, goal in zip(self._clients, goals, strict=True)))
 

@@ -1,4 +1,4 @@
-"""A network between the service and its database that can be made to fail while both run."""
+"""A proxy between the service and its database that can imitate faults of a network."""
 
 import asyncio
 import math
@@ -12,17 +12,17 @@ from typing import Final
 from sqlalchemy import make_url
 
 _CHUNK: Final = 65_536
-_LOOK: Final = 0.02  # seconds between looks for idle connections
+_IDLE_CHECK: Final = 0.02  # seconds between two searches for idle connections
 _RST: Final = struct.pack("ii", 1, 0)  # as SO_LINGER: close() sends RST
 
 
 class _Link:
-    """One connection: the client's end and, once it is there, the server's."""
+    """One connection: the client's end and, once it is open, the server's."""
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.ends = [client]
         self.task = asyncio.current_task()
-        self.used = math.inf  # when something went through; nothing is idle that has not begun
+        self.used = math.inf  # time of the last message; before the first one, a connection is not idle
         self.answer_is_cut = False
 
     def close(self) -> None:
@@ -37,15 +37,15 @@ class _Link:
 
 
 class FaultProxy:
-    """Forwards connections to the database of `dsn`, in a thread of its own, so that any thread may change it."""
+    """Forwards connections to the database of `dsn`. It runs in a thread of its own, and any thread may control it."""
 
     def __init__(self, dsn: str) -> None:
-        self.dsn = dsn  # once it runs: the same database through here
-        self.accepted = 0  # connections until now
-        self.cut_off = 0  # statements until now whose answer was kept back
-        self.delay = 0.0  # seconds in which a new connection is accepted and nothing of it forwarded: a cold start
-        self.refuses = False  # whether a new connection is reset at once
-        self.latency = 0.0  # seconds that each message takes longer
+        self.dsn = dsn  # once the proxy runs: the same database through the proxy
+        self.accepted = 0  # number of connections so far
+        self.cut_off = 0  # number of statements so far whose answer was withheld
+        self.delay = 0.0  # seconds before a new connection is forwarded: a cold start
+        self.refuses = False  # whether new connections are reset at once
+        self.latency = 0.0  # seconds by which each message is delayed
         self.idle = math.inf  # seconds without traffic after which a connection is closed
         self._database = make_url(dsn)
         self._cuts = 0
@@ -54,29 +54,29 @@ class FaultProxy:
 
     @property
     def connections(self) -> int:
-        """How many there are now."""
+        """The number of open connections."""
         return len(self._links)
 
     def hold(self) -> None:
-        """Drop every packet, as a firewall does: neither end hears of it. Connections go on after `heal`."""
+        """Drop all packets and notify neither end, as a firewall does. Connections continue after `heal`."""
         self._call(self._passable.clear)
 
     def lose(self) -> None:
-        """The same, but the connections of now do not go on. New ones do after `heal`."""
+        """Like `hold`, but the present connections never continue. New ones work after `heal`."""
         self._call(self._passable.clear)
         self._call(self._forget)
 
     def heal(self) -> None:
         """End `hold` or `lose`."""
         self._call(self._passable.set)
-        self._call(self._give_up)
+        self._call(self._end_lost)
 
     def reset(self) -> None:
         """Send RST to both ends of every connection."""
         self._call(self._reset)
 
     def cut(self, statements: int) -> None:
-        """Have the server carry out the next statements, and reset the connection when it answers."""
+        """Forward the next statements, but reset their connections when the server answers."""
         self._cuts = statements
 
     def run(self, started: threading.Event) -> None:
@@ -99,9 +99,9 @@ class FaultProxy:
         started.set()
         await self._stopping.wait()
         dropping.cancel()
-        # asyncio forgets a connection that it accepts at the moment of close().
+        # asyncio loses track of a connection that it accepts at the moment of close().
         self._loop.remove_reader(server.sockets[0].fileno())
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_IDLE_CHECK)
         server.close()
         for link in (*self._links, *self._lost):
             link.reset()
@@ -171,15 +171,15 @@ class FaultProxy:
             assert link.task
             link.task.cancel()
 
-    def _give_up(self) -> None:
-        """A server finds out by itself that nobody is there (tcp_keepalives_idle); it has no room for ever more."""
+    def _end_lost(self) -> None:
+        """Close lost connections at the server, as tcp_keepalives_idle does. Otherwise they would use up its limit."""
         for link in self._lost:
             for end in link.ends[1:]:
                 end.transport.abort()
 
     async def _drop_idle(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_IDLE_CHECK)
             for link in self._links:
                 if self._loop.time() - link.used > self.idle:
                     link.close()
@@ -187,7 +187,7 @@ class FaultProxy:
 
 @contextmanager
 def fault_proxy(dsn: str) -> Iterator[FaultProxy]:
-    """Yields one that forwards all, until it is told otherwise."""
+    """Yields a proxy that forwards everything until a test changes it."""
     proxy = FaultProxy(dsn)
     started = threading.Event()
     thread = threading.Thread(target=proxy.run, args=[started])
@@ -201,7 +201,7 @@ def fault_proxy(dsn: str) -> Iterator[FaultProxy]:
 
 
 def _executes(data: bytes) -> bool:
-    """Whether these messages of PostgreSQL's protocol have a statement carried out: Execute or Query."""
+    """Whether these messages of PostgreSQL's protocol contain Execute or Query. Either one runs a statement."""
     while data:
         if data[:1] in {b"E", b"Q"}:
             return True

@@ -1,6 +1,6 @@
-"""Servers of Debian's that tests start, kill and restart: PostgreSQL with TLS, PgBouncer.
+"""Servers from Debian's packages that tests start, kill and restart: PostgreSQL with TLS, PgBouncer.
 
-Each runs in the foreground under our own eyes, in a directory of its test, on a loopback port that it keeps.
+Each is a child process in the foreground, with a directory of its test, on a loopback port that it keeps.
 """
 
 import os
@@ -23,29 +23,29 @@ from sqlalchemy import make_url
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _TIMEOUT: Final = 60  # seconds, to start (crash recovery included) or to stop
-_ACCOUNT: Final = "postgres"  # PostgreSQL and PgBouncer refuse to be run by root; Debian's packages make this account
+_ACCOUNT: Final = "postgres"  # PostgreSQL and PgBouncer refuse to run as root; Debian's packages create this account
 _HBA: Final = "host all all all scram-sha-256"
 _MODES: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _PATH: Final = os.pathsep.join(
     (
         *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1:]),
         os.environ.get("PATH", os.defpath),
-        "/usr/sbin",  # where the PATH of plain users does not lead
+        "/usr/sbin",  # not in the PATH of ordinary users
     )
 )
 
 
 def free_port() -> int:
-    """Returns a port below those that the system gives to clients, who might take it while its server is down."""
+    """Returns a port below the range of client ports, which a client could take while the server is down."""
     while True:
-        port = random.randint(15_000, 32_000)  # noqa: S311  # nobody has to guess it
+        port = random.randint(15_000, 32_000)  # noqa: S311  # the port is no secret
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
 
 
 class Server:
-    """A program that is ready once `is_ready` says so."""
+    """A program that is ready once `is_ready` returns True."""
 
     port: int
 
@@ -56,7 +56,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Return when it accepts connections."""
+        """Start the program, and return when it accepts connections."""
         deadline = time.monotonic() + _TIMEOUT
         while not self.is_ready():
             if self._process is None or self._process.poll() is not None:
@@ -70,15 +70,15 @@ class Server:
         return False
 
     def log(self) -> str:
-        """What the program has said so far."""
+        """The output of the program so far."""
         return (self._directory / "server.log").read_text(errors="replace")
 
     def stop(self) -> None:
-        """End it in an orderly way."""
+        """Shut the program down."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once: it has no time to say goodbye."""
+        """Kill the program without a shutdown."""
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:
@@ -102,7 +102,7 @@ class Server:
 
 
 class Postgres(Server):
-    """Debian's PostgreSQL; what is stored survives restarts."""
+    """Debian's PostgreSQL. Its data survives restarts."""
 
     def __init__(self, directory: Path, settings: Mapping[str, str], hba: str, files: Mapping[str, bytes]) -> None:
         self.port = free_port()
@@ -110,7 +110,7 @@ class Postgres(Server):
         self._password = secrets.token_hex(8)
         self.dsn = f"postgresql://postgres:{self._password}@127.0.0.1:{self.port}/postgres"
         super().__init__(directory, _identity(), program("postgres"), f"-D{self.data}")
-        _give(directory, self._identity)
+        _change_owner(directory, self._identity)
         self._create(settings)
         self.write({"pg_hba.conf": f"{hba}\n".encode(), **files})
 
@@ -129,13 +129,13 @@ class Postgres(Server):
         )
 
     def stop(self, mode: str = "fast") -> None:
-        """End it. `fast` is an orderly restart or failover; `immediate` recovers at the next start."""
+        """Stop the server. `fast` is an orderly restart or failover. `immediate` needs recovery at the next start."""
         self._end(_MODES[mode])
 
     def kill(self) -> None:
-        """End it and each of its processes, as a machine that loses its power does."""
+        """Kill the server and all its processes, as a power cut does."""
         if self._process:
-            self._process.send_signal(signal.SIGSTOP)  # so that it neither starts nor warns any of them
+            self._process.send_signal(signal.SIGSTOP)  # so that it neither starts nor warns a child
             for child in _children(self._process.pid):
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
@@ -147,29 +147,29 @@ class Postgres(Server):
             path = self.data / name
             path.write_bytes(content)
             path.chmod(0o600)
-            _give(path, self._identity)
+            _change_owner(path, self._identity)
 
     def set(self, **settings: str) -> None:
-        """Change settings for whoever connects from now on."""
+        """Change settings for connections that are opened later."""
         changes = [f"ALTER SYSTEM SET {name} = {_quoted(value)};" for name, value in settings.items()]
         before = self.query("SELECT pg_conf_load_time()")
         self.query("\n".join([*changes, "SELECT pg_reload_conf();"]))
         _wait(lambda: self.query("SELECT pg_conf_load_time()") != before)
 
     def query(self, sql: str) -> str:
-        """Run statements past everything that is tested. Returns what `psql` prints, without decoration."""
+        """Run statements directly at the server. Returns the plain output of `psql`."""
         return _psql(self.dsn, sql)
 
 
 class PgBouncer(Server):
-    """Debian's PgBouncer in transaction mode. The service has to be told, by `?pgbouncer=true` after its `dsn`."""
+    """Debian's PgBouncer in transaction mode. A service needs `?pgbouncer=true` after its `dsn`."""
 
     def __init__(self, directory: Path, dsn: str, settings: Mapping[str, object]) -> None:
         url = make_url(dsn)
         host = str(url.host or url.query["host"])
         self.port = free_port()
         self.dsn = url.set(host="127.0.0.1", port=self.port, query={}).render_as_string(hide_password=False)
-        # A server's socket may lie where only its owner gets.
+        # Only the owner may have access to the directory of a server's socket.
         super().__init__(directory, _identity(Path(host)), program("pgbouncer"), str(directory / "pgbouncer.ini"))
         users = directory / "users.txt"
         users.write_text(f'"{url.username}" "{url.password or ""}"\n')
@@ -182,17 +182,17 @@ class PgBouncer(Server):
             "admin_users": url.username,
             "pool_mode": "transaction",
             "max_client_conn": 1000,
-            "server_login_retry": 1,  # seconds after which it asks a server again that was away; by itself, 15
+            "server_login_retry": 1,  # seconds between attempts at a server that is down; the default is 15
             **settings,
         }
         (directory / "pgbouncer.ini").write_text(
             f"[databases]\n* = host='{host}' port={url.port or url.query['port']}\n[pgbouncer]\n"
             + "".join(f"{name} = {value}\n" for name, value in lines.items())
         )
-        _give(directory, self._identity)
+        _change_owner(directory, self._identity)
 
     def query(self, sql: str) -> str:
-        """Ask the admin console, as in `SHOW POOLS`. Returns what `psql` prints, without decoration."""
+        """Run a command at the admin console, such as `SHOW POOLS`. Returns the plain output of `psql`."""
         return _psql(make_url(self.dsn).set(database="pgbouncer").render_as_string(hide_password=False), sql)
 
 
@@ -204,23 +204,23 @@ def postgres(
     hba: str | None = None,
     files: Mapping[str, bytes] = _NONE,
 ) -> Iterator[Postgres]:
-    """Yields a running PostgreSQL. `hba` says who may come how, `files` are put into its data directory."""
-    server = Postgres(_made(directory), settings, _HBA if hba is None else hba, files)
+    """Yields a running PostgreSQL with `hba` as its pg_hba.conf, and with `files` in its data directory."""
+    server = Postgres(_make_directory(directory), settings, _HBA if hba is None else hba, files)
     with running(server):
         yield server
 
 
 @contextmanager
 def pgbouncer(directory: Path, dsn: str, *, pool_size: int = 2, **settings: str) -> Iterator[PgBouncer]:
-    """Yields a running PgBouncer with the user and password of `dsn`, the server behind it, embedded or another."""
-    server = PgBouncer(_made(directory), dsn, {"default_pool_size": pool_size, **settings})
+    """Yields a running PgBouncer in front of the server of `dsn`, with the user and password of `dsn`."""
+    server = PgBouncer(_make_directory(directory), dsn, {"default_pool_size": pool_size, **settings})
     with running(server):
         yield server
 
 
 @contextmanager
 def running(server: Server) -> Iterator[None]:
-    """Have it run in the context, and be killed at its end."""
+    """Start the server, and kill it at the end of the context."""
     try:
         server.start()
         yield
@@ -229,12 +229,12 @@ def running(server: Server) -> Iterator[None]:
 
 
 def program(name: str) -> str:
-    """Returns where it is. The test that needs it is skipped where it is not installed."""
+    """Returns the path of a program. Skips the test if the program is not installed."""
     return shutil.which(name, path=_PATH) or pytest.skip(f"{name} is not installed")
 
 
-def _made(directory: Path) -> Path:
-    """Make the directory, and let the accounts of servers pass through those above it."""
+def _make_directory(directory: Path) -> Path:
+    """Make the directory, and give the accounts of servers access to its parents."""
     directory.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0:
         for parent in directory.resolve().parents:
@@ -243,7 +243,7 @@ def _made(directory: Path) -> Path:
 
 
 def _identity(socket_directory: Path | None = None) -> dict[str, Any]:
-    """Returns who runs a server: ourselves, but for root another."""
+    """Returns the account that runs a server: the current user, but another account instead of root."""
     if os.geteuid():
         return {}
     if socket_directory and socket_directory.is_dir():
@@ -253,7 +253,7 @@ def _identity(socket_directory: Path | None = None) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _give(path: Path, identity: Mapping[str, Any]) -> None:
+def _change_owner(path: Path, identity: Mapping[str, Any]) -> None:
     if identity:
         for given in (path, *(path.iterdir() if path.is_dir() else ())):
             os.chown(given, identity["user"], identity["group"])
@@ -264,7 +264,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _environment(**others: str) -> dict[str, str]:
-    """No setting of whoever runs the tests reaches PostgreSQL's programs."""
+    """Returns the environment without settings for PostgreSQL's programs."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | others
 
 

@@ -1,4 +1,4 @@
-"""`python -m app` as a process, as its user runs it."""
+"""`python -m app` as a process, as a user runs it."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TASKS: Final = "/api/ada/tasks"
 
 
 class Service:
-    """A process that is ended at the end of the context, and its workers and its PostgreSQL with it."""
+    """A running service. The end of the context kills its process, its workers and its PostgreSQL."""
 
     def __init__(
         self, directory: Path, settings: Mapping[str, str] | None = None, *, port: int = 0, terminal: int = 0
@@ -30,7 +30,7 @@ class Service:
         self.directory = directory
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        # A connection a request, so that any worker may get it.
+        # Each request has its own connection, so that any worker may receive it.
         self._client = httpx.Client(base_url=self.url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
         self._data = directory / ".data" / "postgres"
         self._out = directory / f"stdout-{self.port}"
@@ -70,7 +70,7 @@ class Service:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The log."""
+        """The lines of the log."""
         return [json.loads(line) for line in self.stdout.splitlines()]
 
     @property
@@ -87,7 +87,7 @@ class Service:
         return (self._data / "postmaster.pid").exists()
 
     def ready(self) -> Self:
-        """Returns when it is."""
+        """Return when the service is ready."""
         while not self._is_ready():
             assert self.process.poll() is None, self.stderr
             time.sleep(0.02)
@@ -111,6 +111,6 @@ class Service:
         return tasks
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Returns the exit code."""
+        """Send the signal. Returns the exit code."""
         self.process.send_signal(number)
         return self.process.wait()

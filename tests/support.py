@@ -1,4 +1,4 @@
-"""What tests of more than one module do."""
+"""Helpers of several test modules."""
 
 import asyncio
 import logging
@@ -24,12 +24,12 @@ from app.server.protocol import SERVER_OPTIONS
 
 Handler = TypeVar("Handler", bound=logging.Handler)
 
-# A secret that tokens are signed with, and no other run has.
+# The secret that signs tokens, another one in each run.
 SECRET: Final = secrets.token_hex(32)
 
 
 def token(user: str, **claims: object) -> str:
-    """Proves to a service with SECRET to be `user`, for 15 minutes unless `claims` say otherwise."""
+    """Returns a token of `user` for a service with SECRET. It expires in 15 minutes unless `claims` has an `exp`."""
     return jwt.encode({"sub": user, "exp": time() + 900, **claims}, SECRET, "HS256")
 
 
@@ -45,7 +45,7 @@ def make_settings(dsn: str, **others: Any) -> Settings:
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[str]:
-    """Yields the address of a service of its own, with a real server in front, in this process."""
+    """Yields the address of a service that runs in this process, with a real HTTP server."""
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, **SERVER_OPTIONS))
     running = asyncio.create_task(server.serve())
     while not server.started:
@@ -61,7 +61,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
 
 @contextmanager
 def serving_in_thread(settings: Settings) -> Iterator[str]:
-    """Yields the address of a service in a thread: Hypothesis runs its machines without an event loop."""
+    """Yields the address of a service in a thread. Hypothesis runs its state machines without an event loop."""
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, **SERVER_OPTIONS))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -77,7 +77,7 @@ def serving_in_thread(settings: Settings) -> Iterator[str]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Return when `condition`, a function or a coroutine function, gives something true, as no event tells."""
+    """Poll `condition`, a function or a coroutine function, until its result is true. There is no event to wait for."""
     async with asyncio.timeout(30):
         while not (await result if isawaitable(result := condition()) else result):  # noqa: ASYNC110  # see above
             await asyncio.sleep(0.01)
@@ -85,7 +85,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @contextmanager
 def handling(handler: Handler, caplog: pytest.LogCaptureFixture) -> Iterator[Handler]:
-    """Have `handler` get all that is logged, but by the client that asks."""
+    """Pass all log records to `handler`, except those of the HTTP client."""
     caplog.set_level(logging.INFO)
     caplog.set_level(logging.WARNING, "httpx")
     logging.getLogger().addHandler(handler)
@@ -94,7 +94,7 @@ def handling(handler: Handler, caplog: pytest.LogCaptureFixture) -> Iterator[Han
 
 
 async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:
-    """Send bytes as they are: httpx would refuse or mend them. Returns status, head in lower case, and body."""
+    """Send bytes that httpx would refuse or correct. Returns the status, the head in lower case, and the body."""
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(request)
     async with asyncio.timeout(10):
@@ -105,7 +105,7 @@ async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:
 
 
 def execute(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    """Run a statement past the service, on a connection of its own."""
+    """Run a statement on a new connection to the database."""
 
     async def run() -> list[tuple[Any, ...]]:
         connection = await asyncpg.connect(dsn)
@@ -119,7 +119,7 @@ def execute(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def new_database(dsn: str, name: str) -> Iterator[str]:
-    """Yields the connection string of an empty database beside that of `dsn`, which is dropped at the end."""
+    """Yields the connection string of an empty database on the server of `dsn`. It is dropped at the end."""
     execute(dsn, f"CREATE DATABASE {name}")
     yield make_url(dsn).set(database=name).render_as_string(hide_password=False)
     execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
@@ -133,5 +133,5 @@ def pointers(refusal: httpx.Response) -> list[str]:
 
 
 def short(value: object) -> str:
-    """The name of a case in the output."""
+    """The id of a test case in the output."""
     return ascii(value)[:24]
