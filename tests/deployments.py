@@ -99,7 +99,7 @@ class Load:
             finally:
                 ending.set()
 
-    async def goes_on(self) -> None:
+    async def full_round(self) -> None:
         """Return when each client has completed a whole round that began after this call."""
         goals = [client.rounds + 2 for client in self._clients]
         await until(lambda: all(client.rounds >= goal for client, goal in zip(self._clients, goals, strict=True)))

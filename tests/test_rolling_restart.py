@@ -120,10 +120,10 @@ class TestTwoServices:
         services = [await asyncio.to_thread(start, workers=workers) for _ in range(2)]
         with haproxy(tmp_path, [service.url for service in services], changes) as url:
             async with Load(url).running() as load:
-                await load.goes_on()
+                await load.full_round()
                 for service in services:
                     await restart(start, service, workers)
-                    await load.goes_on()
+                    await load.full_round()
 
         assert bool(load.faults) == are_lost, load.faults[:5]
 

@@ -247,8 +247,10 @@ class TestToken:
         assert_refused(await list_tasks(service, account, token))
 
         keys = f"{impostor.url}/api/auth/jwks"
-        async with service_of(dsn, issuer.url, auth_jwks_url=keys) as fooled:  # a control: only the key is wrong
-            assert await accepts(fooled, account, token)
+        async with service_of(
+            dsn, issuer.url, auth_jwks_url=keys
+        ) as with_other_keys:  # a control: only the key is wrong
+            assert await accepts(with_other_keys, account, token)
 
 
 class TestSession:
@@ -279,8 +281,8 @@ class TestSession:
 
         assert_refused(await list_tasks(service, account, cookie))
 
-        async with service_of(dsn, issuer.url, auth_audience="unchecked") as careless:
-            assert await accepts(careless, account, cookie)
+        async with service_of(dsn, issuer.url, auth_audience="unchecked") as without_audience:
+            assert await accepts(without_audience, account, cookie)
 
 
 class TestRotation:

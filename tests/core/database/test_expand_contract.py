@@ -76,7 +76,7 @@ async def beside(connect: Connect) -> asyncpg.Connection:
 async def load(own: str) -> AsyncIterator[Load]:
     """Clients that use a service of this release continuously."""
     async with serving(make_settings(own)) as url, Load(url).running() as load:
-        await load.goes_on()
+        await load.full_round()
         yield load
 
 
@@ -90,7 +90,7 @@ class TestExpansion:
     ) -> None:
         for sql in EXPANSION:
             await beside.execute(sql)
-            await load.goes_on()
+            await load.full_round()
 
         assert load.faults == []
 
@@ -114,7 +114,7 @@ class TestMigration:
     async def test_migrating_an_up_to_date_database_causes_no_faults(self, load: Load, own: str) -> None:
         for _ in range(5):
             await asyncio.to_thread(migrate, own)
-        await load.goes_on()
+        await load.full_round()
 
         assert load.faults == []
 
@@ -128,7 +128,7 @@ class TestMigration:
             await beside.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")  # as a long read does
             with pytest.raises(CommandError, match="lock timeout"):
                 await asyncio.to_thread(command.upgrade, config, "head")
-        await load.goes_on()
+        await load.full_round()
 
         assert load.faults == []
 

@@ -167,10 +167,10 @@ class TestSessions:
 
         assert await left_behind(bouncer.dsn) == set()
 
-    async def test_the_state_that_a_careless_client_leaves_behind_is_found(self, bouncer: PgBouncer) -> None:
-        careless = await asyncpg.connect(bouncer.dsn, statement_cache_size=0)
-        await careless.execute("SET statement_timeout = '7s'; CREATE TEMPORARY TABLE mine (); PREPARE it AS SELECT 1")
-        await careless.close()
+    async def test_session_state_that_a_client_leaves_behind_is_found(self, bouncer: PgBouncer) -> None:
+        client = await asyncpg.connect(bouncer.dsn, statement_cache_size=0)
+        await client.execute("SET statement_timeout = '7s'; CREATE TEMPORARY TABLE mine (); PREPARE it AS SELECT 1")
+        await client.close()
 
         assert await left_behind(bouncer.dsn) == {"statement_timeout", "table", "statement"}
 
