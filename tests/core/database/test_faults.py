@@ -1,4 +1,4 @@
-"""Which faults a start waits out, and which end it."""
+"""Faults after which a start keeps waiting, and faults that end it."""
 
 import ssl
 from socket import gaierror
@@ -24,7 +24,7 @@ from app.core.database.faults import may_recover
     ],
     ids=repr,
 )
-def test_a_start_waits_out_a_transient_fault(error: Exception) -> None:
+def test_a_start_keeps_waiting_after_a_transient_fault(error: Exception) -> None:
     assert may_recover(error)
 
 

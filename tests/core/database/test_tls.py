@@ -290,7 +290,7 @@ class TestManInTheMiddle:
 
 
 class TestStart:
-    """Which faults a start waits out: see `may_recover`."""
+    """Faults after which a start keeps waiting: see `may_recover`."""
 
     @pytest.mark.parametrize("mode", ["require", "prefer"])
     async def test_a_connection_that_is_closed_before_tls_is_a_transient_fault(self, mode: str) -> None:
