@@ -1,4 +1,4 @@
-"""Whoever has a good token reaches the tasks of its user, and nobody else reaches anything."""
+"""A valid token gives access to the tasks of its user. Every other request for tasks is refused."""
 
 import asyncio
 import re
@@ -31,7 +31,7 @@ OPERATIONS: Final = [
     ("PATCH", f"/{MISSING}/complete"),
 ]
 every_operation: Final = pytest.mark.parametrize(("method", "path"), OPERATIONS)
-# `{token}` stands for a good one; the last is sent without a scheme.
+# `{token}` stands for a valid token. The last entry has no scheme.
 OTHER_SCHEMES: Final = [
     "",
     "Basic YWRhOnNlY3JldA==",
@@ -51,7 +51,7 @@ Headers = dict[str, str]
 
 @asynccontextmanager
 async def connected(dsn: str, **authentication: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Yields a client of a service that authenticates like this."""
+    """Yields a client of a service with these authentication settings."""
     async with (
         serving(make_settings(dsn, **authentication)) as url,
         httpx.AsyncClient(base_url=url, timeout=30) as client,
@@ -60,7 +60,7 @@ async def connected(dsn: str, **authentication: Any) -> AsyncIterator[httpx.Asyn
 
 
 async def answered(dsn: str, claims: dict[str, object], **others: Any) -> httpx.Response:
-    """How a service with AUTH_JWT_SECRET and these other settings answers Zoe, with these claims."""
+    """The reply to Zoe's request with these claims, from a service with AUTH_JWT_SECRET and these other settings."""
     async with connected(dsn, auth_jwt_secret=SECRET, **others) as client:
         return await client.get("/api/zoe/tasks", headers=carrying(signer("HS256").issue(claims)))
 
@@ -90,19 +90,19 @@ async def client(dsn: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def token(user: str) -> str:
-    """A good one of this user's."""
+    """A valid token of this user."""
     return signer("HS256").issue(claims_of(user))
 
 
 @pytest.fixture
 def mine(token: str) -> Headers:
-    """What this user sends along."""
+    """The headers of this user's requests."""
     return carrying(token)
 
 
 @pytest.fixture
 def others() -> Headers:
-    """What another user sends along."""
+    """The headers of another user's requests."""
     return carrying(signer("HS256").issue(claims_of("eve")))
 
 
@@ -118,8 +118,10 @@ def checkouts() -> Iterator[list[None]]:
         yield checkouts
 
 
-class TestGoodToken:
-    async def test_it_opens_all_six_operations(self, client: httpx.AsyncClient, tasks: str, mine: Headers) -> None:
+class TestValidToken:
+    async def test_a_valid_token_opens_all_six_operations(
+        self, client: httpx.AsyncClient, tasks: str, mine: Headers
+    ) -> None:
         created = await client.post(tasks, json={"title": "Buy oat milk"}, headers=mine)
         path = created.headers["Location"]
 
@@ -131,14 +133,16 @@ class TestGoodToken:
         assert (await client.delete(path, headers=mine)).status_code == 204
         assert (await client.get(path, headers=mine)).status_code == 404
 
-    async def test_head_is_answered_as_get(self, client: httpx.AsyncClient, path: str, mine: Headers) -> None:
+    async def test_head_with_a_valid_token_has_the_etag_of_get(
+        self, client: httpx.AsyncClient, path: str, mine: Headers
+    ) -> None:
         head, get = await client.head(path, headers=mine), await client.get(path, headers=mine)
 
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["ETag"] == get.headers["ETag"]
 
     @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR", "Bearer  "])
-    async def test_the_scheme_is_written_in_any_case(
+    async def test_the_bearer_scheme_is_case_insensitive(
         self, client: httpx.AsyncClient, tasks: str, token: str, scheme: str
     ) -> None:
         assert_accepted(await client.get(tasks, headers={"Authorization": f"{scheme} {token}"}))
@@ -148,19 +152,21 @@ class TestGoodToken:
         ["R9iXZ0bEvKqLwT3m8sYcJ5uHaG2dN1pf", "auth0|5f7c", "user_2abC", "zoe+home=~@example.org", ".", "a" * 128],
         ids=short,
     )
-    async def test_the_user_may_have_any_id_of_the_contract(self, client: httpx.AsyncClient, owner: str) -> None:
+    async def test_a_token_may_name_any_allowed_user_id(self, client: httpx.AsyncClient, owner: str) -> None:
         path = f"/api/{quote(owner, safe='').replace('.', '%2E')}/tasks"
 
         assert_accepted(await client.get(path, headers=carrying(signer("HS256").issue(claims_of(owner)))))
 
     @pytest.mark.parametrize("end", [10_000_000_000, 1e10, 253_402_300_799, 4_102_444_800.5])
-    async def test_it_may_be_good_for_years(self, client: httpx.AsyncClient, tasks: str, user: str, end: float) -> None:
+    async def test_a_token_may_be_valid_for_years(
+        self, client: httpx.AsyncClient, tasks: str, user: str, end: float
+    ) -> None:
         token = signer("HS256").issue(claims_of(user, exp=end))
 
         assert_accepted(await client.get(tasks, headers=carrying(token)))
 
     @pytest.mark.parametrize("claims", [{"jti": "a"}, {"aud": "b"}, {"iss": "c"}, {"user": {"id": "eve"}}, {"a": [{}]}])
-    async def test_it_may_say_more_than_is_asked_for(
+    async def test_additional_claims_and_header_parameters_are_ignored(
         self, client: httpx.AsyncClient, tasks: str, user: str, claims: dict[str, object]
     ) -> None:
         token = signer("HS256").issue(claims_of(user) | claims, kid="a", x5t="b", custom={"c": 1})
@@ -168,30 +174,32 @@ class TestGoodToken:
         assert_accepted(await client.get(tasks, headers=carrying(token)))
 
 
-class TestWithoutToken:
+class TestMissingToken:
     @every_operation
-    async def test_it_is_401(self, client: httpx.AsyncClient, tasks: str, method: str, path: str) -> None:
+    async def test_a_request_without_a_token_is_401(
+        self, client: httpx.AsyncClient, tasks: str, method: str, path: str
+    ) -> None:
         reply = await client.request(method, tasks + path)
 
         assert_unauthenticated(reply, "token-missing", CHALLENGE)
 
     @pytest.mark.parametrize("scheme", OTHER_SCHEMES, ids=short)
     @every_operation
-    async def test_another_scheme_is_no_token(
+    async def test_another_authorization_scheme_counts_as_no_token(
         self, client: httpx.AsyncClient, tasks: str, token: str, method: str, path: str, scheme: str
     ) -> None:
         reply = await client.request(method, tasks + path, headers={"Authorization": scheme.format(token=token)})
 
         assert_unauthenticated(reply, "token-missing", CHALLENGE)
 
-    async def test_head_is_401(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_head_without_a_token_is_401(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.head(tasks)
 
         assert (reply.status_code, reply.headers["WWW-Authenticate"]) == (401, CHALLENGE)
 
     @pytest.mark.parametrize("name", ["access_token", "token", "jwt", "auth"])
     @every_operation
-    async def test_a_token_elsewhere_is_no_token(
+    async def test_a_token_outside_the_authorization_header_is_ignored(
         self, client: httpx.AsyncClient, tasks: str, token: str, method: str, path: str, name: str
     ) -> None:
         elsewhere = {"Cookie": f"{name}={token}", "X-Authorization": f"Bearer {token}", f"X-{name}": token}
@@ -200,7 +208,7 @@ class TestWithoutToken:
 
         assert_unauthenticated(reply, "token-missing", CHALLENGE)
 
-    async def test_a_task_is_neither_shown_nor_changed(
+    async def test_a_request_without_a_token_neither_reads_nor_changes_a_task(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], mine: Headers
     ) -> None:
         assert (await client.get(path)).status_code == 401
@@ -212,7 +220,9 @@ class TestWithoutToken:
 
 class TestRefusedToken:
     @every_operation
-    async def test_it_is_401(self, client: httpx.AsyncClient, tasks: str, user: str, method: str, path: str) -> None:
+    async def test_a_token_with_a_forged_signature_is_401(
+        self, client: httpx.AsyncClient, tasks: str, user: str, method: str, path: str
+    ) -> None:
         forged = new_signer("HS256").issue(claims_of(user))
 
         reply = await client.request(method, tasks + path, headers=carrying(forged))
@@ -221,7 +231,7 @@ class TestRefusedToken:
         assert forged not in reply.text
 
     @every_operation
-    async def test_an_expired_one_is_told_apart(
+    async def test_the_challenge_for_an_expired_token_says_that_it_has_expired(
         self, client: httpx.AsyncClient, tasks: str, user: str, method: str, path: str
     ) -> None:
         expired = signer("HS256").issue(claims_of(user, exp=int(time()) - DAY))
@@ -230,14 +240,14 @@ class TestRefusedToken:
 
         assert_unauthenticated(reply, "token-invalid", EXPIRED)
 
-    async def test_a_forged_one_is_not_told_that_it_has_expired(
+    async def test_the_challenge_for_a_forged_token_does_not_say_that_it_has_expired(
         self, client: httpx.AsyncClient, tasks: str, user: str
     ) -> None:
         forged = new_signer("HS256").issue(claims_of(user, exp=int(time()) - DAY))
 
         assert_refused(await client.get(tasks, headers=carrying(forged)))
 
-    async def test_head_is_401(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_head_with_a_refused_token_is_401(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.head(tasks, headers=carrying("a.b.c"))
 
         assert (reply.status_code, reply.headers["WWW-Authenticate"]) == (401, REFUSED)
@@ -245,7 +255,7 @@ class TestRefusedToken:
 
 class TestAnotherUser:
     @every_operation
-    async def test_it_is_403(
+    async def test_a_token_of_another_user_is_403(
         self, client: httpx.AsyncClient, tasks: str, others: Headers, method: str, path: str
     ) -> None:
         reply = await client.request(method, tasks + path, headers=others)
@@ -262,7 +272,7 @@ class TestAnotherUser:
         }
 
     @every_operation
-    async def test_whether_the_task_exists_is_not_told(
+    async def test_the_403_reply_does_not_reveal_whether_the_task_exists(
         self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any], others: Headers, method: str, path: str
     ) -> None:
         existing = await client.request(method, tasks + path.replace(MISSING, task["id"]), headers=others)
@@ -272,7 +282,7 @@ class TestAnotherUser:
         assert existing.headers.keys() == missing.headers.keys()
         assert existing.json() == missing.json() | {"instance": existing.json()["instance"]}
 
-    async def test_a_task_is_not_changed(
+    async def test_a_token_of_another_user_does_not_change_a_task(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], mine: Headers, others: Headers
     ) -> None:
         assert (await client.put(path, json={"title": "Two"}, headers=others)).status_code == 403
@@ -280,7 +290,7 @@ class TestAnotherUser:
         assert (await client.delete(path, headers=others)).status_code == 403
         assert (await client.get(path, headers=mine)).json() == task
 
-    async def test_a_token_that_is_remembered_opens_no_other_path(
+    async def test_a_cached_token_does_not_open_the_path_of_another_user(
         self, client: httpx.AsyncClient, tasks: str, mine: Headers
     ) -> None:
         assert_accepted(await client.get(tasks, headers=mine))
@@ -290,13 +300,13 @@ class TestAnotherUser:
     @pytest.mark.parametrize(
         "owner", ["ZOE", "zoe%20", "%20zoe", "zoe%00", "zo%C3%A9", "zoe%0A", "zoe.", "zo", "%EF%BD%9Aoe"]
     )
-    async def test_the_ids_are_the_same_only_if_each_byte_is(self, client: httpx.AsyncClient, owner: str) -> None:
+    async def test_user_ids_are_compared_byte_by_byte(self, client: httpx.AsyncClient, owner: str) -> None:
         zoe = carrying(signer("HS256").issue(claims_of("zoe")))
 
         assert (await client.get(f"/api/{owner}/tasks", headers=zoe)).status_code == 403
         assert (await client.get("/api/z%6Fe/tasks", headers=zoe)).status_code == 200
 
-    async def test_no_other_header_names_the_user(
+    async def test_no_header_but_authorization_names_the_user(
         self, client: httpx.AsyncClient, tasks: str, user: str, others: Headers
     ) -> None:
         said = dict.fromkeys(["X-User-Id", "X-Forwarded-User", "X-Auth-Request-User", "Remote-User"], user)
@@ -304,8 +314,8 @@ class TestAnotherUser:
         assert (await client.get(tasks, headers=others | said)).status_code == 403
 
 
-class Odd(NamedTuple):
-    """A request that is refused even when its user may send it."""
+class BadRequest(NamedTuple):
+    """A request that is refused although its user is authorized."""
 
     status: int
     method: str = "POST"
@@ -314,39 +324,41 @@ class Odd(NamedTuple):
     content: bytes = b"{}"
 
 
-ODD: Final = {
-    "malformed JSON": Odd(400, content=b"{"),
-    "nothing in it": Odd(422),
-    "70 kB": Odd(413, content=b" " * 70_000),
-    "another content type": Odd(415, headers={"Content-Type": "text/plain"}),
-    "compressed": Odd(415, headers=JSON | {"Content-Encoding": "gzip"}),
-    "malformed header": Odd(400, headers=JSON | {"Idempotency-Key": '""'}, content=b'{"title": "a"}'),
-    "long header": Odd(400, headers=JSON | {"Idempotency-Key": "a" * 256}, content=b'{"title": "a"}'),
-    "unknown field": Odd(422, headers=JSON | {"Prefer": "handling=strict"}, content=b'{"title": "a", "b": 1}'),
-    "unknown parameter": Odd(422, "GET", "?a=b", {"Prefer": "handling=strict"}, b""),
-    "bad parameter": Odd(422, "GET", "?limit=0", {}, b""),
-    "no UUID": Odd(422, "GET", "/1", {}, b""),
-    "no UUID to complete": Odd(422, "PATCH", "/1/complete", {}, b""),
+BAD_REQUESTS: Final = {
+    "malformed JSON": BadRequest(400, content=b"{"),
+    "missing title": BadRequest(422),
+    "70 kB body": BadRequest(413, content=b" " * 70_000),
+    "another content type": BadRequest(415, headers={"Content-Type": "text/plain"}),
+    "compressed body": BadRequest(415, headers=JSON | {"Content-Encoding": "gzip"}),
+    "malformed header": BadRequest(400, headers=JSON | {"Idempotency-Key": '""'}, content=b'{"title": "a"}'),
+    "long header": BadRequest(400, headers=JSON | {"Idempotency-Key": "a" * 256}, content=b'{"title": "a"}'),
+    "unknown field": BadRequest(422, headers=JSON | {"Prefer": "handling=strict"}, content=b'{"title": "a", "b": 1}'),
+    "unknown parameter": BadRequest(422, "GET", "?a=b", {"Prefer": "handling=strict"}, b""),
+    "bad parameter": BadRequest(422, "GET", "?limit=0", {}, b""),
+    "task id that is no UUID": BadRequest(422, "GET", "/1", {}, b""),
+    "completion with a task id that is no UUID": BadRequest(422, "PATCH", "/1/complete", {}, b""),
 }
-every_odd_one: Final = pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+every_bad_request: Final = pytest.mark.parametrize("bad_request", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
 
 
-async def send(client: httpx.AsyncClient, tasks: str, odd: Odd, token: Headers) -> httpx.Response:
-    return await client.request(odd.method, tasks + odd.path, content=odd.content, headers=odd.headers | token)
+async def send(client: httpx.AsyncClient, tasks: str, bad_request: BadRequest, token: Headers) -> httpx.Response:
+    return await client.request(
+        bad_request.method, tasks + bad_request.path, content=bad_request.content, headers=bad_request.headers | token
+    )
 
 
-class TestBeforeAnythingElseIsLookedAt:
-    @every_odd_one
-    async def test_who_asks_is(
-        self, client: httpx.AsyncClient, tasks: str, mine: Headers, others: Headers, odd: Odd
+class TestOrderOfChecks:
+    @every_bad_request
+    async def test_authentication_is_checked_before_the_rest_of_the_request(
+        self, client: httpx.AsyncClient, tasks: str, mine: Headers, others: Headers, bad_request: BadRequest
     ) -> None:
-        assert (await send(client, tasks, odd, {})).status_code == 401
-        assert (await send(client, tasks, odd, carrying("a.b.c"))).status_code == 401
-        assert (await send(client, tasks, odd, others)).status_code == 403
-        assert (await send(client, tasks, odd, mine)).status_code == odd.status
+        assert (await send(client, tasks, bad_request, {})).status_code == 401
+        assert (await send(client, tasks, bad_request, carrying("a.b.c"))).status_code == 401
+        assert (await send(client, tasks, bad_request, others)).status_code == 403
+        assert (await send(client, tasks, bad_request, mine)).status_code == bad_request.status
 
     @every_operation
-    async def test_an_id_that_no_user_can_have_is_not_named_as_such(
+    async def test_an_invalid_user_id_is_answered_with_401_or_403(
         self, client: httpx.AsyncClient, mine: Headers, method: str, path: str
     ) -> None:
         assert (await client.request(method, f"/api/a%20b/tasks{path}")).status_code == 401
@@ -356,7 +368,7 @@ class TestBeforeAnythingElseIsLookedAt:
         ("method", "path"), [operation for operation in OPERATIONS if operation[0] in {"POST", "PUT", "PATCH"}]
     )
     @pytest.mark.parametrize("framing", ["Content-Length: 99", "Content-Length: 70000", "Transfer-Encoding: chunked"])
-    async def test_a_body_that_never_comes_is_not_waited_for(
+    async def test_an_unauthorized_request_is_answered_before_its_body_arrives(
         self, client: httpx.AsyncClient, tasks: str, others: Headers, method: str, path: str, framing: str
     ) -> None:
         head = (
@@ -372,10 +384,10 @@ class TestBeforeAnythingElseIsLookedAt:
 
 
 class TestDatabase:
-    """No connection is taken for a request that is refused without its help."""
+    """A request that can be refused without a query takes no database connection."""
 
     @every_operation
-    async def test_a_good_request_takes_one(
+    async def test_a_valid_request_takes_one_database_connection(
         self, client: httpx.AsyncClient, tasks: str, mine: Headers, checkouts: list[None], method: str, path: str
     ) -> None:
         content = {"title": "Buy oat milk"} if method in {"POST", "PUT"} else None
@@ -386,7 +398,7 @@ class TestDatabase:
         assert len(checkouts) == 1
 
     @every_operation
-    async def test_it_takes_none_when_nobody_or_another_user_asks(
+    async def test_an_unauthorized_request_takes_no_database_connection(
         self, client: httpx.AsyncClient, tasks: str, others: Headers, checkouts: list[None], method: str, path: str
     ) -> None:
         for headers in ({}, carrying("a.b.c"), others):
@@ -394,15 +406,15 @@ class TestDatabase:
 
         assert checkouts == []
 
-    @every_odd_one
-    async def test_it_takes_none_when_the_request_is_malformed(
-        self, client: httpx.AsyncClient, tasks: str, mine: Headers, checkouts: list[None], odd: Odd
+    @every_bad_request
+    async def test_an_authorized_bad_request_takes_no_database_connection(
+        self, client: httpx.AsyncClient, tasks: str, mine: Headers, checkouts: list[None], bad_request: BadRequest
     ) -> None:
-        assert (await send(client, tasks, odd, mine)).status_code == odd.status
+        assert (await send(client, tasks, bad_request, mine)).status_code == bad_request.status
         assert checkouts == []
 
     @pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/health/live"), ("GET", "/openapi.json")])
-    async def test_it_takes_none_where_there_are_no_tasks(
+    async def test_a_request_for_another_path_takes_no_database_connection(
         self, client: httpx.AsyncClient, mine: Headers, checkouts: list[None], method: str, path: str
     ) -> None:
         await client.request(method, path, headers=mine)
@@ -410,8 +422,8 @@ class TestDatabase:
         assert checkouts == []
 
 
-class TestWhatNeedsNoToken:
-    @pytest.mark.parametrize("headers", [{}, carrying("a.b.c")], ids=["none", "refused"])
+class TestPublicPaths:
+    @pytest.mark.parametrize("headers", [{}, carrying("a.b.c")], ids=["no token", "refused token"])
     @pytest.mark.parametrize(
         ("method", "path", "status"),
         [
@@ -431,7 +443,7 @@ class TestWhatNeedsNoToken:
             ("GET", f"/api/zoe/tasks/{MISSING}/complete", 405),
         ],
     )
-    async def test_it_is_answered(
+    async def test_a_path_outside_the_operations_needs_no_token(
         self, client: httpx.AsyncClient, method: str, path: str, status: int, headers: Headers
     ) -> None:
         assert (await client.request(method, path, headers=headers)).status_code == status
@@ -453,7 +465,7 @@ class TestBrowser:
         assert reply.status_code == 200
         assert "authorization" in reply.headers["Access-Control-Allow-Headers"].lower()
 
-    async def test_a_page_may_read_why_it_is_refused(
+    async def test_a_page_of_an_allowed_origin_may_read_a_401_or_403(
         self, client: httpx.AsyncClient, tasks: str, others: Headers
     ) -> None:
         for token, status in (({}, 401), (carrying("a.b.c"), 401), (others, 403)):
@@ -462,7 +474,7 @@ class TestBrowser:
             assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (status, ORIGIN)
             assert "www-authenticate" in reply.headers["Access-Control-Expose-Headers"].lower()
 
-    async def test_a_page_of_a_foreign_origin_may_not(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_page_of_a_foreign_origin_may_not_read_a_401(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.get(tasks, headers={"Origin": "https://evil.example"})
 
         assert reply.status_code == 401
@@ -472,7 +484,7 @@ class TestBrowser:
 class TestConnection:
     @pytest.mark.parametrize("content", [b'{"title": "a"}', b" " * 70_000], ids=["short", "long"])
     @pytest.mark.parametrize("others_token", [False, True], ids=["401", "403"])
-    async def test_it_outlives_a_refusal_whose_body_comes_later(
+    async def test_a_connection_stays_usable_when_the_body_of_a_refused_request_arrives_late(
         self, client: httpx.AsyncClient, tasks: str, token: str, others: Headers, content: bytes, others_token: bool
     ) -> None:
         sent = f"Authorization: {others['Authorization']}\r\n" if others_token else ""
@@ -487,7 +499,7 @@ class TestConnection:
         writer.close()
         await writer.wait_closed()
 
-    async def test_a_token_is_good_for_its_own_request_only(
+    async def test_a_token_authenticates_only_its_own_request(
         self, client: httpx.AsyncClient, tasks: str, token: str
     ) -> None:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
@@ -512,9 +524,9 @@ class TestIssuerAndAudience:
     EXPECTED: Final = {"auth_issuer": "https://auth.example.com", "auth_audience": "tasks"}
 
     @pytest.mark.parametrize(
-        "audience", ["tasks", ["tasks"], ["other", "tasks"]], ids=["alone", "list of one", "among others"]
+        "audience", ["tasks", ["tasks"], ["other", "tasks"]], ids=["text", "list of one", "one of two"]
     )
-    async def test_a_token_that_has_both_is_accepted(self, dsn: str, audience: object) -> None:
+    async def test_a_token_with_the_expected_issuer_and_audience_is_accepted(self, dsn: str, audience: object) -> None:
         claims = claims_of("zoe", iss="https://auth.example.com", aud=audience)
 
         assert_accepted(await answered(dsn, claims, **self.EXPECTED))
@@ -529,7 +541,9 @@ class TestIssuerAndAudience:
             {"iss": "https://auth.example.com", "aud": "other"},
         ],
     )
-    async def test_a_token_that_does_not_is_refused(self, dsn: str, claims: dict[str, object]) -> None:
+    async def test_a_token_without_the_expected_issuer_or_audience_is_refused(
+        self, dsn: str, claims: dict[str, object]
+    ) -> None:
         assert_refused(await answered(dsn, claims_of("zoe") | claims, **self.EXPECTED))
 
     @pytest.mark.parametrize(
@@ -540,7 +554,7 @@ class TestIssuerAndAudience:
         ],
         ids=["issuer", "audience"],
     )
-    async def test_each_is_checked_without_the_other(
+    async def test_issuer_and_audience_are_checked_independently(
         self, dsn: str, expected: dict[str, str], good: dict[str, object], bad: dict[str, object]
     ) -> None:
         assert_accepted(await answered(dsn, claims_of("zoe") | good, **expected))
@@ -549,24 +563,24 @@ class TestIssuerAndAudience:
 
     @pytest.mark.parametrize("settings", [{}, {"auth_issuer": "unchecked", "auth_audience": "unchecked"}])
     @pytest.mark.parametrize("claims", [{}, {"iss": "any"}, {"aud": "any"}, {"aud": ["any"]}], ids=short)
-    async def test_unset_or_unchecked_neither_matters(
+    async def test_issuer_and_audience_are_ignored_when_unset_or_unchecked(
         self, dsn: str, settings: dict[str, str], claims: dict[str, object]
     ) -> None:
         assert_accepted(await answered(dsn, claims_of("zoe") | claims, **settings))
 
 
 class TestUserIdClaim:
-    async def test_a_path_leads_into_objects(self, dsn: str) -> None:
+    async def test_a_dotted_claim_path_reads_a_nested_object(self, dsn: str) -> None:
         claims = claims_of("somebody", user={"id": "zoe"})
 
         assert_accepted(await answered(dsn, claims, auth_user_id_claim="user.id"))
 
-    async def test_then_the_subject_may_be_missing(self, dsn: str) -> None:
+    async def test_the_subject_may_be_missing_when_another_claim_names_the_user(self, dsn: str) -> None:
         claims = {"user": {"id": "zoe"}, "exp": int(time()) + DAY}
 
         assert_accepted(await answered(dsn, claims, auth_user_id_claim="user.id"))
 
-    async def test_then_the_subject_is_not_the_user(self, dsn: str) -> None:
+    async def test_the_subject_is_ignored_when_another_claim_names_the_user(self, dsn: str) -> None:
         claims = claims_of("zoe", user={"id": "eve"})
 
         assert (await answered(dsn, claims, auth_user_id_claim="user.id")).status_code == 403
@@ -588,18 +602,18 @@ class TestUserIdClaim:
         ],
         ids=short,
     )
-    async def test_a_path_that_leads_to_no_text_is_refused(self, dsn: str, user: object) -> None:
+    async def test_a_token_without_text_at_the_claim_path_is_refused(self, dsn: str, user: object) -> None:
         assert_refused(await answered(dsn, claims_of("zoe", user=user), auth_user_id_claim="user.id"))
 
-    async def test_a_claim_with_a_dot_in_its_name_is_not_the_path(self, dsn: str) -> None:
+    async def test_a_dotted_claim_path_does_not_match_a_claim_with_a_dot_in_its_name(self, dsn: str) -> None:
         assert_refused(await answered(dsn, claims_of("zoe") | {"user.id": "zoe"}, auth_user_id_claim="user.id"))
 
 
 class TestLeeway:
-    """A minute of it, and times that are more than half a minute away from its ends."""
+    """A slow test has about half a minute before the result would change."""
 
     @pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
-    async def test_within_it_a_clock_may_be_wrong(self, dsn: str, claim: str) -> None:
+    async def test_a_time_within_the_leeway_is_accepted(self, dsn: str, claim: str) -> None:
         seconds = -10 if claim == "exp" else 50
 
         reply = await answered(dsn, claims_of("zoe") | {claim: int(time()) + seconds}, auth_leeway_seconds=60)
@@ -607,7 +621,7 @@ class TestLeeway:
         assert_accepted(reply)
 
     @pytest.mark.parametrize(("claim", "challenge"), [("exp", EXPIRED), ("nbf", REFUSED), ("iat", REFUSED)])
-    async def test_beyond_it_not(self, dsn: str, claim: str, challenge: str) -> None:
+    async def test_a_time_beyond_the_leeway_is_refused(self, dsn: str, claim: str, challenge: str) -> None:
         seconds = -61 if claim == "exp" else 120
 
         reply = await answered(dsn, claims_of("zoe") | {claim: int(time()) + seconds}, auth_leeway_seconds=60)
@@ -615,19 +629,19 @@ class TestLeeway:
         assert_unauthenticated(reply, "token-invalid", challenge)
 
     @pytest.mark.parametrize(("claim", "challenge"), [("exp", EXPIRED), ("nbf", REFUSED)])
-    async def test_it_may_be_switched_off(self, dsn: str, claim: str, challenge: str) -> None:
+    async def test_a_leeway_of_zero_tolerates_no_clock_difference(self, dsn: str, claim: str, challenge: str) -> None:
         seconds = -1 if claim == "exp" else 50
 
         reply = await answered(dsn, claims_of("zoe") | {claim: int(time()) + seconds}, auth_leeway_seconds=0)
 
         assert_unauthenticated(reply, "token-invalid", challenge)
 
-    async def test_it_is_half_a_minute_if_nothing_else_is_said(self, dsn: str) -> None:
+    async def test_the_default_leeway_is_30_seconds(self, dsn: str) -> None:
         assert_accepted(await answered(dsn, claims_of("zoe", exp=int(time()) - 1)))
         assert_unauthenticated(await answered(dsn, claims_of("zoe", exp=int(time()) - 31)), "token-invalid", EXPIRED)
 
 
-class TestKeysOfAnIssuer:
+class TestIssuerKeys:
     UNCHECKED: Final = {"auth_issuer": "unchecked", "auth_audience": "unchecked"}
 
     @pytest.fixture(scope="class")
@@ -637,7 +651,7 @@ class TestKeysOfAnIssuer:
             yield client
 
     @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
-    async def test_each_kind_signs_good_tokens(
+    async def test_a_token_signed_with_each_kind_of_issuer_key_is_accepted(
         self, client: httpx.AsyncClient, tasks: str, user: str, algorithm: str
     ) -> None:
         token = signer(algorithm).issue(claims_of(user, iss="any", aud="any"))
@@ -646,14 +660,14 @@ class TestKeysOfAnIssuer:
         assert (await client.get("/api/nobody/tasks", headers=carrying(token))).status_code == 403
 
     @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
-    async def test_the_only_one_of_its_kind_need_not_be_named(
+    async def test_a_token_without_a_key_id_is_accepted_if_only_one_key_has_its_algorithm(
         self, client: httpx.AsyncClient, tasks: str, user: str, algorithm: str
     ) -> None:
         nameless = signer(algorithm)._replace(kid=None)
 
         assert_accepted(await client.get(tasks, headers=carrying(nameless.issue(claims_of(user)))))
 
-    async def test_the_secret_of_another_service_does_not(
+    async def test_a_token_signed_with_a_shared_secret_is_refused(
         self, client: httpx.AsyncClient, tasks: str, user: str
     ) -> None:
         assert_refused(await client.get(tasks, headers=carrying(signer("HS256").issue(claims_of(user)))))

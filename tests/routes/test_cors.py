@@ -1,4 +1,4 @@
-"""CORS: the frontends that the settings name may call from a browser, with credentials, and read every reply."""
+"""CORS: the frontends in the settings may call from a browser, with credentials, and read every reply."""
 
 from collections.abc import AsyncIterator
 from typing import Final, NoReturn
@@ -55,7 +55,7 @@ def listed(reply: httpx.Response, header: str) -> set[str]:
 class TestPreflight:
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("origin", DEFAULT_ORIGINS)
-    async def test_a_frontend_may_use_every_method_with_all_our_headers(
+    async def test_an_allowed_origin_may_use_every_method_and_request_header(
         self, client: httpx.AsyncClient, origin: str, method: str
     ) -> None:
         reply = await preflight(client, origin, method, ",".join(REQUEST_HEADERS))
@@ -70,15 +70,15 @@ class TestPreflight:
         assert reply.headers["X-Request-ID"]
 
     @pytest.mark.parametrize("header", REQUEST_HEADERS)
-    async def test_each_of_our_headers_may_be_asked_for_alone(self, client: httpx.AsyncClient, header: str) -> None:
+    async def test_each_request_header_is_allowed_on_its_own(self, client: httpx.AsyncClient, header: str) -> None:
         assert (await preflight(client, ORIGIN, headers=header)).status_code == 200
 
     @pytest.mark.parametrize("path", [f"{TASKS}/{MISSING}", f"{TASKS}/{MISSING}/complete", "/health/ready", "/nope"])
-    async def test_it_does_not_depend_on_the_path(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_a_preflight_succeeds_on_any_path(self, client: httpx.AsyncClient, path: str) -> None:
         assert (await preflight(client, ORIGIN, path=path)).status_code == 200
 
     @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
-    async def test_a_foreign_origin_is_refused(self, client: httpx.AsyncClient, origin: str) -> None:
+    async def test_a_preflight_from_a_foreign_origin_is_refused(self, client: httpx.AsyncClient, origin: str) -> None:
         reply = await preflight(client, origin)
 
         assert reply.status_code == 400
@@ -92,9 +92,9 @@ class TestPreflight:
             (ORIGIN, "post", "content-type"),
             (ORIGIN, "POST", "content-type,x-nope"),
         ],
-        ids=["origin", "method", "case", "header"],
+        ids=["foreign origin", "forbidden method", "lower-case method", "unknown header"],
     )
-    async def test_a_refusal_is_a_problem(
+    async def test_a_refused_preflight_returns_a_problem_document(
         self, client: httpx.AsyncClient, origin: str, method: str, headers: str
     ) -> None:
         reply = await preflight(client, origin, method, headers)
@@ -110,7 +110,9 @@ class TestPreflight:
 
 class TestReply:
     @pytest.mark.parametrize("origin", DEFAULT_ORIGINS)
-    async def test_a_frontend_may_read_it_and_our_headers(self, client: httpx.AsyncClient, origin: str) -> None:
+    async def test_an_allowed_origin_may_read_the_reply_and_its_headers(
+        self, client: httpx.AsyncClient, origin: str
+    ) -> None:
         reply = await client.get(TASKS, headers={"Origin": origin})
 
         assert reply.headers["Access-Control-Allow-Origin"] == origin
@@ -118,13 +120,13 @@ class TestReply:
         assert reply.headers["Access-Control-Expose-Headers"] == EXPOSED
 
     @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
-    async def test_a_foreign_origin_may_not(self, client: httpx.AsyncClient, origin: str) -> None:
+    async def test_a_foreign_origin_may_not_read_the_reply(self, client: httpx.AsyncClient, origin: str) -> None:
         reply = await client.get(TASKS, headers={"Origin": origin})
 
         assert "Access-Control-Allow-Origin" not in reply.headers
         assert "origin" in listed(reply, "Vary")
 
-    async def test_without_an_origin_it_varies_all_the_same(self, client: httpx.AsyncClient) -> None:
+    async def test_a_reply_to_a_request_without_an_origin_varies_by_origin(self, client: httpx.AsyncClient) -> None:
         reply = await client.get(TASKS)
 
         assert "Access-Control-Allow-Origin" not in reply.headers
@@ -132,7 +134,7 @@ class TestReply:
 
 
 def assert_readable(reply: httpx.Response, status: int) -> None:
-    """Check that a browser lets the frontend see the reply; otherwise it reports a network error."""
+    """Check that a browser shows the reply to the frontend and does not report a network error instead."""
     assert reply.status_code == status
     assert reply.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert reply.headers["Access-Control-Allow-Credentials"] == "true"
@@ -154,14 +156,16 @@ class TestErrorReply:
             ("GET", "/api/a%20b/tasks", "", b"", 422),
         ],
     )
-    async def test_4xx_can_be_read(
+    async def test_an_allowed_origin_may_read_a_4xx_reply(
         self, client: httpx.AsyncClient, method: str, path: str, *, content_type: str, content: bytes, status: int
     ) -> None:
         headers = {"Origin": ORIGIN, "Content-Type": content_type}
 
         assert_readable(await client.request(method, path, content=content, headers=headers), status)
 
-    async def test_500_can_be_read(self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_allowed_origin_may_read_a_500_reply(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def fail(*_: object) -> NoReturn:
             raise RuntimeError
 
@@ -169,7 +173,7 @@ class TestErrorReply:
 
         assert_readable(await client.get(TASKS, headers={"Origin": ORIGIN}), 500)
 
-    async def test_503_can_be_read(self) -> None:
+    async def test_an_allowed_origin_may_read_a_503_reply(self) -> None:
         async with (
             serving(make_settings("postgresql://postgres@127.0.0.1:1/x", database_pool_timeout=1)) as url,
             httpx.AsyncClient(base_url=url) as client,
@@ -178,7 +182,7 @@ class TestErrorReply:
             assert (await preflight(client, ORIGIN)).status_code == 200
 
 
-class TestSetting:
+class TestCorsOrigins:
     @pytest.fixture(scope="class")
     async def configured(self, dsn: str) -> AsyncIterator[httpx.AsyncClient]:
         settings = make_settings(dsn, cors_origins="https://app.example.com, https://b.example:8443")
@@ -186,12 +190,12 @@ class TestSetting:
             yield client
 
     @pytest.mark.parametrize("origin", ["https://app.example.com", "https://b.example:8443"])
-    async def test_cors_origins_are_allowed(self, configured: httpx.AsyncClient, origin: str) -> None:
+    async def test_an_origin_in_cors_origins_is_allowed(self, configured: httpx.AsyncClient, origin: str) -> None:
         reply = await configured.get(TASKS, headers={"Origin": origin})
 
         assert reply.headers["Access-Control-Allow-Origin"] == origin
         assert (await preflight(configured, origin)).status_code == 200
 
-    async def test_they_replace_the_default(self, configured: httpx.AsyncClient) -> None:
+    async def test_cors_origins_replaces_the_default_origins(self, configured: httpx.AsyncClient) -> None:
         assert "Access-Control-Allow-Origin" not in (await configured.get(TASKS, headers={"Origin": ORIGIN})).headers
         assert (await preflight(configured, ORIGIN)).status_code == 400
