@@ -13,7 +13,7 @@ _JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 def path(tasks: str, task: dict[str, Any]) -> str:
-    """Where this user's open task is completed."""
+    """The path that completes this user's open task."""
     return f"{tasks}/{task['id']}/complete"
 
 
@@ -31,7 +31,7 @@ class TestToggle:
         ],
         ids=["no body", "no body as JSON", "empty as JSON", "empty as text", "{}", "null", "unknown field"],
     )
-    async def test_without_a_state_the_task_is_flipped_each_time(
+    async def test_each_request_without_a_state_toggles_the_task(
         self, client: httpx.AsyncClient, path: str, content: bytes | None, headers: dict[str, str]
     ) -> None:
         replies = [await client.patch(path, content=content, headers=headers) for _ in range(3)]
@@ -39,7 +39,7 @@ class TestToggle:
         assert [reply.status_code for reply in replies] == [200, 200, 200]
         assert [reply.json()["completed"] for reply in replies] == [True, False, True]
 
-    async def test_the_answer_is_the_task_as_it_is_stored(
+    async def test_a_toggle_returns_the_stored_task(
         self, client: httpx.AsyncClient, tasks: str, path: str, task: dict[str, Any]
     ) -> None:
         toggled = (await client.patch(path)).json()
@@ -47,7 +47,7 @@ class TestToggle:
         assert toggled == task | {"completed": True, "updated_at": toggled["updated_at"]}
         assert (await client.get(f"{tasks}/{task['id']}")).json() == toggled
 
-    async def test_updated_at_grows_with_every_toggle(
+    async def test_updated_at_increases_with_every_toggle(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any]
     ) -> None:
         toggled = [(await client.patch(path)).json() for _ in range(20)]
@@ -56,7 +56,7 @@ class TestToggle:
         assert times == sorted(set(times))
         assert {item["created_at"] for item in toggled} == {task["created_at"]}
 
-    async def test_updated_at_grows_even_where_the_clock_is_behind(
+    async def test_updated_at_increases_even_if_the_clock_is_behind(
         self, database: asyncpg.Connection, client: httpx.AsyncClient, path: str, task: dict[str, Any]
     ) -> None:
         ahead = "UPDATE tasks SET updated_at = '2100-01-01 00:00:00Z' WHERE id = $1"
@@ -69,20 +69,20 @@ class TestToggle:
 
 class TestSet:
     @pytest.mark.parametrize("completed", [True, False])
-    async def test_a_state_is_set_so_a_retry_is_harmless(
-        self, client: httpx.AsyncClient, path: str, completed: bool
-    ) -> None:
+    async def test_setting_a_state_is_idempotent(self, client: httpx.AsyncClient, path: str, completed: bool) -> None:
         replies = [await client.patch(path, json={"completed": completed}) for _ in range(3)]
 
         assert [reply.status_code for reply in replies] == [200, 200, 200]
         assert [reply.json()["completed"] for reply in replies] == [completed] * 3
 
-    async def test_a_completed_task_is_opened_again(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_a_completed_task_can_be_reopened(self, client: httpx.AsyncClient, path: str) -> None:
         await client.patch(path, json={"completed": True})
 
         assert (await client.patch(path, json={"completed": False})).json()["completed"] is False
 
-    async def test_only_the_state_is_taken(self, client: httpx.AsyncClient, path: str, task: dict[str, Any]) -> None:
+    async def test_fields_other_than_completed_are_ignored(
+        self, client: httpx.AsyncClient, path: str, task: dict[str, Any]
+    ) -> None:
         reply = await client.patch(path, json={"completed": True, "title": "Other", "description": None})
 
         changed = reply.json()
@@ -90,7 +90,7 @@ class TestSet:
         assert reply.headers["Ignored-Fields"] == "title, description"
 
     @pytest.mark.parametrize("completed", [None, 0, 1, "true", "false", "yes", "", [], {}])
-    async def test_only_true_and_false_are_a_state(
+    async def test_a_state_other_than_true_or_false_is_refused(
         self, client: httpx.AsyncClient, tasks: str, path: str, task: dict[str, Any], completed: object
     ) -> None:
         reply = await client.patch(path, json={"completed": completed})
@@ -104,7 +104,7 @@ _BODIES = [None, {"completed": True}]
 
 
 @pytest.mark.parametrize("body", _BODIES)
-async def test_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, body: object) -> None:
+async def test_completing_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, body: object) -> None:
     reply = await client.patch(f"{tasks}/{uuid4()}/complete", json=body)
 
     assert reply.status_code == 404
@@ -112,7 +112,7 @@ async def test_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, body
 
 
 @pytest.mark.parametrize("body", _BODIES)
-async def test_another_user_s_task_looks_like_a_missing_one_and_stays(
+async def test_completing_another_user_s_task_gives_the_404_of_a_missing_task(
     client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str, task: dict[str, Any], body: object
 ) -> None:
     own = f"/api/{new_user()}/tasks"
@@ -124,7 +124,7 @@ async def test_another_user_s_task_looks_like_a_missing_one_and_stays(
     assert (await client.get(f"{tasks}/{task['id']}")).json() == task
 
 
-async def test_ids_that_break_the_rules_are_refused(client: httpx.AsyncClient) -> None:
+async def test_invalid_user_and_task_ids_are_refused(client: httpx.AsyncClient) -> None:
     reply = await client.patch("/api/a%20b/tasks/1/complete")
 
     assert reply.status_code == 422

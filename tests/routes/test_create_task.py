@@ -50,7 +50,7 @@ _WHITE_SPACE = (
 
 
 class TestReply:
-    async def test_a_title_is_enough(self, client: httpx.AsyncClient, user: str, tasks: str) -> None:
+    async def test_a_task_needs_only_a_title(self, client: httpx.AsyncClient, user: str, tasks: str) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk"})
 
         created = reply.json()
@@ -65,7 +65,7 @@ class TestReply:
             "updated_at": created["updated_at"],
         }
 
-    async def test_all_three_fields_are_kept(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_all_three_writable_fields_are_stored(self, client: httpx.AsyncClient, tasks: str) -> None:
         sent = {"title": "Buy oat milk", "description": "The barista one", "completed": True}
 
         reply = await client.post(tasks, json=sent)
@@ -76,11 +76,11 @@ class TestReply:
         assert UUID(task["id"]).version == 7
         assert str(UUID(task["id"])) == task["id"]
 
-    async def test_both_times_are_utc_with_microseconds_and_the_same(self, task: dict[str, Any]) -> None:
+    async def test_both_times_of_a_new_task_are_equal_and_in_utc_with_microseconds(self, task: dict[str, Any]) -> None:
         assert _TIMESTAMP.fullmatch(task["created_at"])
         assert task["updated_at"] == task["created_at"]
 
-    async def test_the_times_are_the_database_s(
+    async def test_the_times_of_a_new_task_come_from_the_database_clock(
         self, database: asyncpg.Connection, client: httpx.AsyncClient, tasks: str
     ) -> None:
         before = await database.fetchval("SELECT now()")
@@ -91,20 +91,20 @@ class TestReply:
         assert before <= stored <= after
         assert reply.json()["created_at"] == stored.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
-    async def test_location_leads_to_the_task(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_location_header_is_the_path_of_the_new_task(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk"})
 
         assert reply.headers["Location"] == f"{tasks}/{reply.json()['id']}"
         assert (await client.get(reply.headers["Location"])).json() == reply.json()
 
-    async def test_the_same_twice_makes_two_tasks(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_two_identical_requests_create_two_tasks(self, client: httpx.AsyncClient, tasks: str) -> None:
         replies = [await client.post(tasks, json={"title": "Buy oat milk"}) for _ in range(2)]
 
         listed = (await client.get(tasks)).json()
         assert listed == [reply.json() for reply in reversed(replies)]
         assert listed[0]["id"] != listed[1]["id"]
 
-    async def test_what_the_server_makes_cannot_be_sent(
+    async def test_fields_that_the_server_generates_are_ignored(
         self, client: httpx.AsyncClient, user: str, tasks: str, task: dict[str, Any]
     ) -> None:
         long_ago = "2000-01-01T00:00:00.000000Z"
@@ -139,7 +139,7 @@ class TestTitle:
         ],
         ids=short,
     )
-    async def test_any_text_up_to_200_code_points_is_kept_as_it_is(
+    async def test_a_title_of_up_to_200_code_points_is_stored_unchanged(
         self, client: httpx.AsyncClient, tasks: str, title: str
     ) -> None:
         reply = await client.post(tasks, json={"title": title})
@@ -152,23 +152,25 @@ class TestTitle:
         ["", "x" * 201, "\U0001f600" * 201, "e\u0301" * 100 + "x", "x" * 60_000, "\0", "a\0b", *_WHITE_SPACE],
         ids=short,
     )
-    async def test_an_empty_or_long_one_one_of_white_space_and_one_with_nul_are_refused(
+    async def test_an_empty_blank_or_long_title_or_a_title_with_nul_is_refused(
         self, client: httpx.AsyncClient, tasks: str, title: str
     ) -> None:
         assert pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("title", [None, 0, 1, 1.5, True, [], ["a"], {}, {"a": "b"}])
-    async def test_only_text_is_a_title(self, client: httpx.AsyncClient, tasks: str, title: object) -> None:
+    async def test_a_title_that_is_not_a_string_is_refused(
+        self, client: httpx.AsyncClient, tasks: str, title: object
+    ) -> None:
         assert pointers(await client.post(tasks, json={"title": title})) == ["#/title"]
 
-    async def test_it_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_title_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.post(tasks, json={"description": "The barista one"})
 
         assert pointers(reply) == ["#/title"]
         assert reply.json()["detail"] == "title: is required"
 
-    async def test_without_any_body_the_body_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_body_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
         assert pointers(await client.post(tasks)) == ["#"]
 
 
@@ -176,7 +178,7 @@ class TestDescription:
     @pytest.mark.parametrize(
         "description", [None, "", " ", "x" * 5_000, "\U0001f600" * 5_000, "one\r\ntwo\tthree"], ids=short
     )
-    async def test_null_and_any_text_up_to_5000_code_points_are_kept_as_they_are(
+    async def test_a_null_description_or_up_to_5000_code_points_are_stored_unchanged(
         self, client: httpx.AsyncClient, tasks: str, description: str | None
     ) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk", "description": description})
@@ -187,7 +189,7 @@ class TestDescription:
     @pytest.mark.parametrize(
         "description", ["x" * 5_001, "\U0001f600" * 5_001, "a\0b", 0, 1.5, False, [], {}], ids=short
     )
-    async def test_a_longer_one_one_with_nul_and_other_types_are_refused(
+    async def test_a_long_description_or_one_with_nul_or_of_another_type_is_refused(
         self, client: httpx.AsyncClient, tasks: str, description: object
     ) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk", "description": description})
@@ -196,13 +198,15 @@ class TestDescription:
 
 
 @pytest.mark.parametrize("completed", [None, 0, 1, "true", "yes", "", [], {}])
-async def test_only_true_and_false_are_a_state(client: httpx.AsyncClient, tasks: str, completed: object) -> None:
+async def test_a_state_other_than_true_or_false_is_refused(
+    client: httpx.AsyncClient, tasks: str, completed: object
+) -> None:
     reply = await client.post(tasks, json={"title": "Buy oat milk", "completed": completed})
 
     assert pointers(reply) == ["#/completed"]
 
 
-async def test_every_wrong_field_is_named_and_none_is_quoted(client: httpx.AsyncClient, tasks: str) -> None:
+async def test_a_refusal_names_every_invalid_field_and_quotes_no_value(client: httpx.AsyncClient, tasks: str) -> None:
     reply = await client.post(tasks, json={"title": ["oat milk"], "description": 4711, "completed": "perhaps"})
 
     assert pointers(reply) == ["#/title", "#/description", "#/completed"]
@@ -213,7 +217,7 @@ async def test_every_wrong_field_is_named_and_none_is_quoted(client: httpx.Async
 class TestUserId:
     @pytest.mark.parametrize("user_id", _USER_IDS.values(), ids=_USER_IDS)
     @pytest.mark.parametrize("spelling", ["raw", "percent-encoded"])
-    async def test_every_shape_works_raw_and_percent_encoded(
+    async def test_every_allowed_user_id_works_raw_and_percent_encoded(
         self, client: httpx.AsyncClient, user_id: str, spelling: str
     ) -> None:
         spelled = user_id if spelling == "raw" else "".join(f"%{ord(letter):02X}" for letter in user_id)
@@ -227,14 +231,18 @@ class TestUserId:
         found = await client.get("/", extensions={"target": reply.headers["Location"].encode()})
         assert found.json() == reply.json()
 
-    async def test_case_matters(self, client: httpx.AsyncClient, user: str, tasks: str, task: dict[str, Any]) -> None:
+    async def test_user_ids_are_case_sensitive(
+        self, client: httpx.AsyncClient, user: str, tasks: str, task: dict[str, Any]
+    ) -> None:
         listed = (await client.get(f"/api/{user.upper()}/tasks")).json()
 
         assert listed == []
         assert (await client.get(tasks)).json() == [task]
 
     @pytest.mark.parametrize("user_id", _WRONG_USER_IDS.values(), ids=_WRONG_USER_IDS)
-    async def test_other_characters_and_lengths_are_refused(self, client: httpx.AsyncClient, user_id: str) -> None:
+    async def test_a_user_id_with_other_characters_or_lengths_is_refused(
+        self, client: httpx.AsyncClient, user_id: str
+    ) -> None:
         target = f"/api/{user_id}/tasks".encode()
 
         reply = await client.post("/", json={"title": "Buy oat milk"}, extensions={"target": target})
@@ -242,7 +250,9 @@ class TestUserId:
         assert pointers(reply) == ["path/user_id"]
 
     @pytest.mark.parametrize("path", ["/api//tasks", "/api/a%2Fb/tasks", "/api/a/b/tasks"])
-    async def test_an_empty_one_and_one_with_a_slash_have_no_route(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_an_empty_user_id_or_a_user_id_with_a_slash_has_no_route(
+        self, client: httpx.AsyncClient, path: str
+    ) -> None:
         reply = await client.post("/", json={"title": "Buy oat milk"}, extensions={"target": path.encode()})
 
         assert reply.status_code == 404

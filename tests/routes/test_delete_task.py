@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 
-async def test_the_answer_is_204_without_a_body(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
+async def test_a_delete_returns_204_without_a_body(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
     reply = await client.delete(f"{tasks}/{task['id']}")
 
     assert reply.status_code == 204
@@ -16,7 +16,7 @@ async def test_the_answer_is_204_without_a_body(client: httpx.AsyncClient, tasks
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("PUT", ""), ("PATCH", "/complete"), ("DELETE", "")])
-async def test_a_deleted_task_is_gone_for_every_operation(
+async def test_every_operation_on_a_deleted_task_is_404(
     client: httpx.AsyncClient, tasks: str, task: dict[str, Any], method: str, suffix: str
 ) -> None:
     await client.delete(f"{tasks}/{task['id']}")
@@ -27,7 +27,9 @@ async def test_a_deleted_task_is_gone_for_every_operation(
     assert reply.json()["type"] == "urn:problem-type:task-not-found"
 
 
-async def test_only_that_task_leaves_the_list(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
+async def test_a_delete_removes_only_its_task_from_the_list(
+    client: httpx.AsyncClient, tasks: str, task: dict[str, Any]
+) -> None:
     kept = (await client.post(tasks, json={"title": task["title"]})).json()
 
     await client.delete(f"{tasks}/{task['id']}")
@@ -35,14 +37,14 @@ async def test_only_that_task_leaves_the_list(client: httpx.AsyncClient, tasks: 
     assert (await client.get(tasks)).json() == [kept]
 
 
-async def test_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
+async def test_deleting_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
     reply = await client.delete(f"{tasks}/{uuid4()}")
 
     assert reply.status_code == 404
     assert (await client.get(tasks)).json() == [task]
 
 
-async def test_another_user_s_task_looks_like_a_missing_one_and_stays(
+async def test_deleting_another_user_s_task_gives_the_404_of_a_missing_task(
     client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str, task: dict[str, Any]
 ) -> None:
     own = f"/api/{new_user()}/tasks"
@@ -54,7 +56,7 @@ async def test_another_user_s_task_looks_like_a_missing_one_and_stays(
     assert (await client.get(f"{tasks}/{task['id']}")).json() == task
 
 
-async def test_ids_that_break_the_rules_are_refused(client: httpx.AsyncClient) -> None:
+async def test_invalid_user_and_task_ids_are_refused(client: httpx.AsyncClient) -> None:
     reply = await client.delete("/api/a%20b/tasks/1")
 
     assert reply.status_code == 422

@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 from tests.support import SECRET, make_settings, serving
 
 
-async def test_it_answers_what_creating_answered(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
+async def test_a_read_returns_the_created_task(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
     reply = await client.get(f"{tasks}/{task['id']}")
 
     assert reply.status_code == 200
@@ -20,14 +20,14 @@ async def test_it_answers_what_creating_answered(client: httpx.AsyncClient, task
     assert reply.json() == task
 
 
-async def test_reading_changes_nothing(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
+async def test_a_read_changes_nothing(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
     replies = [await client.get(f"{tasks}/{task['id']}") for _ in range(3)]
 
     assert [reply.json() for reply in replies] == [task] * 3
 
 
 @pytest.mark.parametrize("spelled", [str.upper, str.title])
-async def test_the_id_may_be_in_any_case(
+async def test_task_ids_are_case_insensitive(
     client: httpx.AsyncClient, tasks: str, task: dict[str, Any], spelled: Callable[[str], str]
 ) -> None:
     assert (await client.get(f"{tasks}/{spelled(task['id'])}")).json() == task
@@ -43,7 +43,7 @@ async def test_the_id_may_be_in_any_case(
         ("9999-12-31 23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
     ],
 )
-async def test_times_always_have_six_digits_and_z(
+async def test_times_have_six_fraction_digits_and_a_z(
     database: asyncpg.Connection, client: httpx.AsyncClient, task: dict[str, Any], stored: str, sent: str
 ) -> None:
     change = "UPDATE tasks SET created_at = $1::text::timestamptz, updated_at = $1::text::timestamptz WHERE id = $2"
@@ -56,7 +56,7 @@ async def test_times_always_have_six_digits_and_z(
 
 @pytest.fixture
 async def elsewhere(dsn: str, database: asyncpg.Connection) -> AsyncIterator[str]:
-    """The address of a service whose role has other habits than ours."""
+    """The address of a service whose database role has another time zone and other date styles."""
     await database.execute(f"CREATE ROLE elsewhere LOGIN PASSWORD '{SECRET}'")
     await database.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO elsewhere")
     for name, value in {"TimeZone": "Asia/Kolkata", "DateStyle": "German, DMY", "IntervalStyle": "iso_8601"}.items():
@@ -67,7 +67,7 @@ async def elsewhere(dsn: str, database: asyncpg.Connection) -> AsyncIterator[str
     await database.execute("DROP OWNED BY elsewhere; DROP ROLE elsewhere")
 
 
-async def test_times_are_the_same_whatever_the_zone_and_the_style_of_the_role(
+async def test_times_do_not_depend_on_the_time_zone_and_date_style_of_the_role(
     elsewhere: str, client: httpx.AsyncClient, tasks: str, task: dict[str, Any]
 ) -> None:
     path = f"{elsewhere}{tasks}"
@@ -82,7 +82,7 @@ async def test_times_are_the_same_whatever_the_zone_and_the_style_of_the_role(
     assert task["created_at"] < made["created_at"] == made["updated_at"] < changed["updated_at"]
 
 
-async def test_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
+async def test_reading_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
     reply = await client.get(f"{tasks}/{uuid4()}")
 
     assert reply.status_code == 404
@@ -97,7 +97,7 @@ async def test_a_missing_task_is_404(client: httpx.AsyncClient, tasks: str, task
     assert task["id"] not in reply.text
 
 
-async def test_another_user_s_task_looks_like_a_missing_one(
+async def test_reading_another_user_s_task_gives_the_404_of_a_missing_task(
     client: httpx.AsyncClient, new_user: Callable[[], str], task: dict[str, Any]
 ) -> None:
     own = f"/api/{new_user()}/tasks"
@@ -114,7 +114,7 @@ async def test_another_user_s_task_looks_like_a_missing_one(
     ["1", "x", "%00", "%FF", "0" * 33, "0" * 5_000, "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa%0A", "g" * 32],
     ids=lambda text: text[:40],
 )
-async def test_an_id_that_is_no_uuid_is_refused(client: httpx.AsyncClient, tasks: str, task_id: str) -> None:
+async def test_a_task_id_that_is_not_a_uuid_is_refused(client: httpx.AsyncClient, tasks: str, task_id: str) -> None:
     reply = await client.get("/", extensions={"target": f"{tasks}/{task_id}".encode()})
 
     assert reply.status_code == 422

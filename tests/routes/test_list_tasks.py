@@ -15,7 +15,7 @@ from tests.support import pointers, short
 
 _SORTS = ("created_at", "-created_at", "updated_at", "-updated_at", "title", "-title")
 _BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
-# Three positions of each key and two of each pair, so that most tasks share theirs with others.
+# The sort keys and states repeat, so that many tasks share each of them.
 _INSERT = """
 INSERT INTO tasks (user_id, id, title, completed, created_at, updated_at)
 SELECT $1, gen_random_uuid(), 'Task ' || n % 5, n % 2 = 0,
@@ -49,7 +49,7 @@ async def _titles(client: httpx.AsyncClient, tasks: str, **query: object) -> lis
 
 
 async def _pages(client: httpx.AsyncClient, tasks: str, **query: object) -> AsyncIterator[Tasks]:
-    """Follows `Link` to the end."""
+    """Follows `Link` to the last page."""
     url: str | None = str(httpx.URL(tasks, params={name: str(value) for name, value in query.items()}))
     while url:
         reply = await client.get(url)
@@ -69,7 +69,7 @@ def _ordered(tasks: Tasks, sort: str) -> Tasks:
 
 
 class TestReply:
-    async def test_it_is_a_bare_array(self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
+    async def test_a_list_is_a_bare_array(self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any]) -> None:
         reply = await client.get(tasks)
 
         assert reply.status_code == 200
@@ -82,7 +82,7 @@ class TestReply:
         assert (reply.status_code, reply.json()) == (200, [])
         assert "Link" not in reply.headers
 
-    async def test_nobody_sees_another_user_s_tasks(
+    async def test_a_list_has_only_the_tasks_of_its_user(
         self, client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str, task: dict[str, Any]
     ) -> None:
         other = f"/api/{new_user()}/tasks"
@@ -96,14 +96,14 @@ class TestReply:
 
 
 class TestOrder:
-    async def test_the_newest_comes_first(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_newest_task_comes_first_by_default(self, client: httpx.AsyncClient, tasks: str) -> None:
         added = await _add(client, tasks, *"cabdfe")
 
         assert await _list(client, tasks) == added[::-1]
         assert await _list(client, tasks, sort="-created_at") == added[::-1]
         assert await _list(client, tasks, sort="created_at") == added
 
-    async def test_the_last_changed_comes_first_with_sort_updated_at_descending(
+    async def test_the_last_changed_task_comes_first_in_descending_order_of_updated_at(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
         first, second, third = await _add(client, tasks, *"abc")
@@ -123,7 +123,9 @@ class TestOrder:
 
     @pytest.mark.usefixtures("crowd")
     @pytest.mark.parametrize("sort", _SORTS)
-    async def test_ties_are_in_the_order_of_the_ids(self, client: httpx.AsyncClient, tasks: str, sort: str) -> None:
+    async def test_tasks_with_equal_sort_keys_are_ordered_by_id(
+        self, client: httpx.AsyncClient, tasks: str, sort: str
+    ) -> None:
         listed = await _list(client, tasks, sort=sort)
 
         assert len(listed) == 60
@@ -155,7 +157,7 @@ class TestFilters:
             ("search=pie&limit=1", ["done pie"]),
         ],
     )
-    async def test_they_work_singly_and_together(
+    async def test_filters_work_alone_and_combined(
         self, client: httpx.AsyncClient, tasks: str, query: str, titles: list[str]
     ) -> None:
         for food in ("cake", "pie"):
@@ -169,13 +171,15 @@ class TestFilters:
         assert pointers(await client.get(tasks, params={"status": status})) == ["query/status"]
 
     @pytest.mark.parametrize("completed", ["", "yes", "no", "on", "2", "null", " true", "\0"])
-    async def test_only_a_boolean_is_a_state(self, client: httpx.AsyncClient, tasks: str, completed: str) -> None:
+    async def test_a_completed_filter_that_is_not_a_boolean_is_refused(
+        self, client: httpx.AsyncClient, tasks: str, completed: str
+    ) -> None:
         reply = await client.get(tasks, params={"completed": completed})
 
         assert pointers(reply) == ["query/completed"]
         assert reply.json()["detail"] == "completed: must be true or false"
 
-    async def test_every_wrong_parameter_is_named_and_none_is_quoted(
+    async def test_a_refusal_names_every_invalid_parameter_and_quotes_no_value(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
         reply = await client.get(tasks, params=dict.fromkeys(("status", "completed", "sort", "limit"), "perhaps"))
@@ -201,7 +205,7 @@ class TestSearch:
             ("milkThe", False),
         ],
     )
-    async def test_it_finds_a_substring_of_title_or_description_in_any_case(
+    async def test_a_search_finds_a_substring_of_title_or_description_in_any_case(
         self, client: httpx.AsyncClient, tasks: str, search: str, found: bool
     ) -> None:
         await _add(client, tasks, "Buy oat milk", description="The Barista one 100%")
@@ -227,7 +231,7 @@ class TestSearch:
             (".", []),
         ],
     )
-    async def test_every_character_stands_for_itself(
+    async def test_a_search_has_no_wildcards(
         self, client: httpx.AsyncClient, tasks: str, search: str, titles: list[str]
     ) -> None:
         await _add(client, tasks, "100% sure", "snake_case", "C:\\temp", "it's", "plain")
@@ -246,39 +250,39 @@ class TestSearch:
             ("line one\nline two", "ONE\nLINE"),
         ],
     )
-    async def test_case_does_not_matter_in_any_script(
+    async def test_a_search_ignores_case_in_every_script(
         self, client: httpx.AsyncClient, tasks: str, title: str, search: str
     ) -> None:
         await _add(client, tasks, title, "other")
 
         assert await _titles(client, tasks, search=search) == [title]
 
-    async def test_an_empty_one_finds_everything(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_an_empty_search_finds_every_task(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, "with", description="a description")
         await _add(client, tasks, "without")
 
         assert await _titles(client, tasks, search="") == ["without", "with"]
 
-    async def test_white_space_is_searched_for_too(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_search_for_white_space_finds_white_space(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, "two words", "one")
 
         assert await _titles(client, tasks, search=" ") == ["two words"]
 
     @pytest.mark.parametrize("search", ["x" * 200, "\U0001f600" * 200, "%" * 200, "\\" * 200], ids=short)
-    async def test_200_characters_are_searched_for(self, client: httpx.AsyncClient, tasks: str, search: str) -> None:
+    async def test_a_search_may_have_200_characters(self, client: httpx.AsyncClient, tasks: str, search: str) -> None:
         await _add(client, tasks, search, "other")
 
         assert await _titles(client, tasks, search=search) == [search]
 
     @pytest.mark.parametrize("search", ["x" * 201, "a\0b"], ids=short)
-    async def test_a_longer_one_and_one_with_nul_are_refused(
+    async def test_a_long_search_or_a_search_with_nul_is_refused(
         self, client: httpx.AsyncClient, tasks: str, search: str
     ) -> None:
         assert pointers(await client.get(tasks, params={"search": search})) == ["query/search"]
 
 
 class TestLimit:
-    async def test_it_is_1000_unless_asked(
+    async def test_the_default_limit_is_1000(
         self, database: asyncpg.Connection, client: httpx.AsyncClient, user: str, tasks: str
     ) -> None:
         await database.execute(_INSERT, user, 1_001)
@@ -292,7 +296,7 @@ class TestLimit:
     @pytest.mark.parametrize(
         ("limit", "number", "more"), [(1, 1, True), (2, 2, True), (3, 3, False), (4, 3, False), (1_000, 3, False)]
     )
-    async def test_there_is_a_link_only_when_there_is_more(
+    async def test_a_list_has_a_next_link_only_if_there_are_more_tasks(
         self, client: httpx.AsyncClient, tasks: str, limit: int, number: int, more: bool
     ) -> None:
         added = await _add(client, tasks, *"abc")
@@ -322,12 +326,14 @@ class TestLimit:
             "\0",
         ],
     )
-    async def test_anything_but_1_to_1000_is_refused(self, client: httpx.AsyncClient, tasks: str, limit: str) -> None:
+    async def test_a_limit_outside_1_to_1000_is_refused(
+        self, client: httpx.AsyncClient, tasks: str, limit: str
+    ) -> None:
         assert pointers(await client.get(tasks, params={"limit": limit})) == ["query/limit"]
 
 
 class TestLink:
-    async def test_it_is_relative_to_the_host_and_keeps_the_other_parameters(
+    async def test_the_next_link_is_relative_and_keeps_the_other_parameters(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
         await _add(client, tasks, "50% & more = \xe9", "50% & less = \xe9", completed=True)
@@ -341,9 +347,7 @@ class TestLink:
         assert dict(link.params) == query | {"cursor": link.params["cursor"]}
         assert [task["title"] for task in (await client.get(str(link))).json()] == ["50% & more = \xe9"]
 
-    async def test_it_leaves_out_what_is_not_known_so_that_it_has_a_bounded_length(
-        self, client: httpx.AsyncClient, tasks: str
-    ) -> None:
+    async def test_the_next_link_omits_unknown_parameters(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, *"ab")
 
         reply = await client.get(tasks, params={"limit": 1, "verbose": "x" * 9_000})
@@ -351,7 +355,7 @@ class TestLink:
         assert reply.headers["Ignored-Fields"] == "verbose"
         assert httpx.URL(reply.links["next"]["url"]).params.keys() == {"limit", "cursor"}
 
-    async def test_it_replaces_the_cursor_of_the_page_before(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_next_link_replaces_the_previous_cursor(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, *"abc")
         first = await client.get(tasks, params={"limit": 1})
 
@@ -360,14 +364,14 @@ class TestLink:
         assert len(httpx.URL(second.links["next"]["url"]).params.get_list("cursor")) == 1
         assert [task["title"] for task in (await client.get(second.links["next"]["url"])).json()] == ["a"]
 
-    async def test_the_page_size_may_change_on_the_way(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_page_size_may_change_between_pages(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, *"abcde")
         cursor = await _cursor(client, tasks)
 
         assert await _titles(client, tasks, limit=3, cursor=cursor) == ["d", "c", "b"]
 
     @pytest.mark.parametrize("shape", ["auth0|{}", "{}@example.com", "{}+tag@example.com", "~{}:a=b"])
-    async def test_it_works_for_a_user_id_that_is_percent_encoded(
+    async def test_the_next_link_works_for_a_percent_encoded_user_id(
         self, client: httpx.AsyncClient, user: str, shape: str
     ) -> None:
         tasks = "/api/" + "".join(f"%{ord(letter):02X}" for letter in shape.format(user)) + "/tasks"
@@ -392,7 +396,7 @@ class TestCursor:
             {"search": "a"},
         ],
     )
-    async def test_one_of_another_filter_or_order_is_refused(
+    async def test_a_cursor_of_another_filter_or_order_is_refused(
         self, client: httpx.AsyncClient, tasks: str, query: dict[str, str]
     ) -> None:
         await _add(client, tasks, "aa", "ab")
@@ -402,13 +406,13 @@ class TestCursor:
         assert pointers(await client.get(tasks, params={"cursor": without, **query})) == ["query/cursor"]
         assert await _titles(client, tasks, cursor=without) == ["aa"]
 
-    async def test_one_of_another_search_is_refused(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_cursor_of_another_search_is_refused(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, "aa", "ab")
         cursor = await _cursor(client, tasks, search="a")
 
         assert pointers(await client.get(tasks, params={"cursor": cursor, "search": "b"})) == ["query/cursor"]
 
-    async def test_one_of_another_user_is_refused(
+    async def test_a_cursor_of_another_user_is_refused(
         self, client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str
     ) -> None:
         other = f"/api/{new_user()}/tasks"
@@ -418,7 +422,7 @@ class TestCursor:
         assert pointers(await client.get(tasks, params={"cursor": cursor})) == ["query/cursor"]
 
     @pytest.mark.parametrize("sort", ["-created_at", "title"])
-    async def test_one_changed_in_any_character_is_refused(
+    async def test_a_cursor_with_any_changed_character_is_refused(
         self, client: httpx.AsyncClient, tasks: str, sort: str
     ) -> None:
         await _add(client, tasks, "a", "bb", "ccc")
@@ -430,7 +434,7 @@ class TestCursor:
 
         assert [text for text, reply in zip(changed, replies, strict=True) if reply.status_code != 422] == []
 
-    async def test_one_cutshort_or_made_longer_is_refused(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_shortened_or_lengthened_cursor_is_refused(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, "a", "b")
         cursor = await _cursor(client, tasks)
         changed = [
@@ -448,7 +452,7 @@ class TestCursor:
         ["x", "1", "null", "\xe9", "\U0001f600", "\0", "a+b/c", "=" * 4, "A" * 2_048, "A" * 2_049, "A" * 30_000],
         ids=short,
     )
-    async def test_one_that_was_never_given_is_refused(
+    async def test_an_invented_cursor_is_refused(
         self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any], cursor: str
     ) -> None:
         reply = await client.get(tasks, params={"cursor": cursor})
@@ -456,13 +460,15 @@ class TestCursor:
         assert pointers(reply) == ["query/cursor"]
         assert task["id"] not in reply.text
 
-    async def test_an_empty_one_is_the_first_page(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_an_empty_cursor_gives_the_first_page(self, client: httpx.AsyncClient, tasks: str) -> None:
         await _add(client, tasks, *"abc")
 
         assert await _titles(client, tasks, cursor="") == ["c", "b", "a"]
 
     @pytest.mark.parametrize("sort", _SORTS)
-    async def test_one_outlives_its_task(self, client: httpx.AsyncClient, tasks: str, sort: str) -> None:
+    async def test_a_cursor_works_after_its_task_is_deleted(
+        self, client: httpx.AsyncClient, tasks: str, sort: str
+    ) -> None:
         await _add(client, tasks, *"abc")
         ordered = await _list(client, tasks, sort=sort)
         cursor = await _cursor(client, tasks, sort=sort)
@@ -471,7 +477,7 @@ class TestCursor:
 
         assert await _list(client, tasks, sort=sort, cursor=cursor) == ordered[1:]
 
-    async def test_the_longest_title_makes_a_cursor_that_works(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_cursor_for_the_longest_title_works(self, client: httpx.AsyncClient, tasks: str) -> None:
         titles = ["\U0001f600" * 200, "\U0001f601" * 200]
         await _add(client, tasks, *titles)
 
@@ -481,7 +487,7 @@ class TestCursor:
 
 
 class _Churn:
-    """Inserts, updates and deletes tasks of one user, so that others change their place in the list."""
+    """Inserts, updates and deletes tasks of one user, which moves other tasks in the list."""
 
     def __init__(self, client: httpx.AsyncClient, tasks: str, touched: Iterable[dict[str, Any]]) -> None:
         self._client, self._tasks = client, tasks
@@ -490,7 +496,7 @@ class _Churn:
         self.changes = 0
 
     async def __call__(self) -> None:
-        """Insert three, update two, delete one; "!" sorts before the titles of the others, "~" behind them."""
+        """Insert three tasks, update two, delete one. "!" sorts before the titles of the others, "~" after them."""
         number = next(self._numbers)
         title = f"{'~' if number % 3 else '!'} {number}"
         added = await _add(self._client, self._tasks, "!", "~", title)
@@ -509,7 +515,7 @@ class _Churn:
 class TestWalk:
     @pytest.mark.parametrize("query", [{}, {"status": "pending"}, {"search": "TASK"}, {"completed": "true"}])
     @pytest.mark.parametrize("sort", _SORTS)
-    async def test_every_task_comes_exactly_once_and_in_order(
+    async def test_the_pages_have_every_task_exactly_once_and_in_order(
         self, client: httpx.AsyncClient, tasks: str, sort: str, query: dict[str, str]
     ) -> None:
         matching = await _list(client, tasks, **query)
@@ -534,7 +540,9 @@ class TestWalk:
         assert [task for task in walked if task in untouched] == untouched
         assert churn.changes >= 6 * 6
 
-    async def test_the_same_changes_upset_a_walk_by_offset(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_same_changes_make_paging_by_offset_repeat_or_skip_tasks(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         """Shows that the test above can fail."""
         everything = await _list(client, tasks)
         untouched = [task for task in everything if task not in everything[::3]]

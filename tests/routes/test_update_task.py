@@ -8,7 +8,7 @@ import asyncpg
 import httpx
 import pytest
 
-_WRONG: dict[str, list[object]] = {
+_INVALID: dict[str, list[object]] = {
     "title": [None, "", " \t\n", "\u3000\u2003", "x" * 201, "\U0001f600" * 201, "a\0b", 1, True, [], {}],
     "description": ["x" * 5_001, "a\0b", 1, False, [], {}],
     "completed": [None, 0, 1, "true", "yes", "", [], {}],
@@ -28,7 +28,7 @@ class TestMerge:
             {"title": "Buy soy milk", "description": None, "completed": True},
         ],
     )
-    async def test_what_is_sent_changes_and_the_rest_stays(
+    async def test_an_update_changes_the_sent_fields_and_keeps_the_rest(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], changes: dict[str, Any]
     ) -> None:
         reply = await client.put(path, json=changes)
@@ -39,18 +39,18 @@ class TestMerge:
         assert changed["updated_at"] > task["updated_at"]
         assert (await client.get(path)).json() == changed
 
-    async def test_a_completed_task_stays_completed(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_an_update_without_a_state_keeps_a_task_completed(self, client: httpx.AsyncClient, path: str) -> None:
         await client.put(path, json={"completed": True})
 
         assert (await client.put(path, json={"title": "Buy soy milk"})).json()["completed"] is True
 
-    async def test_a_cleared_description_stays_cleared(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_an_update_without_a_description_keeps_it_cleared(self, client: httpx.AsyncClient, path: str) -> None:
         await client.put(path, json={"description": None})
 
         assert (await client.put(path, json={"title": "Buy soy milk"})).json()["description"] is None
 
     @pytest.mark.parametrize("body", [{}, {"priority": "high"}, {"id": str(uuid4()), "created_at": None}])
-    async def test_without_a_known_field_nothing_changes_not_even_updated_at(
+    async def test_an_update_without_a_known_field_changes_nothing(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], body: dict[str, Any]
     ) -> None:
         reply = await client.put(path, json=body)
@@ -71,7 +71,7 @@ class TestMerge:
 
 
 class TestTimes:
-    async def test_updated_at_grows_with_every_change_and_created_at_stays(
+    async def test_every_change_increases_updated_at_and_keeps_created_at(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any]
     ) -> None:
         changed = [(await client.put(path, json={"title": f"Title {number}"})).json() for number in range(20)]
@@ -80,7 +80,7 @@ class TestTimes:
         assert times == sorted(set(times))
         assert {item["created_at"] for item in changed} == {task["created_at"]}
 
-    async def test_updated_at_grows_even_where_the_clock_is_behind(
+    async def test_updated_at_increases_even_if_the_clock_is_behind(
         self, database: asyncpg.Connection, client: httpx.AsyncClient, path: str, task: dict[str, Any]
     ) -> None:
         ahead = "UPDATE tasks SET updated_at = '2100-01-01 00:00:00.999999Z' WHERE id = $1"
@@ -103,7 +103,7 @@ class TestRules:
         ],
         ids=["short", "200 emoji", "200 combined", "control characters", "5,000 emoji"],
     )
-    async def test_everything_up_to_the_limits_is_kept(
+    async def test_values_up_to_the_limits_are_stored(
         self, client: httpx.AsyncClient, path: str, changes: dict[str, str]
     ) -> None:
         reply = await client.put(path, json=changes)
@@ -113,21 +113,21 @@ class TestRules:
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [(field, value) for field, values in _WRONG.items() for value in values],
+        [(field, value) for field, values in _INVALID.items() for value in values],
         ids=lambda value: ascii(value)[:24],
     )
-    async def test_what_breaks_a_rule_is_refused_and_nothing_changes(
+    async def test_an_invalid_value_is_refused_and_changes_nothing(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], field: str, value: object
     ) -> None:
-        sound = {"title": "Buy soy milk", "description": "Any brand", "completed": True}
+        valid = {"title": "Buy soy milk", "description": "Any brand", "completed": True}
 
-        reply = await client.put(path, json=sound | {field: value})
+        reply = await client.put(path, json=valid | {field: value})
 
         assert reply.status_code == 422
         assert [error["pointer"] for error in reply.json()["errors"]] == [f"#/{field}"]
         assert (await client.get(path)).json() == task
 
-    async def test_every_wrong_field_is_named(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_a_refusal_names_every_invalid_field(self, client: httpx.AsyncClient, path: str) -> None:
         reply = await client.put(path, json={"title": None, "description": 1, "completed": "yes"})
 
         assert [error["pointer"] for error in reply.json()["errors"]] == ["#/title", "#/description", "#/completed"]
@@ -138,7 +138,7 @@ class TestRules:
         assert reply.status_code == 422
         assert reply.json()["errors"] == [{"pointer": "#", "detail": "is required"}]
 
-    async def test_ids_that_break_the_rules_are_refused(self, client: httpx.AsyncClient) -> None:
+    async def test_invalid_user_and_task_ids_are_refused(self, client: httpx.AsyncClient) -> None:
         reply = await client.put("/api/a%20b/tasks/1", json={"title": "Buy soy milk"})
 
         assert reply.status_code == 422
@@ -149,7 +149,7 @@ _BODIES = [{"title": "Mine now"}, {}, {"priority": "high"}]
 
 
 @pytest.mark.parametrize("body", _BODIES)
-async def test_a_missing_task_is_404_and_is_not_made(
+async def test_updating_a_missing_task_is_404_and_creates_no_task(
     client: httpx.AsyncClient, tasks: str, body: dict[str, str]
 ) -> None:
     reply = await client.put(f"{tasks}/{uuid4()}", json=body)
@@ -160,7 +160,7 @@ async def test_a_missing_task_is_404_and_is_not_made(
 
 
 @pytest.mark.parametrize("body", _BODIES)
-async def test_another_user_s_task_looks_like_a_missing_one_and_stays(
+async def test_updating_another_user_s_task_gives_the_404_of_a_missing_task(
     client: httpx.AsyncClient, new_user: Callable[[], str], path: str, task: dict[str, Any], body: dict[str, str]
 ) -> None:
     own = f"/api/{new_user()}/tasks"
