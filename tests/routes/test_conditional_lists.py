@@ -12,7 +12,7 @@ Client = httpx.AsyncClient
 Task = dict[str, Any]
 Change = tuple[str, str, Task | None]
 
-# What is done to the task in the middle.
+# Changes to the second of three tasks.
 CHANGES: Final[dict[str, Change]] = {
     "update": ("PUT", "", {"title": "b again"}),
     "update to the same": ("PUT", "", {"title": "b"}),
@@ -23,7 +23,7 @@ CHANGES: Final[dict[str, Change]] = {
 
 @pytest.fixture
 async def made(client: Client, tasks: str) -> list[Task]:
-    """Three tasks of this user's, the oldest first."""
+    """Three tasks of this user, oldest first."""
     return [(await client.post(tasks, json={"title": title})).json() for title in "abc"]
 
 
@@ -35,10 +35,10 @@ async def etag(client: Client, path: str) -> str:
 
 
 @pytest.mark.usefixtures("made")
-class TestUnchanged:
+class TestUnchangedList:
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
     @pytest.mark.parametrize("template", ["W/{}", "{}", '"a", W/{}', '{},W/"a"', "*"])
-    async def test_a_list_that_the_client_has_is_not_sent_again(
+    async def test_a_list_with_a_matching_tag_is_304(
         self, client: Client, tasks: str, method: str, template: str
     ) -> None:
         current = await etag(client, tasks)
@@ -51,7 +51,7 @@ class TestUnchanged:
         assert "Content-Type" not in reply.headers
 
     @pytest.mark.parametrize("condition", ['"a"', 'W/"a", "b"', "", "a", '"*"', 'W/"'], ids=short)
-    async def test_for_another_or_a_malformed_tag_the_list_is_sent(
+    async def test_a_list_is_sent_for_another_or_a_malformed_tag(
         self, client: Client, tasks: str, condition: str
     ) -> None:
         reply = await client.get(tasks, headers={"If-None-Match": condition})
@@ -59,20 +59,22 @@ class TestUnchanged:
         assert reply.status_code == 200
         assert [task["title"] for task in reply.json()] == ["c", "b", "a"]
 
-    async def test_an_empty_list_has_a_tag_too(self, client: Client, new_user: Callable[[], str]) -> None:
+    async def test_an_empty_list_with_a_matching_tag_is_304(self, client: Client, new_user: Callable[[], str]) -> None:
         own = f"/api/{new_user()}/tasks"
 
         reply = await client.get(own, headers={"If-None-Match": await etag(client, own)})
 
         assert reply.status_code == 304
 
-    async def test_head_tells_it_as_get_does(self, client: Client, tasks: str) -> None:
+    async def test_head_of_a_list_has_the_etag_of_get(self, client: Client, tasks: str) -> None:
         assert (await client.head(tasks)).headers["ETag"] == await etag(client, tasks)
 
-    async def test_a_cache_may_not_share_the_list_nor_use_it_unasked(self, client: Client, tasks: str) -> None:
+    async def test_a_list_is_private_and_must_be_revalidated(self, client: Client, tasks: str) -> None:
         assert (await client.get(tasks)).headers["Cache-Control"] == "private, no-cache"
 
-    async def test_an_update_of_nothing_leaves_the_tag(self, client: Client, tasks: str, made: list[Task]) -> None:
+    async def test_an_update_without_fields_keeps_the_tag_of_the_list(
+        self, client: Client, tasks: str, made: list[Task]
+    ) -> None:
         before = await etag(client, tasks)
 
         await client.put(f"{tasks}/{made[0]['id']}", json={})
@@ -80,10 +82,10 @@ class TestUnchanged:
         assert await etag(client, tasks) == before
 
 
-class TestChanged:
+class TestChangedList:
     @pytest.mark.parametrize("query", ["", "?limit=2", "?search=b"])
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-    async def test_after_a_change_in_it_the_list_is_sent_again(
+    async def test_a_list_is_sent_again_after_a_listed_task_changes(
         self, client: Client, tasks: str, made: list[Task], *, change: Change, query: str
     ) -> None:
         method, suffix, body = change
@@ -96,7 +98,7 @@ class TestChanged:
         assert after.text != before.text
         assert after.headers["ETag"] != before.headers["ETag"]
 
-    async def test_after_a_creation_the_list_is_sent_again(self, client: Client, tasks: str, task: Task) -> None:
+    async def test_a_list_is_sent_again_after_a_task_is_created(self, client: Client, tasks: str, task: Task) -> None:
         before = await etag(client, tasks)
         created = (await client.post(tasks, json={"title": task["title"]})).json()
 
@@ -105,7 +107,7 @@ class TestChanged:
         assert after.json() == [created, task]
 
     @pytest.mark.usefixtures("made")
-    async def test_a_page_that_has_a_next_one_now_is_sent_again(self, client: Client, tasks: str) -> None:
+    async def test_a_page_is_sent_again_once_it_has_a_next_page(self, client: Client, tasks: str) -> None:
         query = {"sort": "created_at", "limit": "3"}
         last = await client.get(tasks, params=query)
         await client.post(tasks, json={"title": "d"})
@@ -117,7 +119,7 @@ class TestChanged:
         assert "next" in followed.links
 
     @pytest.mark.usefixtures("made")
-    async def test_pages_filters_and_orders_that_differ_have_tags_that_differ(self, client: Client, tasks: str) -> None:
+    async def test_different_pages_filters_and_orders_have_different_tags(self, client: Client, tasks: str) -> None:
         queries = ["", "?limit=1", "?limit=2", "?sort=title", "?sort=title&limit=2", "?search=b", "?status=completed"]
 
         replies = [await client.get(tasks + query) for query in queries]
@@ -126,7 +128,9 @@ class TestChanged:
         assert len({reply.headers["ETag"] for reply in replies}) == len(queries)
 
     @pytest.mark.usefixtures("made")
-    async def test_another_user_s_list_is_sent(self, client: Client, tasks: str, new_user: Callable[[], str]) -> None:
+    async def test_a_list_does_not_match_the_tag_of_another_user_s_list(
+        self, client: Client, tasks: str, new_user: Callable[[], str]
+    ) -> None:
         own = f"/api/{new_user()}/tasks"
         await client.post(own, json={"title": "a"})
 

@@ -1,4 +1,4 @@
-"""Idempotency-Key on POST: a creation that may be repeated."""
+"""Idempotency-Key on POST: a creation that is safe to repeat."""
 
 import json
 import re
@@ -33,7 +33,7 @@ DIFFERENT_BODIES: Final = [
 hostile: Final = hypothesis_settings(
     max_examples=30,
     deadline=None,  # the machine may be busy
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one user may well serve all examples
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # all examples may share one user
 )
 bodies: Final = st.fixed_dictionaries(
     {"title": st.sampled_from(["a", "b"])},
@@ -47,7 +47,7 @@ async def post(client: Client, tasks: str, key: str = KEY, **fields: object) -> 
 
 
 def replayed(reply: httpx.Response) -> bool:
-    """Whether the reply shows a task that an earlier request made."""
+    """Whether the reply has a task that an earlier request created."""
     assert reply.status_code == 201, reply.text
     assert reply.headers["Location"] == f"/api/{reply.json()['user_id']}/tasks/{reply.json()['id']}"
     assert reply.headers["ETag"] == f'"{reply.json()["updated_at"]}"'
@@ -61,7 +61,7 @@ def quoted(key: str) -> str:
 
 
 async def send(client: Client, tasks: str, *lines: bytes) -> tuple[int, bytes]:
-    """Create a task with these header lines, which httpx would mend. Returns status and body."""
+    """Create a task with these header lines, which httpx would correct. Returns status and body."""
     keys = b"".join(b"Idempotency-Key: %s\r\n" % line for line in lines)
     head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" % tasks.encode()
     fields = b"Content-Type: application/json\r\nContent-Length: 14\r\n"
@@ -74,7 +74,7 @@ def content(body: Task) -> tuple[object, ...]:
 
 
 class TestReplay:
-    async def test_the_first_request_makes_the_task(self, client: Client, tasks: str) -> None:
+    async def test_the_first_request_with_a_key_creates_the_task(self, client: Client, tasks: str) -> None:
         reply = await post(client, tasks, description="The barista one")
 
         assert not replayed(reply)
@@ -82,7 +82,7 @@ class TestReplay:
         assert reply.json()["updated_at"] == reply.json()["created_at"]
         assert (await client.get(tasks)).json() == [reply.json()]
 
-    async def test_each_repetition_answers_the_same_and_makes_nothing(self, client: Client, tasks: str) -> None:
+    async def test_each_repetition_returns_the_same_task_and_creates_none(self, client: Client, tasks: str) -> None:
         first, *others = [await post(client, tasks) for _ in range(4)]
 
         assert not replayed(first)
@@ -93,7 +93,7 @@ class TestReplay:
     @hostile
     @given(body=bodies, again=bodies)
     @example(body={"title": "a"}, again={"title": "a", "description": None, "completed": False, "priority": 1})
-    async def test_it_must_have_the_same_content_as_it_would_be_stored(
+    async def test_a_repetition_must_have_the_content_of_the_stored_task(
         self, client: Client, tasks: str, body: Task, again: Task
     ) -> None:
         key = str(uuid4())
@@ -104,7 +104,7 @@ class TestReplay:
         assert second.status_code == (201 if content(body) == content(again) else 422)
         assert second.status_code == 422 or (replayed(second) and second.json() == first.json())
 
-    async def test_the_id_is_a_uuid_of_a_name(self, client: Client, tasks: str) -> None:
+    async def test_the_id_of_a_task_with_a_key_is_a_uuid_of_version_5(self, client: Client, tasks: str) -> None:
         task_id = (await post(client, tasks)).json()["id"]
 
         assert (UUID(task_id).version, UUID(task_id).variant) == (5, RFC_4122)
@@ -113,7 +113,7 @@ class TestReplay:
 
 class TestAnotherBody:
     @pytest.mark.parametrize("fields", DIFFERENT_BODIES, ids=short)
-    async def test_it_is_refused_while_the_task_is_as_it_was_made(
+    async def test_another_body_is_refused_while_the_task_is_unchanged(
         self, client: Client, tasks: str, fields: Task
     ) -> None:
         first = await post(client, tasks)
@@ -126,7 +126,7 @@ class TestAnotherBody:
         assert replayed(await post(client, tasks))
 
     @pytest.mark.parametrize("fields", [{}, *DIFFERENT_BODIES], ids=short)
-    async def test_after_a_change_the_answer_is_the_task_as_it_is_now(
+    async def test_a_repetition_after_a_change_returns_the_current_task(
         self, client: Client, tasks: str, fields: Task
     ) -> None:
         path = (await post(client, tasks)).headers["Location"]
@@ -138,7 +138,7 @@ class TestAnotherBody:
         assert reply.json() == changed
         assert (await client.get(tasks)).json() == [changed]
 
-    async def test_an_update_to_the_same_value_is_a_change(self, client: Client, tasks: str) -> None:
+    async def test_an_update_to_the_same_value_counts_as_a_change(self, client: Client, tasks: str) -> None:
         path = (await post(client, tasks)).headers["Location"]
         changed = (await client.put(path, json=BODY)).json()
 
@@ -147,7 +147,7 @@ class TestAnotherBody:
         assert replayed(reply)
         assert reply.json() == changed
 
-    async def test_an_update_of_nothing_is_no_change(self, client: Client, tasks: str) -> None:
+    async def test_an_update_without_fields_does_not_count_as_a_change(self, client: Client, tasks: str) -> None:
         path = (await post(client, tasks)).headers["Location"]
         await client.put(path, json={})
 
@@ -155,7 +155,7 @@ class TestAnotherBody:
 
 
 @pytest.mark.parametrize("fields", [{}, {"title": "Buy soy milk"}], ids=short)
-async def test_after_the_task_is_deleted_its_key_makes_a_new_one_with_the_same_id(
+async def test_the_key_of_a_deleted_task_creates_a_new_task_with_the_same_id(
     client: Client, tasks: str, fields: Task
 ) -> None:
     first = await post(client, tasks)
@@ -169,7 +169,7 @@ async def test_after_the_task_is_deleted_its_key_makes_a_new_one_with_the_same_i
     assert second.json().items() >= (BODY | fields).items()
 
 
-async def test_if_that_happens_while_it_is_asked_for_it_makes_a_new_one_too(
+async def test_a_task_deleted_during_a_repetition_is_created_again(
     monkeypatch: pytest.MonkeyPatch, client: Client, tasks: str
 ) -> None:
     first = await post(client, tasks)
@@ -196,7 +196,7 @@ class TestKey:
     @example(key="\\" * 255)
     @example(key=" a ")
     @example(key='a"b\\c')
-    async def test_any_printable_one_can_be_quoted(self, client: Client, new_user: Callable[[], str], key: str) -> None:
+    async def test_any_printable_key_can_be_quoted(self, client: Client, new_user: Callable[[], str], key: str) -> None:
         tasks = f"/api/{new_user()}/tasks"
         plain = key.strip() == key and not key.startswith('"')
 
@@ -206,13 +206,13 @@ class TestKey:
         assert replayed(await post(client, tasks, quoted(key)))
 
     @pytest.mark.parametrize("key", ["a", "a" * 255, PRINTABLE.strip(), (PRINTABLE[1:] * 3)[:255], "a, b", "%00", "*"])
-    async def test_a_bare_one_is_the_same_as_the_quoted_one(self, client: Client, tasks: str, key: str) -> None:
+    async def test_a_bare_key_equals_the_quoted_key(self, client: Client, tasks: str, key: str) -> None:
         replies = [await post(client, tasks, spelled) for spelled in (key, quoted(key))]
 
         assert [replayed(reply) for reply in replies] == [False, True]
 
     @pytest.mark.parametrize("line", [b" \tabc\t ", b'\t"abc" '])
-    async def test_white_space_around_it_does_not_count(self, client: Client, tasks: str, line: bytes) -> None:
+    async def test_white_space_around_a_key_is_ignored(self, client: Client, tasks: str, line: bytes) -> None:
         status, body = await send(client, tasks, line)
 
         assert status == 201
@@ -234,7 +234,7 @@ class TestKey:
         ],
         ids=short,
     )
-    async def test_the_least_difference_makes_another_task(
+    async def test_slightly_different_keys_create_different_tasks(
         self, client: Client, tasks: str, key: str, other: str
     ) -> None:
         first, second = [await post(client, tasks, spelled) for spelled in (key, other)]
@@ -252,7 +252,7 @@ class TestKey:
         ],
         ids=short,
     )
-    async def test_a_malformed_one_is_refused_and_not_repeated(
+    async def test_a_malformed_key_is_refused_and_not_repeated(
         self, client: Client, tasks: str, lines: list[bytes]
     ) -> None:
         status, body = await send(client, tasks, *lines)
@@ -264,7 +264,7 @@ class TestKey:
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("template", [b'"a%ca"', b"a%c"])
-    async def test_no_byte_that_is_not_printable_ascii_is_taken(
+    async def test_a_key_with_a_byte_outside_printable_ascii_is_refused(
         self, client: Client, tasks: str, template: bytes
     ) -> None:
         unprintable = set(range(256)) - set(PRINTABLE.encode()) - set(b"\t\r\n")
@@ -277,7 +277,9 @@ class TestKey:
 
 
 class TestUsers:
-    async def test_the_same_key_of_two_users_makes_two_tasks(self, client: Client, new_user: Callable[[], str]) -> None:
+    async def test_the_same_key_of_two_users_creates_two_tasks(
+        self, client: Client, new_user: Callable[[], str]
+    ) -> None:
         ada, bob = [f"/api/{new_user()}/tasks" for _ in range(2)]
 
         first, second = [await post(client, tasks) for tasks in (ada, bob)]
@@ -288,7 +290,7 @@ class TestUsers:
         assert (await client.get(bob)).json() == [second.json()]
 
     @pytest.mark.parametrize("between", ["", *"_-|.:@+=~"])
-    async def test_what_user_and_key_are_together_does_not_matter(
+    async def test_users_and_keys_that_join_to_the_same_text_do_not_collide(
         self, client: Client, new_user: Callable[[], str], between: str
     ) -> None:
         user = new_user()
@@ -312,7 +314,7 @@ class TestRefusedRequest:
         ],
         ids=short,
     )
-    async def test_it_uses_up_no_key(
+    async def test_a_refused_request_does_not_use_up_its_key(
         self, client: Client, tasks: str, body: bytes, headers: dict[str, str], status: int
     ) -> None:
         headers = {"Idempotency-Key": KEY, "Content-Type": "application/json"} | headers
@@ -324,7 +326,7 @@ class TestRefusedRequest:
         assert not replayed(reply)
         assert (await client.get(tasks)).json() == [reply.json()]
 
-    async def test_an_unknown_field_is_refused_before_the_key_is_looked_at(self, client: Client, tasks: str) -> None:
+    async def test_an_unknown_field_is_refused_before_the_key_is_checked(self, client: Client, tasks: str) -> None:
         await post(client, tasks)
         headers = {"Idempotency-Key": KEY, "Prefer": "handling=strict"}
 
@@ -332,14 +334,16 @@ class TestRefusedRequest:
 
         assert pointers(reply) == ["#/priority"]
 
-    async def test_a_repetition_names_ignored_fields_too(self, client: Client, tasks: str) -> None:
+    async def test_a_repetition_also_names_ignored_fields(self, client: Client, tasks: str) -> None:
         replies = [await post(client, tasks, priority="high") for _ in range(2)]
 
         assert [replayed(reply) for reply in replies] == [False, True]
         assert [reply.headers["Ignored-Fields"] for reply in replies] == ["priority"] * 2
 
 
-async def test_another_process_of_the_service_knows_the_key(client: Client, settings: Settings, tasks: str) -> None:
+async def test_another_process_of_the_service_recognizes_the_key(
+    client: Client, settings: Settings, tasks: str
+) -> None:
     first = await post(client, tasks)
 
     async with serving(settings) as url, httpx.AsyncClient(base_url=url) as elsewhere:
