@@ -1,4 +1,4 @@
-"""Bytes that no client should send get 4xx or a closed connection, cost little, and lead to nobody's tasks."""
+"""Malformed bytes get a 4xx reply or a closed connection. They cost little and reach nobody's tasks."""
 
 import asyncio
 import ctypes
@@ -29,7 +29,7 @@ MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 
 
 class Reply(NamedTuple):
-    """One reply, its names in lower case."""
+    """One reply, with its headers in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -41,7 +41,7 @@ def head(method: bytes, target: bytes, *fields: bytes) -> bytes:
 
 
 def parse(content: bytes) -> list[Reply]:
-    """Every reply that was sent, none of which is cut off or followed by anything else."""
+    """Returns every reply. Fails if a reply is truncated or followed by other bytes."""
     replies = []
     while content:
         start, end, content = content.partition(b"\r\n\r\n")
@@ -57,7 +57,7 @@ def parse(content: bytes) -> list[Reply]:
 
 
 class Recorder(asyncio.StreamReader):
-    """Keeps what came before a reset, of which the reader only tells that it happened."""
+    """Keeps the bytes that arrived before a reset. After a reset, StreamReader only raises an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Recorder(asyncio.StreamReader):
 
 
 class Connection(NamedTuple):
-    """One that stays open as long as the service lets it."""
+    """A connection that stays open until the service closes it."""
 
     reader: Recorder
     writer: asyncio.StreamWriter
@@ -83,8 +83,8 @@ class Connection(NamedTuple):
         return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def send(self, *pieces: bytes) -> None:
-        """Send until the service does not listen any more."""
-        with suppress(ConnectionError, RuntimeError):  # uvloop's for what is closed
+        """Send until the service closes the connection."""
+        with suppress(ConnectionError, RuntimeError):  # uvloop raises RuntimeError once closed
             for piece in pieces:
                 self.writer.write(piece)
                 await self.writer.drain()
@@ -101,9 +101,9 @@ class Connection(NamedTuple):
         return reply
 
     async def end(self) -> list[Reply]:
-        """Returns what comes until the service ends the connection."""
+        """Returns the replies until the service closes the connection."""
         async with asyncio.timeout(20):
-            with suppress(ConnectionError):  # it did not wait for the rest
+            with suppress(ConnectionError):  # the service did not read the rest
                 while await self.reader.read(65_536):
                     pass
         self.writer.close()
@@ -111,7 +111,7 @@ class Connection(NamedTuple):
 
 
 async def converse(url: str, *pieces: bytes) -> list[Reply]:
-    """Send bytes as they are until the service ends the connection. Returns what it answered."""
+    """Send bytes as they are until the service closes the connection. Returns its replies."""
     connection = await Connection.open(url)
     sending = asyncio.create_task(connection.send(*pieces))
     replies = await connection.end()
@@ -120,7 +120,7 @@ async def converse(url: str, *pieces: bytes) -> list[Reply]:
 
 
 def assert_refusal(reply: Reply, *statuses: int) -> None:
-    """Check all that is promised of a refusal after which the connection ends."""
+    """Check the status, headers and body of a refusal that ends the connection."""
     assert reply.status in statuses or (not statuses and 400 <= reply.status < 500)
     assert reply.headers["content-type"] == "application/problem+json"
     assert json.loads(reply.body)["instance"] == reply.headers["x-request-id"]
@@ -131,7 +131,7 @@ def assert_refusal(reply: Reply, *statuses: int) -> None:
 
 
 async def assert_alive(url: str) -> None:
-    """Check that another client is served as ever."""
+    """Check that another client is still served."""
     [reply] = await converse(url, head(b"GET", LIVE, CLOSE))
     assert (reply.status, reply.body) == (200, b'{"status":"live"}')
 
@@ -141,7 +141,7 @@ def url(request: pytest.FixtureRequest, base_url: str, secured_url: str) -> str:
     return base_url if request.param == "open" else secured_url
 
 
-NOT_HTTP: Final = (
+MALFORMED: Final = (
     b"nonsense\r\n\r\n",
     b"\0" * 100 + b"\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),  # TLS
@@ -222,26 +222,26 @@ NOT_HTTP: Final = (
 )
 
 
-class TestNotHttp:
-    @pytest.mark.parametrize("content", NOT_HTTP, ids=lambda content: ascii(content.replace(HOST, b""))[:60])
-    async def test_it_is_400_and_the_end(self, url: str, content: bytes) -> None:
+class TestMalformedRequest:
+    @pytest.mark.parametrize("content", MALFORMED, ids=lambda content: ascii(content.replace(HOST, b""))[:60])
+    async def test_a_malformed_request_is_400_and_ends_the_connection(self, url: str, content: bytes) -> None:
         [reply] = await converse(url, content)
 
         assert_refusal(reply, 400)
         assert json.loads(reply.body)["type"] == "urn:problem-type:malformed-request"
         await assert_alive(url)
 
-    @pytest.mark.parametrize("content", NOT_HTTP[::6], ids=short)
-    async def test_it_is_400_in_pieces_too(self, base_url: str, content: bytes) -> None:
+    @pytest.mark.parametrize("content", MALFORMED[::6], ids=short)
+    async def test_a_malformed_request_sent_byte_by_byte_is_400(self, base_url: str, content: bytes) -> None:
         replies = await converse(base_url, *(bytes([byte]) for byte in content))
 
         assert [reply.status for reply in replies] == [400]
 
-    async def test_it_is_in_the_log_under_the_id_of_the_reply(
+    async def test_a_malformed_request_is_logged_with_the_request_id_of_its_reply(
         self, base_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level("INFO", "app.requests"):
-            [reply] = await converse(base_url, NOT_HTTP[0])
+            [reply] = await converse(base_url, MALFORMED[0])
 
         [line] = [record for record in caplog.records if "refused" in record.getMessage()]
         assert line.__dict__["request_id"] == reply.headers["x-request-id"]
@@ -265,7 +265,7 @@ class TestNotHttp:
     ],
     ids=short,
 )
-async def test_http_of_an_unusual_form_is_answered(url: str, content: bytes, expected: int) -> None:
+async def test_an_unusual_but_valid_request_is_answered(url: str, content: bytes, expected: int) -> None:
     [reply] = await converse(url, content)
 
     assert reply.status == expected
@@ -274,7 +274,7 @@ async def test_http_of_an_unusual_form_is_answered(url: str, content: bytes, exp
 
 @pytest.mark.parametrize("method", ["TRACE", "PROPFIND", "SOURCE", "PURGE", "CONNECT", "QUERY", "M-SEARCH"])
 @pytest.mark.parametrize("path", ["/api/ada/tasks", "/health/live"])
-async def test_a_method_of_other_protocols_is_refused_without_an_echo(url: str, method: str, path: str) -> None:
+async def test_an_unsupported_method_is_refused_without_an_echo(url: str, method: str, path: str) -> None:
     [reply] = await converse(url, head(method.encode(), path.encode(), b"X-Echo: zq9\r\n", CLOSE))
 
     assert_refusal(reply, 400, 405)
@@ -285,7 +285,7 @@ class TestChunks:
     @pytest.mark.parametrize(
         "size", [b"-1", b"0x1", b"+1", b" 1", b"1 ", b"1_0", b"g", b"", b"f" * 17, b"1\n", b"\xb2", b"1;a\0", b"\t1"]
     )
-    async def test_a_bad_size_ends_the_connection(self, url: str, size: bytes) -> None:
+    async def test_a_malformed_chunk_size_ends_the_connection(self, url: str, size: bytes) -> None:
         request = head(b"POST", b"/api/ada/tasks", JSON, CHUNKED)
 
         replies = await converse(url, request + size + b"\r\na\r\n0\r\n\r\n")
@@ -296,14 +296,14 @@ class TestChunks:
         await assert_alive(url)
 
     @pytest.mark.parametrize("size", [b"10001", b"ffffffffffffffe"], ids=short)
-    async def test_a_large_one_is_refused_as_soon_as_there_is_too_much(self, base_url: str, size: bytes) -> None:
+    async def test_a_large_chunk_is_413_once_the_body_limit_is_exceeded(self, base_url: str, size: bytes) -> None:
         request = head(b"POST", b"/api/ada/tasks", JSON, CHUNKED, CLOSE)
 
         replies = await converse(base_url, request + size + b"\r\n", b"a" * 65_537)
 
         assert [reply.status for reply in replies] == [413]
 
-    async def test_good_ones_are_read(self, base_url: str, tasks: str) -> None:
+    async def test_valid_chunks_are_read(self, base_url: str, tasks: str) -> None:
         request = head(b"POST", tasks.encode(), JSON, CHUNKED, CLOSE)
 
         [reply] = await converse(base_url, request + b'c;a=b\r\n{"title": "a\r\n0002\r\n"}\r\n0\r\nX: a\r\n\r\n')
@@ -312,7 +312,7 @@ class TestChunks:
 
 
 class TestSmuggling:
-    """A request that hides in another is none: a proxy in front may have taken it for a part of somebody else's."""
+    """A hidden request is not executed: a proxy may have forwarded it as a part of another user's request."""
 
     @pytest.mark.parametrize(
         ("fields", "before"),
@@ -340,7 +340,7 @@ class TestSmuggling:
         ],
         ids=lambda value: short(value.replace(b"Transfer-Encoding", b"TE").replace(b"Content-Length", b"CL")),
     )
-    async def test_a_hidden_request_is_not_carried_out(
+    async def test_a_hidden_request_is_not_executed(
         self,
         client: httpx.AsyncClient,
         base_url: str,
@@ -350,7 +350,7 @@ class TestSmuggling:
         before: bytes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(protocol, "REQUEST_TIMEOUT", 0.2)  # for those that wait for more
+        monkeypatch.setattr(protocol, "REQUEST_TIMEOUT", 0.2)  # some requests wait for more bytes
         hidden = head(b"DELETE", path.encode())
 
         replies = await converse(base_url, head(b"POST", b"/api/ada/tasks", JSON, fields) + before + hidden)
@@ -360,9 +360,7 @@ class TestSmuggling:
             assert_refusal(reply)
         assert (await client.get(path)).status_code == 200
 
-    async def test_the_same_request_behind_another_is_carried_out(
-        self, client: httpx.AsyncClient, base_url: str, path: str
-    ) -> None:
+    async def test_a_pipelined_request_is_executed(self, client: httpx.AsyncClient, base_url: str, path: str) -> None:
         first = head(b"POST", b"/api/ada/tasks", JSON, b"Content-Length: 0\r\n")
 
         replies = await converse(base_url, first + head(b"DELETE", path.encode(), CLOSE))
@@ -371,7 +369,7 @@ class TestSmuggling:
         assert (await client.get(path)).status_code == 404
 
     @pytest.mark.parametrize("coding", [b"xchunked", b"identity", b"gzip", b"gzip, chunked", b"chunked;a=b"], ids=short)
-    async def test_nor_is_one_whose_body_has_no_clear_end(
+    async def test_a_request_without_a_defined_body_length_is_400(
         self, client: httpx.AsyncClient, base_url: str, path: str, coding: bytes
     ) -> None:
         request = head(b"DELETE", path.encode(), b"Transfer-Encoding: %s\r\n" % coding, CLOSE)
@@ -383,7 +381,7 @@ class TestSmuggling:
 
 
 class TestPipelining:
-    async def test_requests_on_one_connection_are_answered_in_order(self, url: str) -> None:
+    async def test_pipelined_requests_are_answered_in_order(self, url: str) -> None:
         requests = [
             head(b"GET", LIVE if number % 2 else b"/nope", b"X-Request-ID: %d\r\n" % number) for number in range(40)
         ]
@@ -398,7 +396,7 @@ class TestPipelining:
         [b"GARBAGE\r\n\r\n", head(b"GET", LIVE, b"Host: b\r\n"), head(b"GET", LIVE, b"X: a\r\n" * 5_000)],
         ids=short,
     )
-    async def test_garbage_behind_a_request_does_not_take_its_reply_away(self, url: str, garbage: bytes) -> None:
+    async def test_garbage_after_a_request_does_not_replace_its_reply(self, url: str, garbage: bytes) -> None:
         [first, *others] = await converse(url, head(b"GET", LIVE) + garbage)
 
         assert (first.status, first.body) == (200, b'{"status":"live"}')
@@ -410,7 +408,7 @@ class TestPipelining:
         [b"GARBAGE\r\n\r\n", head(b"POST", b"/api/ada/tasks", JSON, CHUNKED) + b"ZZ\r\n", head(b"GET", LIVE) * 200],
         ids=short,
     )
-    async def test_nor_does_it_get_the_place_of_a_reply_that_takes_longer(
+    async def test_garbage_after_a_slow_request_does_not_replace_its_reply(
         self, base_url: str, database: asyncpg.Connection, path: str, garbage: bytes
     ) -> None:
         connection = await Connection.open(base_url)
@@ -426,7 +424,7 @@ class TestPipelining:
         assert len(others) < 200
 
     @pytest.mark.parametrize("rest", [b"x\r\n", b"1;" + b"a" * 40_000], ids=short)
-    async def test_a_request_that_is_answered_gets_no_second_reply_for_the_rest_of_its_body(
+    async def test_an_answered_request_gets_no_second_reply_for_the_rest_of_its_body(
         self, secured_url: str, rest: bytes
     ) -> None:
         connection = await Connection.open(secured_url)
@@ -444,10 +442,10 @@ TASKS_OF_5_KB: Final = """
 
 
 class TestTrailer:
-    """What follows a body is no header (RFC 9110 section 6.5.1)."""
+    """A trailer field is not a header (RFC 9110 section 6.5.1)."""
 
-    @pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two"])
-    async def test_a_token_in_it_is_none(self, secured_url: str, *, together: bool) -> None:
+    @pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two pieces"])
+    async def test_a_token_in_a_trailer_is_ignored(self, secured_url: str, *, together: bool) -> None:
         [field] = [f"{name}: {value}\r\n".encode() for name, value in bearer("ada").items()]
         request = head(b"POST", b"/api/ada/tasks", JSON, CHUNKED, CLOSE)
         body = b'e\r\n{"title": "a"}\r\n0\r\n%s\r\n' % field
@@ -457,7 +455,7 @@ class TestTrailer:
         assert (reply.status, reply.headers["www-authenticate"]) == (401, 'bearer realm="tasks"')
 
     @pytest.mark.parametrize("field", [b"X-Request-ID: late\r\n", b"Host: b\r\n", b"Prefer: handling=strict\r\n"])
-    async def test_no_other_field_in_it_counts(self, base_url: str, tasks: str, field: bytes) -> None:
+    async def test_another_trailer_field_is_ignored(self, base_url: str, tasks: str, field: bytes) -> None:
         request = head(b"POST", tasks.encode(), JSON, CHUNKED, CLOSE)
 
         [reply] = await converse(base_url, request + b'e\r\n{"title": "a"}\r\n0\r\n%s\r\n' % field)
@@ -470,48 +468,48 @@ class TestTrailer:
 class TestSlowReader:
     REPLIES: Final = 30
 
-    @pytest.mark.usefixtures("soon")
+    @pytest.mark.usefixtures("short_request_timeout")
     @pytest.mark.parametrize("is_small", [True, False])
-    @pytest.mark.parametrize("is_given_up", [True, False])
-    async def test_who_takes_no_reply_is_given_up_also_when_it_was_the_last(
+    @pytest.mark.parametrize("is_aborted", [True, False])
+    async def test_a_connection_is_aborted_if_the_client_does_not_read_the_last_reply(
         self,
         base_url: str,
         database: asyncpg.Connection,
         user: str,
         monkeypatch: pytest.MonkeyPatch,
         *,
-        is_given_up: bool,
+        is_aborted: bool,
         is_small: bool,
     ) -> None:
         await database.execute(TASKS_OF_5_KB, user)
-        if is_small:  # as if the rest were too little to make the service pause
+        if is_small:  # as if the rest were too small to pause the service
             monkeypatch.setattr(protocol.BoundedProtocol, "pause_writing", HttpToolsProtocol.pause_writing)
-        if is_given_up:
+        if is_aborted:
             monkeypatch.setattr(protocol, "REPLY_TIMEOUT", 0.1)
-        taken = await take_late(base_url, head(b"GET", b"/api/%s/tasks" % user.encode(), CLOSE))
+        taken = await read_late(base_url, head(b"GET", b"/api/%s/tasks" % user.encode(), CLOSE))
 
-        assert taken.endswith(b"]") is not is_given_up
+        assert taken.endswith(b"]") is not is_aborted
 
-    @pytest.mark.usefixtures("soon")
-    @pytest.mark.parametrize("is_given_up", [True, False])
-    async def test_who_takes_no_reply_is_given_up(
-        self, base_url: str, monkeypatch: pytest.MonkeyPatch, *, is_given_up: bool
+    @pytest.mark.usefixtures("short_request_timeout")
+    @pytest.mark.parametrize("is_aborted", [True, False])
+    async def test_a_connection_is_aborted_if_the_client_reads_no_replies(
+        self, base_url: str, monkeypatch: pytest.MonkeyPatch, *, is_aborted: bool
     ) -> None:
-        if is_given_up:
+        if is_aborted:
             monkeypatch.setattr(protocol, "REPLY_TIMEOUT", 0.1)
-        taken = await take_late(base_url, head(b"GET", b"/docs/assets/swagger-ui-bundle.js") * self.REPLIES)
+        taken = await read_late(base_url, head(b"GET", b"/docs/assets/swagger-ui-bundle.js") * self.REPLIES)
 
         complete = taken.count(b"HTTP/1.1 200 OK") == self.REPLIES
-        assert complete is not is_given_up
+        assert complete is not is_aborted
 
 
-async def take_late(url: str, request: bytes) -> bytes:
-    """Read nothing until the time for that is over. Returns what the service sends all the same."""
+async def read_late(url: str, request: bytes) -> bytes:
+    """Read nothing for two request timeouts. Returns all bytes that the service sends."""
     connection = await Connection.open(url)
-    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # any transport of a socket has it
+    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # every socket transport has it
     await connection.send(request)
-    await deadline(url)
-    await deadline(url)
+    await request_timeout(url)
+    await request_timeout(url)
     connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
     async with asyncio.timeout(60):
         with suppress(ConnectionError):
@@ -527,20 +525,20 @@ async def waits_for_a_lock(database: asyncpg.Connection) -> None:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests have to arrive in less time than the client waits."""
+def short_request_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request timeout is shorter than the timeout of the test client."""
     monkeypatch.setattr(protocol, "REQUEST_TIMEOUT", 0.2)
 
 
 async def drip(url: str, content: bytes, before: bytes = b"") -> list[Reply]:
-    """Send byte by byte, slowly, until the service ends the connection. Returns what it answered."""
+    """Send byte by byte, slowly, until the service closes the connection. Returns its replies."""
     connection = await Connection.open(url)
     await connection.send(before)
 
     async def send() -> None:
         for byte in content:
             await connection.send(bytes([byte]))
-            await asyncio.sleep(0.01)  # not to wait for something: it is the attacker who takes the time
+            await asyncio.sleep(0.01)  # this delay is the attack and waits for nothing
 
     sending = asyncio.create_task(send())
     replies = await connection.end()
@@ -548,25 +546,25 @@ async def drip(url: str, content: bytes, before: bytes = b"") -> list[Reply]:
     return replies
 
 
-async def deadline(url: str) -> None:
-    """Wait for as long as the service waits for a request."""
+async def request_timeout(url: str) -> None:
+    """Wait for one request timeout of the service."""
     assert await converse(url) == []
 
 
-@pytest.mark.usefixtures("soon")
-class TestDeadline:
+@pytest.mark.usefixtures("short_request_timeout")
+class TestRequestTimeout:
     @pytest.mark.parametrize(
         "content",
         [b"G", b"GET /health", b"GET /health/live HTTP/1.1\r\n", head(b"GET", LIVE)[:-2], head(b"GET", LIVE)[:-1]],
         ids=short,
     )
-    async def test_half_a_head_is_408(self, url: str, content: bytes) -> None:
+    async def test_an_incomplete_head_is_408(self, url: str, content: bytes) -> None:
         [reply] = await converse(url, content)
 
         assert_refusal(reply, 408)
 
     @pytest.mark.parametrize("content", [b"", b"\r\n"], ids=short)
-    async def test_silence_is_only_closed(self, url: str, content: bytes) -> None:
+    async def test_a_connection_without_a_request_is_closed_without_a_reply(self, url: str, content: bytes) -> None:
         assert await converse(url, content) == []
 
     @pytest.mark.parametrize(
@@ -579,27 +577,27 @@ class TestDeadline:
         ],
         ids=short,
     )
-    async def test_half_a_body_is_408(self, url: str, content: bytes) -> None:
+    async def test_an_incomplete_body_is_408(self, url: str, content: bytes) -> None:
         [reply] = await converse(url, content)
 
-        assert reply.status in {408, 401}  # without a token nobody waits for the body
+        assert reply.status in {408, 401}  # without a token the service does not wait for the body
 
-    async def test_half_a_head_right_behind_a_request_has_more_time_than_an_idle_connection(
+    async def test_an_incomplete_second_head_has_more_time_than_an_idle_connection(
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keep_alive = property(lambda _: 0.05, lambda *_: None)  # in production it is 5 s, and the other 30 s
+        keep_alive = property(lambda _: 0.05, lambda *_: None)  # in production 5 s, with a request timeout of 30 s
         monkeypatch.setattr(protocol.BoundedProtocol, "timeout_keep_alive", keep_alive, raising=False)
 
         replies = await converse(url, head(b"GET", LIVE) + head(b"GET", LIVE)[:-1])
 
         assert [reply.status for reply in replies] == [200, 408]
 
-    async def test_a_head_that_drips_is_408(self, url: str) -> None:
+    async def test_a_head_sent_too_slowly_is_408(self, url: str) -> None:
         [reply] = await drip(url, head(b"GET", LIVE, b"X: %s\r\n" % (b"a" * 30_000)))
 
         assert_refusal(reply, 408)
 
-    async def test_a_body_that_drips_is_408(self, base_url: str, tasks: str, client: httpx.AsyncClient) -> None:
+    async def test_a_body_sent_too_slowly_is_408(self, base_url: str, tasks: str, client: httpx.AsyncClient) -> None:
         request = head(b"POST", tasks.encode(), JSON, b"Content-Length: 60000\r\n")
 
         [reply] = await drip(base_url, b" " * 60_000, before=request)
@@ -607,9 +605,7 @@ class TestDeadline:
         assert_refusal(reply, 408)
         assert (await client.get(tasks)).json() == []
 
-    async def test_a_connection_that_is_silent_after_the_body_of_an_answered_request_is_closed(
-        self, secured_url: str
-    ) -> None:
+    async def test_a_connection_that_idles_after_a_late_body_is_closed(self, secured_url: str) -> None:
         connection = await Connection.open(secured_url)
         reply = await connection.ask(head(b"POST", b"/api/ada/tasks", JSON, b"Content-Length: 2\r\n"))
 
@@ -617,24 +613,24 @@ class TestDeadline:
 
         assert (reply.status, await connection.end()) == (401, [])
 
-    async def test_a_connection_that_is_idle_between_requests_stays(self, url: str) -> None:
+    async def test_an_idle_connection_between_requests_stays_open(self, url: str) -> None:
         connection = await Connection.open(url)
         first = await connection.ask(head(b"GET", LIVE))
 
-        await deadline(url)
+        await request_timeout(url)
 
         assert (first.status, (await connection.ask(head(b"GET", LIVE))).status) == (200, 200)
         connection.writer.close()
 
-    async def test_many_requests_on_one_connection_take_longer_than_one_may(self, url: str) -> None:
+    async def test_many_requests_on_one_connection_may_exceed_the_timeout_of_one_request(self, url: str) -> None:
         connection = await Connection.open(url)
-        passed = asyncio.create_task(deadline(url))
+        passed = asyncio.create_task(request_timeout(url))
 
         while not passed.done():
             assert (await connection.ask(head(b"GET", LIVE))).status == 200
         connection.writer.close()
 
-    async def test_a_request_that_takes_the_service_longer_is_answered(
+    async def test_the_request_timeout_does_not_limit_the_processing_time(
         self, base_url: str, database: asyncpg.Connection, path: str
     ) -> None:
         async with database.transaction():
@@ -642,25 +638,27 @@ class TestDeadline:
             request = head(b"PUT", path.encode(), JSON, b"Content-Length: 14\r\n", CLOSE) + b'{"title": "b"}'
             talking = asyncio.create_task(converse(base_url, request))
             await waits_for_a_lock(database)
-            await deadline(base_url)
+            await request_timeout(base_url)
 
         [reply] = await talking
         assert (reply.status, json.loads(reply.body)["title"]) == (200, "b")
 
-    async def test_a_second_request_that_stays_half_is_408(self, url: str) -> None:
+    async def test_an_incomplete_second_request_is_408(self, url: str) -> None:
         [first, second] = await converse(url, head(b"GET", LIVE) + b"GET /health")
 
         assert first.status == 200
         assert_refusal(second, 408)
 
 
-class TestEnd:
+class TestDisconnect:
     @pytest.mark.parametrize(
         "content",
         [b"", b"GET /health", head(b"GET", LIVE)[:-2], head(b"POST", b"/api/ada/tasks", JSON, CHUNKED) + b"9\r\n{"],
         ids=short,
     )
-    async def test_a_client_that_stops_in_the_middle_is_not_waited_for(self, url: str, content: bytes) -> None:
+    async def test_an_incomplete_request_of_a_half_closed_connection_is_not_waited_for(
+        self, url: str, content: bytes
+    ) -> None:
         connection = await Connection.open(url)
         await connection.send(content)
         connection.writer.write_eof()
@@ -672,7 +670,7 @@ class TestEnd:
     @pytest.mark.parametrize(
         "content", [b"GET /health", head(b"GET", LIVE), head(b"POST", b"/api/ada/tasks", JSON, CHUNKED)], ids=short
     )
-    async def test_a_client_that_resets_the_connection_harms_nobody(self, url: str, content: bytes) -> None:
+    async def test_a_connection_reset_does_not_affect_other_clients(self, url: str, content: bytes) -> None:
         connection = await Connection.open(url)
         abrupt: socket.socket = connection.writer.get_extra_info("socket")
         abrupt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -706,18 +704,18 @@ FLOODS: Final = {
     "a long body in chunks": [CHUNKED_POST, *[b"10000\r\n%s\r\n" % (b"a" * 65_536)] * 500],
 }
 CLIENTS: Final = 20
-GROWTH: Final = 24  # MiB, what the clients here take included; the floods of all have 40 MB at least
+GROWTH: Final = 24  # MiB, including the memory of the clients; the clients together send at least 40 MB
 
 
 class Memory:
-    """The largest that this process, with the service in it, has been."""
+    """The peak memory of this process, which includes the service."""
 
     _refs: Final = Path("/proc/self/clear_refs")
     known: Final = _refs.exists()
 
     def __init__(self) -> None:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # else what earlier tests have freed is taken first, and is no growth
+        ctypes.CDLL(None).malloc_trim(0)  # memory that earlier tests freed would hide growth
         self._refs.write_text("5")  # see proc_pid_clear_refs(5)
         self._before = self._peak()
 
@@ -731,11 +729,11 @@ class Memory:
         return int(status.partition("VmHWM:")[2].split()[0])
 
 
-@pytest.mark.skipif(not Memory.known, reason="only Linux tells")
-@pytest.mark.usefixtures("soon")
+@pytest.mark.skipif(not Memory.known, reason="only Linux has clear_refs")
+@pytest.mark.usefixtures("short_request_timeout")
 class TestFlood:
     @pytest.mark.parametrize("flood", FLOODS)
-    async def test_it_is_refused_and_costs_no_memory(self, url: str, flood: str) -> None:
+    async def test_a_flood_is_refused_within_a_memory_limit(self, url: str, flood: str) -> None:
         memory = Memory()
 
         talks = await asyncio.gather(*(converse(url, *FLOODS[flood]) for _ in range(CLIENTS)))
@@ -746,7 +744,7 @@ class TestFlood:
             assert not [reply for reply in replies if not 400 <= reply.status < 500]
         await assert_alive(url)
 
-    async def test_trailers_that_come_in_one_piece_with_the_body_are_bounded_too(self, base_url: str) -> None:
+    async def test_trailers_in_one_piece_with_the_body_are_limited(self, base_url: str) -> None:
         body = b'c\r\n{"title":""}\r\n0\r\n'
         request = head(b"POST", b"/api/ada/tasks", JSON, CHUNKED, b"Connection: close\r\n") + body
 
@@ -758,7 +756,7 @@ class TestFlood:
         assert_refusal(endless, 431)
         assert small.status == 422
 
-    async def test_the_measure_sees_what_a_service_would_keep(self, base_url: str) -> None:
+    async def test_the_memory_measurement_detects_kept_requests(self, base_url: str) -> None:
         memory = Memory()
         kept = []
         for _ in range(CLIENTS):
@@ -775,7 +773,7 @@ class TestFlood:
 
         assert_refusal(reply, 431)
 
-    async def test_one_of_too_many_headers_is_not_waited_for(self, base_url: str) -> None:
+    async def test_an_incomplete_head_with_too_many_headers_is_431(self, base_url: str) -> None:
         [reply] = await converse(base_url, head(b"GET", LIVE)[:-2] + b"X:\r\n" * (protocol.HEADERS_MAX + 1))
 
         assert_refusal(reply, 431)
@@ -790,14 +788,14 @@ class TestFlood:
         ],
         ids=short,
     )
-    async def test_so_is_one_that_is_a_little_too_large(self, base_url: str, fields: tuple[bytes, ...]) -> None:
+    async def test_a_head_slightly_over_the_limit_is_431(self, base_url: str, fields: tuple[bytes, ...]) -> None:
         [reply] = await converse(base_url, head(b"GET", LIVE, *fields))
 
         assert_refusal(reply, 431)
 
 
 class TestTarget:
-    """However the path is written, a token opens its own user's tasks only."""
+    """However the path is written, a token opens only its own user's tasks."""
 
     @pytest.mark.parametrize(
         "template",
@@ -840,7 +838,7 @@ class TestTarget:
         ],
     )
     @pytest.mark.parametrize("method", ["GET", "DELETE"])
-    async def test_no_spelling_leads_to_another_users_tasks(
+    async def test_no_path_spelling_reaches_another_users_tasks(
         self,
         client: httpx.AsyncClient,
         secured_url: str,
@@ -862,7 +860,9 @@ class TestTarget:
     @pytest.mark.parametrize(
         "template", ["/api/{other}/tasks", "/api/{escaped}/tasks", "http://localhost/api/{other}/tasks"]
     )
-    async def test_the_owners_token_leads_there(self, secured_url: str, task: dict[str, Any], template: str) -> None:
+    async def test_the_owners_token_reaches_the_owners_tasks(
+        self, secured_url: str, task: dict[str, Any], template: str
+    ) -> None:
         other = task["user_id"]
         escaped = "".join(f"%{ord(letter):02X}" for letter in other)
         target = template.format(other=other, escaped=escaped)
@@ -890,7 +890,9 @@ class TestTarget:
         ids=short,
     )
     @pytest.mark.parametrize("template", ["/{}", "/api/{}/tasks", "/api/ada/tasks/{}", "/docs/assets/{}"])
-    async def test_an_odd_segment_is_refused_and_not_repeated(self, base_url: str, template: str, segment: str) -> None:
+    async def test_an_unusual_path_segment_is_refused_and_not_repeated(
+        self, base_url: str, template: str, segment: str
+    ) -> None:
         [reply] = await converse(base_url, head(b"GET", template.format(segment).encode(), CLOSE))
 
         assert_refusal(reply)
@@ -923,10 +925,12 @@ OVERRIDES: Final = {
 
 
 class TestOverrides:
-    """What some frameworks and proxies obey."""
+    """Headers and parameters that some frameworks and proxies obey."""
 
     @pytest.mark.parametrize("name", OVERRIDES)
-    async def test_a_header_changes_nothing(self, secured_url: str, user: str, task: dict[str, Any], name: str) -> None:
+    async def test_an_override_header_has_no_effect(
+        self, secured_url: str, user: str, task: dict[str, Any], name: str
+    ) -> None:
         headers = bearer(user)
         async with httpx.AsyncClient(base_url=secured_url) as client:
             plain = await client.get(f"/api/{user}/tasks", headers=headers)
@@ -941,7 +945,7 @@ class TestOverrides:
         assert created.headers["Location"] == f"/api/{user}/tasks/{created.json()['id']}"
 
     @pytest.mark.parametrize("name", OVERRIDES)
-    async def test_nor_does_it_get_anybody_in(self, secured_url: str, user: str, name: str) -> None:
+    async def test_an_override_header_does_not_replace_a_token(self, secured_url: str, user: str, name: str) -> None:
         async with httpx.AsyncClient(base_url=secured_url) as client:
             missing = await client.get("/api/other/tasks", headers={name: OVERRIDES[name]})
             foreign = await client.get("/api/other/tasks", headers={**bearer(user), name: OVERRIDES[name]})
@@ -951,7 +955,7 @@ class TestOverrides:
     @pytest.mark.parametrize(
         "query", ["_method=DELETE", "method=DELETE", "X-HTTP-Method-Override=DELETE", "user_id=other"]
     )
-    async def test_a_parameter_changes_nothing_but_is_named(
+    async def test_an_override_parameter_is_ignored_and_named(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], query: str
     ) -> None:
         reply = await client.get(f"{path}?{query}")
@@ -960,7 +964,7 @@ class TestOverrides:
         assert reply.headers["Ignored-Fields"] == query.partition("=")[0]
         assert (await client.get(path)).status_code == 200
 
-    async def test_a_form_is_no_way_to_another_method(self, client: httpx.AsyncClient, tasks: str, path: str) -> None:
+    async def test_a_form_with_a_method_field_is_415(self, client: httpx.AsyncClient, tasks: str, path: str) -> None:
         reply = await client.post(tasks, data={"_method": "DELETE", "title": "a"})
 
         assert reply.status_code == 415
@@ -968,7 +972,7 @@ class TestOverrides:
 
 
 def same(reply: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
-    """All of a reply that does not differ from one to the next anyway."""
+    """The parts of a reply that do not change with every request."""
     headers = {name: value for name, value in reply.headers.items() if name not in {"date", "x-request-id"}}
     return reply.status_code, reply.content, headers
 
@@ -976,12 +980,12 @@ def same(reply: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
 class TestExpect:
     EXPECT: Final = b"Expect: 100-continue\r\nContent-Length: 14\r\n"
 
-    async def test_without_a_token_nobody_is_told_to_go_on(self, secured_url: str) -> None:
+    async def test_a_request_without_a_token_gets_no_100_continue(self, secured_url: str) -> None:
         [reply] = await converse(secured_url, head(b"POST", b"/api/ada/tasks", JSON, self.EXPECT, CLOSE))
 
         assert_refusal(reply, 401)
 
-    async def test_with_one_the_body_is_asked_for(self, secured_url: str, user: str) -> None:
+    async def test_a_request_with_a_token_gets_100_continue(self, secured_url: str, user: str) -> None:
         path = f"/api/{user}/tasks".encode()
         connection = await Connection.open(secured_url)
         await connection.send(head(b"POST", path, JSON, authorization(user), self.EXPECT, CLOSE))
@@ -991,7 +995,7 @@ class TestExpect:
 
         assert [reply.status for reply in await connection.end()] == [100, 201]
 
-    async def test_a_body_that_is_too_long_is_refused_before_it_is_sent(self, base_url: str) -> None:
+    async def test_a_too_large_body_is_413_before_it_is_sent(self, base_url: str) -> None:
         fields = b"Content-Length: 99999999\r\nExpect: 100-continue\r\n"
 
         [reply] = await converse(base_url, head(b"POST", b"/api/ada/tasks", JSON, fields, CLOSE))
@@ -1006,7 +1010,7 @@ class TestUpgrade:
     H2C: Final = b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
 
     @pytest.mark.parametrize("fields", [WEBSOCKET, H2C, b"Upgrade: TLS/1.3\r\n"], ids=short)
-    async def test_it_stays_http_and_needs_a_token_as_ever(self, secured_url: str, fields: bytes) -> None:
+    async def test_an_upgrade_request_stays_http_and_needs_a_token(self, secured_url: str, fields: bytes) -> None:
         connection = await Connection.open(secured_url)
 
         first = await connection.ask(head(b"GET", b"/api/ada/tasks", fields, b"Connection: Upgrade\r\n"))
@@ -1017,16 +1021,16 @@ class TestUpgrade:
         connection.writer.close()
 
     @pytest.mark.parametrize("fields", [WEBSOCKET, H2C], ids=short)
-    async def test_no_body_is_lost(self, base_url: str, tasks: str, fields: bytes) -> None:
+    async def test_the_body_of_an_upgrade_request_is_read(self, base_url: str, tasks: str, fields: bytes) -> None:
         request = head(b"POST", tasks.encode(), JSON, fields, b"Connection: Upgrade, close\r\nContent-Length: 14\r\n")
 
         [reply] = await converse(base_url, request + b'{"title": "a"}')
 
         assert reply.status == 201
 
-    @pytest.mark.usefixtures("soon")
+    @pytest.mark.usefixtures("short_request_timeout")
     @pytest.mark.parametrize("fields", [WEBSOCKET, H2C], ids=short)
-    async def test_a_body_that_never_comes_is_408(self, base_url: str, tasks: str, fields: bytes) -> None:
+    async def test_an_upgrade_request_without_its_body_is_408(self, base_url: str, tasks: str, fields: bytes) -> None:
         request = head(b"POST", tasks.encode(), JSON, fields, b"Connection: Upgrade\r\nContent-Length: 14\r\n")
 
         [reply] = await converse(base_url, request)
@@ -1035,7 +1039,7 @@ class TestUpgrade:
 
     @pytest.mark.parametrize(("method", "status"), [(b"POST", 400), (b"CONNECT", 405)])
     @pytest.mark.parametrize("fields", [WEBSOCKET, H2C], ids=short)
-    async def test_no_body_passes_for_a_request(
+    async def test_the_body_of_an_upgrade_request_is_not_executed_as_a_request(
         self, client: httpx.AsyncClient, base_url: str, path: str, *, method: bytes, status: int, fields: bytes
     ) -> None:
         hidden = head(b"DELETE", path.encode())

@@ -1,4 +1,4 @@
-"""No input is answered with 5xx, every refusal is a problem, and what is stored comes back as it was sent."""
+"""No input causes a 5xx. Every refusal is a problem document. Stored values come back unchanged."""
 
 import json
 import re
@@ -21,7 +21,7 @@ JSON: Final = {"Content-Type": "application/json"}
 hostile: Final = settings(
     max_examples=50,
     deadline=None,  # the machine may be busy
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one user may well serve all examples
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # all examples may share one user
 )
 
 any_text: Final = st.text(st.characters(exclude_categories=()), max_size=220)  # NUL and lone surrogates too
@@ -31,7 +31,7 @@ any_json: Final = st.recursive(
     max_leaves=8,
 )
 any_segment: Final = st.binary(max_size=150).map(lambda segment: quote(segment, safe="").replace(".", "%2E"))
-# What ends a header is left out; what no header may hold is not.
+# Bytes that end a header are left out. Other bytes that are forbidden in a header are included.
 any_header: Final = st.binary(max_size=150).map(lambda value: value.translate(None, b"\r\n"))
 
 good_text: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
@@ -42,7 +42,7 @@ Documented = dict[tuple[str, str], set[int]]
 
 @pytest.fixture
 async def documented(client: httpx.AsyncClient) -> Documented:
-    """The statuses that each operation declares, without those that no request should bring about."""
+    """The statuses that each operation declares, without those that no request should cause."""
     paths = (await client.get("/openapi.json")).json()["paths"]
     return {
         (method.upper(), path): {int(status) for status in operation["responses"]} - {500, 503}
@@ -52,7 +52,7 @@ async def documented(client: httpx.AsyncClient) -> Documented:
 
 
 def check(reply: httpx.Response, statuses: set[int]) -> None:
-    """Check what every reply promises."""
+    """Check the status and the type of a reply."""
     assert reply.status_code in statuses
     assert (reply.headers["Content-Type"] == "application/problem+json") == (reply.status_code >= 400)
     assert reply.status_code < 400 or reply.json()["status"] == reply.status_code
@@ -69,7 +69,7 @@ class TestBody:
             ("PATCH", "/api/{user_id}/tasks/{task_id}/complete"),
         ],
     )
-    async def test_any_json_and_any_bytes(
+    async def test_an_arbitrary_body_gets_a_documented_status(
         self,
         client: httpx.AsyncClient,
         task: dict[str, Any],
@@ -90,7 +90,7 @@ class TestBody:
         ["", ",", "a\r\nSet-Cookie: b", "\0", "\U0001f418", "__proto__", "a" + "\u00e9" * 100, "n" * 60_000],
         ids=lambda name: repr(name[:20]),
     )
-    async def test_an_odd_name_is_named_in_a_header_so_that_it_can_be_decoded(
+    async def test_an_unusual_field_name_can_be_decoded_from_ignored_fields(
         self, client: httpx.AsyncClient, tasks: str, name: str
     ) -> None:
         reply = await client.post(tasks, json={"title": "a", name: 1})
@@ -99,7 +99,7 @@ class TestBody:
         assert name.startswith(unquote(reply.headers["Ignored-Fields"], errors="strict"))
         assert "Set-Cookie" not in reply.headers
 
-    async def test_thousands_of_unknown_names_make_no_endless_header(
+    async def test_ignored_fields_has_a_bounded_length_for_thousands_of_names(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
         reply = await client.post(tasks, json={"title": "a", **{f"name-{number}": 1 for number in range(3_000)}})
@@ -108,7 +108,7 @@ class TestBody:
         assert len(reply.headers["Ignored-Fields"]) < 4_000
 
     @pytest.mark.parametrize("value", [b"1e400", b"-0.0", b"[" * 150 + b"]" * 150, b'{"title": "b"}'])
-    async def test_an_odd_value_of_an_unknown_field_is_ignored(
+    async def test_an_unusual_value_of_an_unknown_field_is_ignored(
         self, client: httpx.AsyncClient, tasks: str, value: bytes
     ) -> None:
         reply = await client.post(tasks, content=b'{"title": "a", "nope": %s}' % value, headers=JSON)
@@ -123,7 +123,7 @@ class TestText:
     @example(title=" a ", description="\r\n", completed=False)
     @example(title="\u00e9e\u0301", description="%_\\'\";--$1", completed=False)  # not normalized
     @example(title="\U0001f418" * 200, description="\U0001f418" * 5_000, completed=False)
-    async def test_what_fits_comes_back_as_it_was_sent(
+    async def test_a_valid_text_comes_back_unchanged(
         self, client: httpx.AsyncClient, task: dict[str, Any], title: str, description: str | None, completed: bool
     ) -> None:
         sent = {"title": title, "description": description, "completed": completed}
@@ -140,7 +140,7 @@ class TestText:
     @hostile
     @given(before=any_text, bad=st.sampled_from("\0\ud800\udbff\udc00\udfff"), after=good_text)
     @pytest.mark.parametrize("field", ["title", "description", "completed"])
-    async def test_what_postgresql_cannot_store_is_refused(
+    async def test_a_text_that_postgresql_cannot_store_is_refused(
         self, client: httpx.AsyncClient, task: dict[str, Any], *, field: str, before: str, bad: str, after: str
     ) -> None:
         tasks = f"/api/{task['user_id']}/tasks"
@@ -158,7 +158,9 @@ class TestPathAndQuery:
     @example(owner="%FF%FE", task_id=MISSING, method="GET")
     @example(owner="a", task_id="%7B" + MISSING + "%7D", method="GET")
     @example(owner="%2E%2E", task_id="%2E%2E", method="GET")
-    async def test_any_path(self, client: httpx.AsyncClient, owner: str, task_id: str, method: str) -> None:
+    async def test_an_arbitrary_path_is_404_or_422(
+        self, client: httpx.AsyncClient, owner: str, task_id: str, method: str
+    ) -> None:
         check(await client.request(method, f"/api/{owner}/tasks/{task_id}"), {404, 422})
         check(await client.request(method, f"/nope/{owner}/{task_id}"), {404, 422})
 
@@ -173,7 +175,7 @@ class TestPathAndQuery:
         ),
         separator=st.sampled_from("&;?=#"),
     )
-    async def test_any_query(
+    async def test_an_arbitrary_query_gets_a_documented_status(
         self,
         client: httpx.AsyncClient,
         tasks: str,
@@ -192,7 +194,7 @@ class TestPathAndQuery:
     @example(key="0001-01-01T00:00:00Z", sort="-updated_at")
     @example(key="", sort="title")
     @example(key="a\0", sort="-title")
-    async def test_any_position_in_a_cursor_that_someone_made_up(
+    async def test_a_cursor_with_an_arbitrary_position_is_200_or_422(
         self, client: httpx.AsyncClient, task: dict[str, Any], key: str, sort: Sort
     ) -> None:
         owner = task["user_id"]
@@ -202,7 +204,9 @@ class TestPathAndQuery:
 
         check(reply, {200, 422})
 
-    async def test_such_a_cursor_passes_as_ours(self, client: httpx.AsyncClient, task: dict[str, Any]) -> None:
+    async def test_a_forged_cursor_with_a_valid_position_is_accepted(
+        self, client: httpx.AsyncClient, task: dict[str, Any]
+    ) -> None:
         position = Position("2000-01-01T00:00:00+00:00", UUID(task["id"]))
         params = {"sort": "created_at", "cursor": encode_cursor(position, "created_at", repr((task["user_id"], {})))}
 
@@ -222,7 +226,9 @@ class TestHeaders:
         "name",
         ["Accept", "Authorization", "Content-Type", "Cookie", "Host", "If-Match", "Origin", "Prefer", "X-Request-ID"],
     )
-    async def test_any_value(self, client: httpx.AsyncClient, tasks: str, name: str, value: bytes) -> None:
+    async def test_an_arbitrary_header_value_is_accepted_or_gets_a_problem(
+        self, client: httpx.AsyncClient, tasks: str, name: str, value: bytes
+    ) -> None:
         lines = {b"Host": b"localhost", b"Content-Type": b"application/json", name.encode(): value}
         fields = b"".join(b"%s: %s\r\n" % line for line in lines.items())
         request = b"POST %s HTTP/1.1\r\n%sContent-Length: 14\r\nConnection: close\r\n\r\n" % (tasks.encode(), fields)

@@ -1,4 +1,4 @@
-"""Whatever is sent, the log stays one object a line; neither it nor an error tells what is somebody's secret."""
+"""Every log record stays one JSON object on one line. Neither the log nor an error reveals a secret."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from tests.support import SECRET, bearer, exchange, handling, make_settings, ser
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
-# What would end a line, colour a terminal, or look like a line or a field of its own.
+# Text that could end a line, colour a terminal, or imitate a separate line or field.
 NASTY: Final = (
     "a\r\nb",
     "a\nb",
@@ -40,7 +40,7 @@ NASTY: Final = (
 
 
 class Log(logging.Handler):
-    """Keeps the lines as they leave in production, and as a terminal shows them."""
+    """Keeps the lines in the production format and in the terminal format."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Log(logging.Handler):
         self.lines.append(self._json.format(record))
         if record.exc_info:
             self.tracebacks += 1
-        else:  # else it has lines of its own
+        else:  # a traceback has several lines
             self.shown.append(self._terminal.format(record))
 
 
@@ -64,8 +64,8 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
         yield log
 
 
-def assert_tidy(log: Log) -> None:
-    """Check that each record is one line, and that the line is an object with the fields of ours only."""
+def assert_well_formed(log: Log) -> None:
+    """Check that each record is one line, and that the line is an object with known fields only."""
     known = {"time", "level", "logger", "message", "request_id", "method", "route", "status", "duration_ms"}
     assert log.lines
     for line in log.lines:
@@ -96,7 +96,7 @@ class TestLines:
         ],
         ids=short,
     )
-    async def test_bytes_in_any_place_stay_within_a_line(
+    async def test_hostile_bytes_anywhere_in_a_request_stay_within_one_log_line(
         self, secured_url: str, log: Log, template: bytes, nasty: str
     ) -> None:
         for value in (nasty.encode(), nasty.encode("latin-1", "replace"), escaped(nasty)):
@@ -104,10 +104,12 @@ class TestLines:
             status, _, _ = await exchange(httpx.URL(secured_url), request)
             assert 200 <= status < 500
 
-        assert_tidy(log)
+        assert_well_formed(log)
 
     @pytest.mark.parametrize("nasty", NASTY, ids=short)
-    async def test_so_does_what_stands_in_a_token(self, secured_url: str, log: Log, nasty: str) -> None:
+    async def test_hostile_text_in_a_token_stays_within_one_log_line(
+        self, secured_url: str, log: Log, nasty: str
+    ) -> None:
         good = {"typ": "JWT"}
         tokens = [
             token(nasty),
@@ -120,23 +122,25 @@ class TestLines:
                 reply = await client.get("/api/grace/tasks", headers={"Authorization": f"Bearer {sent}"})
                 assert reply.status_code in {401, 403}
 
-        assert_tidy(log)
+        assert_well_formed(log)
 
     @pytest.mark.parametrize("nasty", NASTY, ids=short)
-    async def test_so_does_what_stands_in_a_body(self, secured_url: str, user: str, log: Log, nasty: str) -> None:
+    async def test_hostile_text_in_a_body_stays_within_one_log_line(
+        self, secured_url: str, user: str, log: Log, nasty: str
+    ) -> None:
         headers = bearer(user) | JSON
         async with httpx.AsyncClient(base_url=secured_url, headers=headers) as client:
             for content in ({"title": nasty, nasty: nasty}, {"title": nasty * 200}, {"description": nasty}, nasty):
                 reply = await client.post(f"/api/{user}/tasks", content=json.dumps(content))
                 assert reply.status_code in {201, 422}
 
-        assert_tidy(log)
+        assert_well_formed(log)
 
-    async def test_the_check_sees_a_line_that_is_not_tidy(self, log: Log) -> None:
+    async def test_the_check_detects_a_malformed_log_line(self, log: Log) -> None:
         logging.getLogger("app").info("a\x1b[31mb")
 
         with pytest.raises(AssertionError):
-            assert_tidy(log)
+            assert_well_formed(log)
 
 
 def escaped(text: str) -> bytes:
@@ -144,18 +148,18 @@ def escaped(text: str) -> bytes:
 
 
 PASSWORD: Final = secrets.token_hex()
-# What a user tells the service, each found nowhere else.
+# Values that a user sends to the service. Each value is unique.
 MARKS: Final = {name: f"zq9{name}{secrets.token_hex(8)}" for name in ("title", "description", "search", "key")}
 
 
 def secrets_of(*tokens: str) -> list[str]:
-    """All that must stay secret: a token is, as a whole and in its parts."""
+    """All secrets. A token is secret as a whole and in its parts."""
     parts = [part for sent in tokens for part in sent.split(".")[1:]]
     return [PASSWORD, SECRET, *MARKS.values(), *tokens, *parts]
 
 
 def found(hidden: list[str], log: Log, replies: list[httpx.Response]) -> list[str]:
-    """The secrets that stand in a line or in an error."""
+    """The secrets that occur in a log line or in an error."""
     refusals = [f"{reply.headers} {reply.text}" for reply in replies if reply.is_error]
     said = "\n".join([*log.lines, *log.shown, *refusals])
     return [secret for secret in hidden if secret in said]
@@ -163,7 +167,7 @@ def found(hidden: list[str], log: Log, replies: list[httpx.Response]) -> list[st
 
 @pytest.fixture(scope="module")
 async def private_url(dsn: str) -> AsyncIterator[str]:
-    """A service whose database has a password."""
+    """The address of a service whose database has a password."""
     url = make_url(dsn)
     private = url.set(password=url.password or PASSWORD).render_as_string(hide_password=False)
     async with serving(make_settings(private, auth_jwt_secret=SECRET)) as address:
@@ -171,7 +175,7 @@ async def private_url(dsn: str) -> AsyncIterator[str]:
 
 
 async def ask_everything(client: httpx.AsyncClient, user: str) -> list[httpx.Response]:
-    """Each operation with all that may be secret, well and badly."""
+    """Sends every operation with every kind of secret, in valid and invalid requests."""
     tasks = f"/api/{user}/tasks"
     task = {"title": MARKS["title"], "description": MARKS["description"], "priority": MARKS["title"]}
     headers = {"Idempotency-Key": MARKS["key"], "If-Match": f'"{MARKS["key"]}"', "Prefer": MARKS["key"]}
@@ -202,7 +206,7 @@ async def ask_everything(client: httpx.AsyncClient, user: str) -> list[httpx.Res
 
 
 class TestSecrets:
-    async def test_no_line_and_no_error_tells_one(self, private_url: str, user: str, log: Log) -> None:
+    async def test_no_log_line_and_no_error_reveals_a_secret(self, private_url: str, user: str, log: Log) -> None:
         sent = token(user)
         async with httpx.AsyncClient(base_url=private_url, headers={"Authorization": f"Bearer {sent}"}) as client:
             replies = await ask_everything(client, user)
@@ -211,7 +215,7 @@ class TestSecrets:
         assert found(secrets_of(sent), log, replies) == []
 
     @pytest.mark.parametrize("kind", ["good", "forged", "expired", "garbled", "huge"])
-    async def test_nor_a_token_that_is_refused(self, private_url: str, user: str, log: Log, kind: str) -> None:
+    async def test_a_refused_token_is_not_revealed(self, private_url: str, user: str, log: Log, kind: str) -> None:
         good = token("another")
         sent = {
             "good": good,
@@ -228,7 +232,9 @@ class TestSecrets:
         assert found(secrets_of(sent), log, replies) == []
 
     @pytest.mark.parametrize("scheme", ["Basic", "bearer:", "Token", "Bearer\t"])
-    async def test_nor_what_is_no_bearer_token(self, private_url: str, user: str, log: Log, scheme: str) -> None:
+    async def test_a_token_under_another_scheme_is_not_revealed(
+        self, private_url: str, user: str, log: Log, scheme: str
+    ) -> None:
         sent = token(user)
         async with httpx.AsyncClient(base_url=private_url, headers={"Authorization": f"{scheme} {sent}"}) as client:
             replies = await ask_everything(client, user)
@@ -236,8 +242,10 @@ class TestSecrets:
         assert {reply.status_code for reply in replies} == {401, 404}
         assert found(secrets_of(sent), log, replies) == []
 
-    async def test_nor_does_a_defect(self, private_url: str, user: str, log: Log, database: asyncpg.Connection) -> None:
-        """PostgreSQL's own words about a broken constraint quote the whole row."""
+    async def test_a_defect_reveals_no_secret(
+        self, private_url: str, user: str, log: Log, database: asyncpg.Connection
+    ) -> None:
+        """PostgreSQL's own message about a violated constraint quotes the whole row."""
         sent = token(user)
         await database.execute("ALTER TABLE tasks ADD CONSTRAINT no_zq9 CHECK (title NOT LIKE 'zq9%') NOT VALID")
         try:
@@ -249,11 +257,11 @@ class TestSecrets:
         assert (replies[0].status_code, log.tracebacks > 0) == (500, True)
         assert found(secrets_of(sent), log, replies) == []
 
-    async def test_nor_does_the_loss_of_the_database(self, user: str, log: Log) -> None:
-        away = f"postgresql://ada:{PASSWORD}@127.0.0.1:1/tasks"
+    async def test_an_unavailable_database_reveals_no_secret(self, user: str, log: Log) -> None:
+        unavailable = f"postgresql://ada:{PASSWORD}@127.0.0.1:1/tasks"
         sent = token(user)
         async with (
-            serving(make_settings(away, auth_jwt_secret=SECRET)) as url,
+            serving(make_settings(unavailable, auth_jwt_secret=SECRET)) as url,
             httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {sent}"}) as client,
         ):
             replies = [*await ask_everything(client, user), await client.get("/health/ready")]
@@ -263,7 +271,7 @@ class TestSecrets:
         assert found(secrets_of(sent), log, replies) == []
 
     @pytest.mark.parametrize("number", range(5))
-    async def test_the_search_finds_what_is_told(self, log: Log, number: int) -> None:
+    async def test_the_search_finds_a_revealed_secret(self, log: Log, number: int) -> None:
         sent = token("ada")
         secret = secrets_of(sent)[number::5]
         logging.getLogger("app").info("told: %s", secret[0])
@@ -271,7 +279,7 @@ class TestSecrets:
 
         assert {secret[0], secret[-1]} <= set(found(secrets_of(sent), log, [reply]))
 
-    async def test_a_service_shows_its_settings_without_them(self) -> None:
+    async def test_the_settings_are_shown_without_secrets(self) -> None:
         settings: Any = make_settings(f"postgresql://ada:{PASSWORD}@h/d", auth_jwt_secret=SECRET)
 
         assert PASSWORD not in f"{settings!r} {settings} {settings.model_dump()}"
