@@ -1,4 +1,4 @@
-"""Every error is RFC 9457 problem details, whoever raises it, and tells nothing that it should not."""
+"""Every error reply is RFC 9457 problem details, whatever raised the error, and reveals no internals."""
 
 import asyncio
 import logging
@@ -65,7 +65,7 @@ OPERATIONS: Final = (
 
 
 def assert_problem(reply: httpx.Response, status: int, kind: str) -> None:
-    """Check all that is promised of every error."""
+    """Check the members and headers that every error reply has."""
     assert reply.status_code == status
     assert reply.headers["Content-Type"] == "application/problem+json"
     content = reply.json()
@@ -110,7 +110,7 @@ UNKNOWN_PATHS: Final = (
 )
 
 
-class TestShape:
+class TestProblemDetails:
     @pytest.mark.parametrize(
         ("method", "path"),
         [
@@ -211,7 +211,7 @@ class TestShape:
         ],
         ids=lambda value: value if isinstance(value, str) else value.method,
     )
-    async def test_a_broken_rule_is_422_and_names_the_field(
+    async def test_an_invalid_request_is_422_and_points_to_the_field(
         self, client: httpx.AsyncClient, call: Call, pointer: str
     ) -> None:
         reply = await call.send(client)
@@ -220,7 +220,7 @@ class TestShape:
         assert [error["pointer"] for error in reply.json()["errors"]] == [pointer]
         assert reply.json()["errors"][0]["detail"] in reply.json()["detail"]
 
-    async def test_every_broken_rule_is_named(self, client: httpx.AsyncClient) -> None:
+    async def test_a_422_points_to_every_invalid_field(self, client: httpx.AsyncClient) -> None:
         reply = await client.post("/api/a b/tasks", json={"title": 1, "description": 2, "completed": 3})
 
         assert_problem(reply, 422, "invalid-request")
@@ -228,7 +228,7 @@ class TestShape:
         assert pointers == {"path/user_id", "#/title", "#/description", "#/completed"}
 
     @pytest.mark.parametrize("header", ["bytes=nope", "bytes=999999999-"])
-    async def test_a_range_that_an_asset_does_not_have_is_no_error_of_another_shape(
+    async def test_an_invalid_range_of_an_asset_is_ignored_or_answered_with_a_problem(
         self, client: httpx.AsyncClient, header: str
     ) -> None:
         reply = await client.get(ASSET, headers={"Range": header})
@@ -262,7 +262,7 @@ class TestBodyLimit:
 
         assert reply.status_code == 201
 
-    async def test_the_connection_is_still_of_use_after_413(self, client: httpx.AsyncClient) -> None:
+    async def test_the_connection_stays_usable_after_a_413(self, client: httpx.AsyncClient) -> None:
         await json_call("POST", TASKS, b" " * (LIMIT + 1)).send(client)
 
         assert (await client.get("/health/live")).status_code == 200
@@ -284,7 +284,7 @@ METHODS: Final = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "
 
 class TestMethodNotAllowed:
     @pytest.mark.parametrize(("path", "allowed"), ALLOWED.items())
-    async def test_every_other_method_is_405_and_allow_is_complete(
+    async def test_a_forbidden_method_is_405_and_allow_lists_the_allowed_methods(
         self, client: httpx.AsyncClient, path: str, allowed: set[str]
     ) -> None:
         for method in METHODS - allowed:
@@ -294,20 +294,22 @@ class TestMethodNotAllowed:
             assert set(reply.headers["Allow"].split(", ")) == allowed
             assert reply.headers["Allow"] in reply.json()["detail"]
 
-    async def test_head_where_there_is_no_get_is_405(self, client: httpx.AsyncClient) -> None:
+    async def test_head_is_405_on_a_path_without_get(self, client: httpx.AsyncClient) -> None:
         reply = await client.head(COMPLETE)
 
         assert reply.status_code == 405
         assert reply.headers["Allow"] == "PATCH"
 
     @pytest.mark.parametrize(("path", "allowed"), ALLOWED.items())
-    async def test_what_allow_names_is_allowed(self, client: httpx.AsyncClient, path: str, allowed: set[str]) -> None:
+    async def test_every_method_in_allow_is_allowed(
+        self, client: httpx.AsyncClient, path: str, allowed: set[str]
+    ) -> None:
         assert 405 not in [(await client.request(method, path)).status_code for method in allowed]
 
 
 @pytest.fixture(scope="module")
 async def unmigrated(dsn: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A service on a database without our table: what it asks fails there as it never should."""
+    """A client of a service whose database has no tasks table, so that every statement fails."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("CREATE DATABASE unmigrated")
     other = make_url(dsn).set(database="unmigrated").render_as_string(hide_password=False)
@@ -318,8 +320,8 @@ async def unmigrated(dsn: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="module")
-async def cut_off() -> AsyncIterator[httpx.AsyncClient]:
-    """A service whose database does not listen."""
+async def without_database() -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service whose database refuses connections."""
     settings = make_settings("postgresql://zq9account:zq9password@127.0.0.1:1/zq9name", database_pool_timeout=1)
     async with serving(settings) as url, httpx.AsyncClient(base_url=url) as client:
         yield client
@@ -342,9 +344,9 @@ def _logged_errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 class TestDefect:
-    """An exception that nothing expects: a 500 for the client, a stack for the operator."""
+    """An unexpected exception: a 500 for the client, a stack trace for the operator."""
 
-    async def test_it_is_500_without_a_word_of_the_exception(
+    async def test_a_defect_is_500_and_the_reply_reveals_nothing_of_the_exception(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.services.tasks.get_task", _defect)
@@ -356,7 +358,7 @@ class TestDefect:
         assert reply.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
         assert not re.search(r"zq9|RuntimeError|Traceback|\.py", reply.text)
 
-    async def test_it_is_logged_once_with_its_stack_and_the_request_id(
+    async def test_a_defect_is_logged_once_with_its_stack_and_the_request_id(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr("app.services.tasks.get_task", _defect)
@@ -368,7 +370,7 @@ class TestDefect:
         assert "zq9secret" in caplog.text
         assert "_defect" in caplog.text
 
-    async def test_it_does_not_disturb_the_next_request(
+    async def test_the_request_after_a_defect_is_served(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
@@ -377,7 +379,7 @@ class TestDefect:
 
         assert (await client.get(TASK)).status_code == 404
 
-    async def test_after_the_reply_started_the_connection_is_closed(
+    async def test_a_defect_after_the_reply_started_closes_the_connection(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr("app.routes.tasks._reply", _late_defect)
@@ -389,7 +391,7 @@ class TestDefect:
         assert (await client.get("/health/live")).status_code == 200
 
     @pytest.mark.parametrize("call", OPERATIONS, ids=lambda call: call.method)
-    async def test_a_statement_that_fails_is_500_without_sql(
+    async def test_a_failed_statement_is_500_and_reveals_no_sql(
         self, unmigrated: httpx.AsyncClient, call: Call, caplog: pytest.LogCaptureFixture
     ) -> None:
         reply = await call.send(unmigrated)
@@ -403,25 +405,29 @@ class TestDefect:
 
 class TestDatabaseUnavailable:
     @pytest.mark.parametrize("call", [*OPERATIONS, Call("GET", "/health/ready")], ids=lambda call: call.method)
-    async def test_it_is_503_with_a_time_to_retry_and_without_the_dsn(
-        self, cut_off: httpx.AsyncClient, call: Call, caplog: pytest.LogCaptureFixture
+    async def test_an_unavailable_database_is_503_with_retry_after_and_without_the_dsn(
+        self, without_database: httpx.AsyncClient, call: Call, caplog: pytest.LogCaptureFixture
     ) -> None:
-        reply = await call.send(cut_off)
+        reply = await call.send(without_database)
 
         assert_problem(reply, 503, "database-unavailable")
         assert int(reply.headers["Retry-After"]) > 0
         assert not re.search(r"zq9|127\.0\.0\.1|postgresql|asyncpg|refused", reply.text)
         assert "zq9" not in caplog.text
 
-    async def test_a_request_that_is_wrong_anyway_is_told_so(self, cut_off: httpx.AsyncClient) -> None:
-        assert_problem(await json_call("POST", TASKS, "{}").send(cut_off), 422, "invalid-request")
+    async def test_an_invalid_request_is_422_while_the_database_is_unavailable(
+        self, without_database: httpx.AsyncClient
+    ) -> None:
+        assert_problem(await json_call("POST", TASKS, "{}").send(without_database), 422, "invalid-request")
 
-    async def test_the_process_is_alive_all_the_same(self, cut_off: httpx.AsyncClient) -> None:
-        assert (await cut_off.get("/health/live")).status_code == 200
+    async def test_the_process_is_live_while_the_database_is_unavailable(
+        self, without_database: httpx.AsyncClient
+    ) -> None:
+        assert (await without_database.get("/health/live")).status_code == 200
 
 
 class TestOverloaded:
-    async def test_no_free_connection_for_as_long_as_the_settings_allow_is_503(
+    async def test_a_request_that_waits_too_long_for_a_connection_is_503(
         self, dsn: str, database: asyncpg.Connection, task: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "app")
@@ -443,13 +449,13 @@ MARK: Final = "zq9mark"
 
 
 def _echoes(reply: httpx.Response) -> bool:
-    """`Ignored-Fields` is left out, as names are its point."""
+    """`Ignored-Fields` is left out, because its purpose is to repeat names."""
     headers = {name: value for name, value in reply.headers.items() if name != "ignored-fields"}
     return any(MARK in text.lower() for text in (reply.text, *headers.keys(), *headers.values()))
 
 
 class TestEcho:
-    """An error never repeats what was sent: who reads it may not be who wrote it."""
+    """An error never repeats the request, because its reader may not be the author of the request."""
 
     @pytest.mark.parametrize(
         "call",
@@ -510,13 +516,13 @@ class TestEcho:
             Call(MARK, TASKS),
         ],
     )
-    async def test_what_was_sent_is_not_in_the_reply(self, client: httpx.AsyncClient, call: Call) -> None:
+    async def test_an_error_does_not_repeat_the_request(self, client: httpx.AsyncClient, call: Call) -> None:
         reply = await call.send(client)
 
         assert 400 <= reply.status_code < 500
         assert not _echoes(reply)
 
-    async def test_only_the_name_of_an_unknown_field_is(self, client: httpx.AsyncClient) -> None:
+    async def test_an_error_repeats_the_name_of_an_unknown_field(self, client: httpx.AsyncClient) -> None:
         reply = await json_call("POST", TASKS, f'{{"title": "a", "{MARK}": 1}}', Prefer="handling=strict").send(client)
 
         assert reply.status_code == 422

@@ -1,4 +1,4 @@
-"""Health: told from what the service last saw of its database."""
+"""Health: the state in which the service last saw its database."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ TASKS: Final = "/api/ada/tasks"
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a database that may be stopped."""
+    """The data directory of a database that the tests may stop."""
     directory = tmp_path_factory.mktemp("health") / "postgres"
     with embedded_postgres(directory) as dsn:
         migrate(dsn)
@@ -36,7 +36,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def client_of(dsn: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service of its own."""
+    """A client of a separate service."""
     async with serving(make_settings(dsn)) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
         yield client
 
@@ -63,8 +63,8 @@ class TestWithDatabase:
 
         assert (reply.status_code, reply.json()) == (200, {"status": status})
 
-    async def test_asking_is_no_query(self, dsn: str, database: asyncpg.Connection) -> None:
-        """A database that is asked all the time never sleeps."""
+    async def test_a_health_request_runs_no_query(self, dsn: str, database: asyncpg.Connection) -> None:
+        """A database that is queried all the time is never suspended."""
         await database.execute("CREATE DATABASE health")
         own = make_url(dsn).set(database="health").render_as_string(hide_password=False)
         await asyncio.to_thread(migrate, own)
@@ -75,13 +75,13 @@ class TestWithDatabase:
                 assert (await client.get(path)).status_code == 200
             assert await database.fetch(queries) == before != []
 
-            assert (await client.get(TASKS)).status_code == 200  # which asks
+            assert (await client.get(TASKS)).status_code == 200  # this request runs a query
             assert await database.fetch(queries) != before
 
 
 @pytest.mark.usefixtures("quick_retries")
 class TestWithoutDatabase:
-    async def test_an_outage_is_told_and_its_end_is_noticed_without_a_request(self, directory: Path) -> None:
+    async def test_readiness_reports_an_outage_and_recovers_without_another_request(self, directory: Path) -> None:
         with ExitStack() as server:
             dsn = server.enter_context(embedded_postgres(directory))
             async with client_of(dsn) as client:
@@ -96,7 +96,7 @@ class TestWithoutDatabase:
                 await until_ready(client)
                 assert (await client.get(TASKS)).status_code == 200
 
-    async def test_a_service_may_start_before_its_database(self, directory: Path) -> None:
+    async def test_a_service_that_starts_before_its_database_becomes_ready(self, directory: Path) -> None:
         with embedded_postgres(directory) as dsn:
             pass
 

@@ -1,4 +1,4 @@
-"""Without authentication the service is for this machine only: it answers to loopback names, on loopback addresses."""
+"""Without authentication, the service answers only to loopback names on loopback addresses."""
 
 import json
 import logging
@@ -94,7 +94,7 @@ FOREIGN_HOSTS: Final = (
     b"127." * 5_000,
     b":" * 20_000,
 )
-# Each operation, what is not of ours, and what a browser asks by itself.
+# Every operation, other and unknown paths, and a request that a browser makes by itself.
 REQUESTS: Final = (
     (b"GET", TASKS),
     (b"HEAD", TASKS),
@@ -123,8 +123,8 @@ Service = Callable[[Server, str], Awaitable[int]]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Grows by each statement that runs."""
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The database statements that have run so far."""
     statements: list[Any] = []
     fetch = Database.fetch
 
@@ -150,7 +150,7 @@ async def ask(
     content: bytes = b"",
     version: str = "1.1",
 ) -> Reply:
-    """Send a request that has no `Host` but those among `fields`."""
+    """Send a request. Its only `Host` headers are those in `fields`."""
     lines = [b"%s %s HTTP/%s" % (method, path.encode(), version.encode()), *fields, b"Connection: close"]
     if content:
         lines += [b"Content-Type: application/json", b"Content-Length: %d" % len(content)]
@@ -159,7 +159,7 @@ async def ask(
 
 @asynccontextmanager
 async def started(settings: Settings) -> AsyncIterator[Service]:
-    """Yields a service without a server in front. It tells its status for a request at an address with a `Host`."""
+    """Yields a function that requests a service without a server: address and `Host` in, status out."""
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
 
@@ -175,38 +175,38 @@ async def started(settings: Settings) -> AsyncIterator[Service]:
 
 
 @pytest.fixture
-async def off(settings: Settings) -> AsyncIterator[Service]:
+async def without_authentication(settings: Settings) -> AsyncIterator[Service]:
     async with started(settings) as service:
         yield service
 
 
 @pytest.fixture
-async def on(dsn: str) -> AsyncIterator[Service]:
+async def with_authentication(dsn: str) -> AsyncIterator[Service]:
     async with started(make_settings(dsn, auth_jwt_secret=SECRET)) as service:
         yield service
 
 
 def kind(body: bytes) -> str:
-    """The part of the problem's type that is its own."""
+    """The specific part of the problem's type."""
     return str(json.loads(body)["type"]).removeprefix("urn:problem-type:")
 
 
 class TestHost:
     @pytest.mark.parametrize("host", LOOPBACK_HOSTS, ids=short)
-    async def test_a_name_of_this_machine_is_answered(
-        self, client: httpx.AsyncClient, asked: list[Any], host: bytes
+    async def test_a_loopback_host_is_answered(
+        self, client: httpx.AsyncClient, executed: list[Any], host: bytes
     ) -> None:
         status, _, _ = await ask(client.base_url, b"Host: " + host)
 
-        assert (status, len(asked)) == (200, 1)
+        assert (status, len(executed)) == (200, 1)
 
     @pytest.mark.parametrize("host", FOREIGN_HOSTS, ids=short)
-    async def test_any_other_is_misdirected_and_the_database_is_not_asked(
-        self, client: httpx.AsyncClient, asked: list[Any], host: bytes
+    async def test_a_foreign_host_is_421_without_a_database_statement(
+        self, client: httpx.AsyncClient, executed: list[Any], host: bytes
     ) -> None:
         status, _, body = await ask(client.base_url, b"Host: " + host)
 
-        assert (status, kind(body), asked) == (421, "misdirected-request", [])
+        assert (status, kind(body), executed) == (421, "misdirected-request", [])
 
     @pytest.mark.parametrize(
         ("method", "path", "expected"),
@@ -220,7 +220,7 @@ class TestHost:
             (b"PUT", TASKS, 405),
         ],
     )
-    async def test_a_name_of_this_machine_is_good_for_every_path(
+    async def test_a_loopback_host_is_answered_on_every_path(
         self, client: httpx.AsyncClient, method: bytes, path: str, expected: int
     ) -> None:
         status, _, _ = await ask(client.base_url, b"Host: localhost", method=method, path=path)
@@ -228,16 +228,16 @@ class TestHost:
         assert status == expected
 
     @pytest.mark.parametrize(("method", "path"), REQUESTS)
-    async def test_any_other_is_good_for_none(
-        self, client: httpx.AsyncClient, asked: list[Any], method: bytes, path: str
+    async def test_a_foreign_host_is_421_on_every_path(
+        self, client: httpx.AsyncClient, executed: list[Any], method: bytes, path: str
     ) -> None:
         status, head, body = await ask(client.base_url, b"Host: evil.example", method=method, path=path)
 
-        assert (status, asked) == (421, [])
+        assert (status, executed) == (421, [])
         assert b"\r\ncontent-type: application/problem+json" in head
         assert method == b"HEAD" or kind(body) == "misdirected-request"
 
-    async def test_a_preflight_is_answered_for_a_name_of_this_machine_only(self, client: httpx.AsyncClient) -> None:
+    async def test_a_preflight_is_answered_only_for_a_loopback_host(self, client: httpx.AsyncClient) -> None:
         ours = await ask(client.base_url, b"Host: localhost:8000", *PREFLIGHT, method=b"OPTIONS")
         other = await ask(client.base_url, b"Host: evil.example:8000", *PREFLIGHT, method=b"OPTIONS")
 
@@ -246,29 +246,29 @@ class TestHost:
         assert b"access-control-" not in other[1]
 
     @pytest.mark.parametrize("content", [b"{", b'{"title": "a"}', b"a" * 70_000])
-    async def test_a_misdirected_body_is_not_read(
-        self, client: httpx.AsyncClient, asked: list[Any], content: bytes
+    async def test_the_body_of_a_misdirected_request_is_not_read(
+        self, client: httpx.AsyncClient, executed: list[Any], content: bytes
     ) -> None:
         status, _, _ = await ask(client.base_url, b"Host: evil.example", method=b"POST", content=content)
 
-        assert (status, asked) == (421, [])
+        assert (status, executed) == (421, [])
 
     @pytest.mark.parametrize(
         ("fields", "expected"), [((), 421), ((b"Host: evil.example",), 421), ((b"Host: localhost",), 200)], ids=short
     )
-    async def test_http_1_0_has_to_name_this_machine_too(
+    async def test_an_http_1_0_request_needs_a_loopback_host(
         self, client: httpx.AsyncClient, fields: tuple[bytes, ...], expected: int
     ) -> None:
         status, _, _ = await ask(client.base_url, *fields, version="1.0")
 
         assert status == expected
 
-    async def test_one_of_60_000_bytes_is_refused_before_it_is_read(
-        self, client: httpx.AsyncClient, asked: list[Any]
+    async def test_a_host_of_60_000_bytes_is_431_without_a_database_statement(
+        self, client: httpx.AsyncClient, executed: list[Any]
     ) -> None:
         status, _, body = await ask(client.base_url, b"Host: localhost" + b"a" * 60_000)
 
-        assert (status, kind(body), asked) == (431, "head-too-large", [])
+        assert (status, kind(body), executed) == (431, "head-too-large", [])
 
     @pytest.mark.parametrize(
         "field",
@@ -282,18 +282,18 @@ class TestHost:
             b"Referer: http://%s/",
         ],
     )
-    async def test_no_other_header_stands_for_it(self, client: httpx.AsyncClient, field: bytes) -> None:
+    async def test_no_other_header_replaces_the_host_header(self, client: httpx.AsyncClient, field: bytes) -> None:
         ours, _, _ = await ask(client.base_url, b"Host: localhost", field % b"evil.example")
         other, _, _ = await ask(client.base_url, b"Host: evil.example", field % b"localhost")
 
         assert (ours, other) == (200, 421)
 
-    async def test_nor_does_the_request_line(self, client: httpx.AsyncClient) -> None:
+    async def test_the_request_line_does_not_replace_the_host_header(self, client: httpx.AsyncClient) -> None:
         other, _, _ = await ask(client.base_url, b"Host: evil.example", path=f"http://localhost{TASKS}")
 
         assert other == 421
 
-    async def test_an_upgrade_to_websockets_is_misdirected_like_the_rest(self, client: httpx.AsyncClient) -> None:
+    async def test_a_websocket_upgrade_for_a_foreign_host_is_421(self, client: httpx.AsyncClient) -> None:
         fields = (
             b"Host: evil.example",
             b"Upgrade: websocket",
@@ -305,7 +305,9 @@ class TestHost:
 
         assert (status, kind(body)) == (421, "misdirected-request")
 
-    async def test_the_refusal_has_what_every_reply_has_and_repeats_nothing(self, client: httpx.AsyncClient) -> None:
+    async def test_a_421_reply_has_the_common_headers_and_does_not_repeat_the_host(
+        self, client: httpx.AsyncClient
+    ) -> None:
         fields = (b"Host: evil.example", b"X-Request-ID: a-request")
 
         _, head, body = await ask(client.base_url, *fields)
@@ -316,7 +318,7 @@ class TestHost:
         for line in (b"cache-control: no-store", b"x-content-type-options: nosniff", b"x-request-id: a-request"):
             assert b"\r\n" + line in head
 
-    async def test_the_refusal_is_logged_without_the_name(
+    async def test_a_421_is_logged_without_the_host(
         self, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.INFO, "app.requests"):
@@ -342,73 +344,79 @@ class TestFraming:
             (b"Host: localhost", b"Host:"),
         ],
     )
-    async def test_two_hosts_are_no_http_whether_authentication_is_on_or_off(
-        self, url: httpx.URL, asked: list[Any], fields: tuple[bytes, ...], version: str
+    async def test_two_host_headers_are_400_with_and_without_authentication(
+        self, url: httpx.URL, executed: list[Any], fields: tuple[bytes, ...], version: str
     ) -> None:
         status, _, body = await ask(url, *fields, version=version)
 
-        assert (status, kind(body), asked) == (400, "malformed-request", [])
+        assert (status, kind(body), executed) == (400, "malformed-request", [])
 
-    async def test_neither_is_http_1_1_without_one(self, url: httpx.URL, asked: list[Any]) -> None:
+    async def test_an_http_1_1_request_without_a_host_header_is_400(self, url: httpx.URL, executed: list[Any]) -> None:
         status, _, body = await ask(url)
 
-        assert (status, kind(body), asked) == (400, "malformed-request", [])
+        assert (status, kind(body), executed) == (400, "malformed-request", [])
 
     @pytest.mark.parametrize("field", [b"Host : localhost", b"Host\t: localhost", b"X: a\r\n Host: localhost"])
-    async def test_what_only_looks_like_one_is_none(self, url: httpx.URL, asked: list[Any], field: bytes) -> None:
+    async def test_a_malformed_host_header_is_400(self, url: httpx.URL, executed: list[Any], field: bytes) -> None:
         status, _, body = await ask(url, field)
 
-        assert (status, kind(body), asked) == (400, "malformed-request", [])
+        assert (status, kind(body), executed) == (400, "malformed-request", [])
 
 
 class TestWithAuthentication:
     @pytest.mark.parametrize("host", [*LOOPBACK_HOSTS, *FOREIGN_HOSTS], ids=short)
-    async def test_every_host_is_answered_because_a_token_is_needed_anyhow(
-        self, authenticating: httpx.URL, host: bytes
-    ) -> None:
+    async def test_every_host_is_answered_with_authentication(self, authenticating: httpx.URL, host: bytes) -> None:
         page, _, _ = await ask(authenticating, b"Host: " + host, path="/docs")
         tasks, _, _ = await ask(authenticating, b"Host: " + host)
 
         assert (page, tasks) == (200, 401)
 
-    async def test_http_1_0_needs_none(self, authenticating: httpx.URL) -> None:
+    async def test_an_http_1_0_request_needs_no_host_with_authentication(self, authenticating: httpx.URL) -> None:
         status, _, _ = await ask(authenticating, path="/docs", version="1.0")
 
         assert status == 200
 
 
 class TestAddress:
-    """Our server listens where the settings say. Another one, started by hand, may listen everywhere."""
+    """Our server listens where the settings say. Another server, started by hand, may listen on every address."""
 
     @pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.1", "169.254.1.1", "2001:db8::1", "fe80::1%eth0"])
-    async def test_a_connection_from_elsewhere_is_misdirected_whatever_it_names(
-        self, off: Service, asked: list[Any], address: str
+    async def test_a_loopback_host_on_a_foreign_address_is_421(
+        self, without_authentication: Service, executed: list[Any], address: str
     ) -> None:
-        assert await off((address, 8000), "localhost") == 421
-        assert asked == []
+        assert await without_authentication((address, 8000), "localhost") == 421
+        assert executed == []
 
     @pytest.mark.parametrize("server", [("127.0.0.1", 8000), ("127.3.2.1", 8000), ("::1", 8000), ("/run/tasks", None)])
-    async def test_one_from_this_machine_is_answered(self, off: Service, server: Server) -> None:
-        assert await off(server, "localhost") == 200
+    async def test_a_loopback_host_on_a_loopback_address_is_answered(
+        self, without_authentication: Service, server: Server
+    ) -> None:
+        assert await without_authentication(server, "localhost") == 200
 
     @pytest.mark.parametrize("server", [("127.0.0.1", 8000), ("::1", 8000), ("/run/tasks", None)])
-    async def test_it_has_to_name_this_machine_all_the_same(self, off: Service, server: Server) -> None:
-        assert await off(server, "evil.example") == 421
+    async def test_a_foreign_host_on_a_loopback_address_is_421(
+        self, without_authentication: Service, server: Server
+    ) -> None:
+        assert await without_authentication(server, "evil.example") == 421
 
-    async def test_with_authentication_it_may_come_from_anywhere(self, on: Service) -> None:
-        assert await on(("192.0.2.1", 8000), "tasks.example.com") == 401
+    async def test_a_foreign_host_and_address_are_accepted_with_authentication(
+        self, with_authentication: Service
+    ) -> None:
+        assert await with_authentication(("192.0.2.1", 8000), "tasks.example.com") == 401
 
 
 class TestRebinding:
-    """The story: http://evil.example:8000 is open in a browser on this machine, and its name now leads to 127.0.0.1.
-    What its script asks for is of the same origin, so no preflight and no CORS header stands in its way.
+    """The attack: a browser on this machine shows http://evil.example:8000, and that name now resolves to 127.0.0.1.
+    The requests of the page's script have the same origin, so neither a preflight nor a CORS header stops them.
     """
 
     HOST: Final = b"Host: evil.example:8000"
     ORIGIN: Final = b"Origin: http://evil.example:8000"
     OURS: Final = b"Host: localhost:8000"
 
-    async def test_the_page_reads_no_tasks(self, client: httpx.AsyncClient, task: dict[str, Any], tasks: str) -> None:
+    async def test_a_rebound_page_reads_no_tasks(
+        self, client: httpx.AsyncClient, task: dict[str, Any], tasks: str
+    ) -> None:
         fields = (b"Sec-Fetch-Site: same-origin", b"Referer: http://evil.example:8000/")
 
         status, _, body = await ask(client.base_url, self.HOST, *fields, path=tasks)
@@ -416,10 +424,10 @@ class TestRebinding:
 
         assert status == 421
         assert task["id"].encode() not in body
-        assert json.loads(listed) == [task]  # the control: the name was all that was wrong
+        assert json.loads(listed) == [task]  # the control differs only in the host
 
     @pytest.mark.parametrize(("host", "titles"), [(HOST, []), (OURS, ["Planted"])], ids=["rebound", "control"])
-    async def test_the_page_creates_no_task(
+    async def test_a_page_creates_a_task_only_under_a_loopback_host(
         self, client: httpx.AsyncClient, tasks: str, host: bytes, titles: list[str]
     ) -> None:
         await ask(client.base_url, host, self.ORIGIN, method=b"POST", path=tasks, content=b'{"title": "Planted"}')
@@ -427,7 +435,7 @@ class TestRebinding:
         assert [task["title"] for task in (await client.get(tasks)).json()] == titles
 
     @pytest.mark.parametrize(("host", "status"), [(HOST, 200), (OURS, 404)], ids=["rebound", "control"])
-    async def test_the_page_deletes_no_task(
+    async def test_a_page_deletes_a_task_only_under_a_loopback_host(
         self, client: httpx.AsyncClient, path: str, host: bytes, status: int
     ) -> None:
         await ask(client.base_url, host, self.ORIGIN, method=b"DELETE", path=path)

@@ -1,4 +1,4 @@
-"""The database does what it is asked, and its answer is lost: what the client is told, and what is stored."""
+"""The database executes a statement, but its reply to the service is lost."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
@@ -22,7 +22,7 @@ def network(dsn: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 async def client(network: FaultProxy) -> AsyncIterator[httpx.AsyncClient]:
-    """Of a service that nobody else uses, so that every answer is for this test."""
+    """A client of a service that nobody else uses, so that every database reply belongs to this test."""
     async with (
         serving(make_settings(network.dsn, database_pool_size=1)) as url,
         httpx.AsyncClient(base_url=url, timeout=30) as client,
@@ -41,15 +41,15 @@ def kind(reply: httpx.Response) -> str:
     return kind.removeprefix("urn:problem-type:")
 
 
-class TestSentAgain:
-    async def test_a_task_is_read(
+class TestRetry:
+    async def test_a_read_is_retried(
         self, client: httpx.AsyncClient, network: FaultProxy, path: str, task: dict[str, Any]
     ) -> None:
         network.cut(1)
 
         assert (await client.get(path)).json() == task
 
-    async def test_a_task_is_created_once(
+    async def test_a_retried_creation_without_a_key_creates_one_task(
         self, client: httpx.AsyncClient, network: FaultProxy, tasks: str, user: str, database: asyncpg.Connection
     ) -> None:
         network.cut(1)
@@ -59,7 +59,7 @@ class TestSentAgain:
         assert (reply.status_code, "Idempotent-Replayed" in reply.headers) == (201, False)
         assert await titles(database, user) == ["Buy oat milk"]
 
-    async def test_a_task_with_a_key_is_created_once(
+    async def test_a_retried_creation_with_a_key_creates_one_task(
         self, client: httpx.AsyncClient, network: FaultProxy, tasks: str, user: str, database: asyncpg.Connection
     ) -> None:
         network.cut(1)
@@ -69,7 +69,7 @@ class TestSentAgain:
         assert reply.status_code == 201
         assert await titles(database, user) == ["Buy oat milk"]
 
-    async def test_a_change_without_a_condition_is_made(
+    async def test_an_unconditional_change_is_retried(
         self, client: httpx.AsyncClient, network: FaultProxy, path: str
     ) -> None:
         network.cut(1)
@@ -80,7 +80,7 @@ class TestSentAgain:
         assert (changed.status_code, completed.status_code) == (200, 200)
         assert (completed.json()["title"], completed.json()["completed"]) == ("Buy two", True)
 
-    async def test_a_deleted_task_is_gone_and_the_second_time_does_not_find_it(
+    async def test_a_retried_delete_is_404_and_the_task_is_deleted(
         self, client: httpx.AsyncClient, network: FaultProxy, path: str, user: str, database: asyncpg.Connection
     ) -> None:
         network.cut(1)
@@ -89,8 +89,8 @@ class TestSentAgain:
         assert await titles(database, user) == []
 
 
-class TestNotSentAgain:
-    async def test_a_toggle_is_made_once_and_its_outcome_is_unknown(
+class TestUnknownOutcome:
+    async def test_a_toggle_is_not_retried_and_its_outcome_is_unknown(
         self, client: httpx.AsyncClient, network: FaultProxy, path: str
     ) -> None:
         network.cut(1)
@@ -99,7 +99,7 @@ class TestNotSentAgain:
         assert (await client.get(path)).json()["completed"] is True
 
     @pytest.mark.parametrize("condition", ["tag", "*"])
-    async def test_nor_is_a_change_with_a_condition(
+    async def test_a_conditional_delete_is_not_retried_and_its_outcome_is_unknown(
         self,
         client: httpx.AsyncClient,
         network: FaultProxy,
@@ -114,7 +114,7 @@ class TestNotSentAgain:
         assert kind(await client.delete(path, headers=headers)) == "outcome-unknown"
         assert await titles(database, user) == []
 
-    async def test_when_all_answers_are_lost_the_outcome_is_unknown(
+    async def test_the_outcome_is_unknown_if_the_reply_to_the_retry_is_also_lost(
         self, client: httpx.AsyncClient, network: FaultProxy, tasks: str, user: str, database: asyncpg.Connection
     ) -> None:
         network.cut(2)
@@ -122,7 +122,7 @@ class TestNotSentAgain:
         assert kind(await client.post(tasks, json={"title": "Buy oat milk"})) == "outcome-unknown"
         assert await titles(database, user) == ["Buy oat milk"]
 
-    async def test_a_task_that_is_there_but_cannot_be_looked_at_is_not_called_missing(
+    async def test_the_outcome_of_a_creation_is_unknown_if_the_stored_task_cannot_be_read(
         self,
         monkeypatch: pytest.MonkeyPatch,
         client: httpx.AsyncClient,
@@ -143,7 +143,7 @@ class TestNotSentAgain:
         assert kind(await client.post(tasks, json={"title": "Buy oat milk"})) == "outcome-unknown"
         assert await titles(database, user) == ["Buy oat milk"]
 
-    async def test_of_a_read_no_answer_means_that_the_database_is_unavailable(
+    async def test_a_read_that_loses_every_reply_is_database_unavailable(
         self, client: httpx.AsyncClient, network: FaultProxy, tasks: str
     ) -> None:
         network.cut(2)

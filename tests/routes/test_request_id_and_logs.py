@@ -1,4 +1,4 @@
-"""Each request has an id and one line in the log, which say what happened and nothing of what was sent."""
+"""Each request has an id and one log line. The line reports the outcome and repeats nothing of the request."""
 
 import asyncio
 import errno
@@ -34,7 +34,7 @@ LIVE: Final = "/health/live"
 
 
 class Log(logging.Handler):
-    """Keeps the lines as they leave in production."""
+    """Keeps the lines in the production format."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Log(logging.Handler):
             self._requests.put_nowait(json.loads(self.lines[-1]))
 
     async def request(self) -> dict[str, Any]:
-        """Returns the next request's line, parsed."""
+        """Returns the parsed line of the next request."""
         async with asyncio.timeout(10):
             return await self._requests.get()
 
@@ -65,7 +65,7 @@ async def _defect(*_: object) -> NoReturn:
 
 class TestRequestId:
     @pytest.mark.parametrize("sent", ["a", "a" * 128, "01K9-z_Z.=@+", MISSING])
-    async def test_a_valid_one_is_kept(self, client: httpx.AsyncClient, sent: str) -> None:
+    async def test_a_valid_request_id_is_kept(self, client: httpx.AsyncClient, sent: str) -> None:
         reply = await client.get(TASK, headers={"X-Request-ID": sent})
 
         assert reply.headers.get_list("X-Request-ID") == [sent]
@@ -74,26 +74,26 @@ class TestRequestId:
     @pytest.mark.parametrize(
         "sent", [b"", b"a" * 129, b"a b", b"a\tb", b"a,b", b"a/b", b"<a>", b'"a"', "é".encode(), "é".encode("latin-1")]
     )
-    async def test_another_is_replaced(self, client: httpx.AsyncClient, sent: bytes) -> None:
+    async def test_an_invalid_request_id_is_replaced(self, client: httpx.AsyncClient, sent: bytes) -> None:
         reply = await client.get(TASK, headers=[(b"X-Request-ID", sent)])
 
         [made] = reply.headers.get_list("X-Request-ID")
         assert MADE.fullmatch(made)
         assert reply.json()["instance"] == made
 
-    async def test_without_one_each_request_gets_its_own(self, client: httpx.AsyncClient) -> None:
+    async def test_each_request_without_an_id_gets_a_unique_id(self, client: httpx.AsyncClient) -> None:
         made = [(await client.get(LIVE)).headers["X-Request-ID"] for _ in range(3)]
 
         assert len(set(made)) == 3
         assert all(map(MADE.fullmatch, made))
 
-    async def test_of_two_the_reply_has_one(self, client: httpx.AsyncClient) -> None:
+    async def test_the_first_of_two_request_ids_is_used(self, client: httpx.AsyncClient) -> None:
         reply = await client.get(LIVE, headers=[("X-Request-ID", "one"), ("X-Request-ID", "two")])
 
         assert reply.headers.get_list("X-Request-ID") == ["one"]
 
     @pytest.mark.parametrize("end", [b"\r\n", b"\n", b"\r", b"\r\n ", b"\0"])
-    async def test_it_cannot_bring_a_header_into_the_reply(self, client: httpx.AsyncClient, end: bytes) -> None:
+    async def test_a_request_id_cannot_inject_a_reply_header(self, client: httpx.AsyncClient, end: bytes) -> None:
         fields = b"Host: localhost\r\nConnection: close\r\nX-Request-ID: a%sSet-Cookie: b\r\n" % end
         request = b"GET /health/live HTTP/1.1\r\n%s\r\n" % fields
 
@@ -117,7 +117,9 @@ class TestRequestId:
             ("OPTIONS", TASKS, 200),
         ],
     )
-    async def test_it_is_on_every_reply(self, client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+    async def test_every_reply_has_the_request_id(
+        self, client: httpx.AsyncClient, method: str, path: str, status: int
+    ) -> None:
         headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "GET", "X-Request-ID": "mine"}
 
         reply = await client.request(method, path, headers=headers)
@@ -125,7 +127,7 @@ class TestRequestId:
         assert (reply.status_code, reply.headers["X-Request-ID"]) == (status, "mine")
 
 
-class TestLine:
+class TestLogLine:
     @pytest.mark.parametrize(
         ("method", "path", "route", "status"),
         [
@@ -143,7 +145,7 @@ class TestLine:
             ("OPTIONS", TASKS, None, 200),
         ],
     )
-    async def test_it_says_what_happened(
+    async def test_the_log_line_has_method_route_status_and_duration(
         self, client: httpx.AsyncClient, log: Log, method: str, path: str, *, route: str | None, status: int
     ) -> None:
         before = datetime.now().astimezone()
@@ -163,14 +165,14 @@ class TestLine:
             "status": status,
         }
 
-    async def test_there_is_one_for_each_request_and_none_else(self, client: httpx.AsyncClient, log: Log) -> None:
+    async def test_each_request_writes_exactly_one_log_line(self, client: httpx.AsyncClient, log: Log) -> None:
         replies = [await client.get(path) for path in (TASKS, TASK, "/nope", LIVE, "/docs")]
 
         logged = [(await log.request())["request_id"] for _ in replies]
         assert logged == [reply.headers["X-Request-ID"] for reply in replies]
         assert len(log.lines) == len(replies)
 
-    async def test_there_is_none_where_the_logger_is_set_to_warnings(
+    async def test_a_request_writes_no_log_line_at_level_warning(
         self, client: httpx.AsyncClient, log: Log, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.WARNING, "app.requests")
@@ -181,7 +183,7 @@ class TestLine:
         assert (await log.request())["request_id"] == reply.headers["X-Request-ID"]
         assert len(log.lines) == 1
 
-    async def test_a_defect_is_one_line_of_its_own_with_the_same_id(
+    async def test_a_defect_writes_a_separate_log_line_with_the_same_request_id(
         self, client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.services.tasks.get_task", _defect)
@@ -194,7 +196,7 @@ class TestLine:
         assert (defect["level"], defect["request_id"], request["request_id"]) == ("ERROR", "mine", "mine")
         assert "RuntimeError: first line\nsecond line" in defect["exc_info"]
 
-    async def test_a_client_that_leaves_in_the_middle_is_logged_as_its_own_error(
+    async def test_a_client_that_disconnects_during_its_body_is_logged_as_400(
         self, client: httpx.AsyncClient, log: Log
     ) -> None:
         fields = b"Content-Type: application/json\r\nContent-Length: 99"
@@ -212,7 +214,7 @@ OWNER: Final = f"/api/{MARK}-owner/tasks"
 
 
 class TestPrivacy:
-    """The log is read by more people than the tasks are."""
+    """The log has more readers than the tasks."""
 
     @pytest.mark.parametrize(
         ("method", "path"),
@@ -230,8 +232,8 @@ class TestPrivacy:
             ("GET", f"/docs/assets/{MARK}"),
         ],
     )
-    @pytest.mark.parametrize("content", [f'{{"title": "{MARK}", "{MARK}": 1}}', MARK], ids=["task", "junk"])
-    async def test_no_line_repeats_what_was_sent(
+    @pytest.mark.parametrize("content", [f'{{"title": "{MARK}", "{MARK}": 1}}', MARK], ids=["task", "invalid JSON"])
+    async def test_no_log_line_repeats_the_request(
         self, client: httpx.AsyncClient, log: Log, method: str, path: str, content: str
     ) -> None:
         headers = {
@@ -249,10 +251,10 @@ class TestPrivacy:
         await log.request()
         assert not [line for line in log.lines if MARK in line.lower()]
 
-    async def test_nor_does_the_line_about_a_failed_statement(
+    async def test_the_log_line_of_a_failed_statement_does_not_repeat_the_request(
         self, client: httpx.AsyncClient, database: asyncpg.Connection, log: Log, tasks: str
     ) -> None:
-        """PostgreSQL's own words about a broken constraint quote the whole row."""
+        """PostgreSQL's own message about a violated constraint quotes the whole row."""
         await database.execute(f"ALTER TABLE tasks ADD CONSTRAINT passing CHECK (title <> '{MARK}') NOT VALID")
         try:
             reply = await client.post(tasks, json={"title": MARK})
@@ -268,7 +270,7 @@ class TestHead:
     @pytest.mark.parametrize(
         "path", [TASKS, TASK, LIVE, "/health/ready", "/openapi.json", "/docs", "/docs/assets/swagger-ui.css", "/"]
     )
-    async def test_it_answers_as_get_without_a_body(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_head_returns_the_headers_of_get_without_a_body(self, client: httpx.AsyncClient, path: str) -> None:
         head, get = [
             await exchange(
                 client.base_url,
@@ -307,7 +309,7 @@ except RuntimeError:
 
 
 @pytest.mark.parametrize("odd", ["\ud800", 2**64, Path("x"), {1: "one"}, {(1, 2): "two"}])
-def test_what_is_not_plain_json_is_written_nonetheless(odd: object) -> None:
+def test_a_value_that_json_cannot_represent_is_logged(odd: object) -> None:
     record = logging.makeLogRecord({"msg": f"{odd}", "args": (), "odd": odd})
 
     line = json.loads(JsonFormatter().format(record))
@@ -317,7 +319,7 @@ def test_what_is_not_plain_json_is_written_nonetheless(odd: object) -> None:
 
 
 class Stream(io.StringIO):
-    """A text file: on a full disk, what it was given stays, and is written when there is room."""
+    """A text file. On a full disk, its text stays in the buffer and is written once there is space."""
 
     full = False
     flushed = 0
@@ -335,7 +337,7 @@ MESSAGE: Final = "GET (no route) 404 in 1.2 ms"
 
 @contextmanager
 def only(handler: Handler) -> Iterator[Stream]:
-    """Have this be the one handler there is. pytest adds its own between a fixture and its test."""
+    """Make this the only root handler. pytest adds its own handlers between a fixture and its test."""
     level = logging.root.level
     logging.root.setLevel(logging.INFO)
     with patch.object(logging.root, "handlers", [handler]):
@@ -344,7 +346,7 @@ def only(handler: Handler) -> Iterator[Stream]:
 
 
 def json_lines(kind: type[Handler] = logging.StreamHandler, formatter: type[JsonFormatter] = JsonFormatter) -> Handler:
-    """Returns a handler as `log_config` has it."""
+    """Returns a handler like that of `log_config`."""
     handler = kind(Stream())
     handler.setFormatter(formatter())
     return handler
@@ -360,8 +362,8 @@ class Upper(logging.StreamHandler[Stream]):
         return record.getMessage().upper()
 
 
-class TestLineWithoutLogging:
-    """Where one stream of JSON lines is all that gets the line of a request, it is written there at once."""
+class TestDirectLogLine:
+    """A log line is written directly, without `logging`, if its only destination is one stream of JSON lines."""
 
     @pytest.fixture
     def no_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +371,7 @@ class TestLineWithoutLogging:
 
     @pytest.mark.usefixtures("no_logging")
     @pytest.mark.parametrize("route", ["/api/{user_id}/tasks", None])
-    def test_it_is_the_same(self, route: str | None) -> None:
+    def test_the_direct_log_line_equals_that_of_logging(self, route: str | None) -> None:
         with only(json_lines()) as stream:
             _log(REQUEST | {"route": route})
             request_log()(REQUEST | {"route": route})
@@ -381,7 +383,7 @@ class TestLineWithoutLogging:
         assert stream.flushed == 2
 
     @pytest.mark.usefixtures("no_logging")
-    def test_there_is_none_where_the_logger_is_set_to_warnings(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_no_direct_log_line_is_written_at_level_warning(self, caplog: pytest.LogCaptureFixture) -> None:
         with only(json_lines()) as stream:
             log = request_log()
             caplog.set_level(logging.WARNING, "app.requests")
@@ -390,7 +392,7 @@ class TestLineWithoutLogging:
         assert stream.getvalue() == ""
 
     @pytest.mark.parametrize("name", [None, "app", "app.requests"])
-    def test_another_handler_gets_it_too(self, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    def test_another_handler_also_gets_the_log_line(self, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
         other, logger = logging.StreamHandler(Stream()), logging.getLogger(name)
         with only(json_lines()) as stream:
             monkeypatch.setattr(logger, "handlers", [*logger.handlers, other])
@@ -400,7 +402,9 @@ class TestLineWithoutLogging:
         assert json.loads(stream.getvalue())["message"] == MESSAGE
         assert other.stream.getvalue() == f"{MESSAGE}\n"
 
-    def test_handlers_above_a_logger_that_hands_nothing_on_do_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_root_handler_gets_no_log_line_if_the_logger_does_not_propagate(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         own, logger = json_lines(), logging.getLogger("app.requests")
         with only(json_lines()) as stream:
             monkeypatch.setattr(logger, "handlers", [own])
@@ -417,9 +421,9 @@ class TestLineWithoutLogging:
             (json_lines(kind=Upper), MESSAGE.upper()),
             (logging.StreamHandler(Stream()), MESSAGE),
         ],
-        ids=["formatter", "handler", "no formatter"],
+        ids=["custom formatter", "custom handler", "no formatter"],
     )
-    def test_one_of_another_kind_writes_as_it_does(self, handler: Handler, line: str) -> None:
+    def test_a_custom_handler_or_formatter_writes_its_own_format(self, handler: Handler, line: str) -> None:
         with only(handler) as stream:
             request_log()(REQUEST)
 
@@ -436,7 +440,9 @@ class TestLineWithoutLogging:
         ],
         ids=["level", "filter", "filter of the logger", "stream"],
     )
-    def test_what_keeps_it_away_does_so_at_any_time(self, change: Callable[[Handler], object], *, late: bool) -> None:
+    def test_a_changed_level_filter_or_stream_applies_at_any_time(
+        self, change: Callable[[Handler], object], *, late: bool
+    ) -> None:
         handler = json_lines()
         with only(handler) as stream:
             log = request_log()
@@ -447,7 +453,7 @@ class TestLineWithoutLogging:
         assert stream.getvalue() == ""
 
     @pytest.mark.usefixtures("no_logging")
-    def test_a_full_disk_is_told_on_stderr_and_loses_and_repeats_nothing(
+    def test_a_full_disk_is_reported_on_stderr_and_no_log_line_is_lost_or_repeated(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with only(json_lines()) as stream:
@@ -464,7 +470,7 @@ class TestLineWithoutLogging:
         ]
 
     @pytest.mark.usefixtures("no_logging")
-    def test_so_is_a_stream_that_was_closed(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_closed_stream_is_reported_on_stderr(self, capsys: pytest.CaptureFixture[str]) -> None:
         with only(json_lines()) as stream:
             stream.close()
             request_log()(REQUEST)

@@ -39,7 +39,7 @@ _HOSTILE_NAMES: Final = {
 
 
 class _Operation(NamedTuple):
-    """One on a task, and a sound body for it."""
+    """An operation on a task, with a valid body."""
 
     method: str
     suffix: str = ""
@@ -56,7 +56,7 @@ async def _chunked(*chunks: bytes) -> AsyncIterator[bytes]:
 
 
 def _sent(content: bytes, framing: str) -> bytes | AsyncIterator[bytes]:
-    """The same body with a Content-Length or in chunks."""
+    """The body, with a Content-Length or in chunks."""
     if framing == "length":
         return content
     return _chunked(*(content[start : start + 16_384] for start in range(0, len(content), 16_384)))
@@ -67,7 +67,9 @@ def _name(operation: _Operation) -> str:
 
 
 class TestUnknownNames:
-    async def test_those_of_body_and_query_are_ignored_and_named(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_unknown_names_in_body_and_query_are_ignored_and_named(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         body = {"title": "Buy oat milk", "priority": "high", "tags": ["home"]}
 
         reply = await client.post(tasks, params={"notify": "me", "page": 2}, json=body)
@@ -76,7 +78,9 @@ class TestUnknownNames:
         assert reply.headers["Ignored-Fields"] == "priority, tags, notify, page"
         assert "Preference-Applied" not in reply.headers
 
-    async def test_without_any_there_is_no_header(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_request_without_unknown_names_gets_no_ignored_fields(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         body = {"title": "Buy oat milk", "description": None, "completed": False}
         query = {"status": "all", "search": "", "sort": "title", "limit": "1", "completed": "true", "cursor": ""}
 
@@ -85,13 +89,13 @@ class TestUnknownNames:
         assert [reply.status_code for reply in replies] == [201, 200]
         assert not any("Ignored-Fields" in reply.headers for reply in replies)
 
-    async def test_names_known_elsewhere_are_unknown_here(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_name_of_another_operation_is_unknown(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.post(tasks, params={"limit": "nonsense"}, json={"title": "Buy oat milk", "status": []})
 
         assert reply.status_code == 201
         assert reply.headers["Ignored-Fields"] == "status, limit"
 
-    async def test_the_list_names_those_of_its_query(
+    async def test_the_list_names_its_unknown_parameters(
         self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any]
     ) -> None:
         reply = await client.get(f"{tasks}?priority=high&q=milk&priority=low")
@@ -100,7 +104,7 @@ class TestUnknownNames:
         assert reply.headers["Ignored-Fields"] == "priority, q"
 
     @pytest.mark.parametrize("operation", _OPERATIONS, ids=_name)
-    async def test_each_operation_on_a_task_names_those_of_its_query(
+    async def test_each_operation_on_a_task_names_its_unknown_parameters(
         self, client: httpx.AsyncClient, path: str, operation: _Operation
     ) -> None:
         method, suffix, body = operation
@@ -142,7 +146,9 @@ class TestUnknownNames:
         assert 5 <= len(shown) < len(name)
         assert (named, pointer) == (quote(shown, safe=""), f"#/{quote(shown)}")
 
-    async def test_thousands_in_a_body_do_not_break_the_header(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_thousands_of_unknown_fields_give_a_bounded_header(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         body = {"title": "Buy oat milk"} | {f"{number:x}": 0 for number in range(6_000)}
 
         reply = await client.post(tasks, content=json.dumps(body, separators=(",", ":")), headers=_JSON)
@@ -154,7 +160,7 @@ class TestUnknownNames:
         assert len(reply.headers["Ignored-Fields"]) < 4_096
 
     @pytest.mark.parametrize(("prefer", "status"), [("handling=lenient", 200), ("handling=strict", 422)])
-    async def test_five_thousand_in_a_query_do_not_break_the_reply(
+    async def test_five_thousand_unknown_parameters_give_a_bounded_reply(
         self, client: httpx.AsyncClient, tasks: str, prefer: str, status: int
     ) -> None:
         names = "&".join(f"{number:x}" for number in range(5_000))
@@ -164,7 +170,7 @@ class TestUnknownNames:
         assert reply.status_code == status
         assert len(str(reply.headers)) + len(reply.content) < 16_384
 
-    async def test_the_value_of_one_is_not_looked_at(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_value_of_an_unknown_field_is_not_validated(self, client: httpx.AsyncClient, tasks: str) -> None:
         content = b'{"title": "a", "x": ' + b"[" * 100 + b'"\\u0000", 1e400' + b"]" * 100 + b"}"
 
         reply = await client.post(tasks, content=content, headers=_JSON)
@@ -174,29 +180,29 @@ class TestUnknownNames:
 
 
 class TestNamesInErrors:
-    """A mistyped name is most useful to know where the request fails because of it."""
+    """An error names ignored names too, because a mistyped name may have caused it."""
 
-    async def test_a_refusal_names_what_was_ignored(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_422_names_the_ignored_fields(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.post(tasks, json={"titel": "Buy oat milk"})
 
         assert (reply.status_code, reply.headers["Ignored-Fields"]) == (422, "titel")
 
-    async def test_so_does_a_missing_task(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_404_names_the_ignored_parameters(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.delete(f"{tasks}/{uuid4()}?force=1")
 
         assert (reply.status_code, reply.headers["Ignored-Fields"]) == (404, "force")
 
     @pytest.mark.parametrize("handling", ["strict", "lenient"])
-    async def test_the_preference_is_confirmed_there_too(
-        self, client: httpx.AsyncClient, tasks: str, handling: str
-    ) -> None:
+    async def test_a_422_confirms_the_preference(self, client: httpx.AsyncClient, tasks: str, handling: str) -> None:
         reply = await client.post(tasks, json={"title": ""}, headers={"Prefer": f"handling={handling}"})
 
         assert (reply.status_code, reply.headers["Preference-Applied"]) == (422, f"handling={handling}")
 
 
 class TestPrefer:
-    async def test_strict_refuses_unknown_names_and_says_so(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_strict_handling_refuses_unknown_names_and_is_confirmed(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         body = {"title": "Buy oat milk", "priority": "high", "a/b~c": 1}
 
         reply = await client.post(tasks, params={"notify": "me"}, json=body, headers=_STRICT)
@@ -206,20 +212,24 @@ class TestPrefer:
         assert "Ignored-Fields" not in reply.headers
         assert (await client.get(tasks)).json() == []
 
-    async def test_strict_takes_known_names_and_says_so(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_strict_handling_accepts_known_names_and_is_confirmed(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk"}, headers=_STRICT)
 
         assert reply.status_code == 201
         assert reply.headers["Preference-Applied"] == "handling=strict"
 
-    async def test_strict_refuses_an_unknown_parameter_of_the_list(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_strict_handling_refuses_an_unknown_parameter_of_the_list(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         reply = await client.get(tasks, params={"status": "all", "priority": "high"}, headers=_STRICT)
 
         assert pointers(reply) == ["query/priority"]
         assert reply.headers["Preference-Applied"] == "handling=strict"
 
     @pytest.mark.parametrize("operation", _OPERATIONS, ids=_name)
-    async def test_strict_holds_for_each_operation_on_a_task_and_nothing_happens(
+    async def test_strict_handling_refuses_an_unknown_parameter_of_each_operation_on_a_task(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], operation: _Operation
     ) -> None:
         method, suffix, body = operation
@@ -230,7 +240,7 @@ class TestPrefer:
         assert (await client.get(path)).json() == task
 
     @pytest.mark.parametrize("operation", _WITH_BODY, ids=_name)
-    async def test_strict_refuses_an_unknown_field_and_nothing_happens(
+    async def test_strict_handling_refuses_an_unknown_field_and_changes_nothing(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], operation: _Operation
     ) -> None:
         method, suffix, body = operation
@@ -242,7 +252,9 @@ class TestPrefer:
         assert (await client.get(path)).json() == task
 
     @pytest.mark.parametrize("name", _HOSTILE_NAMES.values(), ids=_HOSTILE_NAMES)
-    async def test_a_hostile_name_has_a_pointer(self, client: httpx.AsyncClient, tasks: str, name: str) -> None:
+    async def test_strict_handling_points_to_a_hostile_name(
+        self, client: httpx.AsyncClient, tasks: str, name: str
+    ) -> None:
         reply = await client.post(tasks, json={"title": "Buy oat milk", name: 1}, headers=_STRICT)
 
         (pointer,) = pointers(reply)
@@ -278,7 +290,7 @@ class TestPrefer:
             ([""], None),
         ],
     )
-    async def test_the_first_handling_of_all_lines_counts(
+    async def test_the_first_handling_preference_of_all_header_lines_applies(
         self, client: httpx.AsyncClient, tasks: str, lines: list[str], applied: str | None
     ) -> None:
         headers = [("Prefer", line) for line in lines]
@@ -289,7 +301,7 @@ class TestPrefer:
         assert reply.headers.get("Preference-Applied") == (applied and f"handling={applied}")
         assert reply.headers.get("Ignored-Fields") == (None if applied == "strict" else "priority")
 
-    async def test_lenient_does_not_excuse_a_bad_value(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_lenient_handling_refuses_an_invalid_value(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.get(tasks, params={"limit": 0, "x": 1}, headers={"Prefer": "handling=lenient"})
 
         assert pointers(reply) == ["query/limit"]
@@ -310,7 +322,9 @@ class TestMediaType:
             "application/ld+json; charset=utf-8",
         ],
     )
-    async def test_json_is_accepted(self, client: httpx.AsyncClient, tasks: str, content_type: str) -> None:
+    async def test_a_json_media_type_is_accepted(
+        self, client: httpx.AsyncClient, tasks: str, content_type: str
+    ) -> None:
         reply = await client.post(tasks, content=_BODY, headers={"Content-Type": content_type})
 
         assert (reply.status_code, reply.json()["title"]) == (201, "Buy oat milk")
@@ -345,7 +359,7 @@ class TestMediaType:
             "multipart/form-data; boundary=x",
         ],
     )
-    async def test_anything_else_is_415_and_nothing_is_made(
+    async def test_another_media_type_is_415_and_creates_no_task(
         self, client: httpx.AsyncClient, tasks: str, content_type: str | None
     ) -> None:
         headers = {} if content_type is None else {"Content-Type": content_type}
@@ -357,7 +371,7 @@ class TestMediaType:
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("operation", _WITH_BODY, ids=_name)
-    async def test_text_is_415_and_nothing_changes(
+    async def test_a_text_body_is_415_and_changes_nothing(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], operation: _Operation
     ) -> None:
         method, suffix, body = operation
@@ -377,12 +391,14 @@ class TestMediaType:
         assert reply.status_code == 415
         assert "uncompressed" in reply.json()["detail"]
 
-    async def test_a_body_that_says_it_is_not_compressed_is_read(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_body_with_the_identity_coding_is_read(self, client: httpx.AsyncClient, tasks: str) -> None:
         reply = await client.post(tasks, content=_BODY, headers=_JSON | {"Content-Encoding": "identity"})
 
         assert reply.status_code == 201
 
-    async def test_a_charset_cannot_make_other_bytes_json(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_charset_parameter_does_not_make_latin_1_valid_json(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
         headers = {"Content-Type": "application/json; charset=latin-1"}
 
         reply = await client.post(tasks, content='{"title": "Caf\xe9"}'.encode("latin-1"), headers=headers)
@@ -396,7 +412,7 @@ _MALFORMED: Final = {
     "truncated escape": b'{"title": "\\u00',
     "truncated word": b"nul",
     "white space only": b" \n",
-    "nothing but a NUL": b"\0",
+    "NUL only": b"\0",
     "NaN": b'{"title": "a", "x": NaN}',
     "Infinity": b'{"title": "a", "x": Infinity}',
     "-Infinity": b'{"title": "a", "x": -Infinity}',
@@ -406,11 +422,11 @@ _MALFORMED: Final = {
     "lone surrogate in a name": b'{"title": "a", "\\ud800": 1}',
     "surrogate as UTF-8": b'{"title": "\xed\xa0\x80"}',
     "deep array": b"[" * 10_000 + b"]" * 10_000,
-    "deep array, open": b"[" * 60_000,
+    "deep array, unclosed": b"[" * 60_000,
     "deep object in a field": b'{"title": "a", "x": ' + b'{"x": ' * 5_000 + b"1" + b"}" * 5_000 + b"}",
     "invalid UTF-8": b'{"title": "\xff"}',
     "overlong UTF-8": b'{"title": "\xc0\xaf"}',
-    "UTF-8 cut off": b'{"title": "\xe5\x90"}',
+    "truncated UTF-8": b'{"title": "\xe5\x90"}',
     "UTF-16": '{"title": "a"}'.encode("utf-16"),
     "UTF-32": '{"title": "a"}'.encode("utf-32-le"),
     "BOM": b"\xef\xbb\xbf" + _BODY,
@@ -435,7 +451,7 @@ _MALFORMED: Final = {
 
 class TestJson:
     @pytest.mark.parametrize("content", _MALFORMED.values(), ids=_MALFORMED)
-    async def test_what_is_not_json_is_400_and_not_quoted(
+    async def test_malformed_json_is_400_and_creates_no_task(
         self, client: httpx.AsyncClient, tasks: str, content: bytes
     ) -> None:
         reply = await client.post(tasks, content=content, headers=_JSON)
@@ -447,14 +463,16 @@ class TestJson:
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("content", [b'{"title": "hunter2', b"hunter2", b'{"a": hunter2}', b'{hunter2: "a"}'])
-    async def test_no_part_of_it_is_in_the_answer(self, client: httpx.AsyncClient, tasks: str, content: bytes) -> None:
+    async def test_the_reply_to_malformed_json_does_not_repeat_it(
+        self, client: httpx.AsyncClient, tasks: str, content: bytes
+    ) -> None:
         reply = await client.post(tasks, content=content, headers=_JSON)
 
         assert reply.status_code == 400
         assert "hunter2" not in reply.text
 
     @pytest.mark.parametrize("operation", _WITH_BODY, ids=_name)
-    async def test_nothing_changes_when_it_is_not_json(
+    async def test_malformed_json_changes_no_task(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], operation: _Operation
     ) -> None:
         url = f"{path}{operation.suffix}"
@@ -465,7 +483,7 @@ class TestJson:
         assert (await client.get(path)).json() == task
 
     @pytest.mark.parametrize("content", [b"[]", b'[{"title": "a"}]', b'"a"', b'""', b"0", b"1.5", b"1e400", b"true"])
-    async def test_anything_but_an_object_is_422(
+    async def test_json_other_than_an_object_is_422(
         self, client: httpx.AsyncClient, path: str, task: dict[str, Any], content: bytes
     ) -> None:
         targets = [("POST", path.removesuffix(f"/{task['id']}")), ("PUT", path), ("PATCH", f"{path}/complete")]
@@ -476,7 +494,7 @@ class TestJson:
         assert {reply.json()["errors"][0]["detail"] for reply in replies} == {"must be a JSON object"}
         assert (await client.get(path)).json() == task
 
-    async def test_null_is_no_object_where_a_body_is_required(
+    async def test_null_is_422_where_a_body_is_required(
         self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any]
     ) -> None:
         created = await client.post(tasks, content=b"null", headers=_JSON)
@@ -484,7 +502,7 @@ class TestJson:
 
         assert pointers(created) == pointers(updated) == ["#"]
 
-    async def test_of_duplicate_names_the_last_wins(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_last_of_duplicate_names_wins(self, client: httpx.AsyncClient, tasks: str) -> None:
         content = b'{"title": 1, "completed": true, "title": "first", "title": "last", "completed": false}'
 
         reply = await client.post(tasks, content=content, headers=_JSON)
@@ -502,7 +520,9 @@ class TestJson:
             (b'{"title": "a", "x": 1e400, "y": -0.0, "z": ' + b"1" * 4_000 + b"}", "a"),
         ],
     )
-    async def test_all_of_json_is_read(self, client: httpx.AsyncClient, tasks: str, content: bytes, title: str) -> None:
+    async def test_escapes_white_space_and_large_numbers_are_read(
+        self, client: httpx.AsyncClient, tasks: str, content: bytes, title: str
+    ) -> None:
         reply = await client.post(tasks, content=content, headers=_JSON)
 
         assert (reply.status_code, reply.json()["title"]) == (201, title)
@@ -510,7 +530,7 @@ class TestJson:
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 class TestBodySize:
-    async def test_65536_bytes_are_read(self, client: httpx.AsyncClient, tasks: str, framing: str) -> None:
+    async def test_a_body_of_65536_bytes_is_read(self, client: httpx.AsyncClient, tasks: str, framing: str) -> None:
         content = _BODY.ljust(_LIMIT)
 
         reply = await client.post(tasks, content=_sent(content, framing), headers=_JSON)
@@ -518,7 +538,7 @@ class TestBodySize:
         assert (reply.status_code, reply.json()["title"]) == (201, "Buy oat milk")
 
     @pytest.mark.parametrize("size", [_LIMIT + 1, 10_000_000])
-    async def test_more_is_413_and_nothing_is_made(
+    async def test_a_larger_body_is_413_and_creates_no_task(
         self, client: httpx.AsyncClient, tasks: str, framing: str, size: int
     ) -> None:
         content = _BODY.ljust(size)
@@ -531,7 +551,7 @@ class TestBodySize:
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("operation", _WITH_BODY, ids=_name)
-    async def test_the_limit_is_the_same_everywhere(
+    async def test_every_operation_with_a_body_has_the_same_size_limit(
         self, client: httpx.AsyncClient, path: str, framing: str, operation: _Operation
     ) -> None:
         method, suffix, body = operation
@@ -545,7 +565,7 @@ class TestBodySize:
         assert [reply.status_code for reply in replies] == [413, 200]
 
     @pytest.mark.parametrize("content", [b"not json", b"[1]", b"x" * 10_000_000], ids=["text", "array", "10 MB"])
-    async def test_a_body_is_ignored_where_none_is_read(
+    async def test_an_operation_without_a_body_ignores_a_sent_body(
         self, client: httpx.AsyncClient, tasks: str, path: str, framing: str, content: bytes
     ) -> None:
         replies = [
@@ -555,14 +575,14 @@ class TestBodySize:
 
         assert [reply.status_code for reply in replies] == [200, 200, 204, 404]
 
-    async def test_an_empty_body_is_no_body(self, client: httpx.AsyncClient, path: str, framing: str) -> None:
+    async def test_an_empty_body_counts_as_no_body(self, client: httpx.AsyncClient, path: str, framing: str) -> None:
         reply = await client.patch(f"{path}/complete", content=_sent(b"", framing), headers=_JSON)
 
         assert reply.json()["completed"] is True
 
 
 class _Lines(logging.Handler):
-    """The service's lines about its requests, as they come."""
+    """The service's log records of its requests, in order of arrival."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -593,7 +613,7 @@ async def raw(client: httpx.AsyncClient) -> AsyncIterator[Raw]:
         await writer.wait_closed()
 
 
-_HALVES: Final = {
+_PARTIAL_BODIES: Final = {
     "part of the length": b'Content-Length: 100\r\n\r\n{"title": "a"}',
     "no byte": b"Content-Length: 100\r\n\r\n",
     "no last chunk": b'Transfer-Encoding: chunked\r\n\r\ne\r\n{"title": "a"}\r\n',
@@ -602,13 +622,13 @@ _HALVES: Final = {
 
 
 class TestRawConnections:
-    @pytest.mark.parametrize("stop", list(product(_HALVES, ("close", "abort"))), ids=" then ".join)
-    async def test_a_body_that_stops_half_way_makes_nothing_and_hurts_nobody(
+    @pytest.mark.parametrize("stop", list(product(_PARTIAL_BODIES, ("close", "abort"))), ids=" then ".join)
+    async def test_an_incomplete_body_creates_no_task_and_affects_no_other_request(
         self, client: httpx.AsyncClient, raw: Raw, tasks: str, lines: _Lines, stop: tuple[str, str]
     ) -> None:
-        half, ending = stop
+        partial, ending = stop
         _, writer = raw
-        writer.write(_head(tasks) + _HALVES[half])
+        writer.write(_head(tasks) + _PARTIAL_BODIES[partial])
         await writer.drain()
         alive = await client.get(tasks)
 
@@ -620,7 +640,7 @@ class TestRawConnections:
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
-    async def test_a_length_over_the_limit_is_refused_before_the_body_is_sent(
+    async def test_a_content_length_over_the_limit_is_413_before_the_body_is_sent(
         self, raw: Raw, tasks: str, expect: bytes
     ) -> None:
         reader, writer = raw
@@ -630,7 +650,7 @@ class TestRawConnections:
 
         assert status.startswith(b"HTTP/1.1 413 ")
 
-    async def test_the_connection_is_of_use_after_a_refused_body(self, raw: Raw, tasks: str) -> None:
+    async def test_a_connection_stays_usable_after_a_refused_body(self, raw: Raw, tasks: str) -> None:
         reader, writer = raw
         size = _LIMIT + 1
         writer.write(_head(tasks) + f"Content-Length: {size}\r\n\r\n".encode() + _BODY.ljust(size))
@@ -645,7 +665,7 @@ def _head(path: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 
 
-async def test_a_missing_task_is_404_whatever_else_is_ignored(client: httpx.AsyncClient, tasks: str) -> None:
+async def test_an_update_of_a_missing_task_with_unknown_names_is_404(client: httpx.AsyncClient, tasks: str) -> None:
     reply = await client.put(f"{tasks}/{uuid4()}?verbose", json={"priority": "high"})
 
     assert reply.status_code == 404

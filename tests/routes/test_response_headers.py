@@ -1,4 +1,4 @@
-"""What every reply tells browsers and caches not to do with it, and what it does not tell about the server."""
+"""The headers of every reply that restrict browsers and caches. No reply names the server."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -55,14 +55,14 @@ def check_browser_headers(headers: Mapping[str, Any]) -> None:
     assert "server" not in headers
 
 
-async def test_no_reply_lets_a_browser_guess_its_type_or_refer_to_it_and_none_names_the_server(
+async def test_every_reply_has_the_browser_headers_and_does_not_name_the_server(
     replies: list[httpx.Response],
 ) -> None:
     for reply in replies:
         check_browser_headers(reply.headers)
 
 
-async def test_only_the_docs_may_load_anything_and_nothing_may_frame_them(replies: list[httpx.Response]) -> None:
+async def test_only_the_docs_may_load_resources_and_no_reply_may_be_framed(replies: list[httpx.Response]) -> None:
     policies = {reply.url.path: reply.headers["Content-Security-Policy"] for reply in replies}
 
     docs = policies.pop("/docs")
@@ -71,26 +71,26 @@ async def test_only_the_docs_may_load_anything_and_nothing_may_frame_them(replie
     assert docs.endswith("frame-ancestors 'none'")
 
 
-async def test_errors_are_not_kept_and_all_else_is_asked_about_before_each_use(replies: list[httpx.Response]) -> None:
+async def test_errors_are_not_cached_and_other_replies_are_revalidated(replies: list[httpx.Response]) -> None:
     for reply in replies:
         expected = "no-store" if reply.status_code >= 400 else "private, no-cache"
         if "assets" not in reply.url.path:
             assert reply.headers["Cache-Control"] == expected
 
 
-async def test_the_files_of_the_docs_are_the_same_for_all_and_may_be_kept(replies: list[httpx.Response]) -> None:
+async def test_the_assets_of_the_docs_may_be_cached_publicly(replies: list[httpx.Response]) -> None:
     [asset] = [reply for reply in replies if "assets" in reply.url.path]
 
     assert asset.headers["Cache-Control"] == "public, max-age=3600"
 
 
-async def test_each_header_stands_there_once(replies: list[httpx.Response]) -> None:
+async def test_every_reply_has_each_header_once(replies: list[httpx.Response]) -> None:
     for reply in replies:
         names = [name.lower() for name, _ in reply.headers.raw]
         assert len(names) == len(set(names))
 
 
-async def test_what_the_server_itself_refuses_has_them_too(secured_url: str) -> None:
+async def test_a_refusal_by_the_server_itself_has_the_browser_headers(secured_url: str) -> None:
     _, head, _ = await exchange(httpx.URL(secured_url), b"nonsense\r\n\r\n")
 
     headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])

@@ -1,4 +1,4 @@
-"""Connections that are open when the service is told to end."""
+"""Connections that are open when the service shuts down."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +17,7 @@ Connect = Callable[[], Awaitable[Streams]]
 
 @asynccontextmanager
 async def ending(settings: Settings) -> AsyncIterator[tuple[Connect, Callable[[], Awaitable[None]]]]:
-    """Yields what makes a connection, and what returns when the service has been told to end."""
+    """Yields a function that connects, and one that shuts down and returns once connections are refused."""
     service = serving(settings)
     host, _, port = (await service.__aenter__()).removeprefix("http://").partition(":")
     tasks: list[asyncio.Task[object]] = []
@@ -46,14 +46,14 @@ async def ending(settings: Settings) -> AsyncIterator[tuple[Connect, Callable[[]
 
 
 async def answer(streams: Streams) -> bytes:
-    """Returns the reply, in lower case, at the end of its connection."""
+    """Returns the reply, in lower case, once the service has closed the connection."""
     async with asyncio.timeout(10):
         reply = await streams[0].read()
     streams[1].close()
     return reply.lower()
 
 
-async def test_a_request_that_has_begun_to_arrive_is_served_and_its_connection_closed(settings: Settings) -> None:
+async def test_a_partially_received_request_is_served_and_its_connection_closed(settings: Settings) -> None:
     async with ending(settings) as (connect, end):
         streams = await connect()
         streams[1].write(BEGINNING)
@@ -66,7 +66,7 @@ async def test_a_request_that_has_begun_to_arrive_is_served_and_its_connection_c
     assert b"connection: close" in reply
 
 
-async def test_so_is_one_that_begins_on_an_idle_connection_and_takes_longer_than_the_last_call(
+async def test_a_request_begun_on_an_idle_connection_is_served_after_the_last_call_expires(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr("app.server.protocol.LINGER", 0.05)
@@ -76,7 +76,7 @@ async def test_so_is_one_that_begins_on_an_idle_connection_and_takes_longer_than
         await reader.readuntil(b'{"status":"live"}')
         await end()
         writer.write(BEGINNING)
-        await asyncio.sleep(0.2)  # until the last call is over
+        await asyncio.sleep(0.2)  # until the last call has expired
         writer.write(REST)
 
         reply = await answer((reader, writer))
@@ -84,7 +84,7 @@ async def test_so_is_one_that_begins_on_an_idle_connection_and_takes_longer_than
     assert b"connection: close" in reply
 
 
-async def test_an_idle_connection_is_closed(settings: Settings) -> None:
+async def test_an_idle_connection_is_closed_at_shutdown(settings: Settings) -> None:
     async with ending(settings) as (connect, end):
         streams = await connect()
         await end()
