@@ -1,6 +1,6 @@
-"""Three users with tokens who try to read, change and find each other's tasks, in any order and by every way there is.
+"""Three users with tokens try to read, change and find each other's tasks, in any order and in every way.
 
-Whatever they try, they are told what they would be told of a task that is not there, and the rows stay as they are.
+Each reply is the same as for a missing task, and the rows do not change.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ STRICT: Final = {"Prefer": "handling=strict"}
 
 
 class Operation(NamedTuple):
-    """What may be asked of one task."""
+    """A request for one task."""
 
     method: str
     suffix: str = ""
@@ -58,8 +58,8 @@ class Operation(NamedTuple):
     headers: Mapping[str, str] = MappingProxyType({})
 
 
-class Told(NamedTuple):
-    """All that a reply tells, and how many statements it took."""
+class Observation(NamedTuple):
+    """Everything that a reply reveals, and the number of statements that it took."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -79,8 +79,8 @@ OPERATIONS: Final = (
     Operation("PATCH", "/complete", json={"completed": False}),
     Operation("DELETE"),
 )
-# Only others try these, too: what is wrong with them must be told alike whether the task is there or not.
-FLAWED: Final = (
+# Owners do not send these. Their refusal must be the same whether or not the task exists.
+INVALID: Final = (
     Operation("PUT", json={"title": ""}),
     Operation("PUT", json={"title": "Stolen", "id": NOWHERE, "user_id": NOWHERE}),
     Operation("PUT", json={"title": "Stolen", "priority": 1}, headers={"Prefer": "handling=strict"}),
@@ -92,20 +92,20 @@ FLAWED: Final = (
     Operation("POST"),
     Operation("DELETE", "/complete"),
 )
-TRIED: Final = st.permutations(OPERATIONS) | st.permutations(FLAWED)
-# "current" stands for the entity tag of the task, which only the owner can know.
+TRIED: Final = st.permutations(OPERATIONS) | st.permutations(INVALID)
+# "current" stands for the entity tag of the task, which only its owner can know.
 CONDITIONS: Final = st.dictionaries(
     st.sampled_from(["If-Match", "If-None-Match"]),
     st.sampled_from(["current", "W/current", "*", '"2026-11-22T09:30:00.123456Z"', "nonsense", ""]),
 )
 USERS: Final = st.sampled_from(range(len(NAMES)))
-OTHERS: Final = st.sampled_from(range(1, len(NAMES)))  # how many users further
+OTHERS: Final = st.sampled_from(range(1, len(NAMES)))  # the offset of another user in the list
 proof_of = cache(bearer)
 _runs = count()
 
 
 class Service(NamedTuple):
-    """The service, a look past it, and the statements that it has run."""
+    """A client of the service, a function that hashes the stored rows, and the statements that have run."""
 
     client: httpx.Client
     fingerprints: Callable[[list[str]], dict[str, str]]
@@ -117,23 +117,23 @@ def service(dsn: str) -> Iterator[Service]:
     ran: list[Statement] = []
     fetch = Database.fetch
 
-    def noted(db: Database, query: Statement, **values: Any) -> Any:
+    def recorded(db: Database, query: Statement, **values: Any) -> Any:
         ran.append(query)
         return fetch(db, query, **values)
 
     with (
         pytest.MonkeyPatch.context() as patch,
-        looking(dsn) as fingerprints,
+        fingerprinting(dsn) as fingerprints,
         serving_in_thread(make_settings(dsn, auth_jwt_secret=SECRET)) as url,
         httpx.Client(base_url=url) as client,
     ):
-        patch.setattr(Database, "fetch", noted)
+        patch.setattr(Database, "fetch", recorded)
         yield Service(client, fingerprints, ran)
 
 
 @contextmanager
-def looking(dsn: str) -> Iterator[Callable[[list[str]], dict[str, str]]]:
-    """Yields what tells a hash of all rows of each user who has any, past the service."""
+def fingerprinting(dsn: str) -> Iterator[Callable[[list[str]], dict[str, str]]]:
+    """Yields a function that hashes the rows of each user who has any. It does not use the service."""
     with asyncio.Runner() as runner:
         connection = runner.run(asyncpg.connect(dsn))
 
@@ -145,21 +145,21 @@ def looking(dsn: str) -> Iterator[Callable[[list[str]], dict[str, str]]]:
 
 
 def send(service: Service, user: str, path: str, operation: Operation) -> httpx.Response:
-    """Ask for it with this user's token."""
+    """Send the operation with this user's token."""
     method, suffix, json, content, headers = operation
     headers = {**headers, **proof_of(user)}
     return service.client.request(method, path + suffix, json=json, content=content, headers=headers)
 
 
-def play(service: Service, **options: Any) -> None:
-    """Have three users try what they can."""
+def run_machine(service: Service, **options: Any) -> None:
+    """Run the state machine."""
     ForeignTasksMachine.service = service
     run_state_machine_as_test(
         ForeignTasksMachine,
         settings=settings(
             stateful_step_count=30,
             deadline=None,
-            phases=[Phase.reuse, Phase.generate],  # to shrink an example takes minutes
+            phases=[Phase.reuse, Phase.generate],  # shrinking an example takes minutes
             report_multiple_bugs=False,
             suppress_health_check=[HealthCheck.too_slow],  # one example is some hundred requests
             **options,
@@ -168,14 +168,14 @@ def play(service: Service, **options: Any) -> None:
 
 
 class ForeignTasksMachine(RuleBasedStateMachine):
-    """`owners` has the owner of each task there ever was, `tags` its last entity tag."""
+    """`owners` has the owner of every task ever created, `tags` has its last entity tag."""
 
     ids = Bundle("ids")
     service: ClassVar[Service]
 
     def __init__(self) -> None:
         super().__init__()
-        run = f"~{next(_runs)}"  # every run has users of its own
+        run = f"~{next(_runs)}"  # every run has its own users
         self.users = [name + run for name in NAMES]
         self.owners: dict[str, str] = {}
         self.tags: dict[str, str] = {}
@@ -186,7 +186,7 @@ class ForeignTasksMachine(RuleBasedStateMachine):
 
     @initialize(target=ids)
     def settle(self) -> MultipleResults[str]:
-        """Each has two tasks, so that a list has a second page."""
+        """Each user has two tasks, so that a list has a second page."""
         made = [self.create(user) for user in self.users for _ in range(2)]
         self.seen = self.fingerprints()
         return multiple(*made)
@@ -203,14 +203,14 @@ class ForeignTasksMachine(RuleBasedStateMachine):
         self.keys.add((user, key))
         return multiple(self.create(user, headers={"Idempotency-Key": key}))
 
-    @rule(target=ids, task_id=ids, further=OTHERS)
-    def add_in_the_name_of_another(self, task_id: str, further: int) -> str:
+    @rule(target=ids, task_id=ids, offset=OTHERS)
+    def add_in_the_name_of_another(self, task_id: str, offset: int) -> str:
         claimed = {"id": task_id, "user_id": self.owners[task_id]}
-        return self.create(self.other(task_id, further), claimed, ignored="id, user_id")
+        return self.create(self.other(task_id, offset), claimed, ignored="id, user_id")
 
     @rule(task_id=ids, operation=st.sampled_from(OPERATIONS))
     def use(self, task_id: str, operation: Operation) -> None:
-        """The owner's own doing, in between."""
+        """A request of the owner, between those of the other users."""
         self.acting = owner = self.owners[task_id]
         if "title" in (operation.json or {}):
             operation = operation._replace(json={**operation.json, "title": f"A changed secret of {owner}"})
@@ -220,39 +220,39 @@ class ForeignTasksMachine(RuleBasedStateMachine):
             self.gone.add(task_id)
         self.tags[task_id] = reply.headers.get("ETag", self.tags[task_id])
 
-    @rule(task_id=ids, further=OTHERS, operations=TRIED, conditions=CONDITIONS)
-    def reach(self, task_id: str, further: int, operations: Sequence[Operation], conditions: Mapping[str, str]) -> None:
-        """Try it on another user's task, at one's own path."""
-        user = self.other(task_id, further)
+    @rule(task_id=ids, offset=OTHERS, operations=TRIED, conditions=CONDITIONS)
+    def reach(self, task_id: str, offset: int, operations: Sequence[Operation], conditions: Mapping[str, str]) -> None:
+        """Request another user's task at the requesting user's own path."""
+        user = self.other(task_id, offset)
         for operation in operations:
             tried = self.on_condition(operation, conditions, task_id)
-            foreign = self.told(user, self.path(user, task_id), tried)
-            missing = self.told(user, self.path(user, str(uuid4())), tried)
+            foreign = self.observe(user, self.path(user, task_id), tried)
+            missing = self.observe(user, self.path(user, str(uuid4())), tried)
 
             assert foreign == missing
             assert foreign.status in {400, 404, 405, 412, 415, 422}
 
-    @rule(task_id=ids, further=OTHERS, operations=TRIED, conditions=CONDITIONS)
+    @rule(task_id=ids, offset=OTHERS, operations=TRIED, conditions=CONDITIONS)
     def trespass(
-        self, task_id: str, further: int, operations: Sequence[Operation], conditions: Mapping[str, str]
+        self, task_id: str, offset: int, operations: Sequence[Operation], conditions: Mapping[str, str]
     ) -> None:
-        """Try it at the owner's path, with one's own token."""
-        user, owner = self.other(task_id, further), self.owners[task_id]
+        """Request another user's task at its owner's path, with the requesting user's own token."""
+        user, owner = self.other(task_id, offset), self.owners[task_id]
         for operation in operations:
             tried = self.on_condition(operation, conditions, task_id)
-            foreign = self.told(user, self.path(owner, task_id), tried)
-            missing = self.told(user, self.path(owner, str(uuid4())), tried)
-            nobodys = self.told(user, self.path("nobody", str(uuid4())), tried)
+            foreign = self.observe(user, self.path(owner, task_id), tried)
+            missing = self.observe(user, self.path(owner, str(uuid4())), tried)
+            nobodys = self.observe(user, self.path("nobody", str(uuid4())), tried)
 
             assert foreign == missing == nobodys
             assert (foreign.status, foreign.statements) in {(403, 0), (405, 0)}
 
-    @rule(number=USERS, further=OTHERS, query=st.sampled_from(["", "?limit=1", "?limit=0", "?search=secret"]))
-    def trespass_on_the_list(self, number: int, further: int, query: str) -> None:
-        user, owner = self.pair(number, further)
+    @rule(number=USERS, offset=OTHERS, query=st.sampled_from(["", "?limit=1", "?limit=0", "?search=secret"]))
+    def trespass_on_the_list(self, number: int, offset: int, query: str) -> None:
+        user, owner = self.pair(number, offset)
         for tried in (Operation("GET"), Operation("HEAD"), Operation("POST", json={"title": "Planted"})):
-            foreign = self.told(user, self.path(owner) + query, tried)
-            nobodys = self.told(user, self.path("nobody") + query, tried)
+            foreign = self.observe(user, self.path(owner) + query, tried)
+            nobodys = self.observe(user, self.path("nobody") + query, tried)
 
             assert foreign == nobodys
             assert (foreign.status, foreign.statements) == (403, 0)
@@ -266,34 +266,34 @@ class ForeignTasksMachine(RuleBasedStateMachine):
         assert {task["user_id"] for task in listed} <= {user}
         assert {task["id"] for task in listed} <= mine
 
-    @rule(number=USERS, further=OTHERS, options=st.sampled_from(["", "&status=pending", "&sort=title", "&limit=1"]))
-    def search(self, number: int, further: int, options: str) -> None:
-        """The words of another user's titles are as good as words that nobody uses."""
-        user, owner = self.pair(number, further)
+    @rule(number=USERS, offset=OTHERS, options=st.sampled_from(["", "&status=pending", "&sort=title", "&limit=1"]))
+    def search(self, number: int, offset: int, options: str) -> None:
+        """A search for another user's titles gets the same reply as a search for unused words."""
+        user, owner = self.pair(number, offset)
 
-        foreign = self.told(user, f"{self.path(user)}?search={quote(f'of {owner}')}{options}", Operation("GET"))
-        missing = self.told(user, f"{self.path(user)}?search={NOWHERE}{options}", Operation("GET"))
+        foreign = self.observe(user, f"{self.path(user)}?search={quote(f'of {owner}')}{options}", Operation("GET"))
+        missing = self.observe(user, f"{self.path(user)}?search={NOWHERE}{options}", Operation("GET"))
 
         assert foreign == missing
         assert (foreign.status, foreign.content) == (200, b"[]")
 
-    @rule(number=USERS, further=OTHERS, sort=st.sampled_from(["title", "-title", "created_at", "-updated_at"]))
-    def go_on_in_the_list_of_another(self, number: int, further: int, sort: str) -> None:
-        """A cursor of another user's list is as good as a broken one."""
-        user, owner = self.pair(number, further)
+    @rule(number=USERS, offset=OTHERS, sort=st.sampled_from(["title", "-title", "created_at", "-updated_at"]))
+    def go_on_in_the_list_of_another(self, number: int, offset: int, sort: str) -> None:
+        """A cursor of another user's list gets the same reply as a broken cursor."""
+        user, owner = self.pair(number, offset)
         page = self.send(owner, f"{self.path(owner)}?limit=1&sort={sort}", Operation("GET"))
         if "next" not in page.links:
             return
         cursor = httpx.URL(page.links["next"]["url"]).params["cursor"]
 
-        foreign = self.told(user, f"{self.path(user)}?limit=1&sort={sort}&cursor={cursor}", Operation("GET"))
-        broken = self.told(user, f"{self.path(user)}?limit=1&sort={sort}&cursor={cursor[::-1]}", Operation("GET"))
+        foreign = self.observe(user, f"{self.path(user)}?limit=1&sort={sort}&cursor={cursor}", Operation("GET"))
+        broken = self.observe(user, f"{self.path(user)}?limit=1&sort={sort}&cursor={cursor[::-1]}", Operation("GET"))
 
         assert foreign == broken
         assert (foreign.status, foreign.statements) == (422, 0)
 
     @invariant()
-    def only_who_acts_on_tasks_of_their_own_changes_rows(self) -> None:
+    def only_the_acting_owner_changes_rows(self) -> None:
         now = self.fingerprints()
         assert [now.get(user) == self.seen.get(user) or user == self.acting for user in self.users] == [True] * 3
         self.acting, self.seen = None, now
@@ -305,7 +305,7 @@ class ForeignTasksMachine(RuleBasedStateMachine):
         headers: Mapping[str, str] = MappingProxyType({}),
         ignored: str | None = None,
     ) -> str:
-        """Have the user create a task, which is a new one and the user's, whatever others have. Returns its id."""
+        """Create a task as this user, and check that it is a new task of this user. Returns its id."""
         self.acting = user
         before = len(self.service.ran)
         sent = {**claimed, "title": f"A secret of {user}"}
@@ -317,13 +317,13 @@ class ForeignTasksMachine(RuleBasedStateMachine):
         self.owners[task["id"]], self.tags[task["id"]] = user, reply.headers["ETag"]
         return str(task["id"])
 
-    def told(self, user: str, path: str, operation: Operation) -> Told:
-        """What a reply tells, but for what is different in each."""
+    def observe(self, user: str, path: str, operation: Operation) -> Observation:
+        """Send the operation. Returns the reply without the parts that differ in every reply."""
         before = len(self.service.ran)
         reply = self.send(user, path, operation)
         headers = [item for item in sorted(reply.headers.items()) if item[0] not in {"date", "x-request-id"}]
         content = reply.content.replace(reply.headers["X-Request-ID"].encode(), b"")
-        return Told(reply.status_code, headers, content, len(self.service.ran) - before)
+        return Observation(reply.status_code, headers, content, len(self.service.ran) - before)
 
     def send(self, user: str, path: str, operation: Operation) -> httpx.Response:
         return send(self.service, user, path, operation)
@@ -335,23 +335,23 @@ class ForeignTasksMachine(RuleBasedStateMachine):
     def path(self, user: str, task_id: str | None = None) -> str:
         return f"/api/{user}/tasks/{task_id}" if task_id else f"/api/{user}/tasks"
 
-    def other(self, task_id: str, further: int) -> str:
-        """Somebody whose task it is not."""
-        return self.pair(self.users.index(self.owners[task_id]), further)[1]
+    def other(self, task_id: str, offset: int) -> str:
+        """A user who does not own the task."""
+        return self.pair(self.users.index(self.owners[task_id]), offset)[1]
 
-    def pair(self, number: int, further: int) -> tuple[str, str]:
-        return self.users[number], self.users[(number + further) % len(NAMES)]
+    def pair(self, number: int, offset: int) -> tuple[str, str]:
+        return self.users[number], self.users[(number + offset) % len(NAMES)]
 
     def fingerprints(self) -> dict[str, str]:
         return self.service.fingerprints(self.users)
 
 
-def test_nobody_sees_changes_or_can_tell_apart_the_tasks_of_another(service: Service) -> None:
-    play(service, max_examples=15)
+def test_no_user_can_read_change_or_detect_another_user_s_tasks(service: Service) -> None:
+    run_machine(service, max_examples=15)
 
 
 class TestControl:
-    """The machine finds what it is there for."""
+    """The state machine detects the defects for which it was written."""
 
     @pytest.mark.parametrize(
         ("name", "operation"),
@@ -362,7 +362,7 @@ class TestControl:
             ("_DELETE", Operation("DELETE")),
         ],
     )
-    def test_a_statement_that_reaches_everybody_is_found(
+    def test_a_statement_without_the_owner_condition_is_detected(
         self,
         service: Service,
         new_user: Callable[[], str],
@@ -377,25 +377,27 @@ class TestControl:
 
         assert send(service, thief, f"/api/{thief}/tasks/{task['id']}", operation).is_success
         with pytest.raises(AssertionError):
-            play(service, max_examples=100, database=None)
+            run_machine(service, max_examples=100, database=None)
 
-    def test_a_reply_that_tells_of_the_tasks_of_others_is_found(
+    def test_a_reply_that_reveals_another_user_s_task_is_detected(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        anybodys = statement(select(col(Task.id)).where(col(Task.id) == bindparam("task_id")), reads=True)
+        any_user_s_task = statement(select(col(Task.id)).where(col(Task.id) == bindparam("task_id")), reads=True)
 
-        async def telling(db: Database, _user_id: str, task_id: UUID, _conditions: Conditions) -> AppError:
-            return ForbiddenError() if await db.fetch(anybodys, task_id=task_id) else TaskNotFoundError()
+        async def revealing(db: Database, _user_id: str, task_id: UUID, _conditions: Conditions) -> AppError:
+            return ForbiddenError() if await db.fetch(any_user_s_task, task_id=task_id) else TaskNotFoundError()
 
-        monkeypatch.setattr(tasks, "_refusal", telling)
+        monkeypatch.setattr(tasks, "_refusal", revealing)
 
         with pytest.raises(AssertionError, match="status: 403 != 404"):
-            play(service, max_examples=100, database=None)
+            run_machine(service, max_examples=100, database=None)
 
     @pytest.mark.parametrize(
         "operation", [operation for operation in OPERATIONS if operation.method not in {"GET", "HEAD"}]
     )
-    def test_the_hash_tells_what_the_owner_changes(self, service: Service, user: str, operation: Operation) -> None:
+    def test_the_hash_changes_with_every_change_by_the_owner(
+        self, service: Service, user: str, operation: Operation
+    ) -> None:
         task = send(service, user, f"/api/{user}/tasks", Operation("POST", json={"title": "Mine"})).json()
         before = service.fingerprints([user])
 

@@ -1,4 +1,4 @@
-"""The promises under load: no toggle is lost, and nobody sees or changes another user's tasks."""
+"""Under load, no toggle is lost, and no user sees or changes another user's tasks."""
 
 import asyncio
 import json
@@ -20,20 +20,20 @@ MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 Client = httpx.AsyncClient
 Task = dict[str, Any]
 Work = Callable[[Client], Awaitable[Any]]
-Told = tuple[int, str, frozenset[tuple[str, str]]]
+Observation = tuple[int, str, frozenset[tuple[str, str]]]
 
 
 @pytest.fixture(scope="module")
 async def clients(base_url: str) -> AsyncIterator[list[Client]]:
-    """Each with a connection of its own."""
-    context = ssl.create_default_context()  # unused, and slow to make fifty times
+    """Clients, each with its own connection."""
+    context = ssl.create_default_context()  # unused, but slow to create fifty times
     async with AsyncExitStack() as stack:
         made = [Client(base_url=base_url, timeout=60, verify=context) for _ in range(CLIENTS)]
         yield [await stack.enter_async_context(client) for client in made]
 
 
 async def share(clients: list[Client], works: Iterable[Work]) -> list[Any]:
-    """Have all clients work at once, each taking the next piece when it is done with one. Returns the results."""
+    """Run all pieces of work, shared among the concurrent clients. Returns the results."""
     pieces = iter(works)
     results: list[Any] = []
 
@@ -57,8 +57,8 @@ def create(owner: str) -> Work:
     return work
 
 
-def look(owner: str) -> Work:
-    """List, and read one of the list."""
+def read_tasks(owner: str) -> Work:
+    """List the tasks, and read one of them."""
 
     async def work(client: Client) -> None:
         tasks = (await client.get(f"/api/{owner}/tasks")).json()
@@ -80,7 +80,7 @@ def toggle(task: Task) -> Work:
 
 
 def read_flip_write(task: Task) -> Work:
-    """What a client does that knows no toggle."""
+    """What a client without the toggle operation does."""
 
     async def work(client: Client) -> Task:
         path = f"/api/{task['user_id']}/tasks/{task['id']}"
@@ -92,22 +92,22 @@ def read_flip_write(task: Task) -> Work:
 
 
 def alternate(replies: list[Task]) -> bool:
-    """Whether in the order of versions each reply is the opposite of the one before, and no version comes twice."""
+    """Whether the state alternates from version to version, and no version occurs twice."""
     return all(
         earlier["updated_at"] < later["updated_at"] and earlier["completed"] != later["completed"]
         for earlier, later in pairwise(sorted(replies, key=itemgetter("updated_at")))
     )
 
 
-async def test_a_thousand_concurrent_toggles_leave_the_task_as_it_was_while_others_look(
+async def test_a_thousand_concurrent_toggles_are_all_applied_during_concurrent_reads(
     clients: list[Client], new_user: Callable[[], str]
 ) -> None:
     ada, bob = new_user(), new_user()
     tasks = await share(clients, [create(owner) for owner in (ada, bob) for _ in range(200)])
     task = next(task for task in tasks if task["user_id"] == ada)
-    looks = [look(owner) for owner in (ada, bob) for _ in range(TOGGLES // 20)]
+    reads = [read_tasks(owner) for owner in (ada, bob) for _ in range(TOGGLES // 20)]
 
-    results = await share(clients, [work for look_ in looks for work in (look_, *[toggle(task)] * 10)])
+    results = await share(clients, [work for read in reads for work in (read, *[toggle(task)] * 10)])
 
     replies = [result for result in results if result]
     assert len(replies) == TOGGLES
@@ -117,7 +117,7 @@ async def test_a_thousand_concurrent_toggles_leave_the_task_as_it_was_while_othe
     assert after["updated_at"] == max(reply["updated_at"] for reply in replies)
 
 
-async def test_a_fifth_of_that_load_of_read_flip_and_write_does_lose_updates(
+async def test_read_flip_and_write_loses_updates_under_a_fifth_of_the_load(
     clients: list[Client], task: dict[str, Any]
 ) -> None:
     """The positive control of the test above."""
@@ -128,7 +128,7 @@ async def test_a_fifth_of_that_load_of_read_flip_and_write_does_lose_updates(
 
 
 class Attempt(NamedTuple):
-    """What somebody tries. "current" among the headers stands for the task's own entity tag."""
+    """A request for a task. "current" in a header stands for the task's own entity tag."""
 
     method: str
     suffix: str = ""
@@ -151,24 +151,24 @@ ATTEMPTS: Final = (
 
 
 def reach(user: str, task: Task, number: int) -> Work:
-    """Try it on a task that is not there, or not there for this user. Returns all that the reply tells."""
+    """Request a task that is missing or another user's. Returns everything that the reply reveals."""
     method, suffix, content, conditions = ATTEMPTS[number]
     tag = f'"{task["updated_at"]}"'
     headers = {name: value.replace("current", tag) for name, value in conditions}
 
-    async def work(client: Client) -> tuple[int, Told]:
+    async def work(client: Client) -> tuple[int, Observation]:
         reply = await client.request(method, f"/api/{user}/tasks/{task['id']}{suffix}", json=content, headers=headers)
-        told = {name: value for name, value in reply.headers.items() if name not in {"date", "x-request-id"}}
+        observed = {name: value for name, value in reply.headers.items() if name not in {"date", "x-request-id"}}
         return number, (
             reply.status_code,
             reply.text.replace(reply.headers["X-Request-ID"], ""),
-            frozenset(told.items()),
+            frozenset(observed.items()),
         )
 
     return work
 
 
-async def test_foreign_tasks_are_as_good_as_missing_and_stay_as_they_are(
+async def test_a_foreign_task_gets_the_reply_of_a_missing_task_and_is_not_changed(
     clients: list[Client], database: asyncpg.Connection, new_user: Callable[[], str]
 ) -> None:
     owners = [new_user() for _ in range(3)]
@@ -183,12 +183,12 @@ async def test_foreign_tasks_are_as_good_as_missing_and_stay_as_they_are(
     missing = {"id": MISSING, "user_id": None, "updated_at": tasks[0]["updated_at"]}
     foreign = [(user, task) for task, user in product([*tasks, missing], owners) if task["user_id"] != user]
     reaches = [reach(user, task, number) for user, task in foreign for number in range(len(ATTEMPTS))]
-    ordinary = cycle([*map(look, owners), *map(create, owners)])
+    ordinary = cycle([*map(read_tasks, owners), *map(create, owners)])
     results = await share(clients, [work for pair in zip(reaches, ordinary, strict=False) for work in pair])
 
-    told = {result for result in results if isinstance(result, tuple)}
-    assert sorted(number for number, _ in told) == list(range(len(ATTEMPTS)))  # each was told one thing
-    for number, (status, problem, _) in told:
+    observed = {result for result in results if isinstance(result, tuple)}
+    assert sorted(number for number, _ in observed) == list(range(len(ATTEMPTS)))  # one reply each
+    for number, (status, problem, _) in observed:
         assert status == (412 if ATTEMPTS[number].headers == IF_ANY else 404)
         assert json.loads(problem)["detail"] == "There is no such task."
     assert await fingerprint() == before

@@ -1,4 +1,4 @@
-"""A user with 100,000 tasks: the last page costs what the first costs."""
+"""A user with 100,000 tasks: the last page costs as much as the first page."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ import pytest
 
 from app.schemas.task import Sort
 from app.services.cursors import Position
-from app.services.tasks import _page  # the very statement that the service runs
+from app.services.tasks import _page  # the statement that the service runs
 
 COUNT: Final = 100_000
 LIMIT: Final = 1_000
@@ -20,7 +20,7 @@ INDEX: Final = "ix_tasks_user_id_created_at_id"
 
 @pytest.fixture(scope="module")
 async def collection(dsn: str) -> list[Position]:
-    """The places of 100,000 tasks, newest first; some were created at the same moment, none in the order of the ids."""
+    """The positions of 100,000 tasks, newest first. Some were created at the same moment. The ids are random."""
     connection = await asyncpg.connect(dsn)
     await connection.execute(
         """
@@ -42,7 +42,7 @@ async def collection(dsn: str) -> list[Position]:
 
 
 class Cost(NamedTuple):
-    """How the server made one page, and how many blocks it looked at for that."""
+    """The plan of one page, and the number of blocks that PostgreSQL read for it."""
 
     nodes: list[str]
     indexes: set[str]
@@ -70,11 +70,11 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(child)
 
 
-# PostgreSQL plans a prepared statement for its values at first, later perhaps for any values. Where it knows that few
-# rows are left, to sort them costs about as much as to follow the index; at 1,000 rows it is a matter of luck.
+# PostgreSQL plans a prepared statement for its values at first, and may use a generic plan later. If it knows that few
+# rows are left, sorting them costs about as much as an index scan: at 1,000 rows, either plan may win.
 @pytest.mark.parametrize(("planning", "limit"), [("force_custom_plan", 200), ("force_generic_plan", 1_000)])
 @pytest.mark.parametrize("sort", ["-created_at", "created_at"])
-async def test_first_middle_and_last_page_are_read_from_the_index_at_the_same_cost(
+async def test_the_first_middle_and_last_page_use_the_index_at_the_same_cost(
     database: asyncpg.Connection, collection: list[Position], sort: Sort, planning: str, limit: int
 ) -> None:
     await database.execute(f"SET plan_cache_mode = {planning}")
@@ -93,7 +93,7 @@ async def test_first_middle_and_last_page_are_read_from_the_index_at_the_same_co
     assert max(blocks) < 1.1 * min(blocks)
 
 
-async def test_an_offset_would_have_cost_far_more_on_the_last_page(
+async def test_an_offset_costs_far_more_on_the_last_page(
     database: asyncpg.Connection, collection: list[Position]
 ) -> None:
     """The positive control of the test above."""
@@ -105,7 +105,7 @@ async def test_an_offset_would_have_cost_far_more_on_the_last_page(
     assert last.blocks > 50 * first.blocks
 
 
-async def test_walking_all_pages_meets_each_task_once(client: httpx.AsyncClient, collection: list[Position]) -> None:
+async def test_all_pages_together_have_each_task_once(client: httpx.AsyncClient, collection: list[Position]) -> None:
     url: str | None = f"/api/{OWNER}/tasks?limit={LIMIT}"
     seen: list[str] = []
 

@@ -1,6 +1,4 @@
-"""What clients are promised that write at the same moment: with If-Match no update is lost, and with
-Idempotency-Key no task is made twice.
-"""
+"""Concurrent writes: with If-Match no update is lost, and with Idempotency-Key no task is created twice."""
 
 import asyncio
 from collections import Counter
@@ -17,7 +15,7 @@ Client = httpx.AsyncClient
 Task = dict[str, Any]
 
 CLIENTS: Final = 20
-LETTERS: Final = "abcde"  # a client each
+LETTERS: Final = "abcde"  # one client for each letter
 APPENDS: Final = 4
 ONCE: Final = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 
@@ -27,18 +25,18 @@ def if_match(seen: Task) -> dict[str, str]:
 
 
 def made(replies: Iterable[httpx.Response]) -> list[httpx.Response]:
-    """Those of the replies that show a task which they made."""
+    """The replies to the requests that created a task."""
     return [reply for reply in replies if reply.status_code == 201 and "Idempotent-Replayed" not in reply.headers]
 
 
 async def at_once(requests: Iterable[Awaitable[httpx.Response]]) -> tuple[list[httpx.Response], Counter[int]]:
-    """Returns the replies, and how often each status is among them."""
+    """Returns the replies, and the number of replies with each status."""
     replies = await asyncio.gather(*requests)
     return replies, Counter(reply.status_code for reply in replies)
 
 
 class TestIfMatch:
-    async def test_of_clients_that_saw_the_same_version_one_updates_the_task(
+    async def test_one_of_many_clients_with_the_same_version_updates_the_task(
         self, client: Client, path: str, task: Task
     ) -> None:
         replies, statuses = await at_once(
@@ -50,7 +48,7 @@ class TestIfMatch:
         assert (await client.get(path)).json() == winner.json()
         assert {reply.headers["ETag"] for reply in replies} == {winner.headers["ETag"]}
 
-    async def test_of_clients_that_saw_the_same_version_one_toggles_it(
+    async def test_one_of_many_clients_with_the_same_version_toggles_the_task(
         self, client: Client, path: str, task: Task
     ) -> None:
         _, statuses = await at_once(client.patch(f"{path}/complete", headers=if_match(task)) for _ in range(CLIENTS))
@@ -58,7 +56,7 @@ class TestIfMatch:
         assert statuses == {200: 1, 412: CLIENTS - 1}
         assert (await client.get(path)).json()["completed"] is True
 
-    async def test_of_clients_that_saw_the_same_version_one_deletes_it(
+    async def test_one_of_many_clients_with_the_same_version_deletes_the_task(
         self, client: Client, path: str, task: Task
     ) -> None:
         _, statuses = await at_once(client.delete(path, headers=if_match(task)) for _ in range(CLIENTS))
@@ -66,7 +64,7 @@ class TestIfMatch:
         assert statuses[204] == 1
         assert statuses[404] + statuses[412] == CLIENTS - 1
 
-    async def test_of_clients_that_saw_the_same_version_one_updates_or_deletes_it(
+    async def test_one_of_many_clients_with_the_same_version_updates_or_deletes_the_task(
         self, client: Client, path: str, task: Task
     ) -> None:
         seen = if_match(task)
@@ -81,10 +79,10 @@ class TestIfMatch:
         assert statuses[404] + statuses[412] == CLIENTS - 1
         assert (await client.get(path)).status_code == (200 if statuses[200] else 404)
 
-    async def test_a_client_that_waited_for_the_row_is_held_to_its_version_too(
+    async def test_a_write_that_waited_for_the_row_still_checks_its_version(
         self, database: asyncpg.Connection, client: Client, path: str, task: Task
     ) -> None:
-        """No chance here: both are at the row before either may write."""
+        """The timing is fixed here: both writes wait for the row before either may proceed."""
         async with database.transaction(), asyncio.timeout(10):
             await database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", UUID(task["id"]))
             update = client.put(path, json={"title": "b"}, headers=if_match(task))
@@ -97,7 +95,7 @@ class TestIfMatch:
 
         assert statuses == {200: 1, 412: 1}
 
-    async def test_without_it_all_write(self, client: Client, path: str) -> None:
+    async def test_all_clients_write_without_if_match(self, client: Client, path: str) -> None:
         """The positive control of the tests above."""
         _, updates = await at_once(client.put(path, json={"title": "b"}) for _ in range(CLIENTS))
         _, toggles = await at_once(client.patch(f"{path}/complete") for _ in range(CLIENTS))
@@ -106,7 +104,7 @@ class TestIfMatch:
 
 
 async def append(client: Client, seen: Task, letter: str, *, conditional: bool) -> None:
-    """Add the letter to the description some times, as a client that has `seen` the task; look again after a 412."""
+    """Append the letter to the description APPENDS times, as a client that has `seen` the task. Reread after a 412."""
     path = f"/api/{seen['user_id']}/tasks/{seen['id']}"
     for _ in repeat(None, APPENDS):
         while True:
@@ -118,8 +116,8 @@ async def append(client: Client, seen: Task, letter: str, *, conditional: bool) 
         seen = reply.json()
 
 
-@pytest.mark.parametrize("conditional", [True, False], ids=["with If-Match", "control without"])
-async def test_read_modify_and_write_loses_no_update(client: Client, tasks: str, conditional: bool) -> None:
+@pytest.mark.parametrize("conditional", [True, False], ids=["with If-Match", "control without If-Match"])
+async def test_only_if_match_prevents_lost_updates(client: Client, tasks: str, conditional: bool) -> None:
     seen = (await client.post(tasks, json={"title": "a", "description": ""})).json()
 
     async with asyncio.TaskGroup() as group:
@@ -131,7 +129,9 @@ async def test_read_modify_and_write_loses_no_update(client: Client, tasks: str,
 
 
 class TestIdempotencyKey:
-    async def test_of_clients_with_one_key_one_makes_the_task_and_all_get_it(self, client: Client, tasks: str) -> None:
+    async def test_concurrent_creations_with_one_key_create_and_return_one_task(
+        self, client: Client, tasks: str
+    ) -> None:
         replies, statuses = await at_once(client.post(tasks, json={"title": "a"}, headers=ONCE) for _ in range(CLIENTS))
 
         assert statuses == {201: CLIENTS}
@@ -139,14 +139,14 @@ class TestIdempotencyKey:
         assert len({reply.content for reply in replies}) == 1
         assert (await client.get(tasks)).json() == [replies[0].json()]
 
-    async def test_without_it_each_makes_one(self, client: Client, tasks: str) -> None:
+    async def test_concurrent_creations_without_a_key_create_one_task_each(self, client: Client, tasks: str) -> None:
         """The positive control of the test above."""
         replies, _ = await at_once(client.post(tasks, json={"title": "a"}) for _ in range(CLIENTS))
 
         assert len(made(replies)) == CLIENTS
         assert len((await client.get(tasks)).json()) == CLIENTS
 
-    async def test_of_clients_with_one_key_and_different_tasks_one_makes_its_own(
+    async def test_concurrent_creations_of_different_tasks_with_one_key_create_one_task(
         self, client: Client, tasks: str
     ) -> None:
         replies, statuses = await at_once(
@@ -156,7 +156,7 @@ class TestIdempotencyKey:
         assert statuses == {201: 1, 422: CLIENTS - 1}
         assert (await client.get(tasks)).json() == [made(replies)[0].json()]
 
-    async def test_while_others_delete_the_task_each_creation_is_deleted_once_or_still_there(
+    async def test_a_task_created_during_deletes_is_deleted_once_or_still_exists(
         self, client: Client, tasks: str
     ) -> None:
         first = await client.post(tasks, json={"title": "a"}, headers=ONCE)

@@ -1,4 +1,4 @@
-"""All six endpoints in any order, by three users, sure of a version or not, against a model that fits on two pages."""
+"""All six endpoints in any order, by three users, with and without a version, compared with a small model."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -16,7 +16,7 @@ from tests.support import serving_in_thread
 
 Task = dict[str, Any]
 
-# Few letters, so that searches hit, and those that a pattern or a collation could trip over.
+# Few letters, so that searches find tasks. Some letters could confuse a pattern or a collation.
 LETTERS: Final = "abAB éÉ%_\\~\n'\"ß漢😀"
 USERS: Final = st.sampled_from(["ada", "auth0|grace", "linus@example.com"])
 TITLES: Final = st.text(LETTERS, min_size=1, max_size=8).filter(lambda text: not text.isspace())
@@ -33,7 +33,7 @@ QUERIES: Final = st.fixed_dictionaries(
         "search": st.text(LETTERS, max_size=2),
     },
 )
-# Which of all versions of a task a change is meant for: any, the first, or the current one.
+# The version of the task that a change requires: any, the first, or the current version.
 VERSIONS: Final = st.sampled_from([None, 0, -1])
 _runs = count()
 
@@ -44,7 +44,7 @@ def url(settings: Settings) -> Iterator[str]:
         yield url
 
 
-def test_the_service_does_what_the_model_does(url: str) -> None:
+def test_the_service_behaves_like_the_model(url: str) -> None:
     with httpx.Client(base_url=url) as TasksMachine.client:
         run_state_machine_as_test(
             TasksMachine,
@@ -58,8 +58,8 @@ def test_the_service_does_what_the_model_does(url: str) -> None:
 
 
 class TasksMachine(RuleBasedStateMachine):
-    """`stored` is the model: each user's tasks by id, as the last reply showed them. `tags` has the entity tags of each
-    task, the current one last; `made` has the id that came of a user's key.
+    """`stored` is the model: each user's tasks by id, as in the last reply. `tags` has the entity tags of each task.
+    The current tag is last. `made` has the id of the task that a user's key created.
     """
 
     ids = Bundle("ids")
@@ -70,7 +70,7 @@ class TasksMachine(RuleBasedStateMachine):
         self.stored: dict[str, dict[str, Task]] = {}
         self.tags: dict[str, list[str]] = {}
         self.made: dict[tuple[str, str], str] = {}
-        self.run = f"~model-{next(_runs)}"  # every run has users of its own
+        self.run = f"~model-{next(_runs)}"  # every run has its own users
 
     @rule(target=ids, user=USERS, title=TITLES, description=DESCRIPTIONS, completed=st.booleans())
     def create(self, user: str, title: str, description: str | None, completed: bool) -> str:
@@ -79,7 +79,7 @@ class TasksMachine(RuleBasedStateMachine):
 
     @rule(target=ids, user=USERS, key=st.sampled_from(["k", "K"]), completed=st.booleans())
     def create_once(self, user: str, key: str, completed: bool) -> str:
-        """The first time it is a creation. Then it answers that task, unless it asks for another one."""
+        """The first request creates the task. Later requests return it, unless they ask for a different task."""
         sent = {"title": "Once", "description": None, "completed": completed}
         task = self.tasks(user).get(self.made.get((user, key), ""))
         reply = self.request("POST", user, json=sent, headers={"Idempotency-Key": key})
@@ -135,12 +135,12 @@ class TasksMachine(RuleBasedStateMachine):
             listed += reply.json()
 
         sort = query.get("sort", "-created_at")
-        expected = [task for task in self.tasks(user).values() if wanted(query, task)]
+        expected = [task for task in self.tasks(user).values() if matches(query, task)]
         expected.sort(key=lambda task: (task[sort.removeprefix("-")], task["id"]), reverse=sort.startswith("-"))
         assert listed == expected
 
     def check_new(self, reply: httpx.Response, user: str, sent: Task, version: int) -> str:
-        """The reply is a new task as it was sent, with an id of that version of UUIDs. Returns the id."""
+        """The reply is a new task with the sent fields and an id of this UUID version. Returns the id."""
         task: Task = reply.json()
         assert reply.status_code == 201
         assert "Idempotent-Replayed" not in reply.headers
@@ -150,7 +150,7 @@ class TasksMachine(RuleBasedStateMachine):
         return str(task["id"])
 
     def check(self, reply: httpx.Response, user: str, task_id: str, changes: Task, version: int | None = None) -> None:
-        """The reply is the stored task with `changes`, newer if there are any, or says why there are none."""
+        """The reply is the stored task with `changes`, newer if there are any, or else 404 or 412."""
         if not self.takes_place(reply, user, task_id, version):
             return
         before, task = self.tasks(user)[task_id], reply.json()
@@ -163,7 +163,7 @@ class TasksMachine(RuleBasedStateMachine):
         self.store(reply, user)
 
     def takes_place(self, reply: httpx.Response, user: str, task_id: str, version: int | None) -> bool:
-        """Whether the user has the task, and in this version. If not, the reply is 404 or 412."""
+        """Whether the user has the task in this version. If not, the reply is 404 or 412."""
         if task_id not in self.tasks(user):
             assert reply.status_code == 404
             return False
@@ -180,7 +180,7 @@ class TasksMachine(RuleBasedStateMachine):
         self.tags.setdefault(task["id"], []).append(reply.headers["ETag"])
 
     def change(self, method: str, user: str, path: str, version: int | None, **options: Any) -> httpx.Response:
-        """Request it, if a version is given on condition that the task is at it."""
+        """Send the request. If a version is given, require it with If-Match."""
         task_id = path.split("/")[1]
         headers = {} if version is None else {"If-Match": self.tags[task_id][version]}
         return self.request(method, user, path, headers=headers, **options)
@@ -195,7 +195,7 @@ class TasksMachine(RuleBasedStateMachine):
         return self.stored.setdefault(user, {})
 
 
-def wanted(query: dict[str, Any], task: Task) -> bool:
+def matches(query: dict[str, Any], task: Task) -> bool:
     states = {"all": {True, False}, "pending": {False}, "completed": {True}}[query.get("status", "all")]
     texts = (text.lower() for text in (task["title"], task["description"]) if text is not None)
     return (
