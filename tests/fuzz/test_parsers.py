@@ -1,6 +1,6 @@
-"""Whatever the parsers are given, each returns what it promises or raises its documented error.
+"""For any input, each parser returns a valid result or raises its documented error.
 
-`FUZZ_EXAMPLES` is the number of inputs for each test; `make fuzz` asks for many.
+`FUZZ_EXAMPLES` is the number of inputs for each test; `make fuzz` uses many.
 """
 
 import hmac
@@ -51,7 +51,7 @@ EXAMPLES: Final = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 fuzzed: Final = settings(
     max_examples=EXAMPLES,
     deadline=None,  # the machine may be busy
-    database=None,  # a failure is printed; thousands of successes need no file each
+    database=None,  # a failure is printed, and thousands of successes need no files
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -65,7 +65,7 @@ any_json: Final = st.recursive(
     max_leaves=6,
 )
 any_bytes: Final = st.binary(max_size=120)
-# What the server lets into a value: all but what ends it.
+# The server accepts all bytes in a header value except those that end it.
 any_value: Final = any_bytes.map(lambda value: value.translate(None, b"\r\n\0"))
 titles: Final = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
 moments: Final = st.integers(0, (YEAR_9999 - YEAR_1) // timedelta(microseconds=1)).map(
@@ -78,7 +78,7 @@ printable: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E)
 
 
 def outcome(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Returns what it returns. It waits for nothing, so it needs no event loop."""
+    """Returns the result of a coroutine that never waits, and so needs no event loop."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -93,13 +93,13 @@ def request(*headers: tuple[bytes, bytes], method: str = "PUT") -> Request:
 class TestCursor:
     @fuzzed
     @given(cursor=any_text | any_bytes.map(urlsafe_b64encode).map(bytes.decode), sort=sorts)
-    def test_text_that_pretends_to_be_one_is_refused(self, cursor: str, sort: Sort) -> None:
+    def test_arbitrary_text_is_refused_as_a_cursor(self, cursor: str, sort: Sort) -> None:
         with pytest.raises(InvalidRequestError):
             decode_cursor(cursor, sort, SCOPE, SORT_KEYS[sort.removeprefix("-")])
 
     @fuzzed
     @given(sort=sorts, id_=st.binary(min_size=12, max_size=16), key=any_bytes | titles.map(str.encode))
-    def test_one_with_a_good_checksum_is_a_position_or_refused(self, sort: Sort, id_: bytes, key: bytes) -> None:
+    def test_a_cursor_with_a_valid_checksum_is_a_position_or_refused(self, sort: Sort, id_: bytes, key: bytes) -> None:
         try:
             position = decode_cursor(_sealed(id_ + key, sort, SCOPE), sort, SCOPE, SORT_KEYS[sort.removeprefix("-")])
         except InvalidRequestError:
@@ -110,14 +110,14 @@ class TestCursor:
 
     @fuzzed
     @given(position=positions)
-    def test_what_one_says_comes_back(self, position: tuple[Sort, Position]) -> None:
+    def test_the_position_in_a_cursor_comes_back(self, position: tuple[Sort, Position]) -> None:
         sort, sent = position
 
         assert decode_cursor(encode_cursor(sent, sort, SCOPE), sort, SCOPE, SORT_KEYS[sort.removeprefix("-")]) == sent
 
     @fuzzed
     @given(position=positions, where=st.floats(0, 1), cut=st.integers(0, 3), put=st.text(max_size=3), other=sorts)
-    def test_a_damaged_or_foreign_one_is_refused(
+    def test_a_damaged_or_foreign_cursor_is_refused(
         self, position: tuple[Sort, Position], where: float, cut: int, put: str, other: Sort
     ) -> None:
         sort, sent = position
@@ -133,7 +133,7 @@ class TestCursor:
 class TestIdempotencyKey:
     @fuzzed
     @given(values=st.lists(any_value | st.sampled_from([b'"', b'"a', b'"a"b"', b'"\\"', b'"\\\\"']), max_size=2))
-    def test_any_value_is_a_printable_key_or_refused(self, values: list[bytes]) -> None:
+    def test_any_header_value_is_a_printable_key_or_refused(self, values: list[bytes]) -> None:
         try:
             key = outcome(read_idempotency_key(request(*((b"idempotency-key", value) for value in values))))
         except MalformedHeaderError:
@@ -144,22 +144,22 @@ class TestIdempotencyKey:
 
     @fuzzed
     @given(key=printable)
-    def test_a_quoted_one_comes_back_as_it_was(self, key: str) -> None:
+    def test_a_quoted_key_comes_back_unchanged(self, key: str) -> None:
         quoted = '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
         assert outcome(read_idempotency_key(request((b"idempotency-key", quoted.encode())))) == key
 
     @fuzzed
     @given(key=printable.filter(lambda key: not key.startswith((" ", '"')) and not key.endswith(" ")))
-    def test_a_bare_one_comes_back_as_it_was(self, key: str) -> None:
+    def test_a_bare_key_comes_back_unchanged(self, key: str) -> None:
         assert outcome(read_idempotency_key(request((b"idempotency-key", key.encode())))) == key
 
 
-# What would be a tag of ours, but for a character or two.
 def tag_of(version: datetime) -> str:
     return f'"{timestamp(version)}"'
 
 
+# Entity tags, most of them with a few characters changed.
 like_tags: Final = st.builds(
     lambda tag, at, put: tag[:at] + put + tag[at + len(put) :],
     moments.map(tag_of),
@@ -173,14 +173,14 @@ like_tags: Final = st.builds(
 class TestEntityTag:
     @fuzzed
     @given(tag=like_tags | any_text)
-    def test_any_text_names_the_version_whose_tag_it_is_or_none(self, tag: str) -> None:
+    def test_any_text_is_the_tag_of_its_version_or_of_no_version(self, tag: str) -> None:
         version = version_of(tag)
 
         assert version is None or tag_of(version) == tag
 
     @fuzzed
     @given(moment=moments)
-    def test_the_tag_of_a_version_names_it(self, moment: datetime) -> None:
+    def test_the_version_in_a_tag_comes_back(self, moment: datetime) -> None:
         assert version_of(tag_of(moment)) == moment
 
     @fuzzed
@@ -230,16 +230,16 @@ any_dsn: Final = any_text | st.tuples(
 
 @pytest.fixture
 def _one_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the certificates of the machine takes longer than all else."""
+    """Reading the certificates of the machine takes longer than everything else."""
     context = ssl.create_default_context()
-    monkeypatch.setattr(ssl, "create_default_context", lambda cafile: context)  # noqa: ARG005  # as it is called
+    monkeypatch.setattr(ssl, "create_default_context", lambda cafile: context)  # noqa: ARG005  # called by keyword
 
 
 def as_the_driver_reads(arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """Returns the addresses and the parameters. Raises what the driver would raise when it is to connect."""
+    """Returns the addresses and the parameters. Raises what the driver would raise when it connects."""
     own = ("host", "port", "user", "password", "database", "ssl", "direct_tls", "server_settings")
     others = dict.fromkeys(("dsn", "passfile", "krbsrvname", "gsslib", "service", "servicefile"))
-    read: Any = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]  # noqa: SLF001  # what it does
+    read: Any = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]  # noqa: SLF001  # its parser
     taken: tuple[Any, Any] = read(
         **{name: arguments.get(name) for name in own},
         **others,
@@ -252,7 +252,7 @@ def as_the_driver_reads(arguments: dict[str, Any]) -> tuple[Any, Any]:
 class TestDatabaseUrl:
     @fuzzed
     @given(dsn=any_dsn)
-    def test_any_text_is_a_url_for_the_engine_or_refused_in_words(self, dsn: str) -> None:
+    def test_any_text_is_a_database_url_or_refused_with_a_message(self, dsn: str) -> None:
         try:
             arguments = parse_dsn(dsn)
         except ValueError as error:
@@ -271,7 +271,7 @@ class TestDatabaseUrl:
         port=st.integers(1, 65_535) | st.none(),
         database=names,
     )
-    def test_the_parts_of_one_come_back(
+    def test_the_parts_of_a_database_url_come_back(
         self, user: str, password: str, host: str, port: int | None, database: str
     ) -> None:
         sent = URL.create("postgresql", user, password, host, port, database)
@@ -328,7 +328,7 @@ def signed(header: object, claims: object) -> str:
 
 
 def owner(token: str) -> str | None:
-    """Returns the user, None for a token that is refused."""
+    """Returns the user, or None if the token is refused."""
     try:
         user_id: str = outcome(VERIFIER.user_id_of(token))
     except TokenInvalidError:
@@ -344,12 +344,12 @@ class TestToken:
             lambda parts: ".".join(map(segment, parts))
         )
     )
-    def test_none_without_the_secret_is_anybodys(self, token: str) -> None:
+    def test_a_token_without_the_secret_is_refused(self, token: str) -> None:
         assert owner(token) is None
 
     @fuzzed_less
     @given(header=any_bytes | any_json | token_headers, claims=any_bytes | any_json | token_claims)
-    def test_any_signed_one_is_somebodys_or_refused(self, header: object, claims: object) -> None:
+    def test_a_signed_token_names_its_user_or_is_refused(self, header: object, claims: object) -> None:
         user_id = owner(signed(header, claims))
 
         assert user_id is None or isinstance(claims, dict)
@@ -357,7 +357,7 @@ class TestToken:
 
     @fuzzed_less
     @given(user_id=st.from_regex(USER_ID_PATTERN.replace("$", r"\Z")), lifetime=st.integers(60, 10**9))
-    def test_a_good_one_is_its_subjects(self, user_id: str, lifetime: int) -> None:
+    def test_a_valid_token_names_its_subject(self, user_id: str, lifetime: int) -> None:
         token = jwt.encode({"sub": user_id, "exp": time() + lifetime}, SECRET, "HS256")
 
         assert owner(token) == user_id
@@ -381,7 +381,7 @@ odd_members: Final = st.fixed_dictionaries(
     }
     | {name: any_json | any_bytes.map(segment) for name in ("kid", "alg", "x", "y", "n", "e", "d", "k")},
 )
-# Good keys, some members of which are not.
+# Valid keys with some members replaced.
 spoilt_keys: Final = st.tuples(
     st.sampled_from(GOOD_KEYS), odd_members, st.sets(st.sampled_from(["crv", "kid", "x", "y"]))
 )
@@ -410,7 +410,7 @@ class TestKeySet:
         kids=st.lists(titles, min_size=1, max_size=8, unique=True),
         junk=st.lists(titles | st.dictionaries(titles, titles), max_size=4),
     )
-    def test_good_keys_are_read_whatever_stands_beside_them(self, kids: list[str], junk: list[object]) -> None:
+    def test_valid_keys_are_read_between_invalid_entries(self, kids: list[str], junk: list[object]) -> None:
         [okp, _] = GOOD_KEYS
         keys = [{**okp, "kid": kid} for kid in kids]
 
@@ -435,7 +435,7 @@ queries: Final = st.lists(
 ).map(lambda pairs: b"&".join(b"%s=%s" % pair for pair in pairs))
 
 
-class Away:
+class UnreachableDatabase:
     """A database that cannot be reached."""
 
     usable = False
@@ -445,9 +445,14 @@ class Away:
 
 
 async def ask(
-    method: str, raw_path: bytes, query: bytes, *, tokens: TokenVerifier | None = None, database: Away | None = None
+    method: str,
+    raw_path: bytes,
+    query: bytes,
+    *,
+    tokens: TokenVerifier | None = None,
+    database: UnreachableDatabase | None = None,
 ) -> list[Any]:
-    """Call the application as the server does. Without a database, asking it would be a defect."""
+    """Call the application as the server does. Without a database, a query would be a defect."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -479,7 +484,7 @@ class TestRequestTarget:
         path=targets,
         query=any_bytes,
     )
-    async def test_any_path_and_query_are_refused(self, method: str, path: bytes, query: bytes) -> None:
+    async def test_any_path_and_query_are_refused_without_a_token(self, method: str, path: bytes, query: bytes) -> None:
         assume(unquote(path.decode("latin-1")) not in PUBLIC)
 
         start, body = await ask(method, path, query, tokens=VERIFIER)
@@ -491,11 +496,11 @@ class TestRequestTarget:
     @fuzzed_less
     @given(method=st.sampled_from(["GET", "PUT", "PATCH", "DELETE", "HEAD"]), path=targets, query=any_bytes | queries)
     @example(method="GET", path=b"/api/ada/tasks", query=b"limit=1&sort=title&cursor=AAAA")
-    async def test_whoever_may_ask_is_refused_or_told_that_the_database_is_away(
+    async def test_an_authorized_request_is_refused_or_503_if_the_database_is_unreachable(
         self, method: str, path: bytes, query: bytes
     ) -> None:
         assume(unquote(path.decode("latin-1")) not in PUBLIC)
 
-        start, _ = await ask(method, path, query, database=Away())
+        start, _ = await ask(method, path, query, database=UnreachableDatabase())
 
         assert start["status"] in {404, 405, 422, 503}
