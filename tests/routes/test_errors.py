@@ -455,7 +455,7 @@ def _echoes(reply: httpx.Response) -> bool:
 
 
 class TestEcho:
-    """An error never repeats the request, because its reader may not be the author of the request."""
+    """An error repeats only names of unknown fields, because its reader may not be the author of the request."""
 
     @pytest.mark.parametrize(
         "call",

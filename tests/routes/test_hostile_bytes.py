@@ -1,4 +1,4 @@
-"""Malformed bytes get a 4xx reply or a closed connection. They cost little and reach nobody's tasks."""
+"""Malformed bytes get a 4xx reply or a closed connection. They cost little and give access to no tasks."""
 
 import asyncio
 import ctypes

@@ -159,7 +159,7 @@ async def ask(
 
 @asynccontextmanager
 async def started(settings: Settings) -> AsyncIterator[Service]:
-    """Yields a function that requests a service without a server: address and `Host` in, status out."""
+    """Yields a function that sends a request, without a server, to an address with a `Host`. It returns the status."""
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
 
@@ -238,11 +238,11 @@ class TestHost:
         assert method == b"HEAD" or kind(body) == "misdirected-request"
 
     async def test_a_preflight_is_answered_only_for_a_loopback_host(self, client: httpx.AsyncClient) -> None:
-        ours = await ask(client.base_url, b"Host: localhost:8000", *PREFLIGHT, method=b"OPTIONS")
+        loopback = await ask(client.base_url, b"Host: localhost:8000", *PREFLIGHT, method=b"OPTIONS")
         other = await ask(client.base_url, b"Host: evil.example:8000", *PREFLIGHT, method=b"OPTIONS")
 
-        assert (ours[0], other[0]) == (200, 421)
-        assert b"\r\naccess-control-allow-origin: http://localhost:3000" in ours[1]
+        assert (loopback[0], other[0]) == (200, 421)
+        assert b"\r\naccess-control-allow-origin: http://localhost:3000" in loopback[1]
         assert b"access-control-" not in other[1]
 
     @pytest.mark.parametrize("content", [b"{", b'{"title": "a"}', b"a" * 70_000])
@@ -283,10 +283,10 @@ class TestHost:
         ],
     )
     async def test_no_other_header_replaces_the_host_header(self, client: httpx.AsyncClient, field: bytes) -> None:
-        ours, _, _ = await ask(client.base_url, b"Host: localhost", field % b"evil.example")
+        loopback, _, _ = await ask(client.base_url, b"Host: localhost", field % b"evil.example")
         other, _, _ = await ask(client.base_url, b"Host: evil.example", field % b"localhost")
 
-        assert (ours, other) == (200, 421)
+        assert (loopback, other) == (200, 421)
 
     async def test_the_request_line_does_not_replace_the_host_header(self, client: httpx.AsyncClient) -> None:
         other, _, _ = await ask(client.base_url, b"Host: evil.example", path=f"http://localhost{TASKS}")
@@ -412,7 +412,7 @@ class TestRebinding:
 
     HOST: Final = b"Host: evil.example:8000"
     ORIGIN: Final = b"Origin: http://evil.example:8000"
-    OURS: Final = b"Host: localhost:8000"
+    LOOPBACK: Final = b"Host: localhost:8000"
 
     async def test_a_rebound_page_reads_no_tasks(
         self, client: httpx.AsyncClient, task: dict[str, Any], tasks: str
@@ -420,13 +420,13 @@ class TestRebinding:
         fields = (b"Sec-Fetch-Site: same-origin", b"Referer: http://evil.example:8000/")
 
         status, _, body = await ask(client.base_url, self.HOST, *fields, path=tasks)
-        _, _, listed = await ask(client.base_url, self.OURS, *fields, path=tasks)
+        _, _, listed = await ask(client.base_url, self.LOOPBACK, *fields, path=tasks)
 
         assert status == 421
         assert task["id"].encode() not in body
         assert json.loads(listed) == [task]  # the control differs only in the host
 
-    @pytest.mark.parametrize(("host", "titles"), [(HOST, []), (OURS, ["Planted"])], ids=["rebound", "control"])
+    @pytest.mark.parametrize(("host", "titles"), [(HOST, []), (LOOPBACK, ["Planted"])], ids=["rebound", "control"])
     async def test_a_page_creates_a_task_only_under_a_loopback_host(
         self, client: httpx.AsyncClient, tasks: str, host: bytes, titles: list[str]
     ) -> None:
@@ -434,7 +434,7 @@ class TestRebinding:
 
         assert [task["title"] for task in (await client.get(tasks)).json()] == titles
 
-    @pytest.mark.parametrize(("host", "status"), [(HOST, 200), (OURS, 404)], ids=["rebound", "control"])
+    @pytest.mark.parametrize(("host", "status"), [(HOST, 200), (LOOPBACK, 404)], ids=["rebound", "control"])
     async def test_a_page_deletes_a_task_only_under_a_loopback_host(
         self, client: httpx.AsyncClient, path: str, host: bytes, status: int
     ) -> None:

@@ -463,7 +463,7 @@ class TestJson:
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("content", [b'{"title": "hunter2', b"hunter2", b'{"a": hunter2}', b'{hunter2: "a"}'])
-    async def test_the_reply_to_malformed_json_does_not_repeat_it(
+    async def test_the_reply_does_not_repeat_malformed_json(
         self, client: httpx.AsyncClient, tasks: str, content: bytes
     ) -> None:
         reply = await client.post(tasks, content=content, headers=_JSON)
