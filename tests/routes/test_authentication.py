@@ -414,7 +414,7 @@ class TestDatabase:
         assert checkouts == []
 
     @pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/health/live"), ("GET", "/openapi.json")])
-    async def test_a_request_for_another_path_takes_no_database_connection(
+    async def test_a_path_outside_the_operations_takes_no_database_connection(
         self, client: httpx.AsyncClient, mine: Headers, checkouts: list[None], method: str, path: str
     ) -> None:
         await client.request(method, path, headers=mine)
@@ -672,7 +672,7 @@ class TestIssuerKeys:
     ) -> None:
         assert_refused(await client.get(tasks, headers=carrying(signer("HS256").issue(claims_of(user)))))
 
-    async def test_issuer_and_audience_are_checked_if_they_are_set(self, dsn: str) -> None:
+    async def test_issuer_and_audience_are_checked_for_a_token_of_an_issuer_key(self, dsn: str) -> None:
         ed25519 = signer("EdDSA")
         good, bad = (carrying(ed25519.issue(claims_of("zoe", iss="a", aud=aud))) for aud in ("b", "c"))
         async with (

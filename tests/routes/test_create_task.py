@@ -72,7 +72,7 @@ class TestReply:
 
         assert sent.items() <= reply.json().items()
 
-    async def test_the_id_is_a_uuid_of_version_7(self, task: dict[str, Any]) -> None:
+    async def test_the_id_of_a_new_task_is_a_uuid_of_version_7(self, task: dict[str, Any]) -> None:
         assert UUID(task["id"]).version == 7
         assert str(UUID(task["id"])) == task["id"]
 
@@ -170,7 +170,7 @@ class TestTitle:
         assert pointers(reply) == ["#/title"]
         assert reply.json()["detail"] == "title: is required"
 
-    async def test_a_body_is_required(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_a_creation_requires_a_body(self, client: httpx.AsyncClient, tasks: str) -> None:
         assert pointers(await client.post(tasks)) == ["#"]
 
 

@@ -538,7 +538,7 @@ class TestBodySize:
         assert (reply.status_code, reply.json()["title"]) == (201, "Buy oat milk")
 
     @pytest.mark.parametrize("size", [_LIMIT + 1, 10_000_000])
-    async def test_a_larger_body_is_413_and_creates_no_task(
+    async def test_a_body_above_65536_bytes_is_413_and_creates_no_task(
         self, client: httpx.AsyncClient, tasks: str, framing: str, size: int
     ) -> None:
         content = _BODY.ljust(size)

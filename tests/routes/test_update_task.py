@@ -132,7 +132,7 @@ class TestRules:
 
         assert [error["pointer"] for error in reply.json()["errors"]] == ["#/title", "#/description", "#/completed"]
 
-    async def test_a_body_is_required(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_an_update_requires_a_body(self, client: httpx.AsyncClient, path: str) -> None:
         reply = await client.put(path)
 
         assert reply.status_code == 422
