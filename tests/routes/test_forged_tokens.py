@@ -76,22 +76,24 @@ hostile: Final = settings(
 )
 
 
-def good() -> dict[str, object]:
+def valid_claims() -> dict[str, object]:
     """The claims of a valid token."""
     return claims_of("mia", iss=ISSUER, aud=AUDIENCE, jti="a" * 40)
 
 
 def claims(reason: str, **changes: object) -> Forgery:
-    return Forgery({reason}, lambda key: key.issue(good() | changes))
+    return Forgery({reason}, lambda key: key.issue(valid_claims() | changes))
 
 
 def absent(reason: str, name: str) -> Forgery:
-    return Forgery({reason}, lambda key: key.issue({claim: value for claim, value in good().items() if claim != name}))
+    return Forgery(
+        {reason}, lambda key: key.issue({claim: value for claim, value in valid_claims().items() if claim != name})
+    )
 
 
-def more(members: str) -> Forgery:
+def appended(members: str) -> Forgery:
     """Valid claims, followed by JSON that Python would not write."""
-    return payload(lambda: json.dumps(good())[:-1].encode() + b", " + members.encode() + b"}")
+    return payload(lambda: json.dumps(valid_claims())[:-1].encode() + b", " + members.encode() + b"}")
 
 
 def payload(make: Callable[[], bytes]) -> Forgery:
@@ -99,23 +101,23 @@ def payload(make: Callable[[], bytes]) -> Forgery:
 
 
 def header(reasons: set[str], **changes: object) -> Forgery:
-    return Forgery(reasons, lambda key: key.issue(good(), **changes))
+    return Forgery(reasons, lambda key: key.issue(valid_claims(), **changes))
 
 
 def raw_header(make: Callable[[bytes], bytes]) -> Forgery:
-    return Forgery({"malformed"}, lambda key: sign(make(head(key)), json.dumps(good()).encode(), key.key))
+    return Forgery({"malformed"}, lambda key: sign(make(head(key)), json.dumps(valid_claims()).encode(), key.key))
 
 
-def resigned(make: Callable[[bytes, Signer], bytes]) -> Forgery:
+def resign(make: Callable[[bytes, Signer], bytes]) -> Forgery:
     """A signature that is derived from the valid signature."""
-    return signed_otherwise(lambda message, key: make(signature(message, key.key), key))
+    return with_signature(lambda message, key: make(signature(message, key.key), key))
 
 
-def signed_otherwise(make: Callable[[bytes, Signer], bytes]) -> Forgery:
+def with_signature(make: Callable[[bytes, Signer], bytes]) -> Forgery:
     """A signature that is computed from the signed text in another way."""
 
     def forge(key: Signer) -> str:
-        signed, _, _ = key.issue(good()).rpartition(".")
+        signed, _, _ = key.issue(valid_claims()).rpartition(".")
         return f"{signed}.{base64url(make(signed.encode(), key))}"
 
     return Forgery({"signature"}, forge)
@@ -123,7 +125,7 @@ def signed_otherwise(make: Callable[[bytes, Signer], bytes]) -> Forgery:
 
 def rewritten(make: Callable[[str], str], reasons: set[str] | None = None) -> Forgery:
     """A change to the text of a valid token."""
-    return Forgery(reasons or {"malformed"}, lambda key: make(key.issue(good())))
+    return Forgery(reasons or {"malformed"}, lambda key: make(key.issue(valid_claims())))
 
 
 def head(key: Signer) -> bytes:
@@ -132,11 +134,11 @@ def head(key: Signer) -> bytes:
 
 def written(end: str) -> bytes:
     """Valid claims, with this text as the value of `exp`."""
-    return json.dumps(good() | {"exp": 0}).replace('"exp": 0', f'"exp": {end}').encode()
+    return json.dumps(valid_claims() | {"exp": 0}).replace('"exp": 0', f'"exp": {end}').encode()
 
 
-def good_of(user: str) -> dict[str, object]:
-    return good() | {"sub": user}
+def claims_for(user: str) -> dict[str, object]:
+    return valid_claims() | {"sub": user}
 
 
 def another(algorithm: str) -> str:
@@ -144,7 +146,7 @@ def another(algorithm: str) -> str:
 
 
 @cache
-def stranger(key: Signer) -> Signer:
+def impostor(key: Signer) -> Signer:
     """Returns another key with the same key id."""
     return new_signer(key.algorithm, key.kid)
 
@@ -153,15 +155,15 @@ def secret(key: bytes) -> Signer:
     return Signer("HS256", None, key)
 
 
-def reused(key: Signer, other: str) -> str:
+def with_signature_of(key: Signer, other: str) -> str:
     """Returns a token with the signature of another token."""
-    return key.issue(good()).rpartition(".")[0] + "." + other.rpartition(".")[2]
+    return key.issue(valid_claims()).rpartition(".")[0] + "." + other.rpartition(".")[2]
 
 
 def in_the_base64_alphabet(key: Signer) -> str:
     """Returns a token whose signature has a character of base64 that base64url does not have."""
     for number in range(1_000):
-        signed, _, signed_with = key.issue(good() | {"jti": str(number)}).rpartition(".")
+        signed, _, signed_with = key.issue(valid_claims() | {"jti": str(number)}).rpartition(".")
         if "-" in signed_with or "_" in signed_with:
             return f"{signed}.{signed_with.replace('-', '+').replace('_', '/')}"
     raise AssertionError
@@ -208,7 +210,7 @@ FORGED_CLAIMS: Final[dict[str, Forgery]] = {
     "exp object": claims("malformed", exp={"$date": 4_102_444_800}),
     "exp negative": claims("malformed", exp=-1),
     "exp 0": claims("expired", exp=0),
-    "exp past": Forgery({"expired"}, lambda key: key.issue(good() | {"exp": int(time()) - DAY})),
+    "exp past": Forgery({"expired"}, lambda key: key.issue(valid_claims() | {"exp": int(time()) - DAY})),
     "exp in milliseconds": claims("malformed", exp=4_102_444_800_000),
     "exp in the year 10000": claims("malformed", exp=253_402_300_800),
     "exp 10**400": claims("malformed", exp=10**400),
@@ -218,14 +220,14 @@ FORGED_CLAIMS: Final[dict[str, Forgery]] = {
     "exp NaN": claims("malformed", exp=float("nan")),
     "exp Infinity": claims("malformed", exp=float("inf")),
     "exp -Infinity": claims("malformed", exp=float("-inf")),
-    "exp twice": more('"exp": 4102444800'),
-    "nbf future": Forgery({"not valid yet"}, lambda key: key.issue(good() | {"nbf": int(time()) + DAY})),
+    "exp twice": appended('"exp": 4102444800'),
+    "nbf future": Forgery({"not valid yet"}, lambda key: key.issue(valid_claims() | {"nbf": int(time()) + DAY})),
     "nbf text": claims("malformed", nbf="0"),
     "nbf null": claims("malformed", nbf=None),
     "nbf false": claims("malformed", nbf=False),
     "nbf NaN": claims("malformed", nbf=float("nan")),
     "nbf 10**400": claims("malformed", nbf=10**400),
-    "iat future": Forgery({"not valid yet"}, lambda key: key.issue(good() | {"iat": int(time()) + DAY})),
+    "iat future": Forgery({"not valid yet"}, lambda key: key.issue(valid_claims() | {"iat": int(time()) + DAY})),
     "iat text": claims("malformed", iat="0"),
     "iat null": claims("malformed", iat=None),
     "iat Infinity": claims("malformed", iat=float("inf")),
@@ -254,10 +256,10 @@ FORGED_CLAIMS: Final[dict[str, Forgery]] = {
     "sub full width": claims("user id", sub="\uff4d\uff49\uff41"),
     "sub with a zero-width space": claims("user id", sub="mia\u200b"),
     "sub with a digit of another script": claims("user id", sub="mia\u0661"),
-    "sub twice": more('"sub": "mia"'),
-    "sub twice, once escaped": more(r'"\u0073ub": "mia"'),
-    "sub twice, first of another user": payload(lambda: b'{"sub": "eve", ' + json.dumps(good())[1:].encode()),
-    "nested claim twice": more('"user": {"id": "mia", "id": "eve"}'),
+    "sub twice": appended('"sub": "mia"'),
+    "sub twice, once escaped": appended(r'"\u0073ub": "mia"'),
+    "sub twice, first of another user": payload(lambda: b'{"sub": "eve", ' + json.dumps(valid_claims())[1:].encode()),
+    "nested claim twice": appended('"user": {"id": "mia", "id": "eve"}'),
     "no iss": absent("no iss", "iss"),
     "iss of another issuer": claims("issuer", iss="https://evil.example"),
     "iss with a slash at the end": claims("issuer", iss=f"{ISSUER}/"),
@@ -267,7 +269,7 @@ FORGED_CLAIMS: Final[dict[str, Forgery]] = {
     "iss null": claims("issuer", iss=None),
     "iss list": claims("issuer", iss=[ISSUER]),
     "iss object": claims("issuer", iss={ISSUER: ISSUER}),
-    "iss twice": more(f'"iss": "{ISSUER}"'),
+    "iss twice": appended(f'"iss": "{ISSUER}"'),
     "no aud": absent("no aud", "aud"),
     "aud of another service": claims("audience", aud="other"),
     "aud cut short": claims("audience", aud=AUDIENCE[:-1]),
@@ -280,21 +282,21 @@ FORGED_CLAIMS: Final[dict[str, Forgery]] = {
     "aud empty": claims("no aud", aud=""),
     "aud empty list": claims("no aud", aud=[]),
     "aud null": claims("no aud", aud=None),
-    "aud twice": more(f'"aud": "{AUDIENCE}"'),
+    "aud twice": appended(f'"aud": "{AUDIENCE}"'),
     "jti number": claims("malformed", jti=1),
-    "payload is a list": payload(lambda: json.dumps([good()]).encode()),
-    "payload is a string": payload(lambda: json.dumps(json.dumps(good())).encode()),
+    "payload is a list": payload(lambda: json.dumps([valid_claims()]).encode()),
+    "payload is a string": payload(lambda: json.dumps(json.dumps(valid_claims())).encode()),
     "payload is a number": payload(lambda: b"1"),
     "payload is null": payload(lambda: b"null"),
     "payload empty": payload(lambda: b""),
     "payload not JSON": payload(lambda: b"sub=mia&exp=4102444800"),
-    "payload cut short": payload(lambda: json.dumps(good()).encode()[:-1]),
-    "payload with trailing data": payload(lambda: json.dumps(good()).encode() + b"{}"),
-    "payload not UTF-8": payload(lambda: json.dumps(good())[:-1].encode() + b', "a": "\xff"}'),
-    "payload in UTF-16": payload(lambda: json.dumps(good()).encode("utf-16")),
-    "payload in UTF-32": payload(lambda: json.dumps(good()).encode("utf-32-be")),
-    "payload with a byte order mark": payload(lambda: b"\xef\xbb\xbf" + json.dumps(good()).encode()),
-    "payload compressed": payload(lambda: compress(json.dumps(good()).encode())),
+    "payload cut short": payload(lambda: json.dumps(valid_claims()).encode()[:-1]),
+    "payload with trailing data": payload(lambda: json.dumps(valid_claims()).encode() + b"{}"),
+    "payload not UTF-8": payload(lambda: json.dumps(valid_claims())[:-1].encode() + b', "a": "\xff"}'),
+    "payload in UTF-16": payload(lambda: json.dumps(valid_claims()).encode("utf-16")),
+    "payload in UTF-32": payload(lambda: json.dumps(valid_claims()).encode("utf-32-be")),
+    "payload with a byte order mark": payload(lambda: b"\xef\xbb\xbf" + json.dumps(valid_claims()).encode()),
+    "payload compressed": payload(lambda: compress(json.dumps(valid_claims()).encode())),
     "payload deeply nested": payload(lambda: b"[" * 2_800 + b"]" * 2_800),
     "payload deeply nested and unclosed": payload(lambda: b'{"a":' * 1_100),
 }
@@ -305,17 +307,20 @@ FORGED_HEADERS: Final[dict[str, Forgery]] = {
     "alg null": header(KEY, alg=None),
     "alg true": header(KEY, alg=True),
     "alg number": header(KEY, alg=256),
-    "alg list": Forgery(KEY, lambda key: key.issue(good(), alg=[key.algorithm])),
-    "alg object": Forgery(KEY, lambda key: key.issue(good(), alg={key.algorithm: key.algorithm})),
-    "alg in lower case": Forgery(KEY, lambda key: key.issue(good(), alg=key.algorithm.lower())),
-    "alg with a space": Forgery(KEY, lambda key: key.issue(good(), alg=f"{key.algorithm} ")),
-    "alg with NUL": Forgery(KEY, lambda key: key.issue(good(), alg=f"{key.algorithm}\0")),
-    "alg of another supported kind of key": Forgery(KEY, lambda key: key.issue(good(), alg=another(key.algorithm))),
+    "alg list": Forgery(KEY, lambda key: key.issue(valid_claims(), alg=[key.algorithm])),
+    "alg object": Forgery(KEY, lambda key: key.issue(valid_claims(), alg={key.algorithm: key.algorithm})),
+    "alg in lower case": Forgery(KEY, lambda key: key.issue(valid_claims(), alg=key.algorithm.lower())),
+    "alg with a space": Forgery(KEY, lambda key: key.issue(valid_claims(), alg=f"{key.algorithm} ")),
+    "alg with NUL": Forgery(KEY, lambda key: key.issue(valid_claims(), alg=f"{key.algorithm}\0")),
+    "alg of another supported kind of key": Forgery(
+        KEY, lambda key: key.issue(valid_claims(), alg=another(key.algorithm))
+    ),
     "alg twice, then none": Forgery(
-        KEY, lambda key: sign(head(key)[:-1] + b', "alg": "none"}', json.dumps(good()).encode(), key.key)
+        KEY, lambda key: sign(head(key)[:-1] + b', "alg": "none"}', json.dumps(valid_claims()).encode(), key.key)
     ),
     "no alg": Forgery(
-        KEY, lambda key: sign(json.dumps({"kid": key.kid or "a"}).encode(), json.dumps(good()).encode(), key.key)
+        KEY,
+        lambda key: sign(json.dumps({"kid": key.kid or "a"}).encode(), json.dumps(valid_claims()).encode(), key.key),
     ),
     "kid number": header({"malformed"}, kid=1),
     "kid null": header({"malformed"}, kid=None),
@@ -343,25 +348,27 @@ FORGED_HEADERS: Final[dict[str, Forgery]] = {
 }
 
 FORGED_SIGNATURES: Final[dict[str, Forgery]] = {
-    "of another key": Forgery({"signature"}, lambda key: stranger(key).issue(good())),
-    "of other claims": Forgery({"signature"}, lambda key: reused(key, key.issue(good() | {"sub": "eve"}))),
-    "of the payload alone": signed_otherwise(lambda message, key: signature(message.partition(b".")[2], key.key)),
-    "of the decoded payload": signed_otherwise(lambda _, key: signature(json.dumps(good()).encode(), key.key)),
-    "one byte shorter": resigned(lambda good, _: good[:-1]),
-    "cut to one byte": resigned(lambda good, _: good[:1]),
-    "cut to half": resigned(lambda good, _: good[: len(good) // 2]),
-    "one byte longer": resigned(lambda good, _: good + b"\0"),
-    "with a leading zero byte": resigned(lambda good, _: b"\0" + good),
-    "repeated": resigned(lambda good, _: good * 2),
-    "with a bit changed at the start": resigned(lambda good, _: bytes([good[0] ^ 1]) + good[1:]),
-    "with a bit changed at the end": resigned(lambda good, _: good[:-1] + bytes([good[-1] ^ 1])),
-    "backwards": resigned(lambda good, _: good[::-1]),
-    "all zero": resigned(lambda good, _: bytes(len(good))),
-    "all ones": resigned(lambda good, _: b"\xff" * len(good)),
-    "0x01 and zeros": resigned(lambda good, _: b"\x01" + bytes(len(good) - 1)),
-    "a single zero byte": resigned(lambda _, __: b"\0"),
-    "in hexadecimal": resigned(lambda good, _: good.hex().encode()),
-    "encoded twice in base64url": resigned(lambda good, _: base64url(good).encode()),
+    "of another key": Forgery({"signature"}, lambda key: impostor(key).issue(valid_claims())),
+    "of other claims": Forgery(
+        {"signature"}, lambda key: with_signature_of(key, key.issue(valid_claims() | {"sub": "eve"}))
+    ),
+    "of the payload alone": with_signature(lambda message, key: signature(message.partition(b".")[2], key.key)),
+    "of the decoded payload": with_signature(lambda _, key: signature(json.dumps(valid_claims()).encode(), key.key)),
+    "one byte shorter": resign(lambda good, _: good[:-1]),
+    "cut to one byte": resign(lambda good, _: good[:1]),
+    "cut to half": resign(lambda good, _: good[: len(good) // 2]),
+    "one byte longer": resign(lambda good, _: good + b"\0"),
+    "with a leading zero byte": resign(lambda good, _: b"\0" + good),
+    "repeated": resign(lambda good, _: good * 2),
+    "with a bit changed at the start": resign(lambda good, _: bytes([good[0] ^ 1]) + good[1:]),
+    "with a bit changed at the end": resign(lambda good, _: good[:-1] + bytes([good[-1] ^ 1])),
+    "backwards": resign(lambda good, _: good[::-1]),
+    "all zero": resign(lambda good, _: bytes(len(good))),
+    "all ones": resign(lambda good, _: b"\xff" * len(good)),
+    "0x01 and zeros": resign(lambda good, _: b"\x01" + bytes(len(good) - 1)),
+    "a single zero byte": resign(lambda _, __: b"\0"),
+    "in hexadecimal": resign(lambda good, _: good.hex().encode()),
+    "encoded twice in base64url": resign(lambda good, _: base64url(good).encode()),
     "empty": rewritten(lambda token: token.rpartition(".")[0] + "."),
     "missing": rewritten(lambda token: token.rpartition(".")[0]),
     "with padding": rewritten(lambda token: token + "="),
@@ -402,8 +409,8 @@ FORGED_SIGNATURES: Final[dict[str, Forgery]] = {
     "as JSON": rewritten(
         lambda token: json.dumps(dict(zip(("protected", "payload", "signature"), token.split("."), strict=True)))
     ),
-    "with a payload of 8 KiB": Forgery({"malformed"}, lambda key: key.issue(good() | {"a": "a" * 8_192})),
-    "with a header of 8 KiB": Forgery({"malformed"}, lambda key: key.issue(good(), a="a" * 8_192)),
+    "with a payload of 8 KiB": Forgery({"malformed"}, lambda key: key.issue(valid_claims() | {"a": "a" * 8_192})),
+    "with a header of 8 KiB": Forgery({"malformed"}, lambda key: key.issue(valid_claims(), a="a" * 8_192)),
     "just a dot": rewritten(lambda _: "."),
     "just two dots": rewritten(lambda _: ".."),
     "the text null": rewritten(lambda _: "null"),
@@ -439,19 +446,19 @@ PUBLIC_FORMS: Final[dict[str, Callable[[Signer], bytes]]] = {
 }
 
 SIGNATURES_OF_ONE_ALGORITHM: Final[list[tuple[str, Forgery]]] = [
-    ("EdDSA", resigned(enlarged_ed25519)),
-    ("EdDSA", resigned(lambda _, __: b"\x01" + bytes(63))),  # a point of small order
-    ("ES256", resigned(lambda good, _: good[:32] + bytes(32))),
-    ("ES256", resigned(lambda good, _: bytes(32) + good[32:])),
-    ("ES256", resigned(lambda _, __: P256_ORDER.to_bytes(32, "big") * 2)),
-    ("ES256", resigned(lambda good, _: good[32:] + good[:32])),
-    ("ES256", resigned(wide_es256)),
-    ("ES256", resigned(der_of_es256)),
-    ("RS256", resigned(enlarged_rs256)),
-    ("RS256", signed_otherwise(pss_of_rs256)),
-    ("HS256", signed_otherwise(lambda message, _: hmac.digest(SECRET.encode(), message, "sha512"))),
-    ("HS256", signed_otherwise(lambda message, _: hmac.digest(SECRET.encode(), message, "sha512")[:32])),
-    ("HS256", signed_otherwise(lambda message, _: sha256(SECRET.encode() + message).digest())),
+    ("EdDSA", resign(enlarged_ed25519)),
+    ("EdDSA", resign(lambda _, __: b"\x01" + bytes(63))),  # a point of small order
+    ("ES256", resign(lambda good, _: good[:32] + bytes(32))),
+    ("ES256", resign(lambda good, _: bytes(32) + good[32:])),
+    ("ES256", resign(lambda _, __: P256_ORDER.to_bytes(32, "big") * 2)),
+    ("ES256", resign(lambda good, _: good[32:] + good[:32])),
+    ("ES256", resign(wide_es256)),
+    ("ES256", resign(der_of_es256)),
+    ("RS256", resign(enlarged_rs256)),
+    ("RS256", with_signature(pss_of_rs256)),
+    ("HS256", with_signature(lambda message, _: hmac.digest(SECRET.encode(), message, "sha512"))),
+    ("HS256", with_signature(lambda message, _: hmac.digest(SECRET.encode(), message, "sha512")[:32])),
+    ("HS256", with_signature(lambda message, _: sha256(SECRET.encode() + message).digest())),
 ]
 
 KEY_IDS: Final[dict[str, str]] = {
@@ -482,7 +489,7 @@ HEADER_VALUES: Final[dict[str, Callable[[bytes], list[bytes]]]] = {
     "after an empty header line": lambda good: [b"", good],
     "before the token of another user": lambda good: [
         good,
-        b"Bearer " + signer("HS256").issue(good_of("eve")).encode(),
+        b"Bearer " + signer("HS256").issue(claims_for("eve")).encode(),
     ],
     "after a tab": lambda good: [good.replace(b" ", b" \t")],
     "before bytes that are not ASCII": lambda good: [good + b"\xff\xfe"],
@@ -577,7 +584,7 @@ class TestControl:
     async def test_a_valid_token_is_accepted_and_its_database_connections_are_counted(
         self, services: Services, algorithm: str
     ) -> None:
-        token = header_of(signer(algorithm).issue(good()))
+        token = header_of(signer(algorithm).issue(valid_claims()))
 
         with counted_checkouts() as checkouts:
             replies = await asyncio.gather(*(ask(services.trusting(algorithm), *call, token) for call in CALLS))
@@ -626,7 +633,7 @@ class TestForged:
     async def test_a_valid_token_in_a_malformed_authorization_header_is_refused(
         self, services: Services, refuse: Refuse, make: Callable[[bytes], list[bytes]]
     ) -> None:
-        sent = make(header_of(signer("HS256").issue(good())))
+        sent = make(header_of(signer("HS256").issue(valid_claims())))
 
         assert await refuse(services.of_secret, *sent) <= {"several", "malformed"}
 
@@ -644,8 +651,8 @@ class TestKeys:
     ) -> None:
         key = make()
 
-        assert await refuse(services.of_secret, header_of(key.issue(good()))) <= {"algorithm", "signature"}
-        assert await refuse(services.of_secret, header_of(key.issue(good(), alg="HS256"))) == {"signature"}
+        assert await refuse(services.of_secret, header_of(key.issue(valid_claims()))) <= {"algorithm", "signature"}
+        assert await refuse(services.of_secret, header_of(key.issue(valid_claims(), alg="HS256"))) == {"signature"}
 
     @pytest.mark.parametrize("algorithm", PUBLISHED)
     @pytest.mark.parametrize("form", PUBLIC_FORMS.values(), ids=PUBLIC_FORMS)
@@ -655,8 +662,8 @@ class TestKeys:
         key = signer(algorithm)
         confused = Signer("HS256", key.kid, form(key))
 
-        assert await refuse(services.of_keys, header_of(confused.issue(good()))) == {"unknown key"}
-        assert await refuse(services.of_keys, header_of(confused.issue(good(), alg=algorithm))) == {"signature"}
+        assert await refuse(services.of_keys, header_of(confused.issue(valid_claims()))) == {"unknown key"}
+        assert await refuse(services.of_keys, header_of(confused.issue(valid_claims(), alg=algorithm))) == {"signature"}
 
     @pytest.mark.parametrize("algorithm", PUBLISHED)
     async def test_a_token_with_the_key_id_of_another_key_is_refused(
@@ -665,15 +672,17 @@ class TestKeys:
         for other in set(PUBLISHED) - {algorithm}:
             key, named = signer(algorithm), signer(other)
 
-            assert await refuse(services.of_keys, header_of(key.issue(good(), kid=named.kid))) == {"unknown key"}
-            token = key.issue(good(), kid=named.kid, alg=other)
+            assert await refuse(services.of_keys, header_of(key.issue(valid_claims(), kid=named.kid))) == {
+                "unknown key"
+            }
+            token = key.issue(valid_claims(), kid=named.kid, alg=other)
             assert await refuse(services.of_keys, header_of(token)) == {"signature"}
 
     @pytest.mark.parametrize("name", KEY_IDS.values(), ids=KEY_IDS)
     async def test_a_token_with_an_unusable_key_id_is_refused(
         self, services: Services, refuse: Refuse, name: str
     ) -> None:
-        token = signer("EdDSA").issue(good(), kid=name)
+        token = signer("EdDSA").issue(valid_claims(), kid=name)
 
         assert await refuse(services.of_keys, header_of(token)) <= {"unknown key", "malformed"}
 
@@ -682,23 +691,23 @@ class TestKeys:
     ) -> None:
         nameless = signer("EdDSA")._replace(kid=None)
 
-        assert await refuse(services.of_keys, header_of(nameless.issue(good()))) == {"unknown key"}
+        assert await refuse(services.of_keys, header_of(nameless.issue(valid_claims()))) == {"unknown key"}
 
     async def test_a_token_signed_with_a_published_secret_is_refused(self, services: Services, refuse: Refuse) -> None:
         for key in (OCT, OCT._replace(kid=None)):
-            assert await refuse(services.of_keys, header_of(key.issue(good()))) == {"unknown key"}
+            assert await refuse(services.of_keys, header_of(key.issue(valid_claims()))) == {"unknown key"}
 
     @pytest.mark.parametrize("member", ["jwk", "jku", "x5u", "x5c", "kid"])
     @every_algorithm
     async def test_a_key_in_a_token_header_is_neither_used_nor_fetched(
         self, services: Services, refuse: Refuse, member: str, algorithm: str
     ) -> None:
-        key, url = stranger(signer(algorithm)), services.forger.url
+        key, url = impostor(signer(algorithm)), services.forger.url
         services.forger.keys = [key.jwk | {"kid": url}]
         brought = {"jwk": key.jwk, "jku": url, "x5u": url, "x5c": [b64encode(key.issue({}).encode()).decode()]}
         before = services.forger.connections
 
-        token = key.issue(good(), **{member: brought.get(member, url)})
+        token = key.issue(valid_claims(), **{member: brought.get(member, url)})
 
         assert await refuse(services.trusting(algorithm), header_of(token)) <= {"signature", "unknown key"}
         assert services.forger.connections == before
@@ -758,7 +767,7 @@ class TestAnyBytes:
     async def test_a_changed_token_is_refused(
         self, services: Services, changes: list[tuple[str, float, int, bytes]], algorithm: str
     ) -> None:
-        token = changed = signer(algorithm).issue(good()).encode()
+        token = changed = signer(algorithm).issue(valid_claims()).encode()
         for change in changes:
             changed = mutated(changed, *change)
         changed = changed.translate(None, b"\r\n\t ")  # these bytes end a header or are stripped from its value

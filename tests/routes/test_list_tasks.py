@@ -28,7 +28,7 @@ Tasks = list[dict[str, Any]]
 
 
 @pytest.fixture
-async def crowd(database: asyncpg.Connection, user: str) -> None:
+async def sixty_tasks(database: asyncpg.Connection, user: str) -> None:
     """Gives this user 60 tasks, many with the same title and times."""
     await database.execute(_INSERT, user, 60)
 
@@ -121,7 +121,7 @@ class TestOrder:
         assert await _titles(client, tasks, sort="title") == titles
         assert await _titles(client, tasks, sort="-title") == titles[::-1]
 
-    @pytest.mark.usefixtures("crowd")
+    @pytest.mark.usefixtures("sixty_tasks")
     @pytest.mark.parametrize("sort", _SORTS)
     async def test_tasks_with_equal_sort_keys_are_ordered_by_id(
         self, client: httpx.AsyncClient, tasks: str, sort: str
@@ -511,7 +511,7 @@ class _Churn:
         self.changes += 6
 
 
-@pytest.mark.usefixtures("crowd")
+@pytest.mark.usefixtures("sixty_tasks")
 class TestWalk:
     @pytest.mark.parametrize("query", [{}, {"status": "pending"}, {"search": "TASK"}, {"completed": "true"}])
     @pytest.mark.parametrize("sort", _SORTS)
