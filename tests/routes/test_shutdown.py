@@ -66,7 +66,7 @@ async def test_a_partially_received_request_is_served_and_its_connection_closed(
     assert b"connection: close" in reply
 
 
-async def test_a_request_begun_on_an_idle_connection_is_served_after_the_last_call_expires(
+async def test_a_request_begun_on_an_idle_connection_is_served_after_the_linger_time(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr("app.server.protocol.LINGER", 0.05)
@@ -76,7 +76,7 @@ async def test_a_request_begun_on_an_idle_connection_is_served_after_the_last_ca
         await reader.readuntil(b'{"status":"live"}')
         await end()
         writer.write(BEGINNING)
-        await asyncio.sleep(0.2)  # until the last call has expired
+        await asyncio.sleep(0.2)  # until the linger time has passed
         writer.write(REST)
 
         reply = await answer((reader, writer))
