@@ -16,6 +16,7 @@ import pytest
 
 from app.core.config import Settings
 from app.core.database.migrations import migrate
+from app.http.fast_lane import FastLane
 from app.server.embedded import embedded_postgres
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
@@ -23,6 +24,8 @@ from tests.support import SECRET, make_settings, serving
 
 _numbers = count(1)
 _deployment = deployment()
+if "fastapi" in _deployment:
+    FastLane.enabled = False
 
 Serve = Callable[[Settings], AbstractAsyncContextManager[str]]
 

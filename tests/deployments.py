@@ -36,7 +36,7 @@ EXPANSION: Final = (
 def deployment() -> set[str]:
     """Returns the words of TEST_DEPLOYMENT."""
     words = set(os.environ.get("TEST_DEPLOYMENT", "").split(",")) - {""}
-    if unknown := words - {"pgbouncer", "haproxy", "expanded", "partitioned"}:
+    if unknown := words - {"pgbouncer", "haproxy", "expanded", "partitioned", "fastapi"}:
         message = f"TEST_DEPLOYMENT does not know {', '.join(sorted(unknown))}"
         raise pytest.UsageError(message)
     return words

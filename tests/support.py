@@ -15,6 +15,7 @@ import httpx
 import jwt
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
@@ -44,9 +45,11 @@ def make_settings(dsn: str, **others: Any) -> Settings:
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
-    """Yields the address of a service that runs in this process, with a real HTTP server."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, **SERVER_OPTIONS))
+async def serving(settings: Settings, extend: Callable[[FastAPI], object] = lambda _: None) -> AsyncIterator[str]:
+    """Yields the address of a service that runs in this process, with a real HTTP server. `extend` adds to it."""
+    app = create_app(settings, bounded=True)
+    extend(app)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **SERVER_OPTIONS))
     running = asyncio.create_task(server.serve())
     while not server.started:
         assert not running.done(), running
@@ -62,7 +65,9 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
 @contextmanager
 def serving_in_thread(settings: Settings) -> Iterator[str]:
     """Yields the address of a service in a thread. Hypothesis runs its state machines without an event loop."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, **SERVER_OPTIONS))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings, bounded=True), port=0, log_config=None, **SERVER_OPTIONS)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

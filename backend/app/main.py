@@ -12,7 +12,6 @@ from typing import Any, Final, TypedDict
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from sqlmodel import SQLModel
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 from app import __version__
@@ -23,7 +22,7 @@ from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier
 from app.http.authorization import AuthorizationMiddleware, check_routes, public
 from app.http.fast_lane import FastLane
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from app.http.middleware import RequestMiddleware
+from app.http.middleware import RequestMiddleware, error_middleware
 from app.http.openapi import DESCRIPTION, complete_document
 from app.http.problems import METHODS, install_error_handlers
 from app.models.task import USER_ID_PATTERN
@@ -50,13 +49,14 @@ class TasksAPI(FastAPI):
         self._authenticates = settings.authenticates
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Returns FastAPI's own stack, with RequestMiddleware in the place of ServerErrorMiddleware, and with
-        authorization and the fast lane in front of the router.
+        """Returns the layers of FastAPI's own stack around the router, with authorization and the fast lane in front
+        of it, and RequestMiddleware in the place of ServerErrorMiddleware. RequestMiddleware answers exceptions as
+        ExceptionMiddleware does, which is needed only for middleware that has been added: it is to see responses.
         """
-        handlers = {kind: handler for kind, handler in self.exception_handlers.items() if kind not in {500, Exception}}
         app: ASGIApp = FastLane(AsyncExitStackMiddleware(self.router), self)
         app = AuthorizationMiddleware(app, self.routes)
-        app = ExceptionMiddleware(app, handlers=handlers, debug=self.debug)
+        if self.user_middleware:
+            app = error_middleware(app, self.exception_handlers)
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
         return RequestMiddleware(

@@ -131,7 +131,7 @@ class AuthorizationMiddleware:
             return
         user_id = await state["tokens"].user_id_of(_bearer_token(scope))
         scope["state"] = {**state, "user_id": user_id}  # of this request alone
-        if path.split("/", 3)[2:3] != [user_id]:
+        if not f"{path}/".startswith(f"/api/{user_id}/"):
             chosen = self._chosen(scope)
             if chosen is None or not _takes_current_user(chosen):
                 raise ForbiddenError

@@ -18,8 +18,10 @@ def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Resp
     if b"etag" not in said:
         said[b"etag"] = _weak_tag(bytes(response.body) + said.get(b"link", b""))
         response.raw_headers.append((b"etag", said[b"etag"]))
+    if known is None:
+        return response
     current = said[b"etag"].decode()
-    opaque = [tag.removeprefix("W/") for tag in known or ()]  # a weak comparison (RFC 9110 section 8.8.3.2)
+    opaque = [tag.removeprefix("W/") for tag in known]  # a weak comparison (RFC 9110 section 8.8.3.2)
     if opaque == ["*"] or current.removeprefix("W/") in opaque:
         return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": current})
     return response

@@ -6,18 +6,22 @@ application is made. Every other route is FastAPI's own. The tests of the routes
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, NamedTuple
 
 import orjson
 from fastapi import FastAPI, params
+from fastapi._compat import field_annotation_is_sequence
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_typed_return_annotation, request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from pydantic import BaseModel
 from pydantic_core import from_json, to_jsonable_python
 from starlette._utils import get_route_path
 from starlette.convertors import StringConvertor
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -48,8 +52,10 @@ class FastLane:
                 self._table.setdefault(method, []).append(entry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for pattern, context, handler in self._table.get(scope.get("method", ""), ()) if self.enabled else ():
-            found = pattern and pattern.match(get_route_path(scope))
+        entries = self._table.get(scope["method"], ()) if self.enabled and scope["type"] == "http" else ()
+        path = get_route_path(scope) if entries else ""
+        for pattern, context, handler in entries:
+            found = pattern and pattern.match(path)
             if found or not pattern:
                 if not found or handler is None or self._overrides:
                     break
@@ -77,7 +83,7 @@ class JSONRoute(APIRoute):
 
         async def respond(request: Request) -> Response:
             names = known_names(effective_route(request.scope))
-            return await _respond(request, names, lambda _: handle(request))
+            return await _respond(request, names, lambda request, _: handle(request))
 
         return respond
 
@@ -91,17 +97,13 @@ def _lane_handler(context: RouteContext) -> _Handler | None:
     """Returns what answers the route's requests in the lane, None if the lane does not understand the route wholly."""
     if not isinstance(context.original_route, JSONRoute) or not _is_understood(context):
         return None
-    names, reader = known_names(context), ArgumentReader(context.dependant)
-    endpoint: Any = context.endpoint
+    reader, endpoint = ArgumentReader(context.dependant), context.dependant.call
 
     async def call(request: Request, body: Any) -> Response:
         response: Response = await endpoint(**await reader.read(request, body))
         return response
 
-    async def handle(request: Request) -> Response:
-        return await _respond(request, names, lambda body: call(request, body))
-
-    return handle
+    return partial(_respond, names=known_names(context), call=call)
 
 
 def _is_understood(context: RouteContext) -> bool:
@@ -152,6 +154,7 @@ class ArgumentReader:
         ]
         self._path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
         self._query = dependant.query_params
+        self._query_model = self._query[0] if _is_flat_model(self._query) else None
         self._body = [(field.name, field.field_info.is_required(), field.validate) for field in dependant.body_params]
         self._request = dependant.request_param_name
 
@@ -170,7 +173,7 @@ class ArgumentReader:
             arguments[name], errors = validate(request.path_params[alias], loc=("path", alias))
             wrong += errors
         if self._query:
-            values, errors = request_params_to_args(self._query, request.query_params)
+            values, errors = self._read_query(request.query_params)
             arguments |= values
             wrong += errors
         for name, required, validate in self._body:
@@ -185,8 +188,17 @@ class ArgumentReader:
             arguments[self._request] = request
         return arguments
 
+    def _read_query(self, sent: QueryParams) -> tuple[dict[str, Any], list[Any]]:
+        """FastAPI's own function looks for each field by itself: 110 µs of a list, against 10."""
+        if self._query_model is None:
+            return request_params_to_args(self._query, sent)
+        value, errors = self._query_model.validate(dict(sent), loc=("query",))
+        return {self._query_model.name: value}, errors
 
-async def _respond(request: Request, names: KnownNames, call: Callable[[Any], Awaitable[Response]]) -> Response:
+
+async def _respond(
+    request: Request, names: KnownNames, call: Callable[[Request, Any], Awaitable[Response]]
+) -> Response:
     body = await _read(request) if names.has_body else _ABSENT
     fields = [name for name in body if name not in names.fields] if isinstance(body, dict) else []
     query = request.query_params if request.scope["query_string"] else ()
@@ -195,7 +207,7 @@ async def _respond(request: Request, names: KnownNames, call: Callable[[Any], Aw
     headers = handling_headers(prefer, fields, parameters) if prefer or fields or parameters else None
     if headers:
         request.scope[EXTRA_HEADERS] = headers
-    response = await call(body)
+    response = await call(request, body)
     if request.scope["method"] == "GET":
         response = apply_if_none_match(response, tags_of(request, b"if-none-match"))
     if headers:
@@ -246,6 +258,19 @@ def tags_of(request: Request, name: bytes) -> list[str] | None:
     """Returns the entity tags in a header, None without it. The service's own tags have no comma in them."""
     values = values_of(request, name)
     return [tag.strip(" \t") for tag in ",".join(values).split(",")] if values else None
+
+
+def _is_flat_model(fields: list[Any]) -> bool:
+    """Whether these are the query parameters of one model, each of which is sent once and by its own name."""
+    model = fields[0].field_info.annotation if len(fields) == 1 else None
+    return (
+        isinstance(model, type)
+        and issubclass(model, BaseModel)
+        and not model.model_config.get("extra")
+        and not any(
+            field.alias or field_annotation_is_sequence(field.annotation) for field in model.model_fields.values()
+        )
+    )
 
 
 class RowResponse(Response):

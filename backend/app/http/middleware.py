@@ -9,22 +9,23 @@ from functools import partial
 from http import HTTPStatus
 from os import urandom
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import orjson
 from starlette._utils import is_async_callable
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import AppError, PreflightRefusedError, ShuttingDownError
+from app.core.errors import PreflightRefusedError, ShuttingDownError
 from app.core.logging import JsonFormatter
 from app.http.authorization import NotStartedError, refuse_misdirected
 from app.http.fast_lane import effective_route
-from app.http.problems import answer_app_error, answer_defect, problem
+from app.http.problems import problem
 from app.schemas.problem import REQUEST_ID_PATTERN
 
 # What every reply has that does not say something else. Only /docs is a page that loads anything.
@@ -108,8 +109,7 @@ class RequestMiddleware:
         except (Exception, asyncio.CancelledError) as error:
             if status is not None or isinstance(error, NotStartedError):
                 raise
-            response = await self._answer(Request(inner, receive), error)
-            await response(inner, receive, deliver)
+            await self._answer(error)(inner, receive, deliver)
         finally:
             self._log(
                 {
@@ -130,17 +130,36 @@ class RequestMiddleware:
             return self._cors.preflight_response(headers), send
         return self._app, partial(self._cors.send, send=send, request_headers=headers)
 
-    async def _answer(self, request: Request, error: BaseException) -> Response:
-        if isinstance(error, asyncio.CancelledError):  # the server cancels what is not done when it has to end
-            error = ShuttingDownError()
-        if isinstance(error, AppError):
-            return await answer_app_error(request, error)
+    def _answer(self, error: BaseException) -> ASGIApp:
+        """Returns what answers an exception: its handler, found as FastAPI finds it, or that of defects."""
+
+        async def fail(*_: object) -> NoReturn:
+            raise error
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await error_middleware(fail, self._handlers)(scope, receive, send)
+            except asyncio.CancelledError:  # the server cancels what is not done when it has to end
+                await problem(Headers(scope=scope), ShuttingDownError())(scope, receive, send)
+            except Exception as defect:  # noqa: BLE001  # every other exception is one
+                response = await self._answer_defect(Request(scope, receive), defect)
+                await response(scope, receive, send)
+
+        return answer
+
+    async def _answer_defect(self, request: Request, error: Exception) -> Response:
         extra = {"request_id": request.headers["x-request-id"]}
         _requests.error("unexpected error", exc_info=error, extra=extra)
-        handler = self._handlers.get(500) or self._handlers.get(Exception) or answer_defect
+        handler = self._handlers.get(500) or self._handlers[Exception]
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)
         response: Response = await answer(request, error)
         return response
+
+
+def error_middleware(app: ASGIApp, handlers: Mapping[Any, Any]) -> ASGIApp:
+    """Returns Starlette's ExceptionMiddleware with the handlers that FastAPI gives it: all but those of defects."""
+    known = {kind: handler for kind, handler in handlers.items() if kind not in {500, Exception}}
+    return ExceptionMiddleware(app, handlers=known)
 
 
 def _with_request_id(scope: Scope) -> tuple[Scope, str]:
