@@ -10,14 +10,12 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from app.core.config import Settings, load_settings
 from app.core.database.migrations import migrate
 from app.core.errors import StartupError
 from app.core.logging import log_config
-from app.main import create_app
 from app.server.embedded import embedded_postgres
 from app.server.protocol import SERVER_OPTIONS
 
@@ -60,7 +58,7 @@ def _serve(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     _logger.info("docs will be at http://%s:%d/docs", host, settings.port)
     config = uvicorn.Config(
-        "app.__main__:create_bounded_app",
+        "app.main:create_bounded_app",
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -76,11 +74,6 @@ def _serve(settings: Settings) -> None:
         server.run()
         if not server.started:  # pragma: no cover  # the application does not start; uvicorn has said why
             sys.exit(1)
-
-
-def create_bounded_app() -> FastAPI:
-    """Returns the application for the server of `_serve`, in each worker."""
-    return create_app(bounded=True)
 
 
 class _Workers(Multiprocess):

@@ -111,6 +111,11 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
     return app
 
 
+def create_bounded_app() -> FastAPI:
+    """Returns the service for the server of `python -m app`."""
+    return create_app(bounded=True)
+
+
 def __getattr__(name: str) -> FastAPI:
     """Make `app` when a server asks for it: `uvicorn app.main:app`, `fastapi dev`. Nothing happens at import."""
     if name == "app":
