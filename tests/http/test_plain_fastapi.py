@@ -1,63 +1,416 @@
-"""What the application does that no request to a sound one shows."""
+"""What FastAPI's documentation shows works in this application, with authentication on and errors as problems."""
 
-import subprocess
-import sys
-from typing import Annotated, Any
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
-from fastapi import Body, Cookie, Depends, Header
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Body,
+    Cookie,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+    Security,
+)
+from fastapi.dependencies.utils import solve_dependencies
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from fastapi.security import SecurityScopes
+from pydantic import BaseModel, Field, field_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import main
 from app.core.config import Settings
 from app.core.errors import StartupError
-from app.http.fast_lane import JSONRoute as ContractRoute
+from app.http.authorization import NotStartedError, public
+from app.http.fast_lane import FastLane, JSONRoute
 from app.main import create_app
-from app.routes.deps import Db, UserId
+from app.routes.deps import Db, UserId, get_database
+from tests.support import SECRET, bearer, serving
+
+Extend = Callable[[FastAPI], object]
+Ask = Callable[..., Any]
+BASE = "/api/{user_id}/things"
 
 
-async def test_without_a_database_it_does_not_start_and_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    app = create_app(Settings(_env_file=None))
+class Thing(BaseModel):
+    """A body and a reply."""
 
-    with pytest.raises(StartupError, match="DATABASE_URL is not set"):
-        async with app.router.lifespan_context(app):
-            raise AssertionError
+    name: str = Field(max_length=5)
+    kind: Literal["a", "b"] = "a"
 
-
-def test_what_fetches_keys_is_not_imported_without_an_address_to_fetch_them_from() -> None:
-    command = [sys.executable, "-c", "import app.main, sys; print('httpx' in sys.modules, 'jwt' in sys.modules)"]
-
-    done = subprocess.run(command, env={"PYTHONPATH": "backend"}, capture_output=True, text=True, check=True)
-
-    assert done.stdout == "False True\n"
+    @field_validator("name")
+    @classmethod
+    def _is_not_bad(cls, name: str) -> str:
+        if name == "bad":
+            message = "must not be bad"
+            raise ValueError(message)
+        return name
 
 
-async def test_an_exception_of_the_framework_that_nobody_expects_is_a_logged_defect(
-    settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    app = create_app(settings)
+class Options(BaseModel):
+    """Query parameters in a model."""
 
-    @app.get("/teapot")
-    async def brew() -> None:
-        raise HTTPException(418)
+    limit: int = 10
+    tags: list[str] = []
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-        reply = await client.get("/teapot")
 
-    assert (reply.status_code, reply.json()["type"]) == (500, "urn:problem-type:internal-error")
-    assert "unexpected error" in caplog.messages
+@pytest.fixture
+def secured(configure: Callable[..., Settings]) -> Settings:
+    return configure(auth_jwt_secret=SECRET)
+
+
+@asynccontextmanager
+async def extended(settings: Settings, extend: Extend) -> AsyncIterator[httpx.AsyncClient]:
+    """Yields a client, with ada's token, of a service that `extend` adds to."""
+    async with serving(settings, extend) as url, httpx.AsyncClient(base_url=url, headers=bearer("ada")) as client:
+        yield client
+
+
+def one_route(
+    endpoint: Callable[..., Any], method: str = "GET", path: str = "", **options: Any
+) -> Callable[[FastAPI], None]:
+    """Returns what adds a router with one route, as the documentation shows."""
+
+    def extend(app: FastAPI) -> None:
+        router = APIRouter(prefix=BASE)
+        router.add_api_route(path, endpoint, methods=[method], **options)
+        app.include_router(router)
+
+    return extend
+
+
+async def ask(settings: Settings, extend: Extend, method: str = "GET", path: str = "", **sent: Any) -> httpx.Response:
+    async with extended(settings, extend) as client:
+        return await client.request(method, f"/api/ada/things{path}", **sent)
+
+
+def problem_of(reply: httpx.Response, status: int) -> dict[str, Any]:
+    """Returns the members of a problem, after a look at its form."""
+    assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json"), reply.text
+    problem: dict[str, Any] = reply.json()
+    assert problem["type"].startswith("urn:problem-type:")
+    assert (problem["status"], problem["instance"]) == (status, reply.headers["X-Request-ID"])
+    assert isinstance(problem["detail"], str)
+    return problem
+
+
+class TestArguments:
+    async def test_a_dependency_may_have_dependencies_and_parameters_of_its_own(self, secured: Settings) -> None:
+        def double(number: int) -> int:
+            return 2 * number
+
+        async def quadruple(doubled: Annotated[int, Depends(double)]) -> int:
+            return 2 * doubled
+
+        async def handler(user_id: UserId, result: Annotated[int, Depends(quadruple)]) -> dict[str, Any]:
+            return {user_id: result}
+
+        reply = await ask(secured, one_route(handler), params={"number": 3})
+
+        assert (reply.status_code, reply.json()) == (200, {"ada": 12})
+
+    async def test_a_dependency_that_yields_is_closed_after_the_reply_and_sees_the_exception(
+        self, secured: Settings
+    ) -> None:
+        seen: list[str] = []
+
+        async def resource() -> AsyncIterator[str]:
+            try:
+                yield "open"
+            except HTTPException as error:
+                seen.append(f"error {error.status_code}")
+                raise
+            finally:
+                seen.append("closed")
+
+        async def handler(state: Annotated[str, Depends(resource)], fail: bool = False) -> str:  # noqa: FBT002
+            if fail:
+                raise HTTPException(409)
+            return state
+
+        good = await ask(secured, one_route(handler))
+        bad = await ask(secured, one_route(handler), params={"fail": True})
+
+        assert (good.json(), problem_of(bad, 409)["detail"]) == ("open", "Conflict")
+        assert seen == ["closed", "error 409", "closed"]
+
+    async def test_headers_cookies_and_scalar_query_parameters_are_read(self, secured: Settings) -> None:
+        async def handler(
+            x_token: Annotated[str, Header()],
+            session: Annotated[str, Cookie()],
+            archived: bool = False,  # noqa: FBT002
+            limit: Annotated[int, Query(le=100)] = 20,
+        ) -> list[Any]:
+            return [x_token, session, archived, limit]
+
+        sent: dict[str, Any] = {"headers": {"X-Token": "t", "Cookie": "session=s"}, "params": {"archived": "true"}}
+        reply = await ask(secured, one_route(handler), **sent)
+        refused = await ask(secured, one_route(handler), params={"limit": "101", "archived": "maybe"})
+
+        assert reply.json() == ["t", "s", True, 20]
+        assert {error["pointer"] for error in problem_of(refused, 422)["errors"]} == {
+            "query/limit",
+            "query/archived",
+            "header/x-token",
+            "cookie/session",
+        }
+
+    @pytest.mark.parametrize("route_class", [None, JSONRoute])
+    async def test_a_model_of_query_parameters_may_have_lists(
+        self, secured: Settings, route_class: type[JSONRoute] | None
+    ) -> None:
+        async def handler(options: Annotated[Options, Query()]) -> Options:
+            return options
+
+        options: dict[str, Any] = {"route_class_override": route_class} if route_class else {}
+        reply = await ask(secured, one_route(handler, **options), params={"tags": ["x", "y"]})
+
+        assert reply.json() == {"limit": 10, "tags": ["x", "y"]}
+
+    async def test_security_scopes_and_the_dependencies_of_a_router_are_applied(self, secured: Settings) -> None:
+        seen: list[str] = []
+
+        async def check(scopes: SecurityScopes) -> list[str]:
+            return scopes.scopes
+
+        async def handler(scopes: Annotated[list[str], Security(check, scopes=["things:read"])]) -> list[str]:
+            return scopes
+
+        def extend(app: FastAPI) -> None:
+            router = APIRouter(dependencies=[Depends(lambda: seen.append("router"))])
+            router.get("")(handler)
+            app.include_router(router, prefix=BASE, tags=["things"], dependencies=[Depends(lambda: seen.append("app"))])
+
+        reply = await ask(secured, extend)
+
+        assert (reply.json(), seen) == (["things:read"], ["app", "router"])
+
+    @pytest.mark.parametrize("route_class", [None, JSONRoute])
+    @pytest.mark.parametrize(
+        ("annotation", "body"),
+        [
+            (Thing, {"name": "x", "kind": "b"}),
+            (Annotated[Thing, Body(embed=True)], {"body": {"name": "x", "kind": "b"}}),
+            (Annotated[int, Body()], 7),
+            (list[Thing], [{"name": "x", "kind": "a"}]),
+            (dict[str, int], {"x": 1}),
+            (Thing | None, None),
+        ],
+        ids=["model", "embedded", "scalar", "list", "dictionary", "null"],
+    )
+    async def test_a_body_of_any_kind_is_read(
+        self, secured: Settings, annotation: Any, body: Any, route_class: type[JSONRoute] | None
+    ) -> None:
+        async def handler(body: Any) -> Any:
+            return body
+
+        handler.__annotations__["body"] = annotation
+        options: dict[str, Any] = {"route_class_override": route_class} if route_class else {}
+        reply = await ask(
+            secured,
+            one_route(handler, "POST", **options),
+            "POST",
+            content=json.dumps(body),
+            headers={"Content-Type": "application/json", "Prefer": "handling=strict"},
+        )
+
+        expected = body["body"] if isinstance(body, dict) and "body" in body else body
+        assert (reply.status_code, reply.json()) == (200, expected)
+
+
+class TestReplies:
+    async def test_a_model_is_filtered_by_the_response_model(self, secured: Settings) -> None:
+        async def handler() -> Any:
+            return {"name": "x", "kind": "b", "secret": "s3cret"}
+
+        reply = await ask(secured, one_route(handler, response_model=Thing, status_code=201))
+
+        assert (reply.status_code, reply.json()) == (201, {"name": "x", "kind": "b"})
+
+    @pytest.mark.parametrize("route_class", [None, JSONRoute])
+    async def test_a_model_or_a_dictionary_may_be_returned(
+        self, secured: Settings, route_class: type[JSONRoute] | None
+    ) -> None:
+        async def model() -> Thing:
+            return Thing(name="x")
+
+        async def dictionary() -> dict[str, int]:
+            return {"x": 1}
+
+        options: dict[str, Any] = {"route_class_override": route_class} if route_class else {}
+        replies = [await ask(secured, one_route(handler, **options)) for handler in (model, dictionary)]
+
+        assert [reply.json() for reply in replies] == [{"name": "x", "kind": "a"}, {"x": 1}]
+
+    async def test_a_handler_may_be_a_plain_function(self, secured: Settings) -> None:
+        def handler(user_id: UserId) -> str:
+            return user_id
+
+        assert (await ask(secured, one_route(handler))).json() == "ada"
+
+    async def test_the_response_parameter_sets_headers_and_status(self, secured: Settings) -> None:
+        async def handler(response: Response) -> str:
+            response.headers["X-Thing"] = "set"
+            response.status_code = 202
+            response.set_cookie("seen", "yes")
+            return "x"
+
+        reply = await ask(secured, one_route(handler))
+
+        assert (reply.status_code, reply.headers["X-Thing"], reply.cookies["seen"]) == (202, "set", "yes")
+
+    async def test_background_tasks_run_after_the_reply(self, secured: Settings) -> None:
+        done: list[str] = []
+
+        async def handler(tasks: BackgroundTasks) -> str:
+            tasks.add_task(done.append, "done")
+            return f"{done}"
+
+        assert (await ask(secured, one_route(handler))).json() == "[]"
+        assert done == ["done"]
+
+    async def test_a_reply_may_be_streamed(self, secured: Settings) -> None:
+        def parts() -> Iterator[str]:
+            yield from ("a", "b", "c")
+
+        async def handler() -> StreamingResponse:
+            return StreamingResponse(parts(), media_type="text/plain")
+
+        reply = await ask(secured, one_route(handler))
+
+        assert (reply.text, reply.headers["Content-Type"]) == ("abc", "text/plain; charset=utf-8")
+
+
+class TestErrors:
+    @pytest.mark.parametrize("status", [400, 403, 404, 409, 418, 429, 503])
+    async def test_an_http_exception_is_a_problem_with_its_status_detail_and_headers(
+        self, secured: Settings, status: int
+    ) -> None:
+        async def handler() -> None:
+            raise HTTPException(status, "Because.", {"X-Reason": "because"})
+
+        reply = await ask(secured, one_route(handler))
+
+        assert problem_of(reply, status)["detail"] == "Because."
+        assert reply.headers["X-Reason"] == "because"
+
+    async def test_a_detail_that_is_no_text_is_kept_beside_a_detail_for_people(self, secured: Settings) -> None:
+        async def handler() -> None:
+            raise HTTPException(409, {"code": 7})
+
+        problem = problem_of(await ask(secured, one_route(handler)), 409)
+
+        assert (problem["detail"], problem["data"]) == ("Conflict", {"code": 7})
+
+    async def test_an_http_exception_without_a_body_stays_without_one(self, secured: Settings) -> None:
+        async def handler() -> None:
+            raise HTTPException(304, headers={"ETag": '"1"'})
+
+        reply = await ask(secured, one_route(handler))
+
+        assert (reply.status_code, reply.content, reply.headers["ETag"]) == (304, b"", '"1"')
+
+    @pytest.mark.parametrize(
+        ("body", "status", "pointers"),
+        [
+            (b'{"name": "s3cret s3cret"}', 422, ["#/name"]),
+            (b'{"name": "bad"}', 422, ["#/name"]),
+            (b'{"name": "x", "kind": "s3cret"}', 422, ["#/kind"]),
+            (b'["s3cret"]', 422, ["#"]),
+            (b"", 422, ["#"]),
+            (b'{"name": "s3cret', 400, None),
+        ],
+    )
+    async def test_a_bad_body_is_a_problem_that_names_the_field_and_echoes_nothing(
+        self, secured: Settings, body: bytes, status: int, pointers: list[str] | None
+    ) -> None:
+        async def handler(thing: Thing) -> Thing:
+            return thing
+
+        reply = await ask(
+            secured, one_route(handler, "POST"), "POST", content=body, headers={"Content-Type": "application/json"}
+        )
+
+        problem = problem_of(reply, status)
+        assert [error["pointer"] for error in problem.get("errors", [])] == (pointers or [])
+        assert "s3cret" not in reply.text
+
+    async def test_an_exception_that_nobody_handles_is_logged_and_is_a_500(
+        self, secured: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def handler() -> None:
+            raise RuntimeError
+
+        reply = await ask(secured, one_route(handler))
+
+        assert problem_of(reply, 500)["type"] == "urn:problem-type:internal-error"
+        assert "unexpected error" in caplog.messages
+
+    async def test_a_path_and_a_method_that_no_route_has_are_404_and_405(self, secured: Settings) -> None:
+        async def handler() -> str:
+            return "x"
+
+        extend = one_route(handler)
+        missing = await ask(secured, extend, path="/none")
+        refused = await ask(secured, extend, "DELETE")
+
+        assert problem_of(missing, 404)["type"] == "urn:problem-type:route-not-found"
+        assert problem_of(refused, 405)["type"] == "urn:problem-type:method-not-allowed"
+        assert refused.headers["Allow"] == "GET, HEAD"
 
 
 class TeapotError(Exception):
     """An error of a route that somebody has added."""
 
 
+class TestExceptionHandlers:
+    @pytest.mark.parametrize("kind", [TeapotError, 418, 500, Exception, RequestValidationError, HTTPException])
+    @pytest.mark.parametrize("is_sync", [False, True])
+    async def test_one_by_class_or_number_that_is_sync_or_not_answers(
+        self, secured: Settings, kind: Any, *, is_sync: bool
+    ) -> None:
+        async def handler(number: int = 0) -> None:
+            raise HTTPException(418) if kind in (418, HTTPException) else TeapotError(number)
+
+        async def answer(request: Request, _: Exception) -> Response:
+            return Response(f"refused {request.headers['X-Request-ID']}", 418)
+
+        def answer_in_thread(request: Request, _: Exception) -> Response:
+            return Response(f"refused {request.headers['X-Request-ID']}", 418)
+
+        def extend(app: FastAPI) -> None:
+            one_route(handler)(app)
+            app.exception_handler(kind)(answer_in_thread if is_sync else answer)
+
+        reply = await ask(secured, extend, params={"number": "x"} if kind is RequestValidationError else {})
+
+        assert (reply.status_code, reply.text) == (418, f"refused {reply.headers['X-Request-ID']}")
+
+    async def test_one_answers_for_the_routes_of_tasks_too(self, secured: Settings) -> None:
+        async def answer(_: Request, error: RequestValidationError) -> Response:
+            return PlainTextResponse(str(len(error.errors())), 400)
+
+        def extend(app: FastAPI) -> None:
+            app.exception_handler(RequestValidationError)(answer)
+
+        async with extended(secured, extend) as client:
+            reply = await client.get("/api/ada/tasks", params={"limit": "none", "status": "none"})
+
+        assert (reply.status_code, reply.text) == (400, "2")
+
+
 class Layer:
-    """A middleware that somebody has added: it names itself in each reply."""
+    """A middleware that somebody has added: it names itself in each reply, errors included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -71,51 +424,224 @@ class Layer:
         await self._app(scope, receive, named)
 
 
-async def test_routes_layers_and_handlers_may_be_added_to_it(settings: Settings) -> None:
-    app = create_app(settings)
-    app.add_middleware(Layer)
+class TestApplication:
+    async def test_added_middleware_sees_every_reply_as_a_response(self, secured: Settings) -> None:
+        async def handler(status: int) -> str:
+            if status == 500:
+                raise RuntimeError
+            raise HTTPException(status)
 
-    @app.exception_handler(TeapotError)
-    async def refuse(request: Request, _: TeapotError) -> Response:
-        return Response(f"refused {request.headers['X-Request-ID']}", 418)
+        def extend(app: FastAPI) -> None:
+            one_route(handler, path="/{status}")(app)
+            app.add_middleware(Layer)
 
-    @app.get("/added/{number}")
-    async def brew(number: int) -> dict[str, int]:
-        if number > 1:
-            raise TeapotError
-        return {"number": number}
+            @app.middleware("http")
+            async def time(request: Request, call_next: Any) -> Response:
+                response: Response = await call_next(request)
+                response.headers["X-Time"] = "1"
+                return response
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-        good, bad, refused, missing = [await client.get(f"/added/{path}") for path in ("1", "one", "2", "1/2")]
+        async with extended(secured, extend) as client:
+            urls = ("/api/ada/things/409", "/api/ada/things/none", "/api/ada/tasks", "/api/eve/tasks", "/none")
+            replies = [await client.get(url) for url in urls]
+            defect = await client.get("/api/ada/things/500")
 
-    assert (good.status_code, good.json()) == (200, {"number": 1})
-    assert (bad.status_code, missing.status_code) == (422, 404)
-    assert (refused.status_code, refused.text) == (418, f"refused {refused.headers['X-Request-ID']}")
-    for reply in (good, bad, refused, missing):
-        assert (reply.headers["X-Layer"], reply.headers["X-Content-Type-Options"]) == ("seen", "nosniff")
+        assert [reply.status_code for reply in replies] == [409, 422, 200, 403, 404]
+        for reply in replies:
+            assert (reply.headers["X-Layer"], reply.headers["X-Time"]) == ("seen", "1")
+            assert reply.headers["X-Content-Type-Options"] == "nosniff"
+        assert problem_of(defect, 500)
+
+    async def test_an_exception_in_added_middleware_is_a_problem(self, secured: Settings) -> None:
+        def extend(app: FastAPI) -> None:
+            @app.middleware("http")
+            async def fail(_request: Request, _next: Any) -> Response:
+                raise RuntimeError
+
+        async with extended(secured, extend) as client:
+            assert problem_of(await client.get("/health/live"), 500)
+
+    @pytest.mark.parametrize("path", ["/api/ada/things", "/api/ada/tasks"])
+    async def test_dependency_overrides_apply_to_added_routes_and_to_those_of_tasks(
+        self, secured: Settings, path: str
+    ) -> None:
+        async def handler(_: Db) -> str:
+            return "x"
+
+        def fail() -> None:
+            raise HTTPException(418)
+
+        def extend(app: FastAPI) -> None:
+            one_route(handler)(app)
+            app.dependency_overrides[get_database] = fail
+
+        async with extended(secured, extend) as client:
+            assert problem_of(await client.get(path), 418)
+
+    async def test_a_mounted_application_is_served_below_its_path(self, secured: Settings) -> None:
+        files = FastAPI()
+
+        @files.get("/name")
+        async def get_name() -> str:
+            return "file"
+
+        def extend(app: FastAPI) -> None:
+            app.mount("/api/{user_id}/files", files)
+            app.mount("/site", public(PlainTextResponse("open")))
+
+        async with extended(secured, extend) as client:
+            owned, foreign = [await client.get(f"/api/{user}/files/name") for user in ("ada", "eve")]
+            site = await client.get("/site/", headers={"Authorization": ""})
+
+        assert (owned.json(), foreign.status_code, site.text) == ("file", 403, "open")
+
+    async def test_a_router_with_prefix_and_tags_is_in_the_document_with_its_security(self, secured: Settings) -> None:
+        async def handler(thing: Thing) -> Thing:
+            return thing
+
+        def extend(app: FastAPI) -> None:
+            router = APIRouter()
+            router.post("/{number}")(handler)
+            app.include_router(router, prefix=BASE, tags=["things"])
+
+        async with extended(secured, extend) as client:
+            document = (await client.get("/openapi.json")).json()
+
+        operation = document["paths"][f"{BASE}/{{number}}"]["post"]
+        assert (operation["tags"], operation["security"]) == (["things"], [{"bearer": []}])
+        refusal = operation["responses"]["422"]["content"]["application/problem+json"]
+        assert refusal["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert "HTTPValidationError" not in json.dumps(document)
+
+    @pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
+    def test_a_test_client_runs_its_lifespan(self, secured: Settings) -> None:
+        from fastapi.testclient import TestClient  # noqa: PLC0415  # it warns at import
+
+        with TestClient(create_app(secured)) as client:
+            reply = client.get("/api/ada/tasks", headers=bearer("ada"))
+            refused = client.get("/api/ada/tasks")
+
+        assert (reply.status_code, reply.json(), refused.status_code) == (200, [], 401)
+
+    async def test_without_its_lifespan_it_says_how_to_start_it(self, secured: Settings) -> None:
+        transport = httpx.ASGITransport(create_app(secured))
+
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            live = await client.get("/health/live")
+            for path in ("/api/ada/tasks", "/health/ready"):
+                with pytest.raises(NotStartedError, match="with TestClient"):
+                    await client.get(path)
+
+        assert live.status_code == 200
+
+    def test_a_server_may_import_it_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+
+        assert isinstance(main.app, FastAPI)
+        assert "app" in dir(main)
+        with pytest.raises(AttributeError, match="has no attribute 'apps'"):
+            _ = main.apps
+
+    @pytest.mark.parametrize("bounded", [False, True])
+    async def test_a_server_without_bounds_on_connections_is_warned_of(
+        self, secured: Settings, caplog: pytest.LogCaptureFixture, *, bounded: bool
+    ) -> None:
+        app = create_app(secured, bounded=bounded)
+
+        async with app.router.lifespan_context(app):
+            warnings = [
+                message for message in caplog.messages if "does not bound what a connection may send" in message
+            ]
+
+        assert bool(warnings) is not bounded
+
+    async def test_without_a_database_it_does_not_start_and_says_what_would(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("DATABASE_URL", raising=False)
+        app = create_app(Settings(_env_file=None))
+
+        with pytest.raises(StartupError, match="DATABASE_URL is not set"):
+            async with app.router.lifespan_context(app):
+                raise AssertionError
 
 
-async def from_header(sent: Annotated[str, Header()]) -> str:
-    return sent
+class TestFastLane:
+    """Which routes it takes, seen by the function of FastAPI's that it does without."""
 
+    @pytest.fixture
+    def solved(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Grows by the path of each request that FastAPI's own dependency solver has seen."""
+        seen: list[str] = []
 
-async def from_body(sent: Annotated[str, Body()]) -> str:
-    return sent
+        async def record(**options: Any) -> Any:
+            seen.append(options["request"].url.path)
+            return await solve_dependencies(**options)
 
+        monkeypatch.setattr("fastapi.routing.solve_dependencies", record)
+        return seen
 
-def not_awaited(request: Request) -> str:
-    return request.method
+    @pytest.mark.parametrize("enabled", [False, True])
+    async def test_it_takes_the_routes_of_tasks_unless_it_is_switched_off(
+        self, secured: Settings, monkeypatch: pytest.MonkeyPatch, solved: list[str], *, enabled: bool
+    ) -> None:
+        monkeypatch.setattr(FastLane, "enabled", enabled)
 
+        async with extended(secured, lambda _: None) as client:
+            reply = await client.get("/api/ada/tasks")
 
-@pytest.mark.parametrize("taken", [Header(), Cookie(), Depends(from_header), Depends(from_body), Depends(not_awaited)])
-def test_a_handler_that_takes_what_its_route_does_not_read_is_refused_when_it_is_made(taken: Any) -> None:
-    async def handler(text: str = taken) -> None: ...
+        assert (reply.status_code, solved) == (200, [] if enabled else ["/api/ada/tasks"])
 
-    with pytest.raises(TypeError, match="takes what ContractRoute does not read: text"):
-        ContractRoute("/", handler)
+    async def test_it_leaves_a_route_to_fastapi_that_comes_before_its_own(
+        self, secured: Settings, solved: list[str]
+    ) -> None:
+        async def earlier(user_id: UserId) -> HTMLResponse:
+            return HTMLResponse(f"earlier {user_id}")
 
+        async def later(user_id: UserId) -> Response:
+            return Response(f"later {user_id}")
 
-def test_a_handler_may_take_what_the_handlers_of_tasks_take() -> None:
-    async def handler(user_id: UserId, db: Db, request: Request) -> None: ...
+        def extend(app: FastAPI) -> None:
+            one_route(earlier)(app)
+            one_route(later, route_class_override=JSONRoute)(app)
 
-    assert ContractRoute("/{user_id}", handler)
+        reply = await ask(secured, extend)
+
+        assert (reply.text, solved) == ("earlier ada", ["/api/ada/things"])
+
+    @pytest.mark.parametrize(
+        "parameter",
+        [
+            Annotated[str, Depends(lambda: "x")],
+            Annotated[str, Header(alias="X-Request-ID")],
+            Response,
+            BackgroundTasks,
+            Annotated[SecurityScopes, SecurityScopes],
+        ],
+        ids=["sync dependency", "header", "response", "background tasks", "security scopes"],
+    )
+    async def test_it_leaves_a_signature_to_fastapi_that_it_does_not_understand(
+        self, secured: Settings, solved: list[str], parameter: Any
+    ) -> None:
+        async def handler(taken: Any) -> Response:
+            return Response(type(taken).__name__)
+
+        handler.__annotations__["taken"] = parameter
+        reply = await ask(secured, one_route(handler, route_class_override=JSONRoute))
+
+        assert (reply.status_code, set(solved)) == (200, {"/api/ada/things"})
+
+    async def test_it_takes_a_signature_like_those_of_tasks(self, secured: Settings, solved: list[str]) -> None:
+        async def handler(user_id: UserId, _: Db, request: Request, thing: Thing) -> Response:
+            assert await request.body() == b'{"name": "x"}'
+            return Response(f"{user_id} {thing.name}")
+
+        reply = await ask(
+            secured,
+            one_route(handler, "POST", route_class_override=JSONRoute),
+            "POST",
+            content=b'{"name": "x"}',
+            headers={"Content-Type": "application/json"},
+        )
+
+        assert (reply.text, solved) == ("ada x", [])
