@@ -3,7 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ARRAY, ClauseElement, CompoundSelect, Delete, Float, Insert, Select, TextualSelect, Update
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ClauseElement,
+    CompoundSelect,
+    Delete,
+    Float,
+    Insert,
+    Select,
+    TextualSelect,
+    Update,
+)
 from sqlalchemy.sql.visitors import iterate
 
 from app.core.database.dialect import QuietDialect
@@ -80,8 +91,8 @@ def _problems(compiled: Any) -> Iterator[str]:
 
 
 def _binder(type_: Any) -> Callable[[Any], Any] | None:
-    if isinstance(type_, ARRAY) and _binder(type_.item_type) is None:
-        return None  # SQLAlchemy's would copy the list
+    if isinstance(type_, Boolean) or (isinstance(type_, ARRAY) and _binder(type_.item_type) is None):
+        return None  # SQLAlchemy's would check what asyncpg checks, and copy the list
     binder: Callable[[Any], Any] | None = type_.dialect_impl(_DIALECT).bind_processor(_DIALECT)
     return binder
 
