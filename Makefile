@@ -39,9 +39,10 @@ UNMEASURED := tests/load tests/fuzz tests/chaos tests/core/database/test_expand_
     tests/routes/test_list_tasks.py tests/test_audit.py tests/test_benchmarks.py tests/test_benchmarks_growth.py \
     tests/test_deployment_files.py \
     tests/test_proxy.py
-# POOLED also runs through PgBouncer. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
+# POOLED also runs through PgBouncer, and UNLANED with the fast lane off. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
 SEVERAL := haproxy,expanded,partitioned
 POOLED := tests/routes tests/load tests/services
+UNLANED := tests/routes tests/load
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
     tests/routes/test_idempotency_key.py tests/routes/test_hostile_input.py tests/load/test_races.py \
     tests/load/test_isolation.py tests/load/test_state_machine.py tests/load/test_foreign_tasks.py
@@ -51,6 +52,7 @@ test: install $(if $(filter tests/clients%,$(T)),$(NODE_MODULES)) ## Run the tes
 	$(if $(filter tests,$(T)),$(BIN)/python -m pytest $(UNMEASURED))
 	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=pgbouncer $(BIN)/python -m pytest $(POOLED))
 	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=$(SEVERAL) $(BIN)/python -m pytest $(OPERATIONS))
+	$(if $(filter tests,$(T)),TEST_DEPLOYMENT=fastapi $(BIN)/python -m pytest $(UNLANED))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter-out tests,$(T)),--fail-under=0)
 
@@ -84,6 +86,7 @@ bench: install benchmarks/fastify/node_modules ## Measure requests and tokens, a
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.tokens
+	$(BIN)/python -m benchmarks.distance --pool-sizes 5 10
 
 format: install ## Format the code and sort the imports
 	$(BIN)/ruff check --fix --select I .

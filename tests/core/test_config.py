@@ -31,7 +31,7 @@ class TestDefaults:
             "database_url": None,
             "database_url_unpooled": None,
             "database_prepared_statements": "auto",
-            "database_pool_size": 5,
+            "database_pool_size": 10,
             "database_pool_timeout": 5,
             "concurrency_limit": 1000,
             "embedded_postgres_dir": Path(".data/postgres"),

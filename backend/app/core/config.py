@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         description="Set `off` behind a pooler without prepared statements. `auto` decides by host and port.",
     )
     database_pool_size: int = Field(
-        default=5,
+        default=10,
         ge=1,
         le=100,
         description="Maximum number of connections per worker. The total is workers times this number.",

@@ -20,8 +20,8 @@ class ProblemField(BaseModel):
 
     pointer: str = Field(
         max_length=200,
-        pattern=r"^(#|path|query|header)(/[!-~]*)?$",
-        description="`#/name` in the body, `query/name`, `path/name` or `header/name` elsewhere.",
+        pattern=r"^(#|path|query|header|cookie)(/[!-~]*)?$",
+        description="`#/name` in the body, `query/name`, `path/name`, `header/name` or `cookie/name` elsewhere.",
     )
     detail: str = Field(max_length=200, pattern=_PRINTABLE_ASCII)
 
