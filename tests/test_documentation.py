@@ -15,8 +15,8 @@ import playwright
 import pytest
 from dotenv import dotenv_values
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
-from starlette.routing import Route
 
 from app.core.config import Settings
 from app.core.errors import AppError
@@ -237,9 +237,7 @@ class TestTables:
         return create_app(make_settings("postgresql://postgres@127.0.0.1/postgres"))
 
     def test_the_readme_lists_every_route(self, app: FastAPI) -> None:
-        pages = {
-            f"GET {route.path}" for route in app.routes if isinstance(route, Route) and not route.include_in_schema
-        }
+        pages = {f"GET {route.path}" for route in iter_route_contexts(app.routes) if not route.include_in_schema}
 
         assert {call for call, _, _ in _table(README, "Call")} == {*_operations(app), *pages}
 
