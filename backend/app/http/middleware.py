@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -38,6 +38,7 @@ _SAFE_HEADERS: Final = (
 )
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 
+_app: Final = logging.getLogger("app")
 _requests: Final = logging.getLogger("app.requests")
 
 
@@ -84,7 +85,6 @@ class RequestMiddleware:
         self._handlers = handlers
         self._cors = ProblemCORSMiddleware(app, **cors)
         self._loopback_only = loopback_only
-        self._log = request_log()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,7 +111,7 @@ class RequestMiddleware:
                 raise
             await self._answer(error)(inner, receive, deliver)
         finally:
-            self._log(
+            log_request(
                 {
                     "request_id": request_id,
                     "method": scope["method"],
@@ -173,40 +173,33 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     return {**scope, "method": method, "headers": headers}, request_id
 
 
-def request_log() -> Callable[[dict[str, Any]], None]:
-    """Returns the function that logs a request, given `request_id`, `method`, `route`, `status` and `duration_ms`.
+def log_request(request: dict[str, Any]) -> None:
+    """Log a request, given `request_id`, `method`, `route`, `status` and `duration_ms`.
 
-    If one stream of JSON lines is all that would get the line, it is written straight to that stream: `logging` costs
-    a tenth of a GET. The handlers are looked up once, so a handler or a formatter that is set later is not asked then.
+    Where one stream of JSON lines is all that would get the line, it is written straight to that stream: a call of
+    `logging` costs a tenth of a GET.
     """
-    handlers = [*_handlers_of(_requests)]
-    kinds = [(type(handler), type(handler.formatter)) for handler in handlers]
-    return partial(_write, handlers[0]) if kinds == [(logging.StreamHandler, JsonFormatter)] else _log
+    if not _requests.isEnabledFor(logging.INFO):
+        return
+    message = "{method} {} {status} in {duration_ms:.1f} ms".format(request["route"] or "(no route)", **request)
+    stream = _only_stream()
+    if stream is None:
+        _requests.info(message, extra=request)
+        return
+    head = {"level": "INFO", "logger": _requests.name, "message": message}
+    line = orjson.dumps({**head, **request, "time": datetime.now(UTC).isoformat()}).decode()
+    try:
+        stream.stream.write(line + "\n")
+        stream.stream.flush()
+    except (OSError, ValueError):  # the disk is full, or the stream is closed
+        stream.handleError(logging.makeLogRecord({"msg": line}))
 
 
-def _handlers_of(logger: logging.Logger | None) -> Iterator[logging.Handler]:
-    while logger:
-        yield from logger.handlers
-        logger = logger.parent if logger.propagate else None
-
-
-def _log(request: dict[str, Any]) -> None:
-    _requests.info(_message(request), extra=request)
-
-
-def _write(handler: Any, request: dict[str, Any]) -> None:
-    if handler.level or handler.filters or _requests.filters:
-        _log(request)
-    elif _requests.isEnabledFor(logging.INFO):
-        head = {"level": "INFO", "logger": _requests.name, "message": _message(request)}
-        line = orjson.dumps({**head, **request, "time": datetime.now(UTC).isoformat()}).decode()
-        try:
-            handler.stream.write(line + "\n")
-            handler.stream.flush()
-        except (OSError, ValueError):  # no space, or closed
-            handler.handleError(logging.makeLogRecord({"msg": line}))
-
-
-def _message(request: dict[str, Any]) -> str:
-    route = request["route"] or "(no route)"
-    return f"{request['method']} {route} {request['status']} in {request['duration_ms']:.1f} ms"
+def _only_stream() -> Any:
+    """Returns the handler that alone gets the lines of requests and writes them to a stream as JSON, else None."""
+    handlers = [*_requests.handlers, *_app.handlers, *logging.root.handlers]
+    if [(type(handler), type(handler.formatter)) for handler in handlers] != [(logging.StreamHandler, JsonFormatter)]:
+        return None
+    handler = handlers[0]
+    reaches = handlers == logging.root.handlers and _requests.propagate and _app.propagate
+    return handler if reaches and not (handler.level or handler.filters or _requests.filters) else None
