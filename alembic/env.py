@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Final
 
 import asyncpg
@@ -15,11 +17,14 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
-import app.models.task  # noqa: F401  # fills the metadata
+import app.models
 from app.core.config import load_settings
 from app.core.database.dsn import parse_dsn
 from app.core.errors import StartupError
 from app.server.embedded import embedded_postgres
+
+for _model in iter_modules(app.models.__path__, "app.models."):
+    import_module(_model.name)  # fills the metadata
 
 _LOCK: Final = 7_461_736_531  # an arbitrary number that no other program on this database uses
 _EXPECTED: Final = (

@@ -119,7 +119,8 @@ def create_bounded_app() -> FastAPI:
 def __getattr__(name: str) -> FastAPI:
     """Make `app` when a server asks for it: `uvicorn app.main:app`, `fastapi dev`. Nothing happens at import."""
     if name == "app":
-        return create_app()
+        globals()[name] = app = create_app()
+        return app
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
 

@@ -215,13 +215,14 @@ class MisdirectedRequestError(AppError):
 
 
 class InvalidRequestError(AppError):
-    """One or more fields break a rule; `errors` names each."""
+    """One or more fields break a rule; `errors` names each that is known."""
 
     status, kind = 422, "invalid-request"
+    detail = "The database does not accept a value of this request."
 
     def __init__(self, errors: Iterable[FieldError]) -> None:
         self.errors = tuple(errors)
-        super().__init__("; ".join(map(_sentence, self.errors[:3])))
+        super().__init__("; ".join(map(_sentence, self.errors[:3])) or None)
 
 
 class HeadTooLargeError(AppError):

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
@@ -37,8 +37,8 @@ class NotStartedError(RuntimeError):
     def __init__(self) -> None:
         super().__init__(
             "The application has not been started, so it has no database and no keys. In a test, write "
-            "`with TestClient(app) as client`, or `async with app.router.lifespan_context(app) as state` and put the "
-            "state into the scope; elsewhere, serve it with a server that runs the lifespan."
+            '`with TestClient(app, base_url="http://localhost") as client`; elsewhere, serve it with a server that '
+            "runs the lifespan."
         )
 
 
@@ -68,8 +68,9 @@ def is_public(context: RouteContext) -> bool:
 
 def check_routes(routes: Sequence[BaseRoute]) -> None:
     """Raises StartupError for a route of which it is not certain who may use it."""
-    for context in iter_route_contexts(routes):
-        if reason := _refusal(context):
+    contexts = [*iter_route_contexts(routes)]
+    for context in contexts:
+        if reason := _refusal(context) or _shadow(context, contexts) or _late_end(context):
             methods = ", ".join(sorted(context.methods or ())) or "the mount"
             message = f"{methods} {context.path or context.original_route}: {reason}"
             raise StartupError(message)
@@ -81,15 +82,38 @@ def _refusal(context: RouteContext) -> str | None:
         return None if is_public(context) else "is outside /api; move it there, or declare it with @public"
     if is_public(context):
         return "is under /api, which always asks for a token; move it elsewhere to have it public"
-    owner = path.split("/")[2:3]
-    if owner == [_USER] or (_takes_current_user(context) and not "".join(owner).startswith("{")):
+    if path.split("/")[2:3] == [_USER] or _acts_for_token_user(context):
         return None
     return "must begin with /api/{user_id}, or with a word after /api and take CurrentUser (app.routes.deps)"
 
 
-def _takes_current_user(context: RouteContext) -> bool:
+def _acts_for_token_user(context: RouteContext) -> bool:
+    """Whether it takes `CurrentUser` and has a word, no parameter, behind `/api`."""
     dependant: Dependant | None = getattr(context, "dependant", None)
-    return dependant is not None and any(each.call is current_user for each in all_dependants(dependant))
+    takes = dependant is not None and any(each.call is current_user for each in all_dependants(dependant))
+    return takes and re.match("/api/[^{/]", context.path or "") is not None
+
+
+def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | None:
+    """Returns why a route for the token's user is never reached: one of `/api/{user_id}` takes its requests."""
+    if not _acts_for_token_user(context):
+        return None
+    path = re.sub(r"{\w+(:\w+)?}", "0", context.path or "")
+    for method in context.methods or ():
+        scope = {"type": "http", "method": method, "path": path, "root_path": ""}
+        first = next(each for each in contexts if each.matches(scope)[0] is Match.FULL)
+        if first.path != context.path:
+            return f"is never reached, because {first.path} comes first; include its router earlier"
+    return None
+
+
+def _late_end(context: RouteContext) -> str | None:
+    """Returns which dependency would end after the reply, although a failure of its end has to be answered."""
+    dependant: Dependant | None = getattr(context, "dependant", None)
+    for each in all_dependants(dependant) if dependant else ():
+        if getattr(each.call, "ends_before_reply", False) and each.scope != "function":
+            return f'would commit after its reply; take Session (app.routes.deps), or {each.name} with scope="function"'
+    return None
 
 
 def all_dependants(dependant: Dependant) -> Iterator[Dependant]:
@@ -118,7 +142,8 @@ class AuthorizationMiddleware:
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
                     return
-                if self._chosen(scope):
+                if chosen := self._chosen(scope):
+                    scope["route"] = chosen  # for the log
                     _log_refusal(scope, error)
                     raise
         await self._app(scope, receive, send)
@@ -133,7 +158,7 @@ class AuthorizationMiddleware:
         scope["state"] = {**state, "user_id": user_id}  # of this request alone
         if not f"{path}/".startswith(f"/api/{user_id}/"):
             chosen = self._chosen(scope)
-            if chosen is None or not _takes_current_user(chosen):
+            if chosen is None or not _acts_for_token_user(chosen):
                 raise ForbiddenError
 
     def _chosen(self, scope: Scope) -> RouteContext | None:

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 from http import HTTPStatus
+from typing import Final
 
 from starlette.responses import Response
+
+_KEPT: Final = {"etag", "cache-control", "content-location", "expires", "vary"}  # RFC 9110 section 15.4.5
 
 
 def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Response:
@@ -23,7 +26,8 @@ def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Resp
     current = said[b"etag"].decode()
     opaque = [tag.removeprefix("W/") for tag in known]  # a weak comparison (RFC 9110 section 8.8.3.2)
     if opaque == ["*"] or current.removeprefix("W/") in opaque:
-        return Response(None, HTTPStatus.NOT_MODIFIED, {"ETag": current})
+        kept = {name: value for name, value in response.headers.items() if name in _KEPT}
+        return Response(None, HTTPStatus.NOT_MODIFIED, kept, background=response.background)
     return response
 
 

@@ -21,10 +21,12 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_jsonable_python
 from starlette._utils import get_route_path
 from starlette.convertors import StringConvertor
-from starlette.datastructures import QueryParams
+from starlette.datastructures import Headers, QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMediaTypeError
 from app.http.conditions import apply_if_none_match
@@ -47,22 +49,23 @@ class FastLane:
         self._overrides = api.dependency_overrides
         self._table: dict[str, list[_Entry]] = {}
         for context in iter_route_contexts(api.routes):
-            entry = _Entry(getattr(context, "path_regex", None), context, _lane_handler(context))
+            entry = _Entry(getattr(context, "path_regex", None), context, _lane_handler(context), _body_limit(context))
             for method in context.methods or ("GET", "POST", "PUT", "PATCH", "DELETE"):
                 self._table.setdefault(method, []).append(entry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        entries = self._table.get(scope["method"], ()) if self.enabled and scope["type"] == "http" else ()
+        entries = self._table.get(scope["method"], ()) if scope["type"] == "http" else ()
         path = get_route_path(scope) if entries else ""
-        for pattern, context, handler in entries:
-            found = pattern and pattern.match(path)
-            if found or not pattern:
-                if not found or handler is None or self._overrides:
-                    break
+        for pattern, context, handler, limit in entries:
+            found = pattern.match(path) if pattern else None
+            if found and handler and self.enabled and not self._overrides:
                 scope.update(route=context, endpoint=context.endpoint, path_params=found.groupdict())
                 response = await handler(Request(scope, receive))
                 await response(scope, receive, send)
                 return
+            if found or not pattern:
+                receive = _limited(scope, receive, limit) if limit else receive
+                break
         await self._app(scope, receive, send)
 
 
@@ -70,6 +73,25 @@ class _Entry(NamedTuple):
     pattern: Any  # None: a route that may match any path
     context: RouteContext
     handler: _Handler | None  # None: left to FastAPI
+    limit: int | None  # bytes of a body
+
+
+def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
+    """Returns a `receive` that ends a body above the limit. FastAPI's own middleware would answer in plain text."""
+    error = BodyTooLargeError(limit)
+    if any(int(length) > limit for length in Headers(scope=scope).getlist("content-length")):
+        raise error
+    size = 0
+
+    async def receive_within() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:  # FastAPI makes any other exception a 400
+            raise HTTPException(error.status) from error
+        return message
+
+    return receive_within
 
 
 class JSONRoute(APIRoute):
@@ -86,6 +108,14 @@ class JSONRoute(APIRoute):
             return await _respond(request, names, lambda request, _: handle(request))
 
         return respond
+
+
+def _body_limit(context: RouteContext) -> int | None:
+    """Returns FastAPI's `max_body_size`, else ours. A mounted application and a JSONRoute have limits of their own."""
+    if isinstance(context.original_route, JSONRoute) or not isinstance(context.original_route, Route):
+        return None
+    limit: int | None = getattr(context, "max_body_size", None)
+    return BODY_LIMIT if limit is None else limit
 
 
 def effective_route(scope: Scope) -> Any:

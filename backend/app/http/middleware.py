@@ -51,7 +51,9 @@ def complete_headers(message: Message, request_id: str) -> None:
     """Have a reply name its request, and tell browsers what not to do with it."""
     said = dict(message["headers"])
     if b"vary" in said:
-        MutableHeaders(scope=message).add_vary_header("Authorization")
+        missing = [name for name in ("Origin", "Authorization") if name.encode().lower() not in said[b"vary"].lower()]
+        if missing:
+            MutableHeaders(scope=message).add_vary_header(", ".join(missing))
     absent = [header for header in _SAFE_HEADERS if header[0] not in said]
     message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *absent]
 

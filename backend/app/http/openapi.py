@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute
 
 from app.core.errors import (
@@ -21,7 +21,7 @@ from app.core.errors import (
     UnsupportedMediaTypeError,
 )
 from app.http.authorization import is_public
-from app.http.fast_lane import BODY_LIMIT
+from app.http.fast_lane import BODY_LIMIT, JSONRoute
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.http.problems import MEDIA_TYPE, problem_details
 from app.schemas.problem import EXAMPLE_ID, Problem
@@ -136,20 +136,26 @@ def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, 
         for method in context.methods or ():
             operation = document.get("paths", {}).get(context.path_format, {}).get(method.lower())
             if operation:
-                _complete_operation(operation, public=is_public(context), authenticates=authenticates)
+                _complete_operation(operation, context, authenticates=authenticates)
 
 
-def _complete_operation(operation: dict[str, Any], *, public: bool, authenticates: bool) -> None:
+def _complete_operation(operation: dict[str, Any], context: RouteContext, *, authenticates: bool) -> None:
     """Add what holds for every operation, but never in the place of what its route says itself."""
+    public = is_public(context)
     operation.setdefault("security", [] if public else [_SECURED] if authenticates else [_SECURED, {}])
     responses = operation.setdefault("responses", {})
     if "HTTPValidationError" in str(responses.get("422", "")):
         del responses["422"]
-    for status, response in problems(*(() if public else _ALWAYS)).items():
-        described = {name: value for name, value in response.items() if name != "model"}
+    names = () if isinstance(context.original_route, JSONRoute) else _ON_ALL
+    errors = [*(() if public else _ALWAYS), *(_BODY[:2] if "requestBody" in operation else ())]
+    for status, response in problems(*errors).items():
+        headers = {name: header for name, header in response["headers"].items() if name not in names}
+        described = {"description": response["description"], "headers": headers}
         described["content"] = {MEDIA_TYPE: {**response["content"][MEDIA_TYPE], "schema": _PROBLEM}}
         responses.setdefault(str(status), described)
-    for response in responses.values():
+    for status, response in responses.items():
+        if status.startswith(("4", "5")):
+            response.setdefault("content", {MEDIA_TYPE: {"schema": _PROBLEM}})
         _describe(response)
     operation["responses"] = dict(sorted(responses.items()))
 

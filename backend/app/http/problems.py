@@ -47,14 +47,12 @@ _WORDS: Final = {
 _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
 
 
-class StatusError(AppError):
-    """An error that is known by its HTTP status alone. `detail` that is no text is given under `data`."""
+class PlainHTTPError(AppError):
+    """An HTTPException: its status says all (RFC 9457 section 4.2.1). A detail that is no text is given as `data`."""
 
     def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Error"
-        self.status = status
-        self.kind = re.sub("[^a-z]+", "-", phrase.lower()).strip("-")
-        self.title = phrase
+        self.status, self.kind, self.title = status, "about:blank", phrase
         self.data = None if isinstance(detail, str) else detail
         super().__init__(detail if isinstance(detail, str) else phrase, headers)
 
@@ -74,7 +72,7 @@ def problem(headers: Headers, error: AppError, extra: Mapping[str, str] | None =
 def problem_details(error: AppError, request_id: str) -> dict[str, Any]:
     """Returns the members of the problem, in the order of `schemas.problem.Problem`."""
     details = {
-        "type": f"urn:problem-type:{error.kind}",
+        "type": error.kind if isinstance(error, PlainHTTPError) else f"urn:problem-type:{error.kind}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
@@ -82,7 +80,7 @@ def problem_details(error: AppError, request_id: str) -> dict[str, Any]:
     }
     if error.errors:
         details["errors"] = [item._asdict() for item in error.errors]
-    if isinstance(error, StatusError) and error.data is not None:
+    if isinstance(error, PlainHTTPError) and error.data is not None:
         details["data"] = error.data
     return details
 
@@ -128,9 +126,11 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
         return await http_exception_handler(request, error)
     if error.status_code == HTTPStatus.NOT_FOUND and "endpoint" not in request.scope:  # the router's
         return await answer_app_error(request, RouteNotFoundError())
+    if isinstance(error.__cause__, AppError):  # which FastAPI would have taken for a defect
+        return await answer_app_error(request, error.__cause__)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return await answer_app_error(request, MethodNotAllowedError(_allowed(request)))
-    return await answer_app_error(request, StatusError(error.status_code, error.detail, error.headers))
+    return await answer_app_error(request, PlainHTTPError(error.status_code, error.detail, error.headers))
 
 
 async def _answer_validation_error(request: Request, error: RequestValidationError) -> Response:

@@ -12,12 +12,6 @@ TITLE_MAX: Final = 200
 DESCRIPTION_MAX: Final = 5_000
 USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
 
-SQLModel.metadata.naming_convention = {
-    "pk": "pk_%(table_name)s",
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-}
-
 
 class Task(SQLModel, table=True):
     """A task. `updated_at` strictly grows with every change, so it is the row's version."""

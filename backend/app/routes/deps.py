@@ -40,6 +40,9 @@ async def get_session(database: Annotated[Database, Depends(get_database)]) -> A
         yield session
 
 
+get_session.ends_before_reply = True  # type: ignore[attr-defined]  # check_routes refuses another scope
+
+
 async def get_tokens(request: Request) -> TokenVerifier | None:
     """Returns what verifies tokens, None without authentication."""
     tokens: TokenVerifier | None = request.scope["state"]["tokens"]

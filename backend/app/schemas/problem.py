@@ -44,7 +44,7 @@ class Problem(BaseModel):
 
     type: str = Field(
         max_length=60,
-        pattern="^urn:problem-type:[a-z]+(-[a-z]+)*$",
+        pattern="^(about:blank|urn:problem-type:[a-z]+(-[a-z]+)*)$",
         description="URN of the kind of problem. It never changes.",
     )
     title: str = Field(

@@ -158,8 +158,8 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
     task_id = uuid5(_KEY_NAMESPACE, f"{user_id} {key}") if key else uuid7()
     values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
     while True:
-        # The id makes it repeatable: what was sent twice is inserted once.
-        if records := await db.fetch(_CREATE, repeatable=True, owner=user_id, task_id=task_id, **values):
+        # The id makes it idempotent: what was sent twice is inserted once.
+        if records := await db.fetch(_CREATE, idempotent=True, owner=user_id, task_id=task_id, **values):
             return CreatedTask(WireTask(*records[0]), replayed=False)
         try:
             task = await get_task(db, user_id, task_id, UNCONDITIONAL)
@@ -201,7 +201,7 @@ async def complete_task(
     Raises TaskNotFoundError or PreconditionFailedError.
     """
     return await _one(
-        db, _COMPLETE, user_id, task_id, conditions, repeatable=completed is not None, new_completed=completed
+        db, _COMPLETE, user_id, task_id, conditions, idempotent=completed is not None, new_completed=completed
     )
 
 
@@ -217,12 +217,12 @@ async def _one(
     task_id: UUID,
     conditions: Conditions,
     *,
-    repeatable: bool = True,
+    idempotent: bool = True,
     **values: object,
 ) -> WireTask:
     records = await db.fetch(
         query,
-        repeatable=repeatable and conditions == UNCONDITIONAL,  # one that has held once need not hold again
+        idempotent=idempotent and conditions == UNCONDITIONAL,  # one that has held once need not hold again
         owner=user_id,
         task_id=task_id,
         match=_texts(conditions.match),

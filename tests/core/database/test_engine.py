@@ -306,11 +306,11 @@ def counting(*, reads: bool) -> Statement:
 
 
 class TestAgain:
-    @pytest.mark.parametrize(("reads", "repeatable"), [(True, False), (False, True), (True, True)])
+    @pytest.mark.parametrize(("reads", "idempotent"), [(True, False), (False, True), (True, True)])
     async def test_what_may_be_repeated_is_run_once_more_when_it_loses_its_connection(
-        self, db: Database, database: asyncpg.Connection, tries: str, *, reads: bool, repeatable: bool
+        self, db: Database, database: asyncpg.Connection, tries: str, *, reads: bool, idempotent: bool
     ) -> None:
-        fetch = asyncio.create_task(db.fetch(counting(reads=reads), repeatable=repeatable, name=tries, state=""))
+        fetch = asyncio.create_task(db.fetch(counting(reads=reads), idempotent=idempotent, name=tries, state=""))
         await end_sleep(database, fetch)
 
         assert [tuple(record) for record in await fetch] == [(2,)]
@@ -345,7 +345,7 @@ class TestAgain:
     @pytest.mark.parametrize("state", ["57014", "55P03"])
     async def test_what_took_too_long_is_not(self, db: Database, tries: str, state: str) -> None:
         with pytest.raises(TimedOutError):
-            await db.fetch(counting(reads=True), repeatable=True, name=tries, state=state)
+            await db.fetch(counting(reads=True), idempotent=True, name=tries, state=state)
 
         [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
         assert next_try == 2
@@ -358,7 +358,7 @@ class TestAgain:
         db = make_database()
 
         with pytest.raises(expected):
-            await db.fetch(counting(reads=reads), repeatable=True, name=tries, state="")
+            await db.fetch(counting(reads=reads), idempotent=True, name=tries, state="")
 
         [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
         assert next_try == 2
@@ -368,7 +368,7 @@ class TestAgain:
     ) -> None:
         with fault_proxy(own_dsn) as proxy:
             db = make_database(proxy.dsn)
-            fetch = asyncio.create_task(db.fetch(counting(reads=False), repeatable=True, name=tries, state=""))
+            fetch = asyncio.create_task(db.fetch(counting(reads=False), idempotent=True, name=tries, state=""))
             while not await first_sleeps(database):
                 pass
             proxy.refuses = True
@@ -465,8 +465,8 @@ class TestFitness:
         ("take", "give", "reason"),
         [
             ("ALTER ROLE fit SET default_transaction_read_only = on", "ALTER ROLE fit RESET ALL", "read-only"),
-            ("REVOKE INSERT ON things FROM fit", "GRANT INSERT ON things TO fit", "no table, or no right to it"),
-            ("ALTER TABLE things RENAME TO gone", "ALTER TABLE gone RENAME TO things", "no table, or no right to it"),
+            ("REVOKE INSERT ON things FROM fit", "GRANT INSERT ON things TO fit", "no table, or no right to it: things"),
+            ("ALTER TABLE things RENAME TO gone", "ALTER TABLE gone RENAME TO things", "no table, or no right to it: things"),
         ],
     )
     async def test_a_database_that_cannot_be_used_is_not_ready_until_it_can(

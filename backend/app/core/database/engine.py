@@ -30,6 +30,8 @@ from app.core.errors import (
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds, a random time between the two: not all retry at the same moment
+# What was loaded stays readable after the commit. A closed session stays closed: a stream that outlives it is an error.
+_SESSION: Final[dict[str, Any]] = {"expire_on_commit": False, "close_resets_only": False}
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
@@ -63,6 +65,7 @@ class Database:
         settings = map(_setting, ("statement_timeout", "lock_timeout", "transaction_read_only"))
         rights = [_may(right, table) for table in tables for right in _RIGHTS]
         self._probe = statement(select(*settings, *rights), reads=True)
+        self._tables = tables
         self._answered: bool | None = None
         self._unusable: str | None = None
         self._warnings: set[str] = set()
@@ -72,10 +75,10 @@ class Database:
         """Whether the database answered the last statement, and its role may use it."""
         return bool(self._answered) and not self._unusable
 
-    async def fetch(self, query: Statement, *, repeatable: bool = False, **values: object) -> list[asyncpg.Record]:
+    async def fetch(self, query: Statement, *, idempotent: bool = False, **values: object) -> list[asyncpg.Record]:
         """Run one statement, committed when it returns.
 
-        Retried once after a transient fault; a change that was already sent only if it is `repeatable`: if to carry
+        Retried once after a transient fault; a change that was already sent only if it is `idempotent`: if to carry
         it out twice does no harm and returns the same. Raises UnavailableError, one of its kinds, StatementError, and
         TypeError for missing values.
         """
@@ -87,7 +90,7 @@ class Database:
             arguments = query.arguments(values)
         self._admit()
         try:
-            records = await self._fetch_with_retry(query, arguments, repeatable=repeatable)
+            records = await self._fetch_with_retry(query, arguments, idempotent=idempotent)
         except (UnavailableError, StatementError) as error:
             self._note_error(error)
             raise
@@ -107,7 +110,7 @@ class Database:
         """
         self._admit()
         try:
-            async with AsyncSession(self.engine, expire_on_commit=False) as session, _transaction(session):
+            async with AsyncSession(self.engine, **_SESSION) as session, _transaction(session):
                 yield session
         except (UnavailableError, StatementError) as error:
             self._note_error(error)
@@ -126,8 +129,13 @@ class Database:
             return False
         if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
-        self._note_use("read-only" if read_only == "on" else None if all(rights) else "no table, or no right to it")
+        self._note_use("read-only" if read_only == "on" else self._missing_rights(rights))
         return self.usable
+
+    def _missing_rights(self, rights: list[bool | None]) -> str | None:
+        size = len(_RIGHTS)
+        missing = [table for at, table in enumerate(self._tables) if not all(rights[at * size : (at + 1) * size])]
+        return f"no table, or no right to it: {', '.join(missing)}" if missing else None
 
     async def close(self) -> None:
         """Close every connection."""
@@ -143,14 +151,14 @@ class Database:
         self._capacity -= 1
 
     async def _fetch_with_retry(
-        self, query: Statement, arguments: list[object], *, repeatable: bool
+        self, query: Statement, arguments: list[object], *, idempotent: bool
     ) -> list[asyncpg.Record]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _RETRY_WITHIN
         try:
             return await self._pool.fetch(query.sql, arguments, reads=query.reads)  # type: ignore[no-any-return]
         except UnavailableError as error:
-            if not self._may_retry(error, repeatable=repeatable) or loop.time() > deadline:
+            if not self._may_retry(error, idempotent=idempotent) or loop.time() > deadline:
                 raise
             first = error
         await asyncio.sleep(random.uniform(*_RETRY_PAUSE))  # noqa: S311  # nosec B311  # nobody gains by guessing it
@@ -160,10 +168,10 @@ class Database:
             told = first if isinstance(first, OutcomeUnknownError) else error
             raise told from error.__cause__
 
-    def _may_retry(self, error: UnavailableError, *, repeatable: bool) -> bool:
+    def _may_retry(self, error: UnavailableError, *, idempotent: bool) -> bool:
         """No retries while the database is known to be down."""
         was_sent = isinstance(error, OutcomeUnknownError)
-        return is_transient(error) and (repeatable or not was_sent) and self._answered is not False
+        return is_transient(error) and (idempotent or not was_sent) and self._answered is not False
 
     def _note_error(self, error: Exception) -> None:
         """Have the database probed: it may be down, or a table or a right to it may be gone."""
@@ -216,7 +224,12 @@ def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_time
     if connect_args.get("statement_cache_size") == 0:
         connect_args["prepared_statement_cache_size"] = 0  # the same for a Session
     engine = create_async_engine(
-        URL, connect_args=connect_args, poolclass=SlotPool, pool_size=pool_size, pool_timeout=pool_timeout
+        URL,
+        connect_args=connect_args,
+        poolclass=SlotPool,
+        pool_size=pool_size,
+        pool_timeout=pool_timeout,
+        hide_parameters=True,
     )
     event.listen(engine.sync_engine, "handle_error", _raise_fault)
     return engine
@@ -247,7 +260,10 @@ async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
             await session.rollback()
         if isinstance(error, DBAPIError):
             cause = error.driver_exception
-            raise refused_value(cause) or translate_error(cause, reads=True, closed=False) from None
+            if refusal := refused_value(cause):
+                _logger.info("value refused by the database: %s %s", type(cause).__name__, sqlstate(cause))
+            translated = refusal or translate_error(cause, reads=True, closed=False)
+            raise translated.with_traceback(error.__traceback__) from None
         raise
 
 

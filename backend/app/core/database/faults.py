@@ -27,8 +27,9 @@ _UNPREPARED: Final = ("26000", "42P05")  # a pooler handed the prepared statemen
 _PERMANENT: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg and PgBouncer have no code for these
 _SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
 _ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # and lock timeout, statement timeout
-_DUPLICATE: Final = ("23503", "23505", "23P01")  # foreign key, unique, exclusion
-_INVALID: Final = ("22", "23")  # data exceptions, and the other constraints
+_CONFLICTING: Final = ("23503", "23505", "23P01")  # foreign key, unique, exclusion
+# Too long, out of range, no date, no such character, no such text, LIMIT or OFFSET below 0; not null and check.
+_INVALID: Final = ("22000", "22001", "22003", "22007", "22008", "22021", "22P02", "22P05", "2201W", "2201X", "23")
 
 
 def sqlstate(error: BaseException | None) -> str:
@@ -62,11 +63,11 @@ def refused_value(error: Exception) -> Exception | None:
     PostgreSQL names the column for NOT NULL alone.
     """
     state = sqlstate(error)
-    if state in _DUPLICATE:
+    if state in _CONFLICTING:
         return ConflictError()
     if state.startswith(_INVALID):
         column = getattr(error, "column_name", None)
-        return InvalidRequestError([FieldError(f"#/{column}" if column else "#", "is not accepted by the database")])
+        return InvalidRequestError([FieldError(f"#/{column}", "is required")] if column else [])
     return None
 
 
