@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, Request, Response, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route
 from starlette.types import Receive, Scope, Send
@@ -15,7 +15,7 @@ from app.core.config import Settings
 from app.core.errors import StartupError
 from app.http.authorization import check_routes, public
 from app.main import create_app
-from app.routes.deps import CurrentUser
+from app.routes.deps import CurrentUser, get_session
 from tests.support import SECRET, bearer, serving
 
 Extend = Callable[[FastAPI], object]
@@ -161,16 +161,37 @@ class TestTokenUser:
         assert [reply.status_code for reply in replies] == [401, 200]
         assert replies[1].json() == "ada"
 
-    async def test_a_route_of_users_that_comes_first_stays_closed_to_others(self, secured: Settings) -> None:
+    async def test_it_comes_before_a_route_of_users_with_the_same_path(self, secured: Settings) -> None:
         def extend(app: FastAPI) -> None:
-            plain_router(app)
             self.own(app)
+            plain_router(app)
 
         async with extended(secured, extend) as client:
-            foreign = await client.get("/api/me/projects", headers=bearer("ada"))
-            own = await client.get("/api/me/projects", headers=bearer("me"))
+            replies = [
+                await client.get(f"/api/{user}/projects", headers=bearer("ada")) for user in ("me", "ada", "eve")
+            ]
 
-        assert (foreign.status_code, own.json()) == (403, "reached")
+        assert [reply.status_code for reply in replies] == [200, 200, 403]
+        assert [reply.json() for reply in replies[:2]] == ["ada", "reached"]
+
+    def test_behind_a_route_of_users_with_the_same_path_it_is_refused(self, secured: Settings) -> None:
+        app = create_app(secured)
+        plain_router(app)
+        self.own(app)
+
+        with pytest.raises(StartupError, match="^GET /api/me/projects: is never reached, because"):
+            check_routes(app.routes)
+
+    async def test_taking_the_user_of_the_token_opens_no_path_of_another_user(self, secured: Settings) -> None:
+        async def audit(_: CurrentUser) -> None: ...
+
+        def extend(app: FastAPI) -> None:
+            router = APIRouter(prefix="/api/{user_id}/projects", dependencies=[Depends(audit)])
+            router.get("")(forgetful)
+            app.include_router(router)
+
+        async with extended(secured, extend) as client:
+            assert await statuses(client, "/api/ada/projects") == [401, 401, 403, 200]
 
     async def test_without_authentication_there_is_no_such_user(self, settings: Settings) -> None:
         async with extended(settings, self.own) as client:
@@ -232,6 +253,15 @@ class TestStart:
         app.get("/api/{anything}/name")(handler)
 
         with pytest.raises(StartupError, match="must begin with"):
+            check_routes(app.routes)
+
+    def test_a_session_that_would_commit_after_the_reply_is_refused(self, secured: Settings) -> None:
+        async def handler(session: Annotated[Any, Depends(get_session)]) -> None: ...
+
+        app = create_app(secured)
+        app.get("/api/{user_id}/late")(handler)
+
+        with pytest.raises(StartupError, match="would commit after its reply; take Session"):
             check_routes(app.routes)
 
     def test_nothing_under_api_is_public(self, secured: Settings) -> None:

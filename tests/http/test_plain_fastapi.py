@@ -26,6 +26,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, field_validator
+from starlette.background import BackgroundTask
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import main
@@ -98,7 +100,7 @@ def problem_of(reply: httpx.Response, status: int) -> dict[str, Any]:
     """Returns the members of a problem, after a look at its form."""
     assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json"), reply.text
     problem: dict[str, Any] = reply.json()
-    assert problem["type"].startswith("urn:problem-type:")
+    assert problem["type"].startswith(("urn:problem-type:", "about:blank"))
     assert (problem["status"], problem["instance"]) == (status, reply.headers["X-Request-ID"])
     assert isinstance(problem["detail"], str)
     return problem
@@ -226,6 +228,29 @@ class TestArguments:
 
         expected = body["body"] if isinstance(body, dict) and "body" in body else body
         assert (reply.status_code, reply.json()) == (200, expected)
+
+
+class TestBodyLimit:
+    @pytest.mark.parametrize(("limit", "size"), [(None, 65_537), (1_000, 1_001)])
+    @pytest.mark.parametrize("chunked", [False, True])
+    async def test_a_plain_route_has_the_limit_of_fastapi_or_that_of_the_service(
+        self, secured: Settings, limit: int | None, size: int, *, chunked: bool
+    ) -> None:
+        async def handler(request: Request) -> int:
+            return len(await request.body())
+
+        async def parts(length: int) -> AsyncIterator[bytes]:
+            for _ in range(length):
+                yield b"x"
+
+        async with extended(secured, one_route(handler, "POST", max_body_size=limit)) as client:
+            replies = [
+                await client.post("/api/ada/things", content=parts(length) if chunked else b"x" * length)
+                for length in (size - 1, size)
+            ]
+
+        assert replies[0].json() == size - 1
+        assert problem_of(replies[1], 413)["detail"] == f"A request body may have {size - 1:,} bytes at most."
 
 
 class TestReplies:
@@ -452,6 +477,29 @@ class TestApplication:
             assert reply.headers["X-Content-Type-Options"] == "nosniff"
         assert problem_of(defect, 500)
 
+    async def test_a_reply_varies_by_origin_and_token_whatever_a_layer_adds(self, secured: Settings) -> None:
+        async with extended(secured, lambda app: app.add_middleware(GZipMiddleware, minimum_size=1)) as client:
+            reply = await client.get("/health/live")
+
+        assert reply.headers["Vary"] == "Accept-Encoding, Origin, Authorization"
+
+    async def test_a_304_keeps_the_headers_that_caches_need_and_runs_the_background_task(
+        self, secured: Settings
+    ) -> None:
+        done: list[str] = []
+
+        async def handler() -> Response:
+            headers = {"ETag": '"1"', "Cache-Control": "private, max-age=60", "Vary": "Accept-Language"}
+            return PlainTextResponse("x", headers=headers, background=BackgroundTask(done.append, "done"))
+
+        extend = one_route(handler, route_class_override=JSONRoute)
+        reply = await ask(secured, extend, headers={"If-None-Match": 'W/"1"'})
+
+        assert (reply.status_code, reply.content, reply.headers["ETag"]) == (304, b"", '"1"')
+        assert reply.headers["Cache-Control"] == "private, max-age=60"
+        assert reply.headers["Vary"] == "Accept-Language, Origin, Authorization"
+        assert done == ["done"]
+
     async def test_an_exception_in_added_middleware_is_a_problem(self, secured: Settings) -> None:
         def extend(app: FastAPI) -> None:
             @app.middleware("http")
@@ -537,7 +585,10 @@ class TestApplication:
     def test_a_server_may_import_it_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
 
+        monkeypatch.delitem(vars(main), "app", raising=False)
+
         assert isinstance(main.app, FastAPI)
+        assert main.app is main.app
         assert "app" in dir(main)
         with pytest.raises(AttributeError, match="has no attribute 'apps'"):
             _ = main.apps

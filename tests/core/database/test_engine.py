@@ -459,14 +459,25 @@ async def owner(own_dsn: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
+_NO_RIGHT: Final = "no table, or no right to it: things"
+
+
 @pytest.mark.usefixtures("quick_retries")
 class TestFitness:
     @pytest.mark.parametrize(
         ("take", "give", "reason"),
         [
             ("ALTER ROLE fit SET default_transaction_read_only = on", "ALTER ROLE fit RESET ALL", "read-only"),
-            ("REVOKE INSERT ON things FROM fit", "GRANT INSERT ON things TO fit", "no table, or no right to it: things"),
-            ("ALTER TABLE things RENAME TO gone", "ALTER TABLE gone RENAME TO things", "no table, or no right to it: things"),
+            (
+                "REVOKE INSERT ON things FROM fit",
+                "GRANT INSERT ON things TO fit",
+                _NO_RIGHT,
+            ),
+            (
+                "ALTER TABLE things RENAME TO gone",
+                "ALTER TABLE gone RENAME TO things",
+                _NO_RIGHT,
+            ),
         ],
     )
     async def test_a_database_that_cannot_be_used_is_not_ready_until_it_can(
