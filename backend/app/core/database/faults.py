@@ -27,7 +27,7 @@ _UNPREPARED: Final = ("26000", "42P05")  # a pooler handed the prepared statemen
 _PERMANENT: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg and PgBouncer have no code for these
 _SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
 _ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # and lock timeout, statement timeout
-_DUPLICATE: Final = ("23503", "23505", "23P01")  # foreign key, unique, exclusion
+_DUPLICATE: Final = ("23001", "23503", "23505", "23P01")  # restrict, foreign key, unique, exclusion
 _INVALID: Final = ("22", "23")  # data exceptions, and the other constraints
 
 
