@@ -107,7 +107,8 @@ class Database:
         """
         self._admit()
         try:
-            async with AsyncSession(self.engine, expire_on_commit=False) as session, _transaction(session):
+            made = AsyncSession(self.engine, expire_on_commit=False, close_resets_only=False)
+            async with made as session, _transaction(session):
                 yield session
         except (UnavailableError, StatementError) as error:
             self._note_error(error)
