@@ -183,7 +183,8 @@ class Database:
             if answered:
                 _logger.info("database reached")
             else:  # the text of a driver's error may hold values and addresses
-                _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
+                name = type(getattr(cause, "driver_exception", cause)).__name__  # in SQLAlchemy's is the driver's
+                _logger.warning("database unavailable: %s %s", name, sqlstate(cause))
 
     def _note_use(self, reason: str | None) -> None:
         """Note why the database that answers cannot be used, None if it can."""
