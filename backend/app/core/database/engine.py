@@ -10,7 +10,8 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -241,16 +242,32 @@ def _raise_fault(context: ExceptionContext) -> None:
 @asynccontextmanager
 async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
     """Commit at the end of the block, or roll back. SQLAlchemy's errors quote values, so they go no further."""
+    committed = False
+
+    def note_commit(inner: Any) -> None:
+        nonlocal committed
+        committed = committed or not inner.in_nested_transaction()
+
+    event.listen(session.sync_session, "after_commit", note_commit)
     try:
         yield
         await session.commit()
     except BaseException as error:
         with suppress(UnavailableError, SQLAlchemyError):
             await session.rollback()
-        if isinstance(error, DBAPIError):
-            cause = error.driver_exception
-            raise refused_value(cause) or translate_error(cause, reads=True, closed=False) from None
+        if committed and isinstance(error, UnavailableError):  # the block has committed something itself
+            raise OutcomeUnknownError from error.__cause__
+        if isinstance(error, SQLAlchemyStatementError | PendingRollbackError):
+            raise _unquoted(error).with_traceback(error.__traceback__) from None
         raise
+
+
+def _unquoted(error: SQLAlchemyStatementError | PendingRollbackError) -> Exception:
+    """Returns the error to raise in the place of one of SQLAlchemy's that quotes SQL and values."""
+    if isinstance(error, DBAPIError):
+        cause = error.driver_exception
+        return refused_value(cause) or translate_error(cause, reads=True, closed=False)
+    return StatementError(getattr(error, "orig", None) or error)
 
 
 def _setting(name: str) -> Any:
