@@ -42,6 +42,7 @@ class FaultProxy:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn  # once the proxy runs: the same database through the proxy
         self.accepted = 0  # number of connections so far
+        self.messages = 0  # number of messages from clients so far; those that are sent together count as one
         self.cut_off = 0  # number of statements so far whose answer was withheld
         self.delay = 0.0  # seconds before a new connection is forwarded: a cold start
         self.refuses = False  # whether new connections are reset at once
@@ -147,6 +148,7 @@ class FaultProxy:
         with suppress(OSError):
             while data := await reader.read(_CHUNK):
                 link.used = self._loop.time()
+                self.messages += not answers
                 await asyncio.sleep(self.latency)
                 await self._passable.wait()
                 if answers and link.answer_is_cut:

@@ -14,11 +14,14 @@ from typing import Final, Literal
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import make_url
+from fastapi import FastAPI
+from sqlalchemy import literal, make_url
+from sqlmodel import select
 
 from app.core.config import Settings
 from app.core.database import migrations
 from app.core.database.migrations import migrate
+from app.routes.deps import Session
 from tests.servers import PgBouncer, pgbouncer
 from tests.support import execute, make_settings, new_database, serving, until
 
@@ -165,6 +168,20 @@ class TestSessions:
     ) -> None:
         await use_at_once(pooled, new_user, rounds=2)
 
+        assert await left_behind(bouncer.dsn) == set()
+
+    async def test_a_session_leaves_no_session_state_behind(self, bouncer: PgBouncer, user: str) -> None:
+        async def select_title(title: str, session: Session) -> str:
+            return (await session.exec(select(literal(title)))).one()
+
+        def extend(app: FastAPI) -> None:
+            app.get("/api/{user_id}/titles/{title}")(select_title)
+
+        settings = make_settings(f"{bouncer.dsn}?pgbouncer=true")
+        async with serving(settings, extend) as url, httpx.AsyncClient(base_url=f"{url}/api/{user}/titles") as client:
+            replies = await asyncio.gather(*(client.get(str(number)) for number in range(50)))
+
+        assert [reply.json() for reply in replies] == [str(number) for number in range(50)]
         assert await left_behind(bouncer.dsn) == set()
 
     async def test_session_state_that_a_client_leaves_behind_is_found(self, bouncer: PgBouncer) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -190,7 +191,8 @@ class Database:
             if answered:
                 _logger.info("database reached")
             else:  # the text of a driver's error may hold values and addresses
-                _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
+                name = type(getattr(cause, "driver_exception", cause)).__name__  # in SQLAlchemy's is the driver's
+                _logger.warning("database unavailable: %s %s", name, sqlstate(cause))
 
     def _note_use(self, reason: str | None) -> None:
         """Note why the database that answers cannot be used, None if it can."""
@@ -252,19 +254,34 @@ def _raise_fault(context: ExceptionContext) -> None:
 @asynccontextmanager
 async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
     """Commit at the end of the block, or roll back. SQLAlchemy's errors quote values, so they go no further."""
+    committed = False
+
+    def note_commit(inner: Any) -> None:
+        nonlocal committed
+        committed = committed or not inner.in_nested_transaction()
+
+    event.listen(session.sync_session, "after_commit", note_commit)
     try:
         yield
         await session.commit()
     except BaseException as error:
         with suppress(UnavailableError, SQLAlchemyError):
             await session.rollback()
-        if isinstance(error, DBAPIError):
-            cause = error.driver_exception
-            if refusal := refused_value(cause):
-                _logger.info("value refused by the database: %s %s", type(cause).__name__, sqlstate(cause))
-            translated = refusal or translate_error(cause, reads=True, closed=False)
-            raise translated.with_traceback(error.__traceback__) from None
+        if committed and isinstance(error, UnavailableError):  # the block has committed something itself
+            raise OutcomeUnknownError from error.__cause__
+        if isinstance(error, SQLAlchemyStatementError | PendingRollbackError):
+            raise _unquoted(error).with_traceback(error.__traceback__) from None
         raise
+
+
+def _unquoted(error: SQLAlchemyStatementError | PendingRollbackError) -> Exception:
+    """Returns the error to raise in the place of one of SQLAlchemy's that quotes SQL and values."""
+    if isinstance(error, DBAPIError):
+        cause = error.driver_exception
+        if refusal := refused_value(cause):
+            _logger.info("value refused by the database: %s %s", type(cause).__name__, sqlstate(cause))
+        return refusal or translate_error(cause, reads=True, closed=False)
+    return StatementError(getattr(error, "orig", None) or error)
 
 
 def _setting(name: str) -> Any:

@@ -27,7 +27,7 @@ _UNPREPARED: Final = ("26000", "42P05")  # a pooler handed the prepared statemen
 _PERMANENT: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg and PgBouncer have no code for these
 _SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
 _ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # and lock timeout, statement timeout
-_CONFLICTING: Final = ("23503", "23505", "23P01")  # foreign key, unique, exclusion
+_CONFLICTING: Final = ("23001", "23503", "23505", "23P01")  # restrict, foreign key, unique, exclusion
 # Too long, out of range, no date, no such character, no such text, LIMIT or OFFSET below 0; not null and check.
 _INVALID: Final = ("22000", "22001", "22003", "22007", "22008", "22021", "22P02", "22P05", "2201W", "2201X", "23")
 

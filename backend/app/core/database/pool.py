@@ -92,7 +92,6 @@ class SlotPool(Pool):
         arguments that it finds by position.
         """
         super().__init__(creator, **options)
-        self._arguments = {"pool_size": pool_size, "timeout": timeout, **options}
         self._slots = _Slots(pool_size, timeout)
         self._idle: list[_Opened] = []
         self._generation = 0
@@ -123,11 +122,12 @@ class SlotPool(Pool):
             await asyncio.wait(self._closing, timeout=_CLOSE_TIMEOUT)
 
     def recreate(self) -> "SlotPool":
-        """Returns an empty pool with the same options."""
-        return SlotPool(self._creator, **self._arguments)
+        """Returns this pool, which goes on after `dispose`: the bounds and `fetch` are those of one pool."""
+        return self
 
     def dispose(self) -> None:
-        """Close the idle connections in the background."""
+        """Close the idle connections in the background. Those in use are not used again."""
+        self.discard_idle()
         while self._idle:
             self._idle.pop().record.invalidate()
 
