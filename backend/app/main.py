@@ -107,7 +107,7 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
     app.include_router(tasks.router)
     app.include_router(health.router)
     app.include_router(docs.router)
-    check_routes(app.routes)
+    check_routes(app.router)
     return app
 
 
@@ -132,7 +132,7 @@ def __dir__() -> list[str]:
 def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[_State]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
-        check_routes(app.routes)  # those, too, that were added since
+        check_routes(app.router)  # those, too, that were added since
         _stop_with_parent()
         if not bounded:
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")

@@ -3,13 +3,16 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
-from fastapi import Request
+from fastapi import APIRouter, HTTPException
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,7 +28,7 @@ from app.core.security.loopback import is_loopback
 
 _USER: Final = "{user_id}"
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
-_POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
+POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=Callable[..., Any])
@@ -44,13 +47,13 @@ class NotStartedError(RuntimeError):
 
 def public(endpoint: _T) -> _T:
     """Declare that anybody may call an endpoint, or a mounted application, that is outside `/api`."""
-    endpoint.is_public = True  # type: ignore[attr-defined]  # a mark, as Django's login_not_required sets one
+    endpoint.public_mark = endpoint  # type: ignore[attr-defined]  # itself, because functools.wraps copies attributes
     return endpoint
 
 
-async def current_user(request: Request) -> str:
+async def current_user(connection: HTTPConnection) -> str:
     """Returns the token's user, for a route under `/api` that has no `{user_id}`. Raises TokenMissingError."""
-    user_id: str | None = request.scope["state"].get("user_id")
+    user_id: str | None = connection.scope["state"].get("user_id")
     if user_id is None:  # authentication is off
         raise TokenMissingError
     return user_id
@@ -63,12 +66,16 @@ def is_api(path: str) -> bool:
 
 def is_public(context: RouteContext) -> bool:
     """Returns whether the route was declared `public`."""
-    return hasattr(getattr(context, "endpoint", None) or getattr(context, "app", None), "is_public")
+    target = getattr(context, "endpoint", None) or getattr(context, "app", None)
+    return target is not None and getattr(target, "public_mark", None) is target
 
 
-def check_routes(routes: Sequence[BaseRoute]) -> None:
+def check_routes(router: APIRouter) -> None:
     """Raises StartupError for a route of which it is not certain who may use it."""
-    contexts = [*iter_route_contexts(routes)]
+    if [*router._iter_low_priority_routes()]:  # noqa: SLF001  # FastAPI has no other list of them
+        message = "frontend() cannot be declared public; mount StaticFiles instead: app.mount(path, public(files))"
+        raise StartupError(message)
+    contexts = [*iter_route_contexts(router.routes)]
     for context in contexts:
         if reason := _refusal(context) or _shadow(context, contexts) or _late_end(context):
             methods = ", ".join(sorted(context.methods or ())) or "the mount"
@@ -91,7 +98,8 @@ def _acts_for_token_user(context: RouteContext) -> bool:
     """Whether it takes `CurrentUser` and has a word, no parameter, behind `/api`."""
     dependant: Dependant | None = getattr(context, "dependant", None)
     takes = dependant is not None and any(each.call is current_user for each in all_dependants(dependant))
-    return takes and re.match("/api/[^{/]", context.path or "") is not None
+    path = context.path or ""
+    return takes and re.match("/api/[^{/]", path) is not None and _USER not in path
 
 
 def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | None:
@@ -126,8 +134,8 @@ def all_dependants(dependant: Dependant) -> Iterator[Dependant]:
 class AuthorizationMiddleware:
     """Under `/api`, asks for a token, whose user must be the one in the path: `/api/{user_id}/...`.
 
-    A path of another form is only for routes that act for the token's own user and take `CurrentUser`. What no route
-    serves is left to the router, which answers 404 or 405 whoever asks.
+    A path of another form is only for routes that act for the token's own user: they take `CurrentUser` and have no
+    `{user_id}`. A path or a method that no route has is 404 or 405 whoever asks.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
@@ -138,14 +146,13 @@ class AuthorizationMiddleware:
         if scope["type"] != "lifespan" and is_api(path := get_route_path(scope)):
             try:
                 await self._authorize(scope, path)
-            except AppError as error:
+            except (AppError, HTTPException) as error:
                 if scope["type"] == "websocket":
-                    await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+                    await send({"type": "websocket.close", "code": POLICY_VIOLATION})
                     return
-                if chosen := self._chosen(scope):
-                    scope["route"] = chosen  # for the log
-                    _log_refusal(scope, error)
-                    raise
+                scope["route"] = self._chosen(scope)  # for the log
+                _log_refusal(scope, error)
+                raise
         await self._app(scope, receive, send)
 
     async def _authorize(self, scope: Scope, path: str) -> None:
@@ -156,18 +163,26 @@ class AuthorizationMiddleware:
             return
         user_id = await state["tokens"].user_id_of(_bearer_token(scope))
         scope["state"] = {**state, "user_id": user_id}  # of this request alone
-        if not f"{path}/".startswith(f"/api/{user_id}/"):
-            chosen = self._chosen(scope)
-            if chosen is None or not _acts_for_token_user(chosen):
-                raise ForbiddenError
+        is_owner = f"{path}/".startswith(f"/api/{user_id}/")
+        if not is_owner and not _acts_for_token_user(self._chosen(scope)):
+            raise ForbiddenError
 
-    def _chosen(self, scope: Scope) -> RouteContext | None:
-        """Returns the route that FastAPI will choose: the first one that matches path and method."""
-        contexts = iter_route_contexts(self._routes)
-        return next((context for context in contexts if context.matches(scope)[0] is Match.FULL), None)
+    def _chosen(self, scope: Scope) -> RouteContext:
+        """Returns the route that FastAPI will choose: the first one that matches path and method.
+
+        Raises HTTPException, as the router does, if there is none.
+        """
+        partial = False
+        for context in iter_route_contexts(self._routes):
+            with suppress(ValueError):  # of a convertor, for a number with thousands of digits
+                match, _ = context.matches(scope)
+                if match is Match.FULL:
+                    return context
+                partial = partial or match is Match.PARTIAL
+        raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED if partial else HTTPStatus.NOT_FOUND)
 
 
-def _log_refusal(scope: Scope, error: AppError) -> None:
+def _log_refusal(scope: Scope, error: Exception) -> None:
     if isinstance(error, TokenInvalidError):
         extra = {"request_id": Headers(scope=scope)["x-request-id"]}
         _logger.info("token refused: %s", error.reason, extra=extra)

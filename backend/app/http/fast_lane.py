@@ -7,6 +7,7 @@ application is made. Every other route is FastAPI's own. The tests of the routes
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from http import HTTPStatus
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -16,7 +17,7 @@ from fastapi._compat import field_annotation_is_sequence
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_typed_return_annotation, request_params_to_args
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts, serialize_response
 from pydantic import BaseModel
 from pydantic_core import from_json, to_jsonable_python
 from starlette._utils import get_route_path
@@ -24,7 +25,7 @@ from starlette.convertors import StringConvertor
 from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,9 +59,11 @@ class FastLane:
         path = get_route_path(scope) if entries else ""
         for pattern, context, handler, limit in entries:
             found = pattern.match(path) if pattern else None
-            if found and handler and self.enabled and not self._overrides:
-                scope.update(route=context, endpoint=context.endpoint, path_params=found.groupdict())
-                response = await handler(Request(scope, receive))
+            if found and handler and self.enabled and not self._api.dependency_overrides:
+                path_params = {**scope.get("path_params", {}), **found.groupdict()}
+                scope.update(route=context.original_route, endpoint=context.endpoint, path_params=path_params)
+                scope["fastapi"] = {"effective_route_context": context}  # as FastAPI's router leaves it
+                response = await handler(Request(scope, receive, send))
                 await response(scope, receive, send)
                 return
             if found or not pattern:
@@ -104,7 +107,8 @@ class JSONRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def respond(request: Request) -> Response:
-            names = known_names(effective_route(request.scope))
+            effective = effective_route(request.scope)
+            names = known_names(effective if effective.original_route is self else self)
             return await _respond(request, names, lambda request, _: handle(request))
 
         return respond
@@ -125,13 +129,16 @@ def effective_route(scope: Scope) -> Any:
 
 def _lane_handler(context: RouteContext) -> _Handler | None:
     """Returns what answers the route's requests in the lane, None if the lane does not understand the route wholly."""
-    if not isinstance(context.original_route, JSONRoute) or not _is_understood(context):
+    if type(context.original_route) is not JSONRoute or not _is_understood(context):  # a subclass may do more
         return None
     reader, endpoint = ArgumentReader(context.dependant), context.dependant.call
 
     async def call(request: Request, body: Any) -> Response:
-        response: Response = await endpoint(**await reader.read(request, body))
-        return response
+        result = await endpoint(**await reader.read(request, body))
+        if isinstance(result, Response):
+            return result
+        content = await serialize_response(field=context.response_field, response_content=result, is_coroutine=True)
+        return JSONResponse(content, context.status_code or HTTPStatus.OK)
 
     return partial(_respond, names=known_names(context), call=call)
 
@@ -147,15 +154,22 @@ def _is_understood(context: RouteContext) -> bool:
         and isinstance(returned, type)
         and issubclass(returned, Response)
         and bodies in ([], [params.Body])
+        and all(_is_required_or_null(field.field_info) for field in dependant.body_params)
+        and {field.alias for field in dependant.path_params} <= context.param_convertors.keys()
         and not dependant.header_params
         and not dependant.cookie_params
         and not context._embed_body_fields  # noqa: SLF001  # FastAPI has no other name for it
         and len(set(calls)) == len(calls)
         and all(map(_is_plain, dependant.dependencies))
         and not _takes_other(dependant)
-        and all(isinstance(convertor, StringConvertor) for convertor in context.param_convertors.values())
+        and all(type(convertor) is StringConvertor for convertor in context.param_convertors.values())
         and context.max_body_size is None
     )
+
+
+def _is_required_or_null(field: Any) -> bool:
+    """Whether an absent body is an error or None."""
+    return field.is_required() or (field.default is None and not field.default_factory and not field.validate_default)
 
 
 def _is_plain(dependency: Dependant) -> bool:
@@ -189,7 +203,7 @@ class ArgumentReader:
         self._request = dependant.request_param_name
 
     async def read(self, request: Request, body: Any) -> dict[str, Any]:
-        """Returns the arguments by name. An optional body that is absent is left out: the handler has a default.
+        """Returns the arguments by name. An optional body that is absent is None.
 
         Raises RequestValidationError with all that is wrong.
         """
@@ -212,8 +226,10 @@ class ArgumentReader:
                 wrong += errors
             elif required:
                 wrong.append({"type": "missing", "loc": ("body",), "msg": "Field required", "input": None})
+            else:
+                arguments[name] = None
         if wrong:
-            raise RequestValidationError(wrong)
+            raise RequestValidationError(wrong, body=None if body is _ABSENT else body)
         if self._request:
             arguments[self._request] = request
         return arguments
@@ -266,9 +282,8 @@ async def _read(request: Request) -> Any:
 
 def _parse(request: Request, content: bytes) -> Any:
     media_type = "".join(values_of(request, b"content-type")[:1]).partition(";")[0].strip().lower()
-    is_json = media_type == "application/json" or (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    )
+    main, _, subtype = media_type.partition("/")
+    is_json = main == "application" and "/" not in subtype and (subtype == "json" or subtype.endswith("+json"))
     if not is_json or any(coding.lower() != "identity" for coding in values_of(request, b"content-encoding")):
         raise UnsupportedMediaTypeError
     try:

@@ -21,11 +21,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import PreflightRefusedError, ShuttingDownError
+from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.logging import JsonFormatter
-from app.http.authorization import NotStartedError, refuse_misdirected
+from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_misdirected
 from app.http.fast_lane import effective_route
-from app.http.problems import problem
+from app.http.problems import answer_defect, problem
 from app.schemas.problem import REQUEST_ID_PATTERN
 
 # What every reply has that does not say something else. Only /docs is a page that loads anything.
@@ -89,6 +89,12 @@ class RequestMiddleware:
         self._loopback_only = loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and self._loopback_only:
+            try:
+                refuse_misdirected(scope)
+            except MisdirectedRequestError:
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+                return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -154,8 +160,12 @@ class RequestMiddleware:
         _requests.error("unexpected error", exc_info=error, extra=extra)
         handler = self._handlers.get(500) or self._handlers[Exception]
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)
-        response: Response = await answer(request, error)
-        return response
+        try:
+            response = await answer(request, error)
+        except Exception as failure:  # noqa: BLE001  # the handler of defects has one itself
+            _requests.error("unexpected error in the handler of errors", exc_info=failure, extra=extra)
+            response = None
+        return response if isinstance(response, Response) else await answer_defect(request, error)
 
 
 def error_middleware(app: ASGIApp, handlers: Mapping[Any, Any]) -> ASGIApp:

@@ -1,5 +1,6 @@
 """The OpenAPI document: FastAPI's, with headers and errors described as they are sent."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -127,8 +128,6 @@ def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, 
         name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
     }
     schemas = components.setdefault("schemas", {})
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's, which nothing answers here
-        schemas.pop(name, None)
     schemas.setdefault("Problem", Problem.model_json_schema(ref_template="#/components/schemas/{model}"))
     for schema in schemas.values():
         _order_example(schema)
@@ -137,12 +136,17 @@ def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, 
             operation = document.get("paths", {}).get(context.path_format, {}).get(method.lower())
             if operation:
                 _complete_operation(operation, context, authenticates=authenticates)
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, unless something else has these names
+        if f'"#/components/schemas/{name}"' not in json.dumps(document):
+            schemas.pop(name, None)
 
 
 def _complete_operation(operation: dict[str, Any], context: RouteContext, *, authenticates: bool) -> None:
     """Add what holds for every operation, but never in the place of what its route says itself."""
     public = is_public(context)
-    operation.setdefault("security", [] if public else [_SECURED] if authenticates else [_SECURED, {}])
+    own = operation.get("security", [])  # of dependencies of FastAPI's `Security`
+    tokens = [{**scheme, **_SECURED} for scheme in own or [{}]]
+    operation["security"] = own if public else tokens if authenticates else [*tokens, {}]
     responses = operation.setdefault("responses", {})
     if "HTTPValidationError" in str(responses.get("422", "")):
         del responses["422"]

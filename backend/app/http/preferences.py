@@ -1,10 +1,13 @@
 """Unknown names in a request: ignored and named in `Ignored-Fields`, or refused if the client prefers so (RFC 7240)."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, get_args
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass
+from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, AliasPath, BaseModel, RootModel
+from typing_extensions import is_typeddict
 
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.authorization import all_dependants
@@ -42,21 +45,35 @@ def _names_of(fields: Iterable[Any], alone: Container[str] | None = None) -> Con
     names: set[str] = set()
     for field in fields:
         annotation = field.field_info.annotation
-        models = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "__annotations__")]
-        if any(getattr(model, "model_config", {}).get("extra") == "allow" for model in models):
+        models = [kind for kind in (annotation, *get_args(annotation)) if _model_names(kind) is not None]
+        if get_origin(annotation) is dict or any(_takes_any_name(model) for model in models):
             return _Anything()
         if not models and alone is not None:
             return alone
-        names.update(*map(_model_names, models) if models else [[field.alias]])
+        names.update(*map(_model_names, models) if models else [_aliases(field.field_info, field.alias)])
     return names
 
 
-def _model_names(model: type) -> Iterator[str]:
-    """Yields the names in a request: of a pydantic model its aliases, of a TypedDict its keys."""
-    if issubclass(model, BaseModel):
-        yield from (field.alias or name for name, field in model.model_fields.items())
-    else:
-        yield from model.__annotations__
+def _takes_any_name(model: Any) -> bool:
+    is_root = isinstance(model, type) and issubclass(model, RootModel)
+    return is_root or getattr(model, "model_config", {}).get("extra") == "allow"
+
+
+def _model_names(model: Any) -> set[str] | None:
+    """Returns the names in a request: of a pydantic model, a TypedDict or a dataclass, else None."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return {alias for name, field in model.model_fields.items() for alias in _aliases(field, name)}
+    if is_typeddict(model):
+        return set(get_type_hints(model))
+    return {field.name for field in fields_of(model)} if is_dataclass(model) else None
+
+
+def _aliases(field: Any, name: str) -> set[str]:
+    """Returns every name by which a field may be sent."""
+    choices = field.validation_alias
+    several = choices.choices if isinstance(choices, AliasChoices) else [choices]
+    paths = [choice.path[0] if isinstance(choice, AliasPath) else choice for choice in several]
+    return {str(each) for each in (name, field.alias, *paths) if each is not None}
 
 
 def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
+from pydantic_core import from_json, to_json
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -44,6 +45,9 @@ _WORDS: Final = {
     "dict_type": "must be a JSON object",
     "union_tag_invalid": "has an unknown tag",
 }
+_MAY_QUOTE: Final = {"value_error", "assertion_error", "zoneinfo_str", "import_error", "byte_size_unit"}
+_NAME_LENGTH: Final = 40  # bytes of a name of the client's that is repeated
+_DEPTH: Final = 4  # of the names in a pointer
 _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
 
 
@@ -53,8 +57,16 @@ class PlainHTTPError(AppError):
     def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Error"
         self.status, self.kind, self.title = status, "about:blank", phrase
-        self.data = None if isinstance(detail, str) else detail
-        super().__init__(detail if isinstance(detail, str) else phrase, headers)
+        self.data = None if isinstance(detail, str) else _as_json(detail)
+        text = detail.encode(errors="replace").decode() if isinstance(detail, str) else ""
+        framing = {"content-type", "content-length"}
+        kept = {name: value for name, value in (headers or {}).items() if name.lower() not in framing}
+        super().__init__(text or phrase, kept)
+
+
+def _as_json(value: object) -> Any:
+    """Returns what JSON can carry of a value: NaN becomes null, a class of its own becomes text."""
+    return from_json(to_json(value, fallback=str, inf_nan_mode="null", bytes_mode="base64"))
 
 
 def request_id_of(headers: Headers) -> str:
@@ -92,10 +104,17 @@ def body_pointer(*path: object) -> str:
 
 def field_error(error: Mapping[str, Any]) -> FieldError:
     """Returns what pydantic found wrong, in our words and without the input."""
-    part, *path = error["loc"]
-    pointer = body_pointer(*path) if part == "body" else "/".join((str(part), *(quote(str(name)) for name in path)))
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return FieldError(pointer, _WORDS.get(error["type"]) or _SUBJECT.sub("must", message))
+    part, *path = error.get("loc") or ("body",)
+    path = [str(name).encode()[:_NAME_LENGTH].decode(errors="ignore") for name in path[:_DEPTH]]
+    pointer = body_pointer(*path) if part == "body" else "/".join((str(part), *map(quote, path)))
+    return FieldError(pointer, _WORDS.get(error.get("type", "")) or _message(error))
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    """Returns the words of pydantic or of a validator, unless they quote the input."""
+    message = str(error.get("msg", "is not valid")).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    quotes = str(error.get("input")) in message and error.get("type") in _MAY_QUOTE
+    return "is not valid" if quotes else _SUBJECT.sub("must", message)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -128,15 +147,16 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
         return await answer_app_error(request, RouteNotFoundError())
     if isinstance(error.__cause__, AppError):  # which FastAPI would have taken for a defect
         return await answer_app_error(request, error.__cause__)
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return await answer_app_error(request, MethodNotAllowedError(_allowed(request)))
+    is_default = error.detail == HTTPStatus.METHOD_NOT_ALLOWED.phrase
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and is_default and (allowed := [*_allowed(request)]):
+        return await answer_app_error(request, MethodNotAllowedError(allowed))
     return await answer_app_error(request, PlainHTTPError(error.status_code, error.detail, error.headers))
 
 
 async def _answer_validation_error(request: Request, error: RequestValidationError) -> Response:
-    errors = error.errors()
-    if errors and errors[0]["type"] == "json_invalid":
-        reason = errors[0]["ctx"]["error"]
+    errors = [each if isinstance(each, Mapping) else {"msg": each} for each in error.errors()]
+    if errors and errors[0].get("type") == "json_invalid" and errors[0].get("loc", ())[:1] == ("body",):
+        reason = errors[0].get("ctx", {}).get("error", "")
         return await answer_app_error(request, MalformedBodyError(f"The body is not JSON: {reason}."))
     return await answer_app_error(request, InvalidRequestError(map(field_error, errors[:ERRORS_MAX])))
 

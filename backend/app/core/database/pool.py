@@ -145,7 +145,7 @@ class SlotPool(Pool):
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if record.dbapi_connection:  # else it was invalidated
-            self._idle.append(record.info[_OPENED])
+            self._keep(record.info[_OPENED])
         self._slots.release()
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ARG002  # SQLAlchemy's
@@ -186,8 +186,15 @@ class SlotPool(Pool):
         except Exception as error:  # noqa: BLE001  # raised again, translated
             translated = self._failed(opened, error, reads=reads)
             raise translated from error if isinstance(translated, UnavailableError) else None
-        self._idle.append(opened)
+        self._keep(opened)
         return records
+
+    def _keep(self, opened: _Opened) -> None:
+        """Keep the connection, unless a transaction was opened behind SQLAlchemy's back and left open."""
+        if opened.driver.is_in_transaction():
+            opened.record.invalidate()
+        else:
+            self._idle.append(opened)
 
     def _failed(self, opened: _Opened, error: Exception, *, reads: bool) -> Exception:
         """Returns the error to raise, and keeps the connection if it is still good."""
@@ -195,7 +202,7 @@ class SlotPool(Pool):
         if isinstance(error, TimeoutError):
             self.discard_idle()
         elif not isinstance(translated, DatabaseUnavailableError | OutcomeUnknownError):
-            self._idle.append(opened)
+            self._keep(opened)
             return translated
         opened.record.invalidate()
         return translated
