@@ -47,12 +47,15 @@ class FastLane:
 
     def __init__(self, app: ASGIApp, api: FastAPI) -> None:
         self._app = app
-        self._overrides = api.dependency_overrides
-        self._table: dict[str, list[_Entry]] = {}
-        for context in iter_route_contexts(api.routes):
-            entry = _Entry(getattr(context, "path_regex", None), context, _lane_handler(context), _body_limit(context))
-            for method in context.methods or ("GET", "POST", "PUT", "PATCH", "DELETE"):
-                self._table.setdefault(method, []).append(entry)
+        self._api = api
+        contexts = [*iter_route_contexts(api.routes)]
+        methods = {method for context in contexts for method in context.methods or ()}
+        self._table: dict[str, list[_Entry]] = {method: [] for method in methods}
+        for context in contexts:
+            pattern, handler = getattr(context, "path_regex", None), _lane_handler(context)
+            entry = _Entry(pattern, context, handler, _body_limit(context))
+            for method in context.methods or methods:
+                self._table[method].append(entry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         entries = self._table.get(scope["method"], ()) if scope["type"] == "http" else ()
