@@ -16,14 +16,9 @@ from app.core.errors import StartupError
 from app.http.authorization import check_routes, public
 from app.main import create_app
 from app.routes.deps import CurrentUser, get_session
-from tests.support import SECRET, bearer, serving
+from tests.support import bearer, serving
 
 Extend = Callable[[FastAPI], object]
-
-
-@pytest.fixture
-def secured(configure: Callable[..., Settings]) -> Settings:
-    return configure(auth_jwt_secret=SECRET)
 
 
 @asynccontextmanager

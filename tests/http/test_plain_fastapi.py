@@ -1,8 +1,7 @@
 """What FastAPI's documentation shows works in this application, with authentication on and errors as problems."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -21,9 +20,8 @@ from fastapi import (
     Response,
     Security,
 )
-from fastapi.dependencies.utils import solve_dependencies
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, field_validator
 from starlette.background import BackgroundTask
@@ -34,14 +32,11 @@ from app import main
 from app.core.config import Settings
 from app.core.errors import StartupError
 from app.http.authorization import NotStartedError, public
-from app.http.fast_lane import FastLane, JSONRoute
+from app.http.fast_lane import JSONRoute
 from app.main import create_app
 from app.routes.deps import Db, UserId, get_database
-from tests.support import SECRET, bearer, serving
-
-Extend = Callable[[FastAPI], object]
-Ask = Callable[..., Any]
-BASE = "/api/{user_id}/things"
+from tests.http.support import BASE, ask, extended, one_route, problem_of
+from tests.support import SECRET, bearer
 
 
 class Thing(BaseModel):
@@ -64,46 +59,6 @@ class Options(BaseModel):
 
     limit: int = 10
     tags: list[str] = []
-
-
-@pytest.fixture
-def secured(configure: Callable[..., Settings]) -> Settings:
-    return configure(auth_jwt_secret=SECRET)
-
-
-@asynccontextmanager
-async def extended(settings: Settings, extend: Extend) -> AsyncIterator[httpx.AsyncClient]:
-    """Yields a client, with ada's token, of a service that `extend` adds to."""
-    async with serving(settings, extend) as url, httpx.AsyncClient(base_url=url, headers=bearer("ada")) as client:
-        yield client
-
-
-def one_route(
-    endpoint: Callable[..., Any], method: str = "GET", path: str = "", **options: Any
-) -> Callable[[FastAPI], None]:
-    """Returns what adds a router with one route, as the documentation shows."""
-
-    def extend(app: FastAPI) -> None:
-        router = APIRouter(prefix=BASE)
-        router.add_api_route(path, endpoint, methods=[method], **options)
-        app.include_router(router)
-
-    return extend
-
-
-async def ask(settings: Settings, extend: Extend, method: str = "GET", path: str = "", **sent: Any) -> httpx.Response:
-    async with extended(settings, extend) as client:
-        return await client.request(method, f"/api/ada/things{path}", **sent)
-
-
-def problem_of(reply: httpx.Response, status: int) -> dict[str, Any]:
-    """Returns the members of a problem, after a look at its form."""
-    assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json"), reply.text
-    problem: dict[str, Any] = reply.json()
-    assert problem["type"].startswith(("urn:problem-type:", "about:blank"))
-    assert (problem["status"], problem["instance"]) == (status, reply.headers["X-Request-ID"])
-    assert isinstance(problem["detail"], str)
-    return problem
 
 
 class TestArguments:
@@ -615,84 +570,3 @@ class TestApplication:
         with pytest.raises(StartupError, match="DATABASE_URL is not set"):
             async with app.router.lifespan_context(app):
                 raise AssertionError
-
-
-class TestFastLane:
-    """Which routes it takes, seen by the function of FastAPI's that it does without."""
-
-    @pytest.fixture
-    def solved(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Grows by the path of each request that FastAPI's own dependency solver has seen."""
-        seen: list[str] = []
-
-        async def record(**options: Any) -> Any:
-            seen.append(options["request"].url.path)
-            return await solve_dependencies(**options)
-
-        monkeypatch.setattr("fastapi.routing.solve_dependencies", record)
-        return seen
-
-    @pytest.mark.parametrize("enabled", [False, True])
-    async def test_it_takes_the_routes_of_tasks_unless_it_is_switched_off(
-        self, secured: Settings, monkeypatch: pytest.MonkeyPatch, solved: list[str], *, enabled: bool
-    ) -> None:
-        monkeypatch.setattr(FastLane, "enabled", enabled)
-
-        async with extended(secured, lambda _: None) as client:
-            reply = await client.get("/api/ada/tasks")
-
-        assert (reply.status_code, solved) == (200, [] if enabled else ["/api/ada/tasks"])
-
-    async def test_it_leaves_a_route_to_fastapi_that_comes_before_its_own(
-        self, secured: Settings, solved: list[str]
-    ) -> None:
-        async def earlier(user_id: UserId) -> HTMLResponse:
-            return HTMLResponse(f"earlier {user_id}")
-
-        async def later(user_id: UserId) -> Response:
-            return Response(f"later {user_id}")
-
-        def extend(app: FastAPI) -> None:
-            one_route(earlier)(app)
-            one_route(later, route_class_override=JSONRoute)(app)
-
-        reply = await ask(secured, extend)
-
-        assert (reply.text, solved) == ("earlier ada", ["/api/ada/things"])
-
-    @pytest.mark.parametrize(
-        "parameter",
-        [
-            Annotated[str, Depends(lambda: "x")],
-            Annotated[str, Header(alias="X-Request-ID")],
-            Response,
-            BackgroundTasks,
-            Annotated[SecurityScopes, SecurityScopes],
-        ],
-        ids=["sync dependency", "header", "response", "background tasks", "security scopes"],
-    )
-    async def test_it_leaves_a_signature_to_fastapi_that_it_does_not_understand(
-        self, secured: Settings, solved: list[str], parameter: Any
-    ) -> None:
-        async def handler(taken: Any) -> Response:
-            return Response(type(taken).__name__)
-
-        handler.__annotations__["taken"] = parameter
-        reply = await ask(secured, one_route(handler, route_class_override=JSONRoute))
-
-        assert (reply.status_code, set(solved)) == (200, {"/api/ada/things"})
-
-    async def test_it_takes_a_signature_like_those_of_tasks(self, secured: Settings, solved: list[str]) -> None:
-        async def handler(user_id: UserId, _: Db, request: Request, thing: Thing) -> Response:
-            assert await request.body() == b'{"name": "x"}'
-            return Response(f"{user_id} {thing.name}")
-
-        reply = await ask(
-            secured,
-            one_route(handler, "POST", route_class_override=JSONRoute),
-            "POST",
-            content=b'{"name": "x"}',
-            headers={"Content-Type": "application/json"},
-        )
-
-        assert (reply.text, solved) == ("ada x", [])

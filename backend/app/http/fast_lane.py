@@ -311,14 +311,12 @@ def tags_of(request: Request, name: bytes) -> list[str] | None:
 def _is_flat_model(fields: list[Any]) -> bool:
     """Whether these are the query parameters of one model, each of which is sent once and by its own name."""
     model = fields[0].field_info.annotation if len(fields) == 1 else None
-    return (
-        isinstance(model, type)
-        and issubclass(model, BaseModel)
-        and not model.model_config.get("extra")
-        and not any(
-            field.alias or field_annotation_is_sequence(field.annotation) for field in model.model_fields.values()
-        )
-    )
+    if not (isinstance(model, type) and issubclass(model, BaseModel)) or model.model_config.get("extra"):
+        return False
+    if model.__pydantic_decorators__.model_validators:  # which may look at other names
+        return False
+    every = model.model_fields.values()
+    return not any(field.validation_alias or field_annotation_is_sequence(field.annotation) for field in every)
 
 
 class RowResponse(Response):
