@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -130,6 +132,47 @@ class TestForgetfulRoute:
 
         assert replies == ["websocket.close", "websocket.close", "websocket.accept"]
 
+    async def test_a_websocket_without_authentication_is_for_this_machine_alone(self, settings: Settings) -> None:
+        app = create_app(settings)
+
+        @app.websocket("/api/{user_id}/live")
+        async def live(socket: WebSocket) -> None:
+            await socket.accept()
+
+        async def handshake(host: str) -> str:
+            headers = [(b"host", host.encode())]
+            scope = {"type": "websocket", "path": "/api/ada/live", "query_string": b"", "headers": headers}
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return {"type": "websocket.connect"}
+
+            async def send(message: Any) -> None:
+                sent.append(message["type"])
+
+            await app({**scope, "server": ("127.0.0.1", 1), "state": {**(state or {})}}, receive, send)
+            return str(sent[0])
+
+        async with app.router.lifespan_context(app) as state:
+            replies = [await handshake(host) for host in ("evil.example", "localhost")]
+
+        assert replies == ["websocket.close", "websocket.accept"]
+
+    async def test_what_answers_where_no_route_is_answers_nobody_else_under_api(self, secured: Settings) -> None:
+        def extend(app: FastAPI) -> None:
+            app.router.default = PlainTextResponse("reached")
+
+        async with extended(secured, extend) as client:
+            assert await statuses(client, "/api/ada/none") == [404, 404, 404, 200]
+
+    async def test_a_number_of_five_thousand_digits_is_no_path(self, secured: Settings) -> None:
+        def extend(app: FastAPI) -> None:
+            app.get("/api/{user_id}/numbers/{number:int}")(forgetful)
+
+        async with extended(secured, extend) as client:
+            assert await statuses(client, f"/api/ada/numbers/{'9' * 5_000}") == [404] * 4
+            assert await statuses(client, "/api/ada/numbers/9") == [401, 401, 403, 200]
+
     async def test_a_path_that_no_route_has_is_404_for_everybody(self, secured: Settings) -> None:
         async with extended(secured, plain_router) as client:
             assert await statuses(client, "/api/ada/none") == [404] * 4
@@ -206,13 +249,16 @@ class TestStart:
             ("/api/v2/{user_id}/projects", "must begin with"),
             ("/api/{user_id:path}", "must begin with"),
             ("/api/{owner}/projects", "must begin with"),
+            ("/api/users/{user_id}/projects", "must begin with"),
         ],
     )
     async def test_a_route_of_which_it_is_not_certain_who_may_use_it_is_refused(
         self, secured: Settings, path: str, reason: str
     ) -> None:
+        async def handler(_: CurrentUser) -> None: ...
+
         app = create_app(secured)
-        app.get(path)(forgetful)
+        app.get(path)(handler if "users" in path else forgetful)
 
         with pytest.raises(StartupError, match=rf"^GET {path.replace('{', '.')[:5]}.*: {reason}"):
             check_routes(app.router)
@@ -266,6 +312,25 @@ class TestStart:
         with pytest.raises(StartupError, match="always asks for a token"):
             check_routes(app.router)
         del forgetful.public_mark  # type: ignore[attr-defined]
+
+    def test_a_function_that_wraps_a_public_one_is_not_public(self, secured: Settings) -> None:
+        @wraps(public(forgetful))
+        async def admin() -> str:
+            return await forgetful()
+
+        app = create_app(secured)
+        app.get("/admin")(admin)
+
+        with pytest.raises(StartupError, match="GET /admin: is outside /api"):
+            check_routes(app.router)
+        del forgetful.public_mark  # type: ignore[attr-defined]
+
+    def test_a_frontend_is_refused_because_it_cannot_be_declared(self, secured: Settings, tmp_path: Path) -> None:
+        app = create_app(secured)
+        app.frontend("/site", directory=tmp_path)
+
+        with pytest.raises(StartupError, match="mount StaticFiles instead"):
+            check_routes(app.router)
 
     async def test_a_public_route_outside_api_asks_for_no_token(self, secured: Settings) -> None:
         def extend(app: FastAPI) -> None:

@@ -1,7 +1,10 @@
 """What FastAPI's documentation shows works in this application, with authentication on and errors as problems."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -22,8 +25,8 @@ from fastapi import (
 )
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from fastapi.security import SecurityScopes
-from pydantic import BaseModel, Field, field_validator
+from fastapi.security import APIKeyHeader, SecurityScopes
+from pydantic import AfterValidator, BaseModel, Field, Json, field_validator
 from starlette.background import BackgroundTask
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,6 +62,17 @@ class Options(BaseModel):
 
     limit: int = 10
     tags: list[str] = []
+
+
+class Colour(Enum):
+    """An Enum in a schema."""
+
+    RED = "red"
+
+
+def _refuse(value: int) -> int:
+    message = f"{value} is refused"
+    raise ValueError(message)
 
 
 class TestArguments:
@@ -292,6 +306,47 @@ class TestErrors:
 
         assert (problem["detail"], problem["data"]) == ("Conflict", {"code": 7})
 
+    @pytest.mark.parametrize(
+        "detail", [float("nan"), {1, 2}, b"\xff", "\ud800", object(), datetime(2026, 1, 1, tzinfo=UTC), ["x"] * 3]
+    )
+    async def test_a_detail_of_any_kind_is_answered(self, secured: Settings, detail: Any) -> None:
+        async def handler() -> None:
+            raise HTTPException(409, detail, {"Content-Type": "text/html", "Content-Length": "1"})
+
+        assert problem_of(await ask(secured, one_route(handler)), 409)
+
+    @pytest.mark.parametrize("errors", [[], [{"loc": (), "msg": "no"}], ["text"], [{"type": "json_invalid"}]])
+    async def test_validation_errors_that_a_handler_raises_are_a_422(self, secured: Settings, errors: Any) -> None:
+        async def handler() -> None:
+            raise RequestValidationError(errors)
+
+        assert problem_of(await ask(secured, one_route(handler)), 422)
+
+    async def test_broken_json_in_the_query_is_not_said_to_be_the_body(self, secured: Settings) -> None:
+        async def handler(_: Annotated[Json[Any], Query(alias="filter")]) -> None: ...
+
+        problem = problem_of(await ask(secured, one_route(handler), params={"filter": "{"}), 422)
+
+        assert [error["pointer"] for error in problem["errors"]] == ["query/filter"]
+
+    async def test_long_names_and_values_of_the_client_are_not_repeated(self, secured: Settings) -> None:
+        async def handler(numbers: dict[str, int], zone: Annotated[int, AfterValidator(_refuse)] = 1) -> None: ...
+
+        sent = {"n" * 9_000: "s3cret"}
+        reply = await ask(secured, one_route(handler, "POST"), "POST", json=sent, params={"zone": "7654321"})
+
+        assert problem_of(reply, 422)
+        assert len(reply.text) < 1_000
+        assert "7654321" not in reply.text
+
+    async def test_a_405_of_a_handler_keeps_its_words(self, secured: Settings) -> None:
+        async def handler() -> None:
+            raise HTTPException(405, "Not today.", {"Allow": "PUT"})
+
+        reply = await ask(secured, one_route(handler))
+
+        assert (problem_of(reply, 405)["detail"], reply.headers["Allow"]) == ("Not today.", "PUT")
+
     async def test_an_http_exception_without_a_body_stays_without_one(self, secured: Settings) -> None:
         async def handler() -> None:
             raise HTTPException(304, headers={"ETag": '"1"'})
@@ -375,6 +430,23 @@ class TestExceptionHandlers:
         reply = await ask(secured, extend, params={"number": "x"} if kind is RequestValidationError else {})
 
         assert (reply.status_code, reply.text) == (418, f"refused {reply.headers['X-Request-ID']}")
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_one_of_defects_that_fails_or_returns_nothing_leaves_the_500_of_the_service(
+        self, secured: Settings, *, fails: bool
+    ) -> None:
+        async def handler() -> None:
+            raise RuntimeError
+
+        def extend(app: FastAPI) -> None:
+            one_route(handler)(app)
+
+            @app.exception_handler(500)
+            async def answer(_request: Request, _error: Exception) -> None:
+                if fails:
+                    raise TeapotError
+
+        assert problem_of(await ask(secured, extend), 500)
 
     async def test_one_answers_for_the_routes_of_tasks_too(self, secured: Settings) -> None:
         async def answer(_: Request, error: RequestValidationError) -> Response:
@@ -515,6 +587,37 @@ class TestApplication:
         refusal = operation["responses"]["422"]["content"]["application/problem+json"]
         assert refusal["schema"] == {"$ref": "#/components/schemas/Problem"}
         assert "HTTPValidationError" not in json.dumps(document)
+
+    async def test_the_document_stands_with_any_schema_and_says_the_truth_about_security(
+        self, secured: Settings
+    ) -> None:
+        class ValidationError(BaseModel):
+            colour: Colour
+
+        async def handler(_: ValidationError, key: Annotated[str, Security(APIKeyHeader(name="X-Key"))]) -> str:
+            return key
+
+        def extend(app: FastAPI) -> None:
+            one_route(handler, "POST", openapi_extra={"x": 1}, responses={409: {"description": "Taken."}})(app)
+            app.get("/api/{user_id}/open", openapi_extra={"security": []})(TestApplication.anything)
+            app.webhooks.post("hook")(handler)
+            app.mount("/site", public(PlainTextResponse("open")))
+
+        async with extended(secured, extend) as client:
+            document = (await client.get("/openapi.json")).json()
+
+        schemas = document["components"]["schemas"]
+        references = set(re.findall(r'"#/components/schemas/(.*?)"', json.dumps(document)))
+        things = document["paths"][BASE]["post"]
+        assert references <= schemas.keys()
+        assert things["security"] == [{"APIKeyHeader": [], "bearer": []}]
+        assert things["responses"].keys() >= {"400", "401", "403", "409", "413", "422", "500", "503"}
+        assert things["responses"]["409"]["content"].keys() == {"application/problem+json"}
+        assert document["paths"]["/api/{user_id}/open"]["get"]["security"] == [{"bearer": []}]
+
+    @staticmethod
+    async def anything() -> dict[str, Any]:
+        return {}
 
     @pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
     def test_a_test_client_runs_its_lifespan(self, secured: Settings) -> None:

@@ -70,6 +70,7 @@ class FastLane:
                 await response(scope, receive, send)
                 return
             if found or not pattern:
+                _check_convertors(context, found)
                 receive = _limited(scope, receive, limit) if limit else receive
                 break
         await self._app(scope, receive, send)
@@ -80,6 +81,16 @@ class _Entry(NamedTuple):
     context: RouteContext
     handler: _Handler | None  # None: left to FastAPI
     limit: int | None  # bytes of a body
+
+
+def _check_convertors(context: RouteContext, found: Any) -> None:
+    """Raises HTTPException for a number in the path with so many digits that Python refuses to convert it."""
+    convertors = getattr(context, "param_convertors", {}) if found else {}
+    try:
+        for name, convertor in convertors.items():
+            convertor.convert(found[name])
+    except ValueError:
+        raise HTTPException(HTTPStatus.NOT_FOUND) from None
 
 
 def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
