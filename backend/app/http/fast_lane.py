@@ -19,7 +19,7 @@ from fastapi.dependencies.utils import get_typed_return_annotation, request_para
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts, serialize_response
 from pydantic import BaseModel
-from pydantic_core import from_json, to_jsonable_python
+from pydantic_core import from_json, to_json, to_jsonable_python
 from starlette._utils import get_route_path
 from starlette.convertors import StringConvertor
 from starlette.datastructures import Headers, QueryParams
@@ -336,5 +336,8 @@ class RowResponse(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """Returns JSON."""
-        return orjson.dumps(content, default=to_jsonable_python)
+        """Returns JSON, as pydantic writes it: times in UTC end in `Z`."""
+        try:
+            return orjson.dumps(content, default=to_jsonable_python, option=orjson.OPT_PASSTHROUGH_DATETIME)
+        except orjson.JSONEncodeError:  # an integer of more than 64 bits, or a key that is no text
+            return to_json(content, inf_nan_mode="null")

@@ -76,7 +76,7 @@ class Database:
         """Whether the database answered the last statement, and its role may use it."""
         return bool(self._answered) and not self._unusable
 
-    async def fetch(self, query: Statement, *, idempotent: bool = False, **values: object) -> list[asyncpg.Record]:
+    async def fetch(self, query: Statement, /, *, idempotent: bool = False, **values: object) -> list[asyncpg.Record]:
         """Run one statement, committed when it returns.
 
         Retried once after a transient fault; a change that was already sent only if it is `idempotent`: if to carry

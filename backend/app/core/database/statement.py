@@ -3,24 +3,41 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import (
-    ARRAY,
-    Boolean,
-    ClauseElement,
-    CompoundSelect,
-    Delete,
-    Float,
-    Insert,
-    Select,
-    TextualSelect,
-    Update,
-)
-from sqlalchemy.sql.visitors import iterate
+from sqlalchemy import ARRAY, Boolean, ClauseElement, CompoundSelect, Float, Select
+from sqlalchemy.dialects.postgresql.asyncpg import PGCompiler_asyncpg
 
 from app.core.database.dialect import QuietDialect
 
-_DIALECT: Final[Any] = QuietDialect()  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
 _FLOAT8, _NUMERIC = 701, 1700  # https://www.postgresql.org/docs/current/catalog-pg-type.html
+
+
+def _noting(visit: Callable[..., Any]) -> Any:
+    def visit_and_note(compiler: "_Compiler", *clauses: Any, **options: Any) -> Any:
+        compiler.may_change = True
+        return visit(compiler, *clauses, **options)
+
+    return visit_and_note
+
+
+class _Compiler(PGCompiler_asyncpg):
+    """Notes whether it wrote SQL that may change rows. SQLAlchemy's walk through a clause does not see all of it."""
+
+    may_change = False
+
+    visit_insert = _noting(PGCompiler_asyncpg.visit_insert)
+    visit_update = _noting(PGCompiler_asyncpg.visit_update)
+    visit_delete = _noting(PGCompiler_asyncpg.visit_delete)
+    visit_textclause = _noting(PGCompiler_asyncpg.visit_textclause)  # nobody can tell
+    visit_textual_select = _noting(PGCompiler_asyncpg.visit_textual_select)
+
+
+class _Dialect(QuietDialect):
+    supports_statement_cache = True
+    statement_compiler = _Compiler
+
+
+# SQLAlchemy has no types for it. Some conversions need the driver.
+_DIALECT: Final[Any] = _Dialect(dbapi=_Dialect.import_dbapi())  # type: ignore[no-untyped-call]
 
 
 class Statement(NamedTuple):
@@ -55,10 +72,10 @@ def statement(clause: ClauseElement, *, reads: bool) -> Statement:
     for what only SQLAlchemy's own execution would do: literals, lists in `IN`, defaults computed in Python, and
     columns whose values it converts.
     """
-    if reads and not _only_reads(clause):
-        message = f"reads=True, but this may change rows: {clause}"
-        raise TypeError(message)
     compiled: Any = clause.compile(dialect=_DIALECT)
+    if reads and (not isinstance(clause, Select | CompoundSelect) or compiled.may_change):
+        message = f"reads=True, but this may change rows, or has a text(): pass reads=False for {compiled.string}"
+        raise TypeError(message)
     names = tuple(compiled.positiontup)
     if problems := [*_problems(compiled)]:
         message = f"{'; '.join(problems)}. Or use a Session for this statement: {compiled.string}"
@@ -67,23 +84,18 @@ def statement(clause: ClauseElement, *, reads: bool) -> Statement:
     return Statement(compiled.string, names, reads, binders if any(binders) else ())
 
 
-def _only_reads(clause: ClauseElement) -> bool:
-    """Returns whether it is a SELECT without a data-modifying WITH. Nobody can tell for a `text()`."""
-    changes = Insert | Update | Delete | TextualSelect
-    return isinstance(clause, Select | CompoundSelect) and not any(
-        isinstance(part, changes) for part in iterate(clause)
-    )
-
-
 def _problems(compiled: Any) -> Iterator[str]:
     computed = {column.key: column for column in (*(compiled.insert_prefetch or ()), *(compiled.update_prefetch or ()))}
     for column in computed.values():
-        yield f"{column} has a default in Python, which is not computed here: use server_default or a bindparam"
+        named = getattr(column, "original", column)  # in a VALUES of several rows
+        yield f"{named} has a default in Python, which is not computed here: use server_default or a bindparam"
     for name in dict.fromkeys(compiled.positiontup):
         bind = compiled.binds[name]
         if bind.expanding:
             yield f"{name} is a list for IN: write `== any_(bindparam({name!r}, type_=ARRAY(...)))`"
-        elif not bind.required and name not in computed:
+        elif bind.literal_execute:
+            yield f"{name} would be written into the SQL at each execution: leave out literal_execute"
+        elif (not bind.required or bind.value is not None) and name not in computed:
             yield f"{name} is the literal {bind.value!r}: write `bindparam({name!r})` and pass the value to `fetch`"
     for name, _, _, type_ in getattr(compiled, "_result_columns", ()):
         if _is_converted(type_):
@@ -91,17 +103,19 @@ def _problems(compiled: Any) -> Iterator[str]:
 
 
 def _binder(type_: Any) -> Callable[[Any], Any] | None:
-    if isinstance(type_, Boolean) or (isinstance(type_, ARRAY) and _binder(type_.item_type) is None):
+    impl = type_.dialect_impl(_DIALECT)
+    if isinstance(impl, Boolean) or (isinstance(impl, ARRAY) and _binder(impl.item_type) is None):
         return None  # SQLAlchemy's would check what asyncpg checks, and copy the list
-    binder: Callable[[Any], Any] | None = type_.dialect_impl(_DIALECT).bind_processor(_DIALECT)
+    binder: Callable[[Any], Any] | None = impl.bind_processor(_DIALECT)
     return binder
 
 
 def _is_converted(type_: Any) -> bool:
-    if isinstance(type_, ARRAY):
-        return _is_converted(type_.item_type)
-    oid = _FLOAT8 if isinstance(type_, Float) else _NUMERIC  # only numbers depend on what the server sends
-    return type_.dialect_impl(_DIALECT).result_processor(_DIALECT, oid) is not None
+    impl = type_.dialect_impl(_DIALECT)
+    if isinstance(impl, ARRAY):
+        return impl.as_tuple or _is_converted(impl.item_type)
+    oid = _FLOAT8 if isinstance(impl, Float) else _NUMERIC  # only numbers depend on what the server sends
+    return impl.result_processor(_DIALECT, oid) is not None
 
 
 def _listed(names: set[str]) -> str:
