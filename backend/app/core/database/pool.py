@@ -145,7 +145,11 @@ class SlotPool(Pool):
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if record.dbapi_connection:  # else it was invalidated
-            self._idle.append(record.info[_OPENED])
+            opened: _Opened = record.info[_OPENED]
+            if _is_in_use(record.dbapi_connection) or opened.driver.is_in_transaction():
+                record.invalidate()
+            else:
+                self._idle.append(opened)
         self._slots.release()
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ARG002  # SQLAlchemy's
@@ -205,6 +209,11 @@ class SlotPool(Pool):
         closing = asyncio.get_running_loop().create_task(_close(driver, timeout))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+def _is_in_use(connection: Any) -> bool:
+    """Whether a task that has outlived its Session still runs a statement on SQLAlchemy's connection."""
+    return bool(connection._execute_mutex.locked())  # noqa: SLF001  # asyncpg tells only by refusing a statement
 
 
 def _refuse(waiter: asyncio.Future[None]) -> None:
