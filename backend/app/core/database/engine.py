@@ -10,7 +10,7 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IllegalStateChangeError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -31,6 +31,8 @@ from app.core.errors import (
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds, a random time between the two: not all retry at the same moment
+_CLOSE_ATTEMPTS: Final = 400  # in all as long as it takes at most to get a connection
+_CLOSE_PAUSE: Final = 0.05  # seconds between attempts to close a session
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
@@ -108,8 +110,7 @@ class Database:
         """
         self._admit()
         try:
-            made = AsyncSession(self.engine, expire_on_commit=False, close_resets_only=False)
-            async with made as session, _transaction(session):
+            async with _opened_session(self.engine) as session, _transaction(session):
                 yield session
         except (UnavailableError, StatementError) as error:
             self._note_error(error)
@@ -237,6 +238,22 @@ def _raise_fault(context: ExceptionContext) -> None:
     told = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
     if isinstance(told, UnavailableError):
         raise told from cause
+
+
+@asynccontextmanager
+async def _opened_session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+    """Close the session at the end, and its connection if a task of the block still uses it."""
+    session = AsyncSession(engine, expire_on_commit=False, close_resets_only=False)
+    try:
+        async with session:
+            yield session
+    except IllegalStateChangeError:  # while a task waits for its connection, the session refuses to be closed
+        for _ in range(_CLOSE_ATTEMPTS):  # pragma: no branch  # it ends with its connection, or without one
+            with suppress(IllegalStateChangeError):
+                await session.invalidate()
+                break
+            await asyncio.sleep(_CLOSE_PAUSE)
+        raise
 
 
 @asynccontextmanager
