@@ -948,6 +948,58 @@ class TestPool:
 
         assert (await client.post("dispose")).json() != (await client.post("ping")).json()
 
+    @pytest.mark.parametrize("warm", [True, False], ids=["in a transaction", "at its beginning"])
+    async def test_a_connection_that_a_task_still_uses_is_never_handed_out(
+        self, start: Start, server: asyncpg.Connection, stored: Stored, user: str, *, warm: bool
+    ) -> None:
+        tasks: list[asyncio.Task[Any]] = []
+
+        async def leave(session: Session) -> None:
+            if warm:
+                await select_pid(session)
+            tasks.append(asyncio.create_task(session.exec(SLEEP)))
+            if warm:
+                await wait_for_sleep(server)
+            else:
+                await until(lambda: session.in_transaction())
+
+        client = await start(leave, ping, create, database_pool_size=1)
+        assert outcome(await client.post("ping")) == "201"
+        await client.post("leave")
+
+        assert outcome(await client.post("create", json={"name": user})) == "201"
+        assert outcome(await client.post("ping")) == "201"
+        assert await stored() == [user]
+        [end] = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(end, Exception)
+        assert await connections(server) == ["idle"]
+
+    async def test_a_connection_that_is_left_in_a_transaction_is_never_handed_out(
+        self, start: Start, server: asyncpg.Connection
+    ) -> None:
+        async def begin(session: Session) -> None:
+            connection = await (await session.connection()).get_raw_connection()
+            assert connection.driver_connection
+            await connection.driver_connection.execute("BEGIN")
+
+        client = await start(begin, ping, database_pool_size=1)
+        await client.post("begin")
+
+        assert outcome(await client.post("ping")) == "201"
+        assert await connections(server) == ["idle"]
+
+    async def test_tasks_that_share_a_session_leave_the_pool_whole(self, start: Start) -> None:
+        async def share(session: Session, database: Db) -> None:
+            await database.engine.dispose()  # so that the first one has to connect
+            await asyncio.gather(session.exec(SLEEP), session.exec(SLEEP))
+
+        client = await start(share, ping, select_pid, database_pool_size=1, database_pool_timeout=1)
+        replies = [await client.post("share") for _ in range(2)]
+
+        assert [outcome(reply) for reply in replies] == ["500 internal-error"] * 2
+        assert outcome(await client.post("ping")) == "201"
+        assert outcome(await client.post("select_pid")) == "201"
+
     @pytest.mark.parametrize("patience", [1, 0.003])
     @pytest.mark.parametrize("resets", [False, True], ids=["network works", "resets"])
     async def test_sessions_and_fetches_cancelled_at_any_moment_leave_the_pool_whole(
