@@ -961,7 +961,7 @@ class TestPool:
             if warm:
                 await wait_for_sleep(server)
             else:
-                await until(lambda: session.in_transaction())
+                await until(session.in_transaction)
 
         client = await start(leave, ping, create, database_pool_size=1)
         assert outcome(await client.post("ping")) == "201"
