@@ -10,7 +10,13 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, IllegalStateChangeError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    EmulatedDBAPIException,
+    IllegalStateChangeError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -185,8 +191,8 @@ class Database:
             if answered:
                 _logger.info("database reached")
             else:  # the text of a driver's error may hold values and addresses
-                name = type(getattr(cause, "driver_exception", cause)).__name__  # in SQLAlchemy's is the driver's
-                _logger.warning("database unavailable: %s %s", name, sqlstate(cause))
+                cause = _driver_error(cause)
+                _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
 
     def _note_use(self, reason: str | None) -> None:
         """Note why the database that answers cannot be used, None if it can."""
@@ -226,6 +232,11 @@ def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_time
     return engine
 
 
+def _driver_error(error: BaseException | None) -> BaseException | None:
+    """Returns what asyncpg raised, for an error that SQLAlchemy's adapter has made of it."""
+    return error.__cause__ or error if isinstance(error, EmulatedDBAPIException) else error
+
+
 def _raise_fault(context: ExceptionContext) -> None:
     """Raise the fault that ended a Session's statement. SQLAlchemy names no statement for COMMIT and ROLLBACK."""
     context.invalidate_pool_on_disconnect = False
@@ -234,7 +245,7 @@ def _raise_fault(context: ExceptionContext) -> None:
         return
     if isinstance(error, TimeoutError):
         context.engine.pool.discard_idle()  # type: ignore[union-attr]  # it is a SlotPool
-    cause = getattr(error, "driver_exception", error)
+    cause: Any = _driver_error(error)
     told = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
     if isinstance(told, UnavailableError):
         raise told from cause
