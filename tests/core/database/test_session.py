@@ -32,9 +32,11 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     bindparam,
+    column,
     func,
     insert,
     make_url,
+    table,
     text,
     update,
 )
@@ -46,7 +48,7 @@ from sqlalchemy.schema import CreateTable
 from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.database import Database, statement
+from app.core.database import Database, Statement, statement
 from app.core.database.dialect import QuietDialect
 from app.core.database.migrations import migrate
 from app.core.errors import DatabaseUnavailableError, OverloadedError, TimedOutError
@@ -166,8 +168,8 @@ def session_dsn(dsn: str) -> Iterator[str]:
     with new_database(dsn, "sessions") as own:
         migrate(own)
         execute(own, "CREATE TYPE colour AS ENUM ('RED', 'BLUE')")
-        for table in Base.metadata.sorted_tables:
-            execute(own, str(CreateTable(table).compile(dialect=QuietDialect())))  # type: ignore[no-untyped-call]
+        for each in Base.metadata.sorted_tables:
+            execute(own, str(CreateTable(each).compile(dialect=QuietDialect())))  # type: ignore[no-untyped-call]
         for definition in WAIT.split(";\n"):
             execute(own, definition)
         yield own
@@ -689,6 +691,19 @@ class TestFault:
         assert outcome(await request) == "503 timed-out"
         assert outcome(await client.post("ping")) == "201"
 
+    async def test_a_column_whose_type_was_changed_is_unavailable_once(
+        self, start: Start, server: asyncpg.Connection
+    ) -> None:
+        async def read(session: Session) -> None:
+            await session.exec(select(column("a")).select_from(table("changing")))
+
+        await server.execute("DROP TABLE IF EXISTS changing; CREATE TABLE changing (a varchar(10))")
+        client = await start(read, database_pool_size=1)
+        assert outcome(await client.post("read")) == "201"
+        await server.execute("ALTER TABLE changing ALTER a TYPE text")
+
+        assert [outcome(await client.post("read")) for _ in range(2)] == ["503 database-unavailable", "201"]
+
     async def test_a_network_that_swallows_packets_is_timed_out(
         self, session_dsn: str, start: Start, stored: Stored, monkeypatch: pytest.MonkeyPatch, user: str
     ) -> None:
@@ -875,6 +890,19 @@ class TestTypes:
             name: type(value) for name, value in values.items() if name != "id"
         }
         assert isinstance(loaded.id, UUID)
+
+    async def test_json_stays_text_for_fetch_on_the_same_connection(self, start: Start) -> None:
+        raw = Statement("SELECT $1::json", ("value",), reads=True)
+
+        async def fetch_json(database: Db) -> bool:
+            [[value]] = await database.fetch(raw, value='{"a": 1}')
+            return bool(value == '{"a": 1}')
+
+        client = await start(select_pid, ping, fetch_json, database_pool_size=1)
+        pids = {(await client.post(name)).json() for name in ("select_pid", "ping")}
+
+        assert (await client.post("fetch_json")).json() is True
+        assert len(pids) == 1
 
     async def test_json_null_comes_back_as_none(self, start: Start) -> None:
         async def roundtrip(session: Session) -> bool:
