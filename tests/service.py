@@ -25,7 +25,13 @@ class Service:
     """A running service. The end of the context kills its process, its workers and its PostgreSQL."""
 
     def __init__(
-        self, directory: Path, settings: Mapping[str, str] | None = None, *, port: int = 0, terminal: int = 0
+        self,
+        directory: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        port: int = 0,
+        terminal: int = 0,
+        module: str = "app",
     ) -> None:
         self.directory = directory
         self.port = port or free_port()
@@ -37,10 +43,14 @@ class Service:
         self._err = directory / f"stderr-{self.port}"
         names = {name.upper() for name in Settings.model_fields}
         environment = {name: value for name, value in os.environ.items() if name not in names}
-        environment |= {"PYTHONPATH": str(BACKEND), "PORT": str(self.port), **(settings or {})}
+        environment |= {
+            "PYTHONPATH": f"{BACKEND}{os.pathsep}{BACKEND.parent}",
+            "PORT": str(self.port),
+            **(settings or {}),
+        }
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app"],
+                [sys.executable, "-m", module],
                 cwd=directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -33,6 +33,8 @@ CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
     END
 $$;
 CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON tasks FOR EACH ROW EXECUTE FUNCTION note();
+CREATE TABLE counter (user_id text PRIMARY KEY, total integer NOT NULL);
+CREATE TABLE entry (user_id text, title text, number integer NOT NULL, PRIMARY KEY (user_id, title));
 """
 
 
@@ -81,6 +83,8 @@ class Book:
         self.unsure = 0  # toggles that may or may not have been made
         self.titles: list[str] = []  # the last one that was put and acknowledged, and those since that may have been
         self.states: list[bool] = []  # likewise, for `completed`
+        self.entries: dict[str, int] = {}  # the acknowledged ones, with their numbers
+        self.refused_entries: set[str] = {"never sent"}
 
 
 class Client:
@@ -118,7 +122,8 @@ class Client:
         title, kept = next((title, made) for title, made in self.book.made.items() if made not in self.book.discarded)
         gone = next(iter(self.book.gone))
         own = {"toggled": self.toggled, "put": self.put, "set": self.set}
-        return {"user": self.user, "title": title, "kept": kept, "gone": gone, **own}
+        entries = {"entry": next(iter(self.book.entries)), "refused": next(iter(self.book.refused_entries))}
+        return {"user": self.user, "title": title, "kept": kept, "gone": gone, **own, **entries}
 
     async def _turn(self) -> None:
         await self._create_and_delete()
@@ -126,6 +131,7 @@ class Client:
         await self._toggle()
         await self._put()
         await self._set()
+        await self._enter()
         await self._read()
 
     def _title(self) -> str:
@@ -179,6 +185,15 @@ class Client:
             self.book.states = [state]
         elif not self._is_refused():
             self.book.states.append(state)
+
+    async def _enter(self) -> None:
+        """Create an entry, which is counted in the same transaction."""
+        title = self._title()
+        reply = await self._ask("POST", f"/api/{self.user}/entries", {201}, json={"title": title})
+        if reply is not None:
+            self.book.entries[title] = reply.json()["number"]
+        elif self._is_refused():
+            self.book.refused_entries.add(title)
 
     async def _read(self) -> None:
         kept = next(made for made in reversed(self.book.made.values()) if made not in self.book.discarded)
@@ -265,10 +280,16 @@ class Ledger:
         connection = await asyncpg.connect(dsn)
         tasks = await connection.fetch("SELECT * FROM tasks WHERE user_id = ANY($1)", users)
         history = await connection.fetch("SELECT * FROM history WHERE user_id = ANY($1)", users)
+        entries = await connection.fetch("SELECT * FROM entry WHERE user_id = ANY($1)", users)
+        counters = await connection.fetch("SELECT * FROM counter WHERE user_id = ANY($1)", users)
         await connection.close()
         stored = {task["id"]: Version.of(task) for task in map(_as_sent, tasks)}
         changes = [(change["operation"], Version.of(change)) for change in map(_as_sent, history)]
         faults = [fault for client in self.clients for fault in _faults(client, stored, changes)]
+        totals = {counter["user_id"]: counter["total"] for counter in counters}
+        for client in self.clients:
+            made = {entry["title"]: entry["number"] for entry in entries if entry["user_id"] == client.user}
+            faults += _entry_faults(client, made, totals.get(client.user, 0))
         sent = {title for client in self.clients for title in client.book.sent}
         faults += [f"never sent: {change}" for way, change in changes if way == "INSERT" and change.title not in sent]
         return faults
@@ -292,6 +313,14 @@ def _faults(client: Client, stored: dict[str, Version], changes: list[tuple[str,
         yield f"put {book.titles}, but there is {stored[client.put]}"
     if client.set in stored and stored[client.set].completed not in book.states:
         yield f"set {book.states}, but there is {stored[client.set]}"
+
+
+def _entry_faults(client: Client, stored: dict[str, int], total: int) -> Iterator[str]:
+    book = client.book
+    yield from (f"lost entry: {title}" for title, number in book.entries.items() if stored.get(title) != number)
+    yield from (f"refused and made: {title}" for title in book.refused_entries & stored.keys())
+    if sorted(stored.values()) != [*range(1, total + 1)]:
+        yield f"half done: {total} were counted, but there are {sorted(stored.values())}"
 
 
 def _as_sent(record: asyncpg.Record) -> Task:

@@ -38,6 +38,9 @@ PLANTED: Final = {
     "never sent": "INSERT INTO tasks VALUES ('{user}', gen_random_uuid(), 'a', NULL, false)",
     "1 toggles": "UPDATE tasks SET completed = NOT completed, updated_at = now() WHERE id = '{toggled}'",
     "put": "UPDATE tasks SET title = 'a', updated_at = now() WHERE id = '{put}'",
+    "lost entry": "DELETE FROM entry WHERE user_id = '{user}' AND title = '{entry}'",
+    "half done": "UPDATE counter SET total = total + 1 WHERE user_id = '{user}'",
+    "refused and made": "UPDATE entry SET title = '{refused}' WHERE user_id = '{user}' AND title = '{entry}'",
     "set": "UPDATE tasks SET completed = NOT completed, updated_at = now() WHERE id = '{set}'",
 }
 ENDS: Final = pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def database(tmp_path_factory: Temporary) -> Iterator[Postgres]:
 
 @contextmanager
 def two_workers(directory: Path, database: Postgres, **settings: str) -> Iterator[Service]:
-    with Service(directory, {"WEB_CONCURRENCY": "2", **settings}) as service:
+    with Service(directory, {"WEB_CONCURRENCY": "2", **settings}, module="tests.chaos.served") as service:
         service.ready()
         database.query(HISTORY)
         yield service
@@ -285,7 +288,9 @@ class TestControl:
 
         await endure(service, forget)
 
-        assert any(fault.startswith("lost task") for fault in await ledger.faults(database.dsn))
+        faults = await ledger.faults(database.dsn)
+        assert any(fault.startswith("lost task") for fault in faults)
+        assert any(fault.startswith("lost entry") for fault in faults)
 
     @pytest.mark.parametrize(("found", "sql"), PLANTED.items(), ids=PLANTED)
     async def test_what_was_not_so_is_found_out(

@@ -32,9 +32,11 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     bindparam,
+    column,
     func,
     insert,
     make_url,
+    table,
     text,
     update,
 )
@@ -46,7 +48,7 @@ from sqlalchemy.schema import CreateTable
 from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.database import Database, statement
+from app.core.database import Database, Statement, statement
 from app.core.database.dialect import QuietDialect
 from app.core.database.migrations import migrate
 from app.core.errors import DatabaseUnavailableError, OverloadedError, TimedOutError
@@ -166,8 +168,8 @@ def session_dsn(dsn: str) -> Iterator[str]:
     with new_database(dsn, "sessions") as own:
         migrate(own)
         execute(own, "CREATE TYPE colour AS ENUM ('RED', 'BLUE')")
-        for table in Base.metadata.sorted_tables:
-            execute(own, str(CreateTable(table).compile(dialect=QuietDialect())))  # type: ignore[no-untyped-call]
+        for each in Base.metadata.sorted_tables:
+            execute(own, str(CreateTable(each).compile(dialect=QuietDialect())))  # type: ignore[no-untyped-call]
         for definition in WAIT.split(";\n"):
             execute(own, definition)
         yield own
@@ -689,6 +691,19 @@ class TestFault:
         assert outcome(await request) == "503 timed-out"
         assert outcome(await client.post("ping")) == "201"
 
+    async def test_a_column_whose_type_was_changed_is_unavailable_once(
+        self, start: Start, server: asyncpg.Connection
+    ) -> None:
+        async def read(session: Session) -> None:
+            await session.exec(select(column("a")).select_from(table("changing")))
+
+        await server.execute("DROP TABLE IF EXISTS changing; CREATE TABLE changing (a varchar(10))")
+        client = await start(read, database_pool_size=1)
+        assert outcome(await client.post("read")) == "201"
+        await server.execute("ALTER TABLE changing ALTER a TYPE text")
+
+        assert [outcome(await client.post("read")) for _ in range(2)] == ["503 database-unavailable", "201"]
+
     async def test_a_network_that_swallows_packets_is_timed_out(
         self, session_dsn: str, start: Start, stored: Stored, monkeypatch: pytest.MonkeyPatch, user: str
     ) -> None:
@@ -876,6 +891,19 @@ class TestTypes:
         }
         assert isinstance(loaded.id, UUID)
 
+    async def test_json_stays_text_for_fetch_on_the_same_connection(self, start: Start) -> None:
+        raw = Statement("SELECT $1::json", ("value",), reads=True)
+
+        async def fetch_json(database: Db) -> bool:
+            [[value]] = await database.fetch(raw, value='{"a": 1}')
+            return bool(value == '{"a": 1}')
+
+        client = await start(select_pid, ping, fetch_json, database_pool_size=1)
+        pids = {(await client.post(name)).json() for name in ("select_pid", "ping")}
+
+        assert (await client.post("fetch_json")).json() is True
+        assert len(pids) == 1
+
     async def test_json_null_comes_back_as_none(self, start: Start) -> None:
         async def roundtrip(session: Session) -> bool:
             selected = select(func.cast(bindparam("none", None, type_=JSON), JSON))
@@ -947,6 +975,58 @@ class TestPool:
         client = await start(dispose, ping, database_pool_size=1)
 
         assert (await client.post("dispose")).json() != (await client.post("ping")).json()
+
+    @pytest.mark.parametrize("warm", [True, False], ids=["in a transaction", "at its beginning"])
+    async def test_a_connection_that_a_task_still_uses_is_never_handed_out(
+        self, start: Start, server: asyncpg.Connection, stored: Stored, user: str, *, warm: bool
+    ) -> None:
+        tasks: list[asyncio.Task[Any]] = []
+
+        async def leave(session: Session) -> None:
+            if warm:
+                await select_pid(session)
+            tasks.append(asyncio.create_task(session.exec(SLEEP)))
+            if warm:
+                await wait_for_sleep(server)
+            else:
+                await until(session.in_transaction)
+
+        client = await start(leave, ping, create, database_pool_size=1)
+        assert outcome(await client.post("ping")) == "201"
+        await client.post("leave")
+
+        assert outcome(await client.post("create", json={"name": user})) == "201"
+        assert outcome(await client.post("ping")) == "201"
+        assert await stored() == [user]
+        [end] = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(end, Exception)
+        assert await connections(server) == ["idle"]
+
+    async def test_a_connection_that_is_left_in_a_transaction_is_never_handed_out(
+        self, start: Start, server: asyncpg.Connection
+    ) -> None:
+        async def begin(session: Session) -> None:
+            connection = await (await session.connection()).get_raw_connection()
+            assert connection.driver_connection
+            await connection.driver_connection.execute("BEGIN")
+
+        client = await start(begin, ping, database_pool_size=1)
+        await client.post("begin")
+
+        assert outcome(await client.post("ping")) == "201"
+        assert await connections(server) == ["idle"]
+
+    async def test_tasks_that_share_a_session_leave_the_pool_whole(self, start: Start) -> None:
+        async def share(session: Session, database: Db) -> None:
+            await database.engine.dispose()  # so that the first one has to connect
+            await asyncio.gather(session.exec(SLEEP), session.exec(SLEEP))
+
+        client = await start(share, ping, select_pid, database_pool_size=1, database_pool_timeout=1)
+        replies = [await client.post("share") for _ in range(2)]
+
+        assert [outcome(reply) for reply in replies] == ["500 internal-error"] * 2
+        assert outcome(await client.post("ping")) == "201"
+        assert outcome(await client.post("select_pid")) == "201"
 
     @pytest.mark.parametrize("patience", [1, 0.003])
     @pytest.mark.parametrize("resets", [False, True], ids=["network works", "resets"])

@@ -1,4 +1,4 @@
-"""SQLAlchemy's dialect for asyncpg, without the questions that it asks on a new connection."""
+"""SQLAlchemy's dialect for asyncpg, without the questions that it asks on its first connection."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ URL = "postgresql+tasks://"
 class QuietDialect(PGDialect_asyncpg):
     """Knows what it would ask: PostgreSQL 14 or newer, the schema `public`, READ COMMITTED.
 
-    The stock dialect needs some ten round trips before the first row, on the first connection for what `initialize`
-    asks and on each one for the JSON codecs of asyncpg. Here SQLAlchemy's JSON type decodes the text itself.
+    The stock dialect needs ten round trips more on its first connection. It also installs codecs for JSON, which would
+    change what `Database.fetch` returns on the same connections. Here SQLAlchemy's JSON type decodes the text itself.
     """
 
     supports_statement_cache = True

@@ -10,7 +10,13 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    EmulatedDBAPIException,
+    IllegalStateChangeError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -31,8 +37,8 @@ from app.core.errors import (
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds, a random time between the two: not all retry at the same moment
-# What was loaded stays readable after the commit. A closed session stays closed: a stream that outlives it is an error.
-_SESSION: Final[dict[str, Any]] = {"expire_on_commit": False, "close_resets_only": False}
+_CLOSE_ATTEMPTS: Final = 400  # in all as long as it takes at most to get a connection
+_CLOSE_PAUSE: Final = 0.05  # seconds between attempts to close a session
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
@@ -111,7 +117,7 @@ class Database:
         """
         self._admit()
         try:
-            async with AsyncSession(self.engine, **_SESSION) as session, _transaction(session):
+            async with _opened_session(self.engine) as session, _transaction(session):
                 yield session
         except (UnavailableError, StatementError) as error:
             self._note_error(error)
@@ -191,8 +197,8 @@ class Database:
             if answered:
                 _logger.info("database reached")
             else:  # the text of a driver's error may hold values and addresses
-                name = type(getattr(cause, "driver_exception", cause)).__name__  # in SQLAlchemy's is the driver's
-                _logger.warning("database unavailable: %s %s", name, sqlstate(cause))
+                cause = _driver_error(cause)
+                _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
 
     def _note_use(self, reason: str | None) -> None:
         """Note why the database that answers cannot be used, None if it can."""
@@ -237,6 +243,11 @@ def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_time
     return engine
 
 
+def _driver_error(error: BaseException | None) -> BaseException | None:
+    """Returns what asyncpg raised, for an error that SQLAlchemy's adapter has made of it."""
+    return error.__cause__ or error if isinstance(error, EmulatedDBAPIException) else error
+
+
 def _raise_fault(context: ExceptionContext) -> None:
     """Raise the fault that ended a Session's statement. SQLAlchemy names no statement for COMMIT and ROLLBACK."""
     context.invalidate_pool_on_disconnect = False
@@ -245,10 +256,26 @@ def _raise_fault(context: ExceptionContext) -> None:
         return
     if isinstance(error, TimeoutError):
         context.engine.pool.discard_idle()  # type: ignore[union-attr]  # it is a SlotPool
-    cause = getattr(error, "driver_exception", error)
+    cause: Any = _driver_error(error)
     told = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
     if isinstance(told, UnavailableError):
         raise told from cause
+
+
+@asynccontextmanager
+async def _opened_session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+    """Close the session at the end, and its connection if a task of the block still uses it."""
+    session = AsyncSession(engine, expire_on_commit=False, close_resets_only=False)
+    try:
+        async with session:
+            yield session
+    except IllegalStateChangeError:  # while a task waits for its connection, the session refuses to be closed
+        for _ in range(_CLOSE_ATTEMPTS):  # pragma: no branch  # it ends with its connection, or without one
+            with suppress(IllegalStateChangeError):
+                await session.invalidate()
+                break
+            await asyncio.sleep(_CLOSE_PAUSE)
+        raise
 
 
 @asynccontextmanager

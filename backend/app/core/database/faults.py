@@ -52,7 +52,8 @@ def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception
         return DatabaseUnavailableError() if reads else OutcomeUnknownError()
     if state in _ABORTED:
         return TimedOutError()
-    if closed or state.startswith((*_UNAVAILABLE, _READ_ONLY, *_UNPREPARED)):
+    is_outdated = isinstance(error, asyncpg.InvalidCachedStatementError)  # a type has changed since it was prepared
+    if closed or is_outdated or state.startswith((*_UNAVAILABLE, _READ_ONLY, *_UNPREPARED)):
         return DatabaseUnavailableError()
     return StatementError(error)
 

@@ -145,7 +145,7 @@ class SlotPool(Pool):
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if record.dbapi_connection:  # else it was invalidated
-            self._keep(record.info[_OPENED])
+            self._keep(record.info[_OPENED], busy=_is_in_use(record.dbapi_connection))
         self._slots.release()
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ARG002  # SQLAlchemy's
@@ -189,9 +189,9 @@ class SlotPool(Pool):
         self._keep(opened)
         return records
 
-    def _keep(self, opened: _Opened) -> None:
-        """Keep the connection, unless a transaction was opened behind SQLAlchemy's back and left open."""
-        if opened.driver.is_in_transaction():
+    def _keep(self, opened: _Opened, *, busy: bool = False) -> None:
+        """Keep the connection, unless it is `busy` or a transaction was opened behind SQLAlchemy's back."""
+        if busy or opened.driver.is_in_transaction():
             opened.record.invalidate()
         else:
             self._idle.append(opened)
@@ -212,6 +212,11 @@ class SlotPool(Pool):
         closing = asyncio.get_running_loop().create_task(_close(driver, timeout))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+def _is_in_use(connection: Any) -> bool:
+    """Whether a task that has outlived its Session still runs a statement on SQLAlchemy's connection."""
+    return bool(connection._execute_mutex.locked())  # noqa: SLF001  # asyncpg tells only by refusing a statement
 
 
 def _refuse(waiter: asyncio.Future[None]) -> None:
