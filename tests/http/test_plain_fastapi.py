@@ -307,7 +307,9 @@ class TestErrors:
         assert (problem["detail"], problem["data"]) == ("Conflict", {"code": 7})
 
     @pytest.mark.parametrize(
-        "detail", [float("nan"), {1, 2}, b"\xff", "\ud800", object(), datetime(2026, 1, 1, tzinfo=UTC), ["x"] * 3]
+        "detail",
+        [float("nan"), {1, 2}, b"\xff", "\ud800", object(), datetime(2026, 1, 1, tzinfo=UTC)],
+        ids=lambda value: type(value).__name__,
     )
     async def test_a_detail_of_any_kind_is_answered(self, secured: Settings, detail: Any) -> None:
         async def handler() -> None:
@@ -624,8 +626,8 @@ class TestApplication:
         from fastapi.testclient import TestClient  # noqa: PLC0415  # it warns at import
 
         with TestClient(create_app(secured)) as client:
-            reply = client.get("/api/ada/tasks", headers=bearer("ada"))
-            refused = client.get("/api/ada/tasks")
+            reply = client.get("/api/tess/tasks", headers=bearer("tess"))
+            refused = client.get("/api/tess/tasks")
 
         assert (reply.status_code, reply.json(), refused.status_code) == (200, [], 401)
 

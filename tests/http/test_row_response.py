@@ -141,7 +141,7 @@ SELECTED: Final = {
 
 
 @pytest.mark.parametrize(("sql", "written"), SELECTED.items(), ids=SELECTED)
-async def test_a_value_of_the_driver_s_own_class_is_written_likewise(
+async def test_a_value_of_a_class_of_asyncpg_is_written_as_its_standard_class(
     database: asyncpg.Connection, sql: str, written: Any
 ) -> None:
     value = await database.fetchval(f"SELECT {sql}")
@@ -150,8 +150,8 @@ async def test_a_value_of_the_driver_s_own_class_is_written_likewise(
     assert sent(value) == ROWS.dump_json([Row(ID, value)])
 
 
-@pytest.mark.parametrize("value", [b"\xff", "\ud800", object()], ids=repr)
-def test_what_is_no_json_is_an_error_as_it_is_for_pydantic(value: Any) -> None:
+@pytest.mark.parametrize("value", [b"\xff", "\ud800", object()], ids=["bytes", "surrogate", "object"])
+def test_a_value_that_json_cannot_carry_is_an_error_of_pydantic(value: Any) -> None:
     for write in (sent, lambda value: ROWS.dump_json([Row(ID, value)])):
         with pytest.raises(PydanticSerializationError):
             write(value)
