@@ -246,7 +246,7 @@ CHANGES: Final[dict[str, Callable[[], Any]]] = {
     "added CTE": lambda: select(C.id).add_cte(delete(ITEMS).cte()),
     "SELECT in text()": lambda: select(text("DELETE FROM items RETURNING id").columns(C.id).cte()),
     "condition in text()": lambda: select(C.id).where(text("lo_unlink(size) = 1")),
-    "column in text()": lambda: select(text("id INTO copies")).select_from(ITEMS),
+    "argument in text()": lambda: select(func.abs(text("lo_unlink(1)"), type_=Integer)),
     "prefix": lambda: select(C.id).prefix_with("DISTINCT"),
 }
 READS: Final[dict[str, Callable[[], Any]]] = {
@@ -362,6 +362,7 @@ class TestReads:
             SIZED.returning(C.id),
             insert(ITEMS).from_select(["id"], select(C.id)),
             text("SELECT 1"),
+            select(text("id INTO copies")).select_from(ITEMS),
             text("SELECT 1 AS id").columns(C.id),
             select(Note).from_statement(text("SELECT 1")),
             values(column("n", Integer)).data([(bindparam("n"),)]),
@@ -371,7 +372,7 @@ class TestReads:
         ],
         ids=lambda clause: type(clause).__name__,
     )
-    def test_reads_is_refused_for_all_but_a_select(self, clause: Any) -> None:
+    def test_reads_is_refused_for_all_but_a_select_without_text(self, clause: Any) -> None:
         with pytest.raises(TypeError, match="reads=True, but this may change rows"):
             statement(clause, reads=True)
 
