@@ -14,14 +14,32 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Enum, Select, Text, Uuid, and_, bindparam, cast, or_, tuple_
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    Numeric,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    cast,
+    or_,
+    tuple_,
+)
+from sqlmodel import AutoString
 
 from app.core.errors import FieldError, InvalidRequestError
 
 _CHECKSUM: Final = 8  # bytes; detects damage and mix-ups. It guards no secret: every list is the owner's own
 _ID: Final = 16
 _NULL: Final = b"\xff"  # is in no UTF-8 text
+_MEMBER: Final = b"\xfe"  # neither; before the name of an enum's member, whose label may be another
 _BIGINT: Final = range(-(2**63), 2**63)
+_EXPONENTS: Final = range(-16_383, 131_072)  # of PostgreSQL's numeric; asyncpg sends 1E+131072 as 0
 
 
 class SortKey(NamedTuple):
@@ -41,11 +59,18 @@ class Position(NamedTuple):
 
 def sort_key(column: Any) -> SortKey:
     """Returns the key for a column of a model. Raises TypeError for a type that a cursor cannot carry."""
-    kind = str if isinstance(column.type, Enum) else column.type.python_type
+    kind = _kind(column.type)
     if kind not in _READERS:
         message = f"a cursor cannot carry {column.type!r} of {column}: sort by another column"
         raise TypeError(message)
     return SortKey(column, kind, column.nullable)
+
+
+def _kind(type_: Any) -> type:
+    """Returns the Python type of the values, as whatever type SQLAlchemy hands them out."""
+    families = {AutoString: str, Enum: str, Uuid: UUID, Float: float}
+    kind: type = next((families[each] for each in families if isinstance(type_, each)), type_.python_type)
+    return kind
 
 
 def page_after(
@@ -74,16 +99,25 @@ def _is_after(key: SortKey, row_id: Any, *, descending: bool, in_nulls: bool) ->
 
 
 def _key_parameter(type_: Any) -> Any:
-    """An Enum goes to the database as its label, which asyncpg takes as text."""
+    """An Enum goes to the database as its label, which asyncpg takes as text. A number may be made up, so it goes as
+    a type that has no smaller limits than those of `decode_cursor`: the database compares it all the same.
+    """
     if isinstance(type_, Enum):
         return cast(bindparam("after_key", type_=Text), type_)
+    if isinstance(type_, Integer | Numeric):
+        return bindparam("after_key", type_=BigInteger if isinstance(type_, Integer) else Numeric)
     return bindparam("after_key", type_=type_)
 
 
 def encode_cursor(position: Position, sort: str, scope: str) -> str:
     """Returns `position` as URL-safe text, bound to `sort` and `scope`: all that decides what the list holds."""
-    key = position.key.name if isinstance(position.key, enum.Enum) else position.key
-    return _sealed(position.id.bytes + (_NULL if key is None else str(key).encode()), sort, scope)
+    return _sealed(position.id.bytes + _written(position.key), sort, scope)
+
+
+def _written(key: object) -> bytes:
+    if isinstance(key, enum.Enum):
+        return _MEMBER + key.name.encode()
+    return _NULL if key is None else str(key).encode()
 
 
 def decode_cursor(cursor: str, sort: str, scope: str, key: SortKey) -> Position:
@@ -99,7 +133,35 @@ def _read_key(content: bytes, key: SortKey) -> object:
     """Raises ValueError for what the database would refuse: the checksum is no secret, so it proves nothing."""
     if content == _NULL and key.nullable:
         return None
+    type_ = key.column.type
+    if isinstance(type_, Enum):
+        return _read_label(content, type_)
+    if isinstance(type_, DateTime) and not type_.timezone:
+        return _read_naive(content.decode())
     return _READERS[key.kind](content.decode())
+
+
+def _read_label(content: bytes, type_: Enum) -> str:
+    if content.startswith(_MEMBER) and type_.enum_class:
+        names = (member.name for member in type_.enum_class)
+        return dict(zip(names, type_.enums, strict=True))[content.removeprefix(_MEMBER).decode()]
+    label = content.decode()
+    if label not in type_.enums:
+        raise ValueError
+    return label
+
+
+def _read_naive(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo:
+        raise ValueError
+    return moment
+
+
+def _read_moment(text: str) -> datetime:
+    """The driver reads `infinity` as the last moment, without a time zone."""
+    moment = datetime.fromisoformat(text)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _read_text(text: str) -> str:
@@ -117,7 +179,7 @@ def _read_integer(text: str) -> int:
 
 def _read_decimal(text: str) -> Decimal:
     number = Decimal(text)
-    if not number.is_finite():
+    if number.is_finite() and not all(at in _EXPONENTS for at in (number.adjusted(), number.as_tuple().exponent)):
         raise ValueError
     return number
 
@@ -128,7 +190,7 @@ _READERS: Final[Mapping[type, Callable[[str], object]]] = MappingProxyType(
         int: _read_integer,
         bool: {"True": True, "False": False}.__getitem__,
         Decimal: _read_decimal,
-        datetime: lambda text: datetime.fromisoformat(text).astimezone(UTC),
+        datetime: _read_moment,
         date: date.fromisoformat,
         UUID: UUID,
     }
