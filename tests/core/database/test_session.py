@@ -526,13 +526,9 @@ class TestRefusedValue:
 
     async def test_causes_may_lead_to_each_other(self, start: Start) -> None:
         async def circle(session: Session) -> None:
-            try:
-                raise RuntimeError(str(session.in_transaction()))
-            except RuntimeError as first:
-                try:
-                    raise KeyError
-                except KeyError as second:
-                    raise first from second
+            first, second = RuntimeError(str(session.in_transaction())), KeyError()
+            second.__context__ = first
+            raise first from second
 
         client = await start(circle)
 
