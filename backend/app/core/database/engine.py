@@ -310,6 +310,11 @@ def _unquoted(error: BaseException) -> Exception:
         if refusal := refused_value(cause):
             _logger.info("value refused by the database: %s %s", type(cause).__name__, sqlstate(cause))
         return refusal or translate_error(cause, reads=True, closed=False)
+    return _named(error)
+
+
+def _named(error: BaseException) -> StatementError:
+    """Returns an error that only names the class and the SQLSTATE of what SQLAlchemy has wrapped."""
     return StatementError(getattr(error, "orig", None) or error)
 
 
@@ -320,9 +325,9 @@ def _unquote_causes(error: BaseException) -> None:
     while inner and inner not in seen:  # they may lead to each other
         seen.append(inner)
         if isinstance(inner.__context__, _QUOTING):
-            inner.__context__ = _unquoted(inner.__context__)
+            inner.__context__ = _named(inner.__context__)
         if isinstance(inner.__cause__, _QUOTING):
-            inner.__cause__ = _unquoted(inner.__cause__)
+            inner.__cause__ = _named(inner.__cause__)
         inner = inner.__cause__ or inner.__context__
 
 
