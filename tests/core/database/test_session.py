@@ -505,6 +505,35 @@ class TestRefusedValue:
 
         assert outcome(await client.post("restrict")) == "409 conflict"
 
+    @pytest.mark.parametrize("is_named", [True, False], ids=["cause", "context"])
+    async def test_a_defect_that_follows_a_violation_is_logged_without_its_values(
+        self, start: Start, caplog: pytest.LogCaptureFixture, user: str, *, is_named: bool
+    ) -> None:
+        async def handle(user_id: str, new: NewItem, session: Session) -> None:
+            try:
+                await create_and_flush(user_id, new, session)
+            except IntegrityError as error:
+                if is_named:
+                    raise RuntimeError("defect") from error
+                raise RuntimeError("defect")  # noqa: B904  # as a defect in an except clause does
+
+        client = await start(create, handle)
+        await client.post("create", json={"name": f"s3cret-{user}"})
+
+        assert outcome(await client.post("handle", json={"name": f"s3cret-{user}"})) == "500 internal-error"
+        assert "RuntimeError: defect" in caplog.text
+        assert_no_secret(caplog.text)
+
+    async def test_causes_may_lead_to_each_other(self, start: Start) -> None:
+        async def circle(session: Session) -> None:
+            first, second = RuntimeError(str(session.in_transaction())), KeyError()
+            second.__context__ = first
+            raise first from second
+
+        client = await start(circle)
+
+        assert outcome(await client.post("circle")) == "500 internal-error"
+
     async def test_a_value_that_sqlalchemy_refuses_is_not_quoted_in_the_log(
         self, start: Start, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -965,6 +994,15 @@ class TestPool:
         await server.execute("SELECT pg_cancel_backend($1)", sleeping)
         await request
         assert len(await connections(server)) == 1
+
+    async def test_its_status_counts_the_connections(self, start: Start) -> None:
+        async def status(session: Session, database: Db) -> str:
+            await select_pid(session)
+            return database.engine.pool.status()
+
+        client = await start(status, database_pool_size=1)
+
+        assert (await client.post("status")).json() == "SlotPool: 1 connections, 0 of them idle"
 
     async def test_a_connection_in_use_is_not_used_again_after_the_engine_was_disposed_of(self, start: Start) -> None:
         async def dispose(session: Session, database: Db) -> int:

@@ -44,6 +44,7 @@ _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
     "see docs/deploy-neon.md"
 )
+_QUOTING: Final = (SQLAlchemyStatementError, PendingRollbackError)  # errors of SQLAlchemy that quote SQL and values
 
 _logger = logging.getLogger(__name__)
 
@@ -296,19 +297,38 @@ async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
             await session.rollback()
         if committed and isinstance(error, UnavailableError):  # the block has committed something itself
             raise OutcomeUnknownError from error.__cause__
-        if isinstance(error, SQLAlchemyStatementError | PendingRollbackError):
+        if isinstance(error, _QUOTING):
             raise _unquoted(error).with_traceback(error.__traceback__) from None
+        _unquote_causes(error)
         raise
 
 
-def _unquoted(error: SQLAlchemyStatementError | PendingRollbackError) -> Exception:
-    """Returns the error to raise in the place of one of SQLAlchemy's that quotes SQL and values."""
+def _unquoted(error: BaseException) -> Exception:
+    """Returns what to raise instead of an error that quotes SQL and values."""
     if isinstance(error, DBAPIError):
         cause = error.driver_exception
         if refusal := refused_value(cause):
             _logger.info("value refused by the database: %s %s", type(cause).__name__, sqlstate(cause))
         return refusal or translate_error(cause, reads=True, closed=False)
+    return _named(error)
+
+
+def _named(error: BaseException) -> StatementError:
+    """Returns an error that only names the class and the SQLSTATE of what SQLAlchemy has wrapped."""
     return StatementError(getattr(error, "orig", None) or error)
+
+
+def _unquote_causes(error: BaseException) -> None:
+    """Replace the errors that quote values among those that led to `error`, since the log shows them too."""
+    inner: BaseException | None = error
+    seen: list[BaseException] = []
+    while inner and inner not in seen:  # they may lead to each other
+        seen.append(inner)
+        if isinstance(inner.__context__, _QUOTING):
+            inner.__context__ = _named(inner.__context__)
+        if isinstance(inner.__cause__, _QUOTING):
+            inner.__cause__ = _named(inner.__cause__)
+        inner = inner.__cause__ or inner.__context__
 
 
 def _setting(name: str) -> Any:
