@@ -96,6 +96,22 @@ class TestTaken:
 
         assert (reply.status_code, set(solved)) == (200, {"/api/ada/things"})
 
+    async def test_it_runs_the_dependencies_of_a_router_that_take_the_request_alone(
+        self, secured: Settings, solved: list[str]
+    ) -> None:
+        seen: list[str] = []
+
+        async def note(request: Request) -> None:
+            seen.append(request.url.path)
+
+        async def handler() -> Response:
+            return Response("x")
+
+        extend = one_route(handler, route_class_override=JSONRoute, dependencies=[Depends(note)])
+        reply = await ask(secured, extend)
+
+        assert (reply.text, seen, solved) == ("x", ["/api/ada/things"], [])
+
     async def test_it_takes_a_signature_like_those_of_tasks(self, secured: Settings, solved: list[str]) -> None:
         async def handler(user_id: UserId, _: Db, request: Request, thing: Thing) -> Response:
             assert await request.body() == b'{"name": "x"}'

@@ -512,6 +512,26 @@ class TestApplication:
 
         assert reply.headers["Vary"] == "Accept-Encoding, Origin, Authorization"
 
+    async def test_a_reply_that_varies_by_both_already_is_left_alone(self, secured: Settings) -> None:
+        async def handler() -> Response:
+            return Response("x", headers={"Vary": "Authorization, Origin"})
+
+        assert (await ask(secured, one_route(handler))).headers["Vary"] == "Authorization, Origin"
+
+    @pytest.mark.parametrize(("status", "tagged"), [(200, True), (202, False)])
+    async def test_a_json_route_tags_only_a_whole_200(self, secured: Settings, status: int, *, tagged: bool) -> None:
+        async def handler() -> Response:
+            return Response("x", status)
+
+        async def stream() -> StreamingResponse:
+            return StreamingResponse(iter("x"))
+
+        options: dict[str, Any] = {"route_class_override": JSONRoute}
+        reply = await ask(secured, one_route(handler, **options))
+        streamed = await ask(secured, one_route(stream, **options))
+
+        assert ("ETag" in reply.headers, "ETag" in streamed.headers) == (tagged, False)
+
     async def test_a_304_keeps_the_headers_that_caches_need_and_runs_the_background_task(
         self, secured: Settings
     ) -> None:

@@ -53,18 +53,19 @@ class FastLane:
         self._table: dict[str, list[_Entry]] = {method: [] for method in methods}
         for context in contexts:
             pattern, handler = getattr(context, "path_regex", None), _lane_handler(context)
-            entry = _Entry(pattern, context, handler, _body_limit(context))
+            effective = getattr(context, "_route_context", None) or context.original_route
+            entry = _Entry(pattern, effective, context.original_route, handler, _body_limit(context))
             for method in context.methods or methods:
                 self._table[method].append(entry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         entries = self._table.get(scope["method"], ()) if scope["type"] == "http" else ()
         path = get_route_path(scope) if entries else ""
-        for pattern, context, handler, limit in entries:
+        for pattern, context, route, handler, limit in entries:
             found = pattern.match(path) if pattern else None
             if found and handler and self.enabled and not self._api.dependency_overrides:
                 path_params = {**scope.get("path_params", {}), **found.groupdict()}
-                scope.update(route=context.original_route, endpoint=context.endpoint, path_params=path_params)
+                scope.update(route=route, endpoint=route.endpoint, path_params=path_params)
                 scope["fastapi"] = {"effective_route_context": context}  # as FastAPI's router leaves it
                 response = await handler(Request(scope, receive, send))
                 await response(scope, receive, send)
@@ -78,12 +79,13 @@ class FastLane:
 
 class _Entry(NamedTuple):
     pattern: Any  # None: a route that may match any path
-    context: RouteContext
+    context: Any  # the route with what `include_router` adds to it
+    route: Any
     handler: _Handler | None  # None: left to FastAPI
     limit: int | None  # bytes of a body
 
 
-def _check_convertors(context: RouteContext, found: Any) -> None:
+def _check_convertors(context: Any, found: Any) -> None:
     """Raises HTTPException for a number in the path with so many digits that Python refuses to convert it."""
     convertors = getattr(context, "param_convertors", {}) if found else {}
     try:

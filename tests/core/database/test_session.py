@@ -1116,3 +1116,18 @@ class TestPool:
         names = {name for [name] in await server.fetch("SELECT name FROM item WHERE owner = $1", user)}
         assert {f"{name}-{half}" for name in acknowledged for half in "ab"} <= names
         assert {name[:-1] + "a" for name in names} | {name[:-1] + "b" for name in names} == names
+
+
+class TestPreparedStatements:
+    async def test_a_session_keeps_none_where_a_pooler_cannot_take_them(self, session_dsn: str) -> None:
+        kept = "SELECT count(*) FROM pg_prepared_statements WHERE statement = $$SELECT 'twice'$$"
+        counts = []
+        for prepares in (True, False):
+            db = Database(session_dsn, pool_size=1, pool_timeout=5, concurrency_limit=5, prepares=prepares)
+            for _ in range(2):
+                async with db.session() as session:
+                    await session.scalar(text("SELECT 'twice'"))
+            counts.append((await db.fetch(Statement(kept, (), reads=True)))[0][0])
+            await db.close()
+
+        assert (counts[0] > 0, counts[1]) == (True, 0)
