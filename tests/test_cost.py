@@ -1,7 +1,7 @@
-"""What a request costs, counted in calls of functions, Python's and C's, from its first byte to its line in the log.
+"""The cost of a request: the number of Python and C function calls from its first byte to its log line.
 
-Noise changes times, but not these numbers, which are the same in every run. After a change that is meant to change
-them, `COST=write .venv/bin/python -m pytest tests/test_cost.py` writes those of the Python that it is run with.
+These numbers are the same in every run, whereas times vary. After a deliberate change of cost,
+`COST=write .venv/bin/python -m pytest tests/test_cost.py` writes the numbers for the Python version that runs it.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ OPERATIONS: Final = ("get", "list", "toggle", "create")
 TOLERANCE: Final = 0.03
 TASKS: Final = 20
 WARM_UP: Final = 50  # requests
-COUNTED: Final = 20  # requests; the cheapest is taken, as others may have run what no request calls, such as finalizers
+COUNTED: Final = 20  # requests; the cheapest counts, because others may include calls of finalizers
 NEW_TASK: Final = '{"title": "Buy oat milk", "description": "The barista one"}'
 
-Calls = Counter[str]  # how often each function was called, by its name
+Calls = Counter[str]  # the number of calls by function name
 Wrap = Callable[[ASGIApp], ASGIApp]
 
 
 class Measured(NamedTuple):
-    """The calls of a request of each operation, and the log."""
+    """The calls of one request per operation, and the log lines."""
 
     calls: dict[str, Calls]
     lines: list[dict[str, Any]]
 
 
 class Wire(asyncio.Transport):
-    """Takes what the server's side of a connection writes, as a socket would."""
+    """Stores the bytes that the server writes, in place of a socket."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Wire(asyncio.Transport):
 
 
 class Client:
-    """Sends a user's requests, one after the other, over one connection."""
+    """Sends a user's requests sequentially over one connection."""
 
     def __init__(self, protocol: BoundedProtocol, user: str) -> None:
         self._protocol = protocol
@@ -77,12 +77,12 @@ class Client:
         protocol.connection_made(self._wire)
 
     def request(self, method: str, path: str = "", body: str = "") -> bytes:
-        """Returns the bytes of one. `path` goes on where that of the user's tasks ends."""
+        """Returns the bytes of a request. `path` is appended to the path of the user's tasks."""
         entity = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
         return f"{method} {self._path}{path} HTTP/1.1\r\n{self._head}{entity}\r\n{body}".encode()
 
     async def send(self, request: bytes, calls: Calls | None = None) -> Any:
-        """Returns the body of the reply, and adds to `calls` what is called in this thread until there is one."""
+        """Returns the body of the reply. `calls` counts this thread's function calls until the reply is complete."""
         self._wire.written.clear()
         with counting(calls):
             self._protocol.data_received(request)
@@ -93,7 +93,7 @@ class Client:
         return json.loads(body)
 
     async def count(self, request: bytes) -> Calls:
-        """Returns what it calls once everything is warm."""
+        """Returns the calls of a request after the warm-up."""
         for _ in range(WARM_UP):
             await self.send(request)
         counts: list[Calls] = [Counter() for _ in range(COUNTED)]
@@ -113,7 +113,7 @@ def counting(calls: Calls | None) -> Iterator[None]:
 
 
 def note(calls: Calls, frame: FrameType, event: str, function: Any) -> None:
-    """Count one call. A function of C is named after the module that calls it: most of them are everywhere."""
+    """Count one call. The name of a C function includes the calling module, because most modules call the same ones."""
     module = frame.f_globals.get("__name__")
     if event == "call":
         calls[f"{module}.{frame.f_code.co_qualname}"] += 1
@@ -123,7 +123,7 @@ def note(calls: Calls, frame: FrameType, event: str, function: Any) -> None:
 
 @contextmanager
 def logged() -> Iterator[io.StringIO]:
-    """Yields what gets the log instead of all that pytest has it go to."""
+    """Yields a buffer that receives the log instead of pytest's handlers."""
     root, log = logging.getLogger(), io.StringIO()
     level, handler = root.level, logging.StreamHandler(log)
     handler.setFormatter(JsonFormatter())
@@ -137,7 +137,7 @@ def logged() -> Iterator[io.StringIO]:
 
 @asynccontextmanager
 async def connected(settings: Settings, wrap: Wrap, user: str) -> AsyncIterator[Client]:
-    """Yields a client of the service as it is served, but for the socket between them."""
+    """Yields a client of the service, which runs as in production but without a socket."""
     app = create_app(settings)
     config = uvicorn.Config(wrap(app), log_config=None, **SERVER_OPTIONS)
     async with app.router.lifespan_context(app) as state:
@@ -153,7 +153,7 @@ async def count_all(settings: Settings, wrap: Wrap, user: str) -> dict[str, Call
             "get": client.request("GET", f"/{task}"),
             "list": client.request("GET", f"?limit={TASKS}"),
             "toggle": client.request("PATCH", f"/{task}/complete"),
-            "create": create,  # the last, so that there is one page of tasks before
+            "create": create,  # last, so that the requests before it see one page of tasks
         }
         return {operation: await client.count(requests[operation]) for operation in OPERATIONS}
 
@@ -164,8 +164,8 @@ def measure(settings: Settings, user: str, wrap: Wrap = lambda app: app) -> Meas
     return Measured(calls, [json.loads(line) for line in log.getvalue().splitlines()])
 
 
-def complaint(operation: str, calls: Calls, committed: int) -> str | None:
-    """Returns what is wrong with a number, None if it is about the one that is committed."""
+def deviation(operation: str, calls: Calls, committed: int) -> str | None:
+    """Returns a message if the number differs from the committed number by more than the tolerance."""
     counted, most, least = calls.total(), committed * (1 + TOLERANCE), committed * (1 - TOLERANCE)
     if counted < least:
         return f"{operation}: {counted} calls instead of {committed}. Commit the better number: {COMMAND}"
@@ -187,7 +187,7 @@ def measured(settings: Settings) -> Measured:
 
 @pytest.fixture(scope="module")
 def committed(measured: Measured) -> dict[str, int]:
-    """The numbers for this version of Python."""
+    """The committed numbers for this version of Python."""
     numbers: dict[str, dict[str, int]] = json.loads(NUMBERS.read_text())
     if os.environ.get("COST") == "write":
         numbers[VERSION] = {operation: calls.total() for operation, calls in measured.calls.items()}
@@ -196,10 +196,10 @@ def committed(measured: Measured) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_request_calls_as_many_functions_as_before(
+def test_a_request_makes_as_many_calls_as_committed(
     operation: str, measured: Measured, committed: dict[str, int]
 ) -> None:
-    assert not (wrong := complaint(operation, measured.calls[operation], committed[operation])), wrong
+    assert not (message := deviation(operation, measured.calls[operation], committed[operation])), message
 
 
 def test_counted_requests_are_logged_with_an_id(measured: Measured) -> None:
@@ -210,7 +210,7 @@ def test_counted_requests_are_logged_with_an_id(measured: Measured) -> None:
 
 
 class Layer:
-    """Does nothing, in a hundred calls, and passes the request on."""
+    """Middleware that makes a hundred calls without effect for each request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -230,20 +230,20 @@ def layered(settings: Settings) -> Measured:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_one_layer_more_is_found_to_the_call(operation: str, measured: Measured, layered: Measured) -> None:
+def test_an_additional_layer_adds_exactly_its_own_calls(operation: str, measured: Measured, layered: Measured) -> None:
     less, more = measured.calls[operation], layered.calls[operation]
     added = more - less
 
-    # How often a coroutine is resumed is a matter of what is awaited inside.
+    # Each resumption of a coroutine counts as a call, so the number of calls of `__call__` varies.
     assert added.keys() == {f"{__name__}.Layer.idle", f"{__name__}.Layer.__call__"}
     assert added[f"{__name__}.Layer.idle"] == 100
     assert less <= more
-    assert "Layer.idle" in str(complaint(operation, more, less.total()))
+    assert "Layer.idle" in str(deviation(operation, more, less.total()))
 
 
 @pytest.mark.parametrize(
-    ("counted", "wrong"), [(96, "Commit the better number"), (97, ""), (103, ""), (104, "more than 103")]
+    ("counted", "message"), [(96, "Commit the better number"), (97, ""), (103, ""), (104, "more than 103")]
 )
-def test_three_percent_are_let_pass(counted: int, wrong: str) -> None:
-    assert wrong in (complaint("get", Counter({"f": counted}), 100) or "")
-    assert bool(complaint("get", Counter({"f": counted}), 100)) == bool(wrong)
+def test_a_deviation_of_three_percent_is_accepted(counted: int, message: str) -> None:
+    assert message in (deviation("get", Counter({"f": counted}), 100) or "")
+    assert bool(deviation("get", Counter({"f": counted}), 100)) == bool(message)

@@ -1,4 +1,4 @@
-"""Keys and tokens as an issuer makes them, and as a forger would like to: PyJWT refuses to sign much of that."""
+"""Keys and tokens of an issuer, and forged tokens, many of which PyJWT would refuse to sign."""
 
 import asyncio
 import hmac
@@ -29,25 +29,25 @@ SigningKey = bytes | Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey
 
 
 class Signer(NamedTuple):
-    """A key, and what the header of a token says of it."""
+    """A key, and its algorithm and id in the header of a token."""
 
     algorithm: str
     kid: str | None
     key: SigningKey
 
     def issue(self, claims: Mapping[str, object], **header: object) -> str:
-        """Returns a token with these claims. `header` adds to what its header says, or replaces it."""
-        said = {"alg": self.algorithm, "typ": "JWT"} | ({"kid": self.kid} if self.kid else {}) | header
-        return sign(json.dumps(said).encode(), json.dumps(claims).encode(), self.key)
+        """Returns a token with these claims. `header` adds or replaces fields of its header."""
+        fields = {"alg": self.algorithm, "typ": "JWT"} | ({"kid": self.kid} if self.kid else {}) | header
+        return sign(json.dumps(fields).encode(), json.dumps(claims).encode(), self.key)
 
     @property
     def jwk(self) -> dict[str, Any]:
-        """The public half (RFC 7517)."""
+        """The public key as a JSON Web Key (RFC 7517)."""
         return {**_public_jwk(self.key), "kid": self.kid}
 
 
 def new_signer(algorithm: str, kid: str | None = None) -> Signer:
-    """Returns one that nobody else has."""
+    """Returns a signer with a new key."""
     match algorithm:
         case "HS256":
             return Signer(algorithm, kid, secrets.token_hex(32).encode())
@@ -61,29 +61,29 @@ def new_signer(algorithm: str, kid: str | None = None) -> Signer:
 
 @cache
 def signer(algorithm: str) -> Signer:
-    """Returns the one that the service under test trusts: of AUTH_JWT_SECRET, or of the issuer's keys."""
+    """Returns a signer that the service under test trusts, with AUTH_JWT_SECRET or a key of the issuer."""
     return Signer("HS256", None, SECRET.encode()) if algorithm == "HS256" else new_signer(algorithm, f"key-{algorithm}")
 
 
 def claims_of(owner: str, /, **changes: object) -> dict[str, object]:
-    """Returns what a good token of this user's says, with changes."""
+    """Returns the claims of a valid token of this user, with changes."""
     now = int(time())
     return {"sub": owner, "iat": now, "exp": now + 600} | changes
 
 
 def carrying(token: str) -> dict[str, str]:
-    """Returns the header that a token is sent in."""
+    """Returns the request header with the token."""
     return {"Authorization": f"Bearer {token}"}
 
 
 def sign(header: bytes, payload: bytes, key: SigningKey) -> str:
-    """Returns a token of these very bytes."""
+    """Returns a token with exactly these bytes as header and payload."""
     signed = f"{base64url(header)}.{base64url(payload)}"
     return f"{signed}.{base64url(signature(signed.encode(), key))}"
 
 
 def signature(message: bytes, key: SigningKey) -> bytes:
-    """Returns it in the form of RFC 7518 section 3 and RFC 8037 section 3.1."""
+    """Returns the signature in the form of RFC 7518 section 3 and RFC 8037 section 3.1."""
     match key:
         case bytes():
             return hmac.digest(key, message, "sha256")
@@ -97,12 +97,12 @@ def signature(message: bytes, key: SigningKey) -> bytes:
 
 
 def base64url(content: bytes) -> str:
-    """Returns it without padding (RFC 7515 section 2)."""
+    """Returns the encoded content without padding (RFC 7515 section 2)."""
     return urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 class KeyServer:
-    """What an issuer publishes at AUTH_JWKS_URL, and how often someone came for it."""
+    """The key set that an issuer publishes at AUTH_JWKS_URL, and the number of connections to it."""
 
     def __init__(self, *jwks: dict[str, Any]) -> None:
         self.keys = list(jwks)
@@ -132,7 +132,7 @@ async def serving_keys(*jwks: dict[str, Any]) -> AsyncIterator[KeyServer]:
 
 @contextmanager
 def counted_checkouts() -> Iterator[list[None]]:
-    """Yields a list that grows by one whenever a database connection is taken from a pool."""
+    """Yields a list that gets one element for each connection that is taken from a pool."""
     checkouts: list[None] = []
     run = SlotPool.fetch
 

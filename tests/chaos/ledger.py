@@ -1,4 +1,4 @@
-"""Clients that write without a pause and keep a book of what they sent and what they were answered."""
+"""Clients that write continuously, and each keep a book of their requests and the answers."""
 
 import asyncio
 from collections import Counter
@@ -15,13 +15,13 @@ from tests.support import until
 
 Task = dict[str, Any]
 
-OWN: Final = 3
+OWN_TASKS: Final = 3
 PAUSE: Final = 0.05  # seconds, after a request that failed
-NOTHING_DONE: Final = {"503 database-unavailable", "503 overloaded", "503 timed-out"}
+REFUSED: Final = {"503 database-unavailable", "503 overloaded", "503 timed-out"}
 UNKNOWN: Final = {"503 outcome-unknown", "503 shutting-down"}
-# What a client sees of a server that is killed.
-ENDED: Final = (httpx.ReadError, httpx.WriteError, httpx.ConnectError, httpx.RemoteProtocolError)
-# Each change of a task, kept in the transaction that makes it: so no change is missed that another one covers.
+# The errors of a client whose server is killed.
+CONNECTION_ERRORS: Final = (httpx.ReadError, httpx.WriteError, httpx.ConnectError, httpx.RemoteProtocolError)
+# A trigger records each change of a task in the same transaction, so later changes do not hide earlier ones.
 HISTORY: Final = """
 CREATE TABLE history AS SELECT '' AS operation, * FROM tasks LIMIT 0;
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -39,7 +39,7 @@ CREATE TABLE entry (user_id text, title text, number integer NOT NULL, PRIMARY K
 
 
 class Answer(NamedTuple):
-    """`outcome` is a status, with the type of a refusal, or what became of the connection."""
+    """`outcome` is a status, a 503 status with its problem type, or the name of a connection error."""
 
     at: float
     request: str
@@ -51,12 +51,12 @@ class Answer(NamedTuple):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it says that nothing was done."""
-        return self.outcome in NOTHING_DONE
+        """Whether the answer means that nothing was done."""
+        return self.outcome in REFUSED
 
 
 class Version(NamedTuple):
-    """A task as it was after a change."""
+    """The state of a task after a change."""
 
     id: str
     updated_at: str
@@ -69,38 +69,38 @@ class Version(NamedTuple):
 
 
 class Book:
-    """What one client knows."""
+    """The requests of one client, and its knowledge of their outcomes."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
-        self.surprises: list[str] = []
-        self.sent: set[str] = set()  # titles
-        self.refused: set[str] = set()  # those that were sent in vain
-        self.made: dict[str, str] = {}  # the acknowledged ones, with their ids
-        self.discarded: set[str] = set()  # ids of which a DELETE was sent
-        self.gone: set[str] = set()  # those of which it was acknowledged
+        self.unexpected: list[str] = []
+        self.sent: set[str] = set()  # titles of all tasks sent
+        self.refused: set[str] = set()  # titles of refused tasks
+        self.made: dict[str, str] = {}  # ids of acknowledged tasks by title
+        self.delete_sent: set[str] = set()  # ids of tasks for which a DELETE was sent
+        self.deleted: set[str] = set()  # ids of tasks whose DELETE was acknowledged
         self.versions: set[Version] = set()  # acknowledged changes
-        self.unsure = 0  # toggles that may or may not have been made
-        self.titles: list[str] = []  # the last one that was put and acknowledged, and those since that may have been
-        self.states: list[bool] = []  # likewise, for `completed`
-        self.entries: dict[str, int] = {}  # the acknowledged ones, with their numbers
+        self.unknown_toggles = 0  # number of toggles with an unknown outcome
+        self.titles: list[str] = []  # the last acknowledged PUT, then those with an unknown outcome
+        self.states: list[bool] = []  # values of `completed`, in the same way
+        self.entries: dict[str, int] = {}  # numbers of acknowledged entries by title
         self.refused_entries: set[str] = {"never sent"}
 
 
 class Client:
-    """A user with three tasks that are changed, each in one way, and others that come and go."""
+    """A user with three permanent tasks, each changed in one way, and other tasks that are created and deleted."""
 
     def __init__(self, user: str) -> None:
         self.user = user
         self.book = Book()
-        self.turns = 0
+        self.cycles = 0
         self._tasks = f"/api/{user}/tasks"
         self._numbers = count()
         self._retried: str | None = None
 
     async def begin(self, url: str) -> None:
         self._http = httpx.AsyncClient(base_url=url, timeout=30)
-        while len(self.book.made) < OWN:  # what was before may have left a connection that is lost
+        while len(self.book.made) < OWN_TASKS:  # an earlier test may have left a lost connection in the pool
             await self._create(self._title())
         self.toggled, self.put, self.set = self.book.made.values()
         self.book.titles = [title for title, made in self.book.made.items() if made == self.put]
@@ -108,30 +108,30 @@ class Client:
 
     async def write(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
-            await self._turn()
-            self.turns += 1
+            await self._cycle()
+            self.cycles += 1
 
     async def end(self) -> None:
-        """Have every task that has a key made in the end."""
+        """Retry until the task with a key is created."""
         while self._retried:
             await self._create_with_key()
         await self._http.aclose()
 
     def names(self) -> dict[str, str]:
-        """What a test needs to do what this client did not."""
-        title, kept = next((title, made) for title, made in self.book.made.items() if made not in self.book.discarded)
-        gone = next(iter(self.book.gone))
+        """The values with which a test can change the data of this client directly."""
+        title, kept = next((title, made) for title, made in self.book.made.items() if made not in self.book.delete_sent)
+        deleted = next(iter(self.book.deleted))
         own = {"toggled": self.toggled, "put": self.put, "set": self.set}
         entries = {"entry": next(iter(self.book.entries)), "refused": next(iter(self.book.refused_entries))}
-        return {"user": self.user, "title": title, "kept": kept, "gone": gone, **own, **entries}
+        return {"user": self.user, "title": title, "kept": kept, "deleted": deleted, **own, **entries}
 
-    async def _turn(self) -> None:
+    async def _cycle(self) -> None:
         await self._create_and_delete()
         await self._create_with_key()
         await self._toggle()
         await self._put()
         await self._set()
-        await self._enter()
+        await self._create_entry()
         await self._read()
 
     def _title(self) -> str:
@@ -146,7 +146,7 @@ class Client:
         return self.book.made[title]
 
     async def _create_with_key(self) -> None:
-        """Send it again in the next turn if there is no answer."""
+        """Create a task with a key. Without an acknowledgement, the next cycle sends the same task again."""
         self._retried = title = self._retried or self._title()
         if await self._create(title, **{"Idempotency-Key": title}):
             self._retried = None
@@ -156,21 +156,21 @@ class Client:
         made = await self._create(title)
         if made is None and self._is_refused():
             self.book.refused.add(title)
-        if made and self.turns % 2:
+        if made and self.cycles % 2:
             await self._delete(made)
 
     async def _delete(self, made: str) -> None:
-        self.book.discarded.add(made)
-        # 404: the service has asked twice, as it does not know what came of the first time.
+        self.book.delete_sent.add(made)
+        # 404: the service retried, because it did not know the outcome of the first attempt.
         if await self._ask("DELETE", f"{self._tasks}/{made}", {204, 404}):
-            self.book.gone.add(made)
+            self.book.deleted.add(made)
         elif self._is_refused():
-            self.book.discarded.remove(made)
+            self.book.delete_sent.remove(made)
 
     async def _toggle(self) -> None:
         changed = await self._change("PATCH", f"{self._tasks}/{self.toggled}/complete")
         if not changed and not self._is_refused():
-            self.book.unsure += 1
+            self.book.unknown_toggles += 1
 
     async def _put(self) -> None:
         title = self._title()
@@ -180,14 +180,14 @@ class Client:
             self.book.titles.append(title)
 
     async def _set(self) -> None:
-        state = self.turns % 2 == 0
+        state = self.cycles % 2 == 0
         if await self._change("PATCH", f"{self._tasks}/{self.set}/complete", json={"completed": state}):
             self.book.states = [state]
         elif not self._is_refused():
             self.book.states.append(state)
 
-    async def _enter(self) -> None:
-        """Create an entry, which is counted in the same transaction."""
+    async def _create_entry(self) -> None:
+        """Create an entry. The service counts it in the same transaction."""
         title = self._title()
         reply = await self._ask("POST", f"/api/{self.user}/entries", {201}, json={"title": title})
         if reply is not None:
@@ -196,7 +196,7 @@ class Client:
             self.book.refused_entries.add(title)
 
     async def _read(self) -> None:
-        kept = next(made for made in reversed(self.book.made.values()) if made not in self.book.discarded)
+        kept = next(made for made in reversed(self.book.made.values()) if made not in self.book.delete_sent)
         await self._ask("GET", f"{self._tasks}/{kept}", {200})
         await self._ask("GET", self._tasks, {200})
 
@@ -207,15 +207,15 @@ class Client:
         return reply is not None
 
     async def _ask(self, method: str, path: str, expected: set[int], **options: Any) -> httpx.Response | None:
-        """Returns None where nothing was done, and where the outcome is not known."""
+        """Returns None if nothing was done or the outcome is unknown."""
         try:
             reply = await self._http.request(method, path, **options)
-        except ENDED as error:
+        except CONNECTION_ERRORS as error:
             outcome, known = type(error).__name__, False
         else:
             outcome, known = _outcome(reply), reply.status_code in expected
-            if not known and outcome not in NOTHING_DONE | UNKNOWN:
-                self.book.surprises.append(f"{method} {path} was answered {outcome}: {reply.text}")
+            if not known and outcome not in REFUSED | UNKNOWN:
+                self.book.unexpected.append(f"{method} {path} was answered {outcome}: {reply.text}")
         self.book.answers.append(Answer(monotonic(), method, outcome))
         if known:
             return reply
@@ -225,8 +225,8 @@ class Client:
     def _is_refused(self) -> bool:
         return self.book.answers[-1].is_refusal
 
-    def served(self, since: float) -> float | None:
-        """Returns the seconds until the first success."""
+    def first_success(self, since: float) -> float | None:
+        """Returns the seconds from `since` to the first success after it."""
         first = None
         for answer in reversed(self.book.answers):
             if answer.at < since:
@@ -237,14 +237,14 @@ class Client:
 
 
 class Ledger:
-    """All the clients."""
+    """All clients of a test."""
 
     def __init__(self, users: Iterable[str]) -> None:
         self.clients = [Client(user) for user in users]
 
     @asynccontextmanager
     async def writing(self, url: str) -> AsyncIterator[None]:
-        """Have all of them write until the end of the context."""
+        """Let all clients write until the end of the context."""
         stopping = asyncio.Event()
         await asyncio.gather(*(client.begin(url) for client in self.clients))
         async with asyncio.TaskGroup() as group:
@@ -260,22 +260,22 @@ class Ledger:
         )
 
     def refused(self, since: float) -> bool:
-        """Whether a fault has reached anybody."""
+        """Whether any client got a 503 after `since`."""
         return any(outcome.startswith("503") for outcome in self.outcomes(since))
 
-    async def healed(self, since: float) -> float:
-        """Returns the seconds until the last client was served, when each has done all it does once more."""
-        turns = [client.turns + 2 for client in self.clients]
+    async def recovered(self, since: float) -> float:
+        """Wait for a full cycle of each client. Returns the seconds until the last client had its first success."""
+        cycles = [client.cycles + 2 for client in self.clients]
         await until(
             lambda: all(
-                client.turns >= turn and client.served(since) is not None
-                for client, turn in zip(self.clients, turns, strict=True)
+                client.cycles >= cycle and client.first_success(since) is not None
+                for client, cycle in zip(self.clients, cycles, strict=True)
             )
         )
-        return max(client.served(since) or 0 for client in self.clients)
+        return max(client.first_success(since) or 0 for client in self.clients)
 
     async def faults(self, dsn: str) -> list[str]:
-        """Returns what the books say and the database does not, or the other way round."""
+        """Returns the differences between the books and the database."""
         users = [client.user for client in self.clients]
         connection = await asyncpg.connect(dsn)
         tasks = await connection.fetch("SELECT * FROM tasks WHERE user_id = ANY($1)", users)
@@ -283,8 +283,8 @@ class Ledger:
         entries = await connection.fetch("SELECT * FROM entry WHERE user_id = ANY($1)", users)
         counters = await connection.fetch("SELECT * FROM counter WHERE user_id = ANY($1)", users)
         await connection.close()
-        stored = {task["id"]: Version.of(task) for task in map(_as_sent, tasks)}
-        changes = [(change["operation"], Version.of(change)) for change in map(_as_sent, history)]
+        stored = {task["id"]: Version.of(task) for task in map(_as_in_replies, tasks)}
+        changes = [(change["operation"], Version.of(change)) for change in map(_as_in_replies, history)]
         faults = [fault for client in self.clients for fault in _faults(client, stored, changes)]
         totals = {counter["user_id"]: counter["total"] for counter in counters}
         for client in self.clients:
@@ -299,31 +299,31 @@ def _faults(client: Client, stored: dict[str, Version], changes: list[tuple[str,
     book = client.book
     inserted = Counter(change.title for way, change in changes if way == "INSERT")
     updates = Counter(change for way, change in changes if way == "UPDATE")
-    yield from book.surprises
-    yield from (f"made {inserted[title]} times: {title}" for title in book.sent if inserted[title] > 1)
-    yield from (f"refused and made: {title}" for title in book.refused if inserted[title])
+    yield from book.unexpected
+    yield from (f"created {inserted[title]} times: {title}" for title in book.sent if inserted[title] > 1)
+    yield from (f"refused but created: {title}" for title in book.refused if inserted[title])
     yield from (f"lost task: {title}" for title in book.made if not inserted[title])
-    yield from (f"lost task: {made}" for made in book.made.values() if made not in book.discarded | stored.keys())
-    yield from (f"lost deletion: {stored[gone]}" for gone in book.gone & stored.keys())
+    yield from (f"lost task: {made}" for made in book.made.values() if made not in book.delete_sent | stored.keys())
+    yield from (f"lost deletion: {stored[deleted]}" for deleted in book.deleted & stored.keys())
     yield from (f"lost change: {version}" for version in book.versions if updates[version] != 1)
     toggles = sum(version.id == client.toggled for version in updates.keys() - book.versions)
-    if toggles > book.unsure:
-        yield f"{toggles} toggles that nobody was told of, but only {book.unsure} of which nobody knows"
+    if toggles > book.unknown_toggles:
+        yield f"{toggles} toggles without an acknowledgement, but only {book.unknown_toggles} with an unknown outcome"
     if client.put in stored and stored[client.put].title not in book.titles:
-        yield f"put {book.titles}, but there is {stored[client.put]}"
+        yield f"put {book.titles}, but stored is {stored[client.put]}"
     if client.set in stored and stored[client.set].completed not in book.states:
-        yield f"set {book.states}, but there is {stored[client.set]}"
+        yield f"set {book.states}, but stored is {stored[client.set]}"
 
 
 def _entry_faults(client: Client, stored: dict[str, int], total: int) -> Iterator[str]:
     book = client.book
     yield from (f"lost entry: {title}" for title, number in book.entries.items() if stored.get(title) != number)
-    yield from (f"refused and made: {title}" for title in book.refused_entries & stored.keys())
+    yield from (f"refused but created: {title}" for title in book.refused_entries & stored.keys())
     if sorted(stored.values()) != [*range(1, total + 1)]:
-        yield f"half done: {total} were counted, but there are {sorted(stored.values())}"
+        yield f"not atomic: {total} entries were counted, but there are {sorted(stored.values())}"
 
 
-def _as_sent(record: asyncpg.Record) -> Task:
+def _as_in_replies(record: asyncpg.Record) -> Task:
     updated_at = record["updated_at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return {**record, "id": str(record["id"]), "updated_at": updated_at}
 

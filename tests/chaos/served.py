@@ -1,4 +1,4 @@
-"""`python -m app` with one more route, on a `Session`: creates an entry and counts it, in one transaction."""
+"""`python -m app` with one more route. It creates an entry and counts it in one transaction of a `Session`."""
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -12,7 +12,7 @@ from app.routes.deps import Session, UserId
 
 
 class Base(SQLModel, registry=registry()):
-    """The service does not look for these tables when it starts."""
+    """Has its own registry, so the service does not check for these tables when it starts."""
 
 
 class Counter(Base, table=True):
@@ -45,7 +45,7 @@ def create_bounded_app() -> FastAPI:
     return extended
 
 
-app.main.create_bounded_app = create_bounded_app  # in each worker, which imports this module, too
+app.main.create_bounded_app = create_bounded_app  # also in each worker, which imports this module
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Swagger UI works without the internet, and the OpenAPI document says what the service does."""
+"""Swagger UI works without internet access, and the OpenAPI document describes the service."""
 
 import json
 import re
@@ -44,12 +44,12 @@ _SWITCHES: Final = (
 
 
 class TestPage:
-    async def test_the_root_leads_to_it(self, client: httpx.AsyncClient) -> None:
+    async def test_the_root_redirects_to_swagger_ui(self, client: httpx.AsyncClient) -> None:
         reply = await client.get("/", follow_redirects=True)
 
         assert (reply.status_code, reply.url.path) == (200, "/docs")
 
-    async def test_its_parts_come_from_this_service(self, client: httpx.AsyncClient) -> None:
+    async def test_swagger_ui_loads_all_assets_from_this_service(self, client: httpx.AsyncClient) -> None:
         page = await client.get("/docs")
 
         parts = {}
@@ -62,7 +62,7 @@ class TestPage:
         assert parts["text/css"] > 10_000
         assert parts["text/javascript"] > 100_000
 
-    async def test_neither_page_nor_style_sheet_names_another_host(self, client: httpx.AsyncClient) -> None:
+    async def test_the_page_and_the_style_sheet_name_no_other_host(self, client: httpx.AsyncClient) -> None:
         page = await client.get("/docs")
         style = await client.get("/docs/assets/swagger-ui.css")
 
@@ -70,14 +70,16 @@ class TestPage:
         assert not re.search(r"@import|url\(\s*[\"']?(https?:)?//", style.text)
 
     @pytest.mark.parametrize("address", ["/docs", "/openapi.json"])
-    async def test_a_frontend_may_read_it(self, client: httpx.AsyncClient, address: str) -> None:
+    async def test_a_frontend_may_read_swagger_ui_and_the_document(
+        self, client: httpx.AsyncClient, address: str
+    ) -> None:
         reply = await client.get(address, headers={"Origin": "http://localhost:3000"})
 
         assert reply.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
 
 
 class Visit:
-    """A look at /docs in a browser that reaches no other host. `elsewhere` has what it would have asked there."""
+    """A browser at /docs that cannot reach other hosts. `elsewhere` has the URLs that it requested from other hosts."""
 
     def __init__(self, page: Page, base_url: str) -> None:
         self.page = page
@@ -87,13 +89,13 @@ class Visit:
 
     async def start(self) -> None:
         self.page.set_default_timeout(60_000)
-        await self.page.route("**/*", self._stay_here)
+        await self.page.route("**/*", self._block_other_hosts)
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         await self.page.goto(f"{self._base_url}/docs")
 
     async def try_out(self, operation_id: str, user: str) -> tuple[str, str]:
-        """Execute an operation as a person does. Returns the status and all that is shown of the reply."""
+        """Execute an operation as a person would. Returns the status and the displayed reply."""
         operation = self.page.locator(f"[id$=-{operation_id}]")
         await operation.locator(".opblock-summary-control").click()
         await operation.get_by_role("button", name="Try it out").click()
@@ -103,11 +105,11 @@ class Visit:
         await answer.wait_for()
         return await answer.locator(".response-col_status").inner_text(), await answer.inner_text()
 
-    async def ask_elsewhere(self) -> None:
+    async def request_other_host(self) -> None:
         async with self.page.expect_console_message():
             await self.page.evaluate("fetch('http://elsewhere.example/').catch(() => 0)")
 
-    async def _stay_here(self, route: Route) -> None:
+    async def _block_other_hosts(self, route: Route) -> None:
         if route.request.url.startswith(self._base_url):
             await route.continue_()
         else:
@@ -127,7 +129,7 @@ async def visit(base_url: str, *, bypass_csp: bool = False) -> AsyncIterator[Vis
 
 
 class TestBrowser:
-    async def test_without_internet_a_task_is_created_by_try_it_out_and_execute(
+    async def test_try_it_out_creates_a_task_without_internet_access(
         self, client: httpx.AsyncClient, base_url: str, user: str
     ) -> None:
         async with visit(base_url) as docs:
@@ -139,7 +141,7 @@ class TestBrowser:
             assert task["id"] in shown
             assert (docs.elsewhere, docs.complaints) == ([], [])
 
-    async def test_the_authorize_button_takes_a_token_for_every_request(self, secured_url: str, user: str) -> None:
+    async def test_the_authorize_button_adds_the_token_to_every_request(self, secured_url: str, user: str) -> None:
         async with visit(secured_url) as docs:
             assert (await docs.try_out("list_tasks", user))[0] == "401"
 
@@ -152,16 +154,16 @@ class TestBrowser:
             assert (await docs.try_out("create_task", user))[0] == "201"
             assert docs.elsewhere == []
 
-    async def test_the_page_may_not_ask_another_host(self, base_url: str) -> None:
+    async def test_the_content_security_policy_blocks_requests_to_other_hosts(self, base_url: str) -> None:
         async with visit(base_url) as docs:
-            await docs.ask_elsewhere()
+            await docs.request_other_host()
 
             assert docs.elsewhere == []
             assert "Content Security Policy" in docs.complaints[0]
 
-    async def test_if_it_did_we_would_see_it(self, base_url: str) -> None:
+    async def test_a_request_to_another_host_is_recorded_without_the_policy(self, base_url: str) -> None:
         async with visit(base_url, bypass_csp=True) as docs:
-            await docs.ask_elsewhere()
+            await docs.request_other_host()
 
             assert docs.elsewhere == ["http://elsewhere.example/"]
             assert docs.complaints
@@ -187,16 +189,16 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 
 
 class TestDocument:
-    async def test_it_is_the_one_in_the_repository(self, document: dict[str, Any]) -> None:
+    async def test_the_document_equals_the_one_in_the_repository(self, document: dict[str, Any]) -> None:
         assert document == json.loads((ROOT / "docs" / "openapi.json").read_text())
 
-    async def test_every_operation_on_tasks_asks_for_a_token_and_no_other_does(self, document: dict[str, Any]) -> None:
-        asked = {operation["operationId"]: operation["security"] for _, _, operation in _operations(document)}
+    async def test_only_operations_on_tasks_require_a_token(self, document: dict[str, Any]) -> None:
+        required = {operation["operationId"]: operation["security"] for _, _, operation in _operations(document)}
 
-        assert asked == {name: [{"bearer": []}] if "task" in name else [] for name in OPERATIONS}
+        assert required == {name: [{"bearer": []}] if "task" in name else [] for name in OPERATIONS}
         assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
-    async def test_without_authentication_only_the_token_is_optional(
+    async def test_without_authentication_the_document_differs_only_in_an_optional_token(
         self, document: dict[str, Any], base_url: str
     ) -> None:
         for _, _, operation in _operations(document):
@@ -204,7 +206,9 @@ class TestDocument:
 
         assert await fetch_document(base_url) == document
 
-    async def test_it_introduces_the_service(self, document: dict[str, Any]) -> None:
+    async def test_the_document_has_the_title_version_contact_and_license_of_the_service(
+        self, document: dict[str, Any]
+    ) -> None:
         assert document["openapi"].startswith("3.1.")
         assert document["info"]["title"] == "Tasks API"
         assert document["info"]["version"] == __version__
@@ -219,7 +223,7 @@ class TestDocument:
         assert found == {name: (method, path) for name, (method, path, _) in OPERATIONS.items()}
         assert found.keys() <= {*dir(tasks), *dir(health)}
 
-    async def test_each_operation_is_described_under_a_tag(self, document: dict[str, Any]) -> None:
+    async def test_each_operation_has_a_summary_a_description_and_a_known_tag(self, document: dict[str, Any]) -> None:
         known = {tag["name"] for tag in document["tags"]}
 
         for _, _, operation in _operations(document):
@@ -235,7 +239,7 @@ class TestDocument:
 
         assert declared == OPERATIONS
 
-    async def test_errors_are_problems(self, document: dict[str, Any]) -> None:
+    async def test_every_error_has_the_problem_schema(self, document: dict[str, Any]) -> None:
         problem = {"$ref": "#/components/schemas/Problem"}
 
         for _, _, operation in _operations(document):
@@ -244,19 +248,19 @@ class TestDocument:
                     assert response["content"]["application/problem+json"]["schema"] == problem
                     assert len(response["content"]) == 1
 
-    async def test_each_schema_has_an_example_of_its_own_fields(self, document: dict[str, Any]) -> None:
+    async def test_each_schema_has_an_example_with_its_own_fields(self, document: dict[str, Any]) -> None:
         for schema in document["components"]["schemas"].values():
             assert set(schema.get("required", ())) <= schema["example"].keys() <= schema["properties"].keys()
 
     async def test_no_optional_header_has_an_example(self, document: dict[str, Any]) -> None:
-        """Swagger UI would fill it in, and every task that is tried out would have the same Idempotency-Key."""
+        """Swagger UI would send the example, so every task created in it would have the same Idempotency-Key."""
         headers = document["components"]["parameters"]
 
         assert headers.keys() == {"If-Match", "If-None-Match", "Idempotency-Key", "Prefer"}
         assert not any(key.startswith("example") for header in headers.values() for key in [*header, *header["schema"]])
 
-    async def test_the_example_of_an_error_has_the_status_under_which_it_stands(self, document: dict[str, Any]) -> None:
-        """Swagger UI shows it there."""
+    async def test_the_example_of_an_error_has_the_status_of_its_response(self, document: dict[str, Any]) -> None:
+        """Swagger UI shows the example under the status of the response."""
         default = document["components"]["schemas"]["Problem"]["example"]
 
         for _, _, operation in _operations(document):

@@ -1,7 +1,7 @@
-"""Every statement of the services names the owner, where it decides which rows are read or written.
+"""Every statement of the services restricts the rows that it reads or writes to one owner.
 
-Nothing here knows the statements: those that the modules make are recorded, and a module that makes one out of sight
-of the record is complained of.
+This module contains no list of the statements. It records those that the services make, and reports code that could
+make a statement without being recorded.
 """
 
 import ast
@@ -33,9 +33,9 @@ from app.services import tasks
 
 BACKEND: Final = Path(str(app.__file__)).parent
 SERVICES: Final = sorted((BACKEND / "services").glob("**/*.py"))
-ELSEWHERE: Final = sorted({*BACKEND.glob("**/*.py")} - {*SERVICES})
+OTHER_MODULES: Final = sorted({*BACKEND.glob("**/*.py")} - {*SERVICES})
 OWNER: Final = statement(col(Task.user_id) == bindparam("owner"), reads=False)
-# One table, once: no join, no subquery, no second statement.
+# Each statement names one table once, without a join, a subquery or a second statement.
 SHAPES: Final = {
     "SELECT": re.compile(r"SELECT .+ FROM tasks WHERE .+"),
     "UPDATE": re.compile(r"UPDATE tasks SET .+ WHERE .+"),
@@ -51,7 +51,7 @@ WORDS_OF: Final = {
     "DELETE": ["DELETE", "FROM"],
     "INSERT": ["INSERT", "INTO"],
 }
-# Ways to put SQL together from text. What they make is not seen in the clauses.
+# Functions that make SQL from text. The clauses do not show this SQL.
 TEXTUAL: Final = {
     *("text", "literal_column", "quoted_name", "DDL", "TextClause", "table", "column", "lambda_stmt"),
     *("op", "bool_op", "custom_op", "from_statement", "prefix_with", "suffix_with", "with_hint", "exec_driver_sql"),
@@ -61,28 +61,28 @@ HARMLESS: Final = {"text(\"interval '1 microsecond'\")"}
 
 
 class Made(NamedTuple):
-    """A clause that was compiled, and the line that had it compiled."""
+    """A compiled clause, and the line that called `statement` with it."""
 
     clause: Any
     line: int
 
 
 class Call(NamedTuple):
-    """A statement that ran for `owner`, and the line that ran it."""
+    """The owner that a statement ran for, and the line that ran it."""
 
     owner: object
     line: int
 
 
-def complaints(path: Path) -> list[str]:
-    """Returns what is wrong with the statements of a module, a line each."""
+def all_faults(path: Path) -> list[str]:
+    """Returns the faults of a module's statements, one string per fault."""
     tree = parsed(path)
     made = made_by(path)
     unseen = {call.lineno for call in calls(tree, "statement")} - {line for _, line in made}
     return [
         *(f"{line}: is never made" for line in unseen),
         *(f"{line}: {fault}" for clause, line in made for fault in faults(clause)),
-        *(f"{node.lineno}: makes SQL out of sight: {ast.unparse(node)}" for node in out_of_sight(tree)),
+        *(f"{node.lineno}: makes SQL that is not recorded: {ast.unparse(node)}" for node in unrecorded(tree)),
     ]
 
 
@@ -91,7 +91,7 @@ def parsed(path: Path) -> ast.AST:
 
 
 def made_by(path: Path) -> list[Made]:
-    """Run a module anew, have it make its pages, and return all that it had compiled."""
+    """Execute a new copy of a module, make its pages, and return all clauses that it compiled."""
     made: list[Made] = []
 
     def record(clause: Any, *, reads: bool = False) -> database.Statement:
@@ -105,7 +105,7 @@ def made_by(path: Path) -> list[Made]:
 
 
 def run(path: Path) -> ModuleType:
-    """Returns a module of its own, which `import` does not know."""
+    """Returns a new copy of a module, which is not in `sys.modules`."""
     spec = importlib.util.spec_from_file_location(f"anew_{path.stem}", path)
     assert spec
     assert spec.loader
@@ -115,34 +115,34 @@ def run(path: Path) -> ModuleType:
 
 
 def make_pages(module: Any) -> None:
-    """Have a module make every list that may be asked for, if it makes lists."""
+    """Make every list statement of a module, if it has filters."""
     filters = getattr(module, "_FILTERS", {})
     subsets = chain.from_iterable(combinations(filters, size) for size in range(len(filters) + 1))
     for subset, sort, resumed in product(subsets, get_args(Sort), (False, True)) if filters else ():
-        module._page(sort, frozenset(subset), resumed=resumed)  # noqa: SLF001  # the only one that is made on demand
+        module._page(sort, frozenset(subset), resumed=resumed)  # noqa: SLF001  # the only statement made on demand
 
 
 def calling_line() -> int:
-    """Returns the line that called the function which asks."""
+    """Returns the line that called the caller of this function."""
     return traceback.extract_stack(limit=3)[0].lineno or 0
 
 
 def faults(clause: Any) -> Iterator[str]:
-    """Yields what lets a statement reach rows of others."""
+    """Yields the faults that let a statement read or write rows of other owners."""
     compiled = statement(clause, reads=False)
     sql = " ".join(compiled.sql.split())
     verb = sql.split()[0]
     shape = SHAPES[verb].fullmatch(sql) if verb in SHAPES else None
     if shape is None or WORDS.findall(sql) != WORDS_OF[verb]:
-        yield f"is not of a known shape: {sql}"
+        yield f"has an unknown shape: {sql}"
     elif verb == "INSERT":
         yield from faults_of_insert(sql, compiled.names, **shape.groupdict())
     elif OWNER not in {statement(member, reads=False) for member in members(clause.whereclause)}:
-        yield f"does not ask for the owner: {sql}"
+        yield f"does not select by the owner: {sql}"
     if "owner" not in compiled.names:
         yield f"has no parameter for the owner: {sql}"
     if verb == "UPDATE" and re.search(r"\buser_id\s*=", sql.partition(" SET ")[2].partition(" WHERE ")[0]):
-        yield f"gives the task to somebody: {sql}"
+        yield f"changes the owner: {sql}"
 
 
 def faults_of_insert(sql: str, names: tuple[str, ...], columns: str, values: str) -> Iterator[str]:
@@ -151,11 +151,11 @@ def faults_of_insert(sql: str, names: tuple[str, ...], columns: str, values: str
     if number is None or names[int(number[1]) - 1] != "owner":
         yield f"does not store the owner: {sql}"
     if "ON CONFLICT" in sql and not re.search(r"ON CONFLICT \((.+, )?user_id(, .+)?\)", sql):
-        yield f"may meet the row of another owner: {sql}"
+        yield f"may conflict with a row of another owner: {sql}"
 
 
 def members(condition: Any) -> Iterator[Any]:
-    """Yields the conditions that all have to hold."""
+    """Yields the conditions that `condition` joins with AND."""
     if isinstance(condition, BooleanClauseList) and condition.operator is operator.and_:
         for member in condition.clauses:
             yield from members(member)
@@ -169,8 +169,8 @@ def calls(tree: ast.AST, name: str) -> list[ast.Call]:
     return [call for call in found if name in {getattr(call.func, "id", None), getattr(call.func, "attr", None)}]
 
 
-def out_of_sight(tree: ast.AST) -> Iterator[Any]:
-    """Yields the code that makes SQL without `statement`, or that hides that it calls `statement`."""
+def unrecorded(tree: ast.AST) -> Iterator[Any]:
+    """Yields code that makes SQL without `statement`, or that calls `statement` by another name."""
     seen = {call.func for call in calls(tree, "statement")} | set(annotations(tree))
     for node in ast.walk(tree):
         match node:
@@ -183,7 +183,7 @@ def out_of_sight(tree: ast.AST) -> Iterator[Any]:
 
 
 def annotations(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yields the names of types, and what they are made of."""
+    """Yields the nodes of all annotations."""
     for node in ast.walk(tree):
         for name in ("annotation", "returns"):
             if annotation := getattr(node, name, None):
@@ -191,7 +191,7 @@ def annotations(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_hidden(imported: ast.alias) -> bool:
-    """Whether a module is imported as a whole, or a name as another, so that calls are not known by name."""
+    """Whether an import gives a name an alias or imports a whole module, so that calls cannot be found by name."""
     return imported.asname is not None or imported.name in {"*", "sqlalchemy", "sqlmodel", "asyncpg", "app"}
 
 
@@ -201,24 +201,24 @@ def is_textual(call: ast.Call) -> bool:
     return passes_text or (name in TEXTUAL and ast.unparse(call) not in HARMLESS)
 
 
-class TestMade:
+class TestStatements:
     @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.name)
-    def test_each_asks_for_the_owner_or_stores_it(self, path: Path) -> None:
-        assert complaints(path) == []
+    def test_every_statement_selects_by_the_owner_or_stores_it(self, path: Path) -> None:
+        assert all_faults(path) == []
 
-    def test_there_are_some(self) -> None:
+    def test_statements_of_all_four_kinds_are_recorded(self) -> None:
         verbs = [statement(clause, reads=False).sql.split()[0] for path in SERVICES for clause, _ in made_by(path)]
 
         assert set(verbs) == {"SELECT", "INSERT", "UPDATE", "DELETE"}
-        assert len(verbs) > len(get_args(Sort)) * 2 ** len(tasks._FILTERS) * 2  # noqa: SLF001  # pages, and the rest
+        assert len(verbs) > len(get_args(Sort)) * 2 ** len(tasks._FILTERS) * 2  # noqa: SLF001  # more than the pages
 
-    def test_elsewhere_only_the_ping_is_made(self) -> None:
-        found = [call for path in ELSEWHERE for call in calls(parsed(path), "statement")]
+    def test_no_statement_but_the_probe_is_made_outside_the_services(self) -> None:
+        found = [call for path in OTHER_MODULES for call in calls(parsed(path), "statement")]
 
         assert [ast.unparse(call) for call in found] == ["statement(select(*settings, *rights), reads=True)"]
 
-    def test_elsewhere_only_the_ping_is_run(self) -> None:
-        found = [call for path in ELSEWHERE for call in calls(parsed(path), "fetch")]
+    def test_no_statement_but_the_probe_is_run_outside_the_services(self) -> None:
+        found = [call for path in OTHER_MODULES for call in calls(parsed(path), "fetch")]
 
         assert {ast.unparse(call) for call in found} == {
             "self.fetch(self._probe)",
@@ -239,26 +239,26 @@ PREAMBLE: Final = """
     this = col(Task.id) == bindparam("task_id")
     new = insert(Task).values(user_id=owner, id=bindparam("task_id"), title=bindparam("new_title"))
 """
-"""Starts each module that is planted below."""
+"""The first lines of each faulty module below."""
 
 
-class TestPlanted:
-    """The positive control: each of these is found."""
+class TestFaultyStatements:
+    """Positive control: each faulty statement is reported."""
 
     @pytest.mark.parametrize(
-        ("source", "complaint"),
+        ("source", "fault"),
         [
-            ("statement(select(*COLUMNS).where(this))", "does not ask for the owner"),
-            ("statement(select(*COLUMNS))", "not of a known shape"),
-            ("statement(select(*COLUMNS).where(or_(mine, this)))", "does not ask for the owner"),
-            ("statement(select(*COLUMNS).where(this, not_(mine)))", "does not ask for the owner"),
-            ("statement(select(*COLUMNS).where(this, or_(mine, owner.is_(None))))", "does not ask for the owner"),
-            ("statement(select(*COLUMNS).where(and_(this, or_(and_(mine, this), this))))", "does not ask for the"),
-            ("statement(select(*COLUMNS).where(this, col(Task.user_id) != owner))", "does not ask for the owner"),
-            ("statement(select(*COLUMNS).where(this, col(Task.title) == owner))", "does not ask for the owner"),
+            ("statement(select(*COLUMNS).where(this))", "does not select by the owner"),
+            ("statement(select(*COLUMNS))", "unknown shape"),
+            ("statement(select(*COLUMNS).where(or_(mine, this)))", "does not select by the owner"),
+            ("statement(select(*COLUMNS).where(this, not_(mine)))", "does not select by the owner"),
+            ("statement(select(*COLUMNS).where(this, or_(mine, owner.is_(None))))", "does not select by the owner"),
+            ("statement(select(*COLUMNS).where(and_(this, or_(and_(mine, this), this))))", "does not select by the"),
+            ("statement(select(*COLUMNS).where(this, col(Task.user_id) != owner))", "does not select by the owner"),
+            ("statement(select(*COLUMNS).where(this, col(Task.title) == owner))", "does not select by the owner"),
             (
                 "statement(select(*COLUMNS).where(this, col(Task.user_id).ilike(owner)))",
-                "does not ask for the owner",
+                "does not select by the owner",
             ),
             (
                 "statement(select(*COLUMNS).where(col(Task.user_id) == bindparam('user')))",
@@ -266,55 +266,55 @@ class TestPlanted:
             ),
             (
                 "statement(select(*COLUMNS).where(mine).union(select(*COLUMNS).where(this)))",
-                "not of a known shape",
+                "unknown shape",
             ),
-            ("statement(select(*COLUMNS).where(mine, exists(select(1).where(this))))", "not of a known shape"),
+            ("statement(select(*COLUMNS).where(mine, exists(select(1).where(this))))", "unknown shape"),
             (
                 "statement(select(select(col(Task.title)).correlate(None).scalar_subquery()).where(mine))",
-                "not of a known",
+                "unknown shape",
             ),
-            ("statement(update(Task).where(this).values(completed=bindparam('done')))", "does not ask for the owner"),
+            ("statement(update(Task).where(this).values(completed=bindparam('done')))", "does not select by the owner"),
             (
                 "statement(update(Task).where(or_(mine, this)).values(completed=bindparam('done')))",
-                "does not ask for the owner",
+                "does not select by the owner",
             ),
-            ("statement(update(Task).values(completed=bindparam('done')))", "not of a known shape"),
-            ("statement(update(Task).where(mine).values(user_id=bindparam('new_owner')))", "gives the task to"),
-            ("statement(delete(Task).where(this))", "does not ask for the owner"),
-            ("statement(delete(Task))", "not of a known shape"),
-            ("statement(new.on_conflict_do_nothing(index_elements=['id']))", "may meet the row of another"),
-            ("statement(new.on_conflict_do_nothing())", "may meet the row of another"),
-            ("statement(new.on_conflict_do_nothing(constraint='pk_tasks'))", "may meet the row of another"),
+            ("statement(update(Task).values(completed=bindparam('done')))", "unknown shape"),
+            ("statement(update(Task).where(mine).values(user_id=bindparam('new_owner')))", "changes the owner"),
+            ("statement(delete(Task).where(this))", "does not select by the owner"),
+            ("statement(delete(Task))", "unknown shape"),
+            ("statement(new.on_conflict_do_nothing(index_elements=['id']))", "may conflict with a row of another"),
+            ("statement(new.on_conflict_do_nothing())", "may conflict with a row of another"),
+            ("statement(new.on_conflict_do_nothing(constraint='pk_tasks'))", "may conflict with a row of another"),
             (
                 "statement(new.values(user_id=bindparam('new_title')).returning(*COLUMNS))",
                 "does not store the owner",
             ),
             (
                 "statement(insert(Task).from_select(['user_id'], select(col(Task.user_id)).where(mine)))",
-                "not of a known",
+                "unknown shape",
             ),
             ("def unused() -> Statement:\n    return statement(select(*COLUMNS).where(mine))", "is never made"),
-            ("make = statement\nmake(select(*COLUMNS))", "out of sight"),
-            ("Statement('SELECT * FROM tasks', (), True)", "out of sight"),
-            ("class Other(Statement): ...", "out of sight"),
-            ("from app.core.database import statement as make\nmake(select(*COLUMNS))", "out of sight"),
-            ("from app.core import database\ndatabase.Statement('TABLE tasks', (), True)", "out of sight"),
-            ("import sqlalchemy", "out of sight"),
-            ("from sqlalchemy import *", "out of sight"),
-            ("statement(select(*COLUMNS).where(mine, text('true OR true')))", "out of sight"),
-            ("statement(select(*COLUMNS).where(mine, col(Task.title).op('= 1 OR')(owner)))", "out of sight"),
-            ("async def leak(db: Database) -> None:\n    await db.fetch('TABLE tasks')", "out of sight"),
-            ("async def leak(db: Database) -> None:\n    await db.fetch(f'TABLE {1}')", "out of sight"),
+            ("make = statement\nmake(select(*COLUMNS))", "not recorded"),
+            ("Statement('SELECT * FROM tasks', (), True)", "not recorded"),
+            ("class Other(Statement): ...", "not recorded"),
+            ("from app.core.database import statement as make\nmake(select(*COLUMNS))", "not recorded"),
+            ("from app.core import database\ndatabase.Statement('TABLE tasks', (), True)", "not recorded"),
+            ("import sqlalchemy", "not recorded"),
+            ("from sqlalchemy import *", "not recorded"),
+            ("statement(select(*COLUMNS).where(mine, text('true OR true')))", "not recorded"),
+            ("statement(select(*COLUMNS).where(mine, col(Task.title).op('= 1 OR')(owner)))", "not recorded"),
+            ("async def leak(db: Database) -> None:\n    await db.fetch('TABLE tasks')", "not recorded"),
+            ("async def leak(db: Database) -> None:\n    await db.fetch(f'TABLE {1}')", "not recorded"),
         ],
     )
-    def test_one_that_reaches_others_is_complained_of(self, tmp_path: Path, source: str, complaint: str) -> None:
-        module = tmp_path / "planted.py"
+    def test_a_statement_that_may_reach_other_owners_is_reported(self, tmp_path: Path, source: str, fault: str) -> None:
+        module = tmp_path / "faulty.py"
         module.write_text(dedent(PREAMBLE) + source)
 
-        assert complaint in "\n".join(complaints(module))
+        assert fault in "\n".join(all_faults(module))
 
-    def test_none_is_complained_of_without_reason(self, tmp_path: Path) -> None:
-        module = tmp_path / "planted.py"
+    def test_statements_that_select_by_the_owner_are_not_reported(self, tmp_path: Path) -> None:
+        module = tmp_path / "faulty.py"
         module.write_text(
             dedent(PREAMBLE)
             + "statement(select(*COLUMNS).where(mine))\n"
@@ -322,11 +322,11 @@ class TestPlanted:
             + "statement(new.on_conflict_do_nothing(index_elements=['id', 'user_id']))\n"
         )
 
-        assert complaints(module) == []
+        assert all_faults(module) == []
 
 
-class TestRun:
-    """What the functions of the services run, they run for the user that they are called with."""
+class TestCalls:
+    """The functions of the services run their statements for the user in their arguments."""
 
     @pytest.fixture
     async def db(self, dsn: str) -> AsyncIterator[Database]:
@@ -336,18 +336,18 @@ class TestRun:
 
     @pytest.fixture
     def ran(self, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-        """Grows by each statement that runs."""
+        """A list to which each executed statement is appended."""
         ran: list[Call] = []
         fetch = Database.fetch
 
-        def noted(db: Database, query: database.Statement, **values: Any) -> Any:
+        def record(db: Database, query: database.Statement, **values: Any) -> Any:
             ran.append(Call(values["owner"], calling_line()))
             return fetch(db, query, **values)
 
-        monkeypatch.setattr(Database, "fetch", noted)
+        monkeypatch.setattr(Database, "fetch", record)
         return ran
 
-    async def test_every_one_is_run_for_the_user_of_the_call(
+    async def test_every_statement_runs_for_the_user_in_the_arguments(
         self, db: Database, ran: list[Call], user: str, new_user: Any
     ) -> None:
         foreign = (await tasks.create_task(db, new_user(), TaskCreate(title="A secret"))).task
@@ -357,21 +357,23 @@ class TestRun:
 
         assert {call.owner for call in ran} == {user}
 
-    async def test_every_place_that_runs_one_was_among_these(self, db: Database, ran: list[Call], user: str) -> None:
+    async def test_every_call_of_fetch_in_the_services_is_executed(
+        self, db: Database, ran: list[Call], user: str
+    ) -> None:
         await call_everything(db, user, [uuid4()])
 
         places = [(path.name, call.lineno) for path in SERVICES for call in calls(parsed(path), "fetch")]
         assert set(places) == {("tasks.py", line) for _, line in ran}
 
-    async def test_one_for_another_user_is_told_apart(self, db: Database, ran: list[Call], user: str) -> None:
-        """The positive control of the test above."""
+    async def test_a_statement_for_another_user_is_detected(self, db: Database, ran: list[Call], user: str) -> None:
+        """Positive control of test_every_statement_runs_for_the_user_in_the_arguments."""
         await db.fetch(tasks._page("title", frozenset(), resumed=False), owner="linus", limit=1)  # noqa: SLF001
 
         assert {call.owner for call in ran} != {user}
 
 
 async def call_everything(db: Database, user: str, ids: Iterable[UUID]) -> None:
-    """Call each function of the services, for the user's own tasks and for `ids`, so that each question is asked."""
+    """Call each function of the services for the user's own tasks and for `ids`, so that every statement runs."""
     mine = [UUID((await create(db, user, key)).id) for key in (None, None, "key", "key")]
     for task_id in (*ids, *mine):
         for conditions in (Conditions(), Conditions(match=()), Conditions(match=(), must_exist=True)):

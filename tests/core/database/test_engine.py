@@ -1,4 +1,4 @@
-"""How a statement runs, and what becomes of the pool when a connection, the server or the caller goes away."""
+"""Running statements, and the state of the pool after a connection is lost, the server fails or a caller cancels."""
 
 import asyncio
 import gc
@@ -38,7 +38,7 @@ MakeDatabase = Callable[..., Database]
 
 @pytest.fixture(scope="session")
 def own_dsn(dsn: str) -> str:
-    """A database with the function `fail`, which raises the SQLSTATE that it is given."""
+    """A database with the function `fail`, which raises a given SQLSTATE."""
 
     async def create() -> str:
         server = await asyncpg.connect(dsn)
@@ -64,7 +64,7 @@ def own_dsn(dsn: str) -> str:
 
 @pytest.fixture
 async def make_database(own_dsn: str, caplog: pytest.LogCaptureFixture) -> AsyncIterator[MakeDatabase]:
-    """Makes databases. At the end nothing of them may be left, nor have been complained of."""
+    """Makes databases. At the end no probe may still run, and no error may have been logged."""
     made: list[Database] = []
 
     def make(dsn: str = own_dsn, pool_size: int = 1, pool_timeout: float = 10, limit: int = 100) -> Database:
@@ -74,26 +74,26 @@ async def make_database(own_dsn: str, caplog: pytest.LogCaptureFixture) -> Async
     yield make
     for db in made:
         await db.close()
-    assert searches() == []
+    assert running_probes() == []
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture
 async def db(make_database: MakeDatabase) -> Database:
-    """A pool of one connection, which a statement that loses it would take along."""
+    """A pool of one connection, so that a test notices if a slot is lost."""
     return make_database()
 
 
 @pytest.fixture
 def garbage_collected() -> Iterator[None]:
-    """Lets a connection that was lost instead of given back be complained of: warnings are errors."""
+    """Collects garbage, so that a connection that was not returned causes a warning. Warnings are errors."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which no process listens."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port: int = unused.getsockname()[1]
@@ -101,8 +101,8 @@ def closed_port() -> int:
 
 
 @pytest.fixture
-async def silent_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
-    """The address of a server that takes connections and never says a word, and the attempts to connect."""
+async def unresponsive_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
+    """The DSN of a server that accepts connections and sends nothing, and a semaphore that counts the connections."""
     attempts, ends = asyncio.Semaphore(0), asyncio.Semaphore(0)
     started = 0
 
@@ -117,18 +117,18 @@ async def silent_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
     yield f"postgresql://ada@127.0.0.1:{server.sockets[0].getsockname()[1]}/tasks", attempts
     for _ in range(started):
-        await ends.acquire()  # each must have been given up
+        await ends.acquire()  # the client must have closed each connection
     server.close()
     await server.wait_closed()
 
 
 @pytest.fixture
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
 
 
-def searches() -> list[str]:
-    """The tasks that look for a lost database."""
+def running_probes() -> list[str]:
+    """The running tasks that probe a lost database."""
     names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
     return [name for name in names if name.startswith("Database.")]
 
@@ -139,7 +139,7 @@ async def fetch_value(db: Database, query: Any = ECHO, **values: Any) -> Any:
 
 
 async def start_sleep(db: Database, database: asyncpg.Connection) -> tuple["asyncio.Task[Any]", int]:
-    """Returns a statement that runs for a minute, and the process of the server that runs it."""
+    """Returns a statement that runs for a minute, and the id of the server process that runs it."""
     pid = await fetch_value(db, PID)
     sleep = asyncio.create_task(db.fetch(SLEEP))
     while not await sleeps(database, pid):
@@ -148,7 +148,7 @@ async def start_sleep(db: Database, database: asyncpg.Connection) -> tuple["asyn
 
 
 async def end_sleep(database: asyncpg.Connection, statement: "asyncio.Task[Any]") -> None:
-    """End the server's processes that sleep until `statement` is done, which is run by one of them."""
+    """Terminate the server processes that sleep until `statement`, which one of them runs, is done."""
     query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'faults' AND wait_event = 'PgSleep'"
     while not statement.done():
         await database.execute(query)
@@ -165,7 +165,7 @@ async def sleeps(database: asyncpg.Connection, pid: int) -> bool:
 
 
 class TestStatement:
-    async def test_values_go_by_name(self, db: Database) -> None:
+    async def test_values_are_bound_by_name(self, db: Database) -> None:
         both = statement(
             select(bindparam("b", type_=Text), bindparam("a", type_=Text), bindparam("b", type_=Text)), reads=True
         )
@@ -182,7 +182,7 @@ class TestStatement:
             (FAIL, "42501", "InsufficientPrivilegeError 42501"),
         ],
     )
-    async def test_a_failure_is_told_without_the_words_of_driver_or_user(
+    async def test_an_error_contains_no_text_of_the_driver_or_the_user(
         self, db: Database, query: Any, value: str, reason: str
     ) -> None:
         pid = await fetch_value(db, PID)
@@ -195,14 +195,16 @@ class TestStatement:
         assert await fetch_value(db, PID) == pid
 
     @pytest.mark.parametrize("state", ["08006", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05"])
-    async def test_a_server_that_cannot_serve_now_is_unavailable(self, db: Database, state: str) -> None:
+    async def test_a_transient_error_of_the_server_makes_the_database_unavailable(
+        self, db: Database, state: str
+    ) -> None:
         with pytest.raises(DatabaseUnavailableError) as caught:
             await db.fetch(FAIL, value=state)
 
         assert "s3cret" not in str(caught.value)
         assert await fetch_value(db) == "there"
 
-    async def test_no_transaction_stays_open_behind_it(self, db: Database, database: asyncpg.Connection) -> None:
+    async def test_a_statement_leaves_no_transaction_open(self, db: Database, database: asyncpg.Connection) -> None:
         pid = await fetch_value(db, PID)
 
         assert await database.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid) == "idle"
@@ -210,21 +212,21 @@ class TestStatement:
 
 @pytest.mark.usefixtures("garbage_collected")
 class TestLostConnection:
-    async def test_one_that_the_server_has_closed_is_replaced_unnoticed(
+    async def test_a_connection_that_the_server_closed_is_replaced_without_an_error(
         self, db: Database, database: asyncpg.Connection
     ) -> None:
         pid = await fetch_value(db, PID)
         await database.execute("SELECT pg_terminate_backend($1, 10000)", pid)
-        await database.execute("SELECT 1")  # by then the end has arrived here too
+        await database.execute("SELECT 1")  # when it is answered, the close has arrived here too
 
         assert await fetch_value(db, PID) != pid
         assert db.usable
 
-    async def test_one_that_ends_within_a_statement_is_unavailable_and_replaced(
+    async def test_a_connection_that_ends_during_a_statement_is_an_error_and_is_replaced(
         self, db: Database, database: asyncpg.Connection, caplog: pytest.LogCaptureFixture
     ) -> None:
         sleep, pid = await start_sleep(db, database)
-        await end_sleep(database, sleep)  # and where it was run once more
+        await end_sleep(database, sleep)  # also ends the retry
 
         with pytest.raises(DatabaseUnavailableError):
             await sleep
@@ -232,7 +234,7 @@ class TestLostConnection:
         assert await fetch_value(db, PID) != pid
         assert db.usable
 
-    async def test_a_cancelled_statement_ends_at_the_server_and_leaves_the_pool_whole(
+    async def test_a_cancelled_statement_ends_at_the_server_and_keeps_its_slot_usable(
         self, db: Database, database: asyncpg.Connection
     ) -> None:
         sleep, pid = await start_sleep(db, database)
@@ -245,7 +247,7 @@ class TestLostConnection:
         while await sleeps(database, pid):
             pass
 
-    async def test_a_deadline_ends_a_statement_likewise(
+    async def test_a_timed_out_statement_ends_at_the_server_and_keeps_its_slot_usable(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, database: asyncpg.Connection
     ) -> None:
         monkeypatch.setattr("app.core.database.engine.STATEMENT_TIMEOUT", 0.5)
@@ -254,17 +256,17 @@ class TestLostConnection:
 
         with pytest.raises(TimedOutError):
             await sleep
-        assert not db.usable  # until it has been asked
+        assert not db.usable  # until a probe succeeds
         await until(lambda: db.usable)
         assert await fetch_value(db) == "there"
         while await sleeps(database, pid):
             pass
 
-    @pytest.mark.parametrize("patience", [1, 0.003])
-    async def test_statements_cancelled_at_any_moment_leave_the_pool_whole(
-        self, make_database: MakeDatabase, patience: float
+    @pytest.mark.parametrize("pool_timeout", [1, 0.003])
+    async def test_statements_cancelled_at_any_moment_keep_all_slots_usable(
+        self, make_database: MakeDatabase, pool_timeout: float
     ) -> None:
-        db = make_database(pool_size=2, pool_timeout=patience)
+        db = make_database(pool_size=2, pool_timeout=pool_timeout)
         for milliseconds in range(40):
             fetches = [asyncio.create_task(fetch_value(db)) for _ in range(4)]
             _, late = await asyncio.wait(fetches, timeout=milliseconds / 4_000)
@@ -276,7 +278,7 @@ class TestLostConnection:
 
         assert len({pid for pid in together if isinstance(pid, int)}) == 2
 
-    async def test_after_one_that_says_nothing_none_that_was_open_before_is_trusted(
+    async def test_after_an_unanswered_statement_older_connections_are_discarded(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase
     ) -> None:
         monkeypatch.setattr("app.core.database.engine.STATEMENT_TIMEOUT", 0.5)
@@ -291,8 +293,8 @@ class TestLostConnection:
 
 
 @pytest.fixture
-async def tries(own_dsn: str, new_user: Callable[[], str]) -> AsyncIterator[str]:
-    """The name of a sequence, which counts how often `fails_first` was run for it."""
+async def sequence(own_dsn: str, new_user: Callable[[], str]) -> AsyncIterator[str]:
+    """The name of a sequence, which counts the calls of `fails_first` with its name."""
     name = new_user().replace("-", "_")
     connection = await asyncpg.connect(own_dsn)
     await connection.execute(f"CREATE SEQUENCE {name}")
@@ -301,74 +303,84 @@ async def tries(own_dsn: str, new_user: Callable[[], str]) -> AsyncIterator[str]
 
 
 def counting(*, reads: bool) -> Statement:
-    """The first time it fails with the SQLSTATE, without one it sleeps; later it returns how often it was run."""
+    """The first run fails with the SQLSTATE, or sleeps without one. Each later run returns the number of runs."""
     return Statement("SELECT fails_first($1, $2)", ("name", "state"), reads)
 
 
-class TestAgain:
+class TestRetry:
     @pytest.mark.parametrize(("reads", "idempotent"), [(True, False), (False, True), (True, True)])
-    async def test_what_may_be_repeated_is_run_once_more_when_it_loses_its_connection(
-        self, db: Database, database: asyncpg.Connection, tries: str, *, reads: bool, idempotent: bool
+    async def test_a_repeatable_statement_is_retried_once_after_a_lost_connection(
+        self, db: Database, database: asyncpg.Connection, sequence: str, *, reads: bool, idempotent: bool
     ) -> None:
-        fetch = asyncio.create_task(db.fetch(counting(reads=reads), idempotent=idempotent, name=tries, state=""))
+        fetch = asyncio.create_task(db.fetch(counting(reads=reads), idempotent=idempotent, name=sequence, state=""))
         await end_sleep(database, fetch)
 
         assert [tuple(record) for record in await fetch] == [(2,)]
         assert db.usable
 
-    async def test_another_change_is_not_and_its_outcome_is_unknown(
-        self, db: Database, database: asyncpg.Connection, tries: str
+    async def test_a_change_that_is_not_idempotent_is_not_retried_after_a_lost_connection(
+        self, db: Database, database: asyncpg.Connection, sequence: str
     ) -> None:
-        fetch = asyncio.create_task(db.fetch(counting(reads=False), name=tries, state=""))
+        fetch = asyncio.create_task(db.fetch(counting(reads=False), name=sequence, state=""))
         await end_sleep(database, fetch)
 
         with pytest.raises(OutcomeUnknownError):
             await fetch
-        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
+        [[next_try]] = await db.fetch(counting(reads=True), name=sequence, state="")
         assert next_try == 2
 
     @pytest.mark.parametrize("state", ["08006", "25006", "26000", "40001", "40P01", "53300", "57P03", "58030", "XX000"])
-    async def test_what_the_server_refused_for_now_is_asked_once_more(
-        self, db: Database, tries: str, state: str
+    async def test_a_statement_is_retried_once_after_a_transient_error(
+        self, db: Database, sequence: str, state: str
     ) -> None:
-        assert [tuple(record) for record in await db.fetch(counting(reads=False), name=tries, state=state)] == [(2,)]
+        assert [tuple(record) for record in await db.fetch(counting(reads=False), name=sequence, state=state)] == [(2,)]
         assert db.usable
 
     @pytest.mark.parametrize("state", ["08007", "40003"])
-    async def test_of_what_it_cannot_tell_the_outcome_is_unknown(self, db: Database, tries: str, state: str) -> None:
+    async def test_a_change_has_an_unknown_outcome_if_the_server_does_not_know_it(
+        self, db: Database, sequence: str, state: str
+    ) -> None:
         with pytest.raises(OutcomeUnknownError):
-            await db.fetch(counting(reads=False), name=tries, state=state)
+            await db.fetch(counting(reads=False), name=sequence, state=state)
 
-        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state=state)
+        [[next_try]] = await db.fetch(counting(reads=True), name=sequence, state=state)
         assert next_try == 2
 
     @pytest.mark.parametrize("state", ["57014", "55P03"])
-    async def test_what_took_too_long_is_not(self, db: Database, tries: str, state: str) -> None:
+    async def test_a_statement_that_the_server_timed_out_is_not_retried(
+        self, db: Database, sequence: str, state: str
+    ) -> None:
         with pytest.raises(TimedOutError):
-            await db.fetch(counting(reads=True), idempotent=True, name=tries, state=state)
+            await db.fetch(counting(reads=True), idempotent=True, name=sequence, state=state)
 
-        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
+        [[next_try]] = await db.fetch(counting(reads=True), name=sequence, state="")
         assert next_try == 2
 
     @pytest.mark.parametrize(("reads", "expected"), [(True, TimedOutError), (False, OutcomeUnknownError)])
-    async def test_nor_is_what_the_server_did_not_answer(
-        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, tries: str, *, reads: bool, expected: type
+    async def test_an_unanswered_statement_is_not_retried(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        make_database: MakeDatabase,
+        sequence: str,
+        *,
+        reads: bool,
+        expected: type,
     ) -> None:
         monkeypatch.setattr("app.core.database.engine.STATEMENT_TIMEOUT", 0.5)
         db = make_database()
 
         with pytest.raises(expected):
-            await db.fetch(counting(reads=reads), idempotent=True, name=tries, state="")
+            await db.fetch(counting(reads=reads), idempotent=True, name=sequence, state="")
 
-        [[next_try]] = await db.fetch(counting(reads=True), name=tries, state="")
+        [[next_try]] = await db.fetch(counting(reads=True), name=sequence, state="")
         assert next_try == 2
 
-    async def test_a_change_that_may_have_been_made_stays_unknown_when_the_database_is_away_then(
-        self, make_database: MakeDatabase, own_dsn: str, database: asyncpg.Connection, tries: str
+    async def test_a_change_has_an_unknown_outcome_if_its_retry_finds_the_database_down(
+        self, make_database: MakeDatabase, own_dsn: str, database: asyncpg.Connection, sequence: str
     ) -> None:
         with fault_proxy(own_dsn) as proxy:
             db = make_database(proxy.dsn)
-            fetch = asyncio.create_task(db.fetch(counting(reads=False), idempotent=True, name=tries, state=""))
+            fetch = asyncio.create_task(db.fetch(counting(reads=False), idempotent=True, name=sequence, state=""))
             while not await first_sleeps(database):
                 pass
             proxy.refuses = True
@@ -377,7 +389,7 @@ class TestAgain:
             with pytest.raises(OutcomeUnknownError):
                 await fetch
 
-    async def test_when_the_database_is_known_to_be_away_one_attempt_is_made(
+    async def test_a_statement_makes_one_attempt_while_the_database_is_down(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
     ) -> None:
         monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (60,))
@@ -386,14 +398,14 @@ class TestAgain:
             proxy.refuses = True
             with pytest.raises(DatabaseUnavailableError):
                 await fetch_value(db)
-            await until(lambda: proxy.accepted == 3)  # two, and a look
+            await until(lambda: proxy.accepted == 3)  # two attempts and a probe
 
             with pytest.raises(DatabaseUnavailableError):
                 await fetch_value(db)
 
             assert proxy.accepted == 4
 
-    async def test_a_pooler_that_mixes_up_prepared_statements_is_told_once_and_no_outage(
+    async def test_a_pooler_that_mixes_up_prepared_statements_is_logged_once_and_not_as_an_outage(
         self, db: Database, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert await db.check()
@@ -406,7 +418,7 @@ class TestAgain:
 
 
 class TestLimit:
-    async def test_one_more_than_the_limit_is_overloaded_at_once(
+    async def test_a_statement_above_the_concurrency_limit_is_overloaded_at_once(
         self, make_database: MakeDatabase, database: asyncpg.Connection
     ) -> None:
         db = make_database(limit=2)
@@ -422,7 +434,7 @@ class TestLimit:
         with pytest.raises(asyncio.CancelledError):
             await sleep
 
-    async def test_one_that_waits_while_connections_are_opened_has_as_long_as_they_have(
+    async def test_a_waiter_waits_for_the_opening_timeout_while_connections_are_opened(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
     ) -> None:
         monkeypatch.setattr("app.core.database.pool._OPENING_TIMEOUT", 1)
@@ -431,10 +443,10 @@ class TestLimit:
             db = make_database(proxy.dsn, pool_timeout=0.05)
 
             assert await asyncio.gather(*(fetch_value(db) for _ in range(3))) == ["there"] * 3
-            await asyncio.sleep(1)  # when they had timed out
+            await asyncio.sleep(1)  # the opening timeout of the statements above
             assert await fetch_value(db) == "there"
 
-    async def test_one_that_waits_for_longer_than_that_is_overloaded(
+    async def test_a_waiter_is_overloaded_after_the_opening_timeout(
         self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
     ) -> None:
         monkeypatch.setattr("app.core.database.pool._OPENING_TIMEOUT", 0.2)
@@ -451,7 +463,7 @@ class TestLimit:
 
 @pytest.fixture
 async def owner(own_dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """Makes and takes what the role `fit` may use."""
+    """A connection that creates the role `fit` and changes its rights."""
     connection = await asyncpg.connect(own_dsn)
     await connection.execute("CREATE TABLE things (); CREATE ROLE fit LOGIN; GRANT ALL ON things TO fit")
     yield connection
@@ -462,10 +474,10 @@ async def owner(own_dsn: str) -> AsyncIterator[asyncpg.Connection]:
 _NO_RIGHT: Final = "no table, or no right to it: things"
 
 
-@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.usefixtures("quick_probes")
 class TestFitness:
     @pytest.mark.parametrize(
-        ("take", "give", "reason"),
+        ("withdraw", "restore", "reason"),
         [
             ("ALTER ROLE fit SET default_transaction_read_only = on", "ALTER ROLE fit RESET ALL", "read-only"),
             (
@@ -480,16 +492,16 @@ class TestFitness:
             ),
         ],
     )
-    async def test_a_database_that_cannot_be_used_is_not_ready_until_it_can(
+    async def test_a_database_is_not_usable_until_its_rights_and_tables_are_sufficient(
         self,
         own_dsn: str,
         owner: asyncpg.Connection,
         caplog: pytest.LogCaptureFixture,
-        take: str,
-        give: str,
+        withdraw: str,
+        restore: str,
         reason: str,
     ) -> None:
-        await owner.execute(take)
+        await owner.execute(withdraw)
         caplog.set_level(logging.INFO)
         dsn = own_dsn.replace("postgres@", "fit@")
         db = Database(dsn, pool_size=1, pool_timeout=10, concurrency_limit=10, tables=("things",))
@@ -497,7 +509,7 @@ class TestFitness:
         assert not await db.check()
         assert await fetch_value(db) == "there"
         assert not db.usable
-        await owner.execute(give)
+        await owner.execute(restore)
         await owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'fit'")
         await until(lambda: db.usable)
 
@@ -505,7 +517,7 @@ class TestFitness:
         assert caplog.messages[-1] == "database can be used"
         await db.close()
 
-    async def test_one_that_loses_its_table_is_not_ready_from_the_next_statement_on(
+    async def test_a_database_that_loses_its_table_is_not_usable_after_the_next_statement(
         self, own_dsn: str, owner: asyncpg.Connection
     ) -> None:
         dsn = own_dsn.replace("postgres@", "fit@")
@@ -520,7 +532,7 @@ class TestFitness:
 
 
 class TestTimeouts:
-    async def test_a_role_without_them_is_told_once(
+    async def test_a_role_without_timeouts_causes_one_warning(
         self, make_database: MakeDatabase, own_dsn: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         connection = await asyncpg.connect(own_dsn)
@@ -534,14 +546,14 @@ class TestTimeouts:
         [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert warning.startswith("statement_timeout or lock_timeout of the database")
 
-    async def test_of_one_with_them_nothing_is_told(self, db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_role_with_timeouts_causes_no_warning(self, db: Database, caplog: pytest.LogCaptureFixture) -> None:
         assert await db.check()
 
         assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 class TestPool:
-    async def test_one_without_a_free_connection_is_overloaded_and_the_database_is_not_lost(
+    async def test_a_statement_without_a_free_connection_is_overloaded_without_an_outage(
         self, make_database: MakeDatabase, database: asyncpg.Connection
     ) -> None:
         db = make_database(pool_timeout=0.05)
@@ -555,9 +567,7 @@ class TestPool:
         with pytest.raises(asyncio.CancelledError):
             await sleep
 
-    async def test_one_that_waits_for_a_connection_gets_the_next(
-        self, db: Database, database: asyncpg.Connection
-    ) -> None:
+    async def test_a_waiter_gets_the_next_free_connection(self, db: Database, database: asyncpg.Connection) -> None:
         sleep, pid = await start_sleep(db, database)
         waiting = asyncio.create_task(fetch_value(db))
         await database.execute("SELECT pg_cancel_backend($1)", pid)
@@ -566,7 +576,7 @@ class TestPool:
             await sleep
         assert await waiting == "there"
 
-    async def test_the_next_gets_the_place_of_one_that_is_cancelled_when_its_turn_comes(
+    async def test_the_next_waiter_gets_the_slot_of_a_waiter_cancelled_on_receiving_it(
         self, make_database: MakeDatabase, database: asyncpg.Connection
     ) -> None:
         db = make_database(pool_timeout=5)
@@ -574,14 +584,14 @@ class TestPool:
         first, second = asyncio.create_task(fetch_value(db)), asyncio.create_task(fetch_value(db))
         await asyncio.sleep(0)
         sleep.cancel()
-        await asyncio.sleep(0)  # the place is passed on, but who has it does not run yet
+        await asyncio.sleep(0)  # the first waiter owns the slot, but has not run yet
 
         first.cancel()
 
         assert await second == "there"
         assert first.cancelled()
 
-    async def test_a_connection_is_used_again_until_it_is_too_old_and_is_closed_then(
+    async def test_a_connection_is_reused_and_closed_at_its_maximum_age(
         self, make_database: MakeDatabase, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         db = make_database()
@@ -598,7 +608,7 @@ class TestPool:
 
         await until(is_closed)
 
-    async def test_those_that_wait_for_a_connection_are_told_at_once_that_none_can_be_made(
+    async def test_all_waiters_fail_at_once_when_connecting_fails(
         self, make_database: MakeDatabase, closed_port: int
     ) -> None:
         db = make_database(f"postgresql://ada@127.0.0.1:{closed_port}/tasks", pool_timeout=2)
@@ -608,14 +618,14 @@ class TestPool:
         assert {type(end) for end in ends} == {DatabaseUnavailableError}
 
 
-class TestReachable:
-    async def test_nothing_is_known_before_the_first_answer(self, db: Database) -> None:
+class TestAvailability:
+    async def test_a_database_is_not_usable_before_its_first_answer(self, db: Database) -> None:
         assert not db.usable
         assert await db.check()
         assert db.usable
 
     @pytest.mark.parametrize("address", ["127.0.0.1:{port}/tasks", "/tasks?host=/nowhere"])
-    async def test_where_nobody_listens_the_database_is_unavailable(
+    async def test_a_database_is_unavailable_where_no_server_listens(
         self, make_database: MakeDatabase, closed_port: int, caplog: pytest.LogCaptureFixture, address: str
     ) -> None:
         db = make_database(f"postgresql://ada:s3cret@{address.format(port=closed_port)}")
@@ -624,27 +634,32 @@ class TestReachable:
             await fetch_value(db)
         assert not await db.check()
         assert not db.usable
-        [warning] = caplog.messages  # one for the outage, not one for each statement
+        [warning] = caplog.messages  # one for the outage, not one per statement
         assert warning.startswith("database unavailable: ")
         assert "s3cret" not in caplog.text
 
-    async def test_a_database_that_is_not_there_is_unavailable(self, make_database: MakeDatabase, own_dsn: str) -> None:
+    async def test_a_database_that_does_not_exist_is_unavailable(
+        self, make_database: MakeDatabase, own_dsn: str
+    ) -> None:
         db = make_database(make_url(own_dsn).set(database="nowhere").render_as_string(hide_password=False))
 
         assert not await db.check()
 
-    async def test_a_server_that_says_nothing_is_unavailable(
-        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, silent_server: tuple[str, asyncio.Semaphore]
+    async def test_an_unresponsive_server_is_unavailable(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        make_database: MakeDatabase,
+        unresponsive_server: tuple[str, asyncio.Semaphore],
     ) -> None:
         monkeypatch.setattr("app.core.database.dsn._CONNECT_TIMEOUT", 0.2)
-        dsn, _ = silent_server
+        dsn, _ = unresponsive_server
         db = make_database(dsn)
 
         with pytest.raises(DatabaseUnavailableError):
             await fetch_value(db)
 
-    @pytest.mark.usefixtures("quick_retries")
-    async def test_a_server_that_comes_back_is_noticed_without_a_request(
+    @pytest.mark.usefixtures("quick_probes")
+    async def test_a_restarted_server_is_detected_without_a_request(
         self, make_database: MakeDatabase, tmp_path: Path
     ) -> None:
         with ExitStack() as server:
@@ -660,29 +675,32 @@ class TestReachable:
             await until(lambda: db.usable)
             assert await fetch_value(db) == "there"
 
-    async def test_closing_ends_the_search_for_a_lost_server(
+    async def test_closing_ends_the_probes_of_a_lost_server(
         self, make_database: MakeDatabase, closed_port: int
     ) -> None:
         db = make_database(f"postgresql://ada@127.0.0.1:{closed_port}/tasks")
         await db.check()
-        assert len(searches()) == 1
+        assert len(running_probes()) == 1
 
         await db.close()
 
-        assert searches() == []
+        assert running_probes() == []
 
-    @pytest.mark.usefixtures("quick_retries")
-    async def test_closing_interrupts_a_search_that_waits_for_the_server(
-        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, silent_server: tuple[str, asyncio.Semaphore]
+    @pytest.mark.usefixtures("quick_probes")
+    async def test_closing_interrupts_a_probe_that_waits_for_the_server(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        make_database: MakeDatabase,
+        unresponsive_server: tuple[str, asyncio.Semaphore],
     ) -> None:
         monkeypatch.setattr("app.core.database.dsn._CONNECT_TIMEOUT", 0.2)
-        dsn, attempts = silent_server
+        dsn, attempts = unresponsive_server
         db = make_database(dsn)
         await db.check()
         await attempts.acquire()
         await attempts.acquire()
-        assert len(searches()) == 1
+        assert len(running_probes()) == 1
 
         await db.close()
 
-        assert searches() == []
+        assert running_probes() == []
