@@ -71,7 +71,7 @@ def is_public(context: RouteContext) -> bool:
 
 
 def check_routes(router: APIRouter) -> None:
-    """Raises StartupError for a route whose access is unclear, that is never reached, or that commits after its reply."""
+    """Raises StartupError for a route that has unclear access, is never reached, or commits after its reply."""
     if [*router._iter_low_priority_routes()]:  # noqa: SLF001  # FastAPI has no other list of them
         message = "frontend() cannot be declared public; mount StaticFiles instead: app.mount(path, public(files))"
         raise StartupError(message)

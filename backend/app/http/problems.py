@@ -52,7 +52,7 @@ _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the 
 
 
 class PlainHTTPError(AppError):
-    """An HTTPException as a problem of type `about:blank` (RFC 9457 section 4.2.1). `data` is a detail that is not text."""
+    """An HTTPException, with type `about:blank` (RFC 9457 section 4.2.1). `data` is a detail that is not text."""
 
     def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Error"
@@ -75,7 +75,7 @@ def request_id_of(headers: Headers) -> str:
 
 
 def problem(headers: Headers, error: AppError, extra: Mapping[str, str] | None = None) -> Response:
-    """Returns the response for `error`, given the request's `headers` and `extra` response headers. No cache may store it."""
+    """Returns the response for `error`. `headers` are those of the request, `extra` are added to the response."""
     content = problem_details(error, request_id_of(headers))
     said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
     return JSONResponse(content, error.status, said, MEDIA_TYPE)
