@@ -18,8 +18,8 @@ async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # n
     """Returns the first connection that opens, of up to three parallel attempts.
 
     After a packet loss, a second attempt is answered at once. A database that is starting answers the first attempt. So
-    all attempts run until one opens. `timeout` is in seconds, for all attempts together. Raises TimeoutError after it, and
-    the errors of `asyncpg.connect`.
+    all attempts run until one opens. `timeout` is in seconds, for all attempts together. Raises TimeoutError and the
+    errors of `asyncpg.connect`.
     """
     attempts: set[asyncio.Task[asyncpg.Connection]] = set()
     started = 0

@@ -222,7 +222,7 @@ class Database:
             self._probing = asyncio.create_task(self._probe_until_usable())
 
     async def _probe_until_usable(self) -> None:
-        """Probes because a replica that the load balancer has taken out gets no requests that would notice a recovery."""
+        """Needed because a replica without requests, taken out by the load balancer, would not notice the recovery."""
         delays = probe_delays()
         while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event signals recovery; coverage.py misses the exit
             await asyncio.sleep(next(delays))
