@@ -50,7 +50,7 @@ _NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("in
 _VERSIONS: Final = ARRAY(DateTime(timezone=True))
 _MATCH: Final = cast(bindparam("match", type_=ARRAY(Text)), _VERSIONS)
 _NONE_MATCH: Final = cast(bindparam("none_match", type_=ARRAY(Text)), _VERSIONS)
-# The task in the path, if its version fulfils If-Match and If-None-Match. NULL means that the header is absent.
+# The task in the path, if its version fulfils If-Match and If-None-Match. NULL means no condition.
 _MATCHES_REQUEST: Final = (
     _OWNER,
     col(Task.id) == bindparam("task_id"),
@@ -224,7 +224,7 @@ async def _one(
 ) -> WireTask:
     records = await db.fetch(
         query,
-        idempotent=idempotent and conditions == UNCONDITIONAL,  # after a first run, a condition may fail in the second
+        idempotent=idempotent and conditions == UNCONDITIONAL,  # a retry after the change would fail its condition
         owner=user_id,
         task_id=task_id,
         match=_texts(conditions.match),

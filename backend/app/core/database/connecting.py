@@ -1,4 +1,4 @@
-"""Opens connections in spite of packet loss and of a suspended database that needs time to start."""
+"""Opens connections despite packet loss, and despite a suspended database that needs time to start."""
 
 import asyncio
 import secrets

@@ -37,7 +37,7 @@ from app.core.errors import (
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds; a random pause, so that requests do not retry together
-_CLOSE_ATTEMPTS: Final = 400  # times the pause: the longest time to get a connection
+_CLOSE_ATTEMPTS: Final = 400  # times _CLOSE_PAUSE: the longest time to get a connection
 _CLOSE_PAUSE: Final = 0.05  # seconds between attempts to close a session
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
@@ -222,7 +222,7 @@ class Database:
             self._probing = asyncio.create_task(self._probe_until_usable())
 
     async def _probe_until_usable(self) -> None:
-        """Needed because a replica without requests, taken out by the load balancer, would not notice the recovery."""
+        """A replica that the load balancer has taken out gets no requests, so only a probe notices the recovery."""
         delays = probe_delays()
         while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event signals recovery; coverage.py misses the exit
             await asyncio.sleep(next(delays))

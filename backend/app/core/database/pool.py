@@ -2,7 +2,7 @@
 
 Subclasses of SQLAlchemy's `Pool` implement checkout and return
 (https://docs.sqlalchemy.org/en/21/core/pooling.html). A Session gets its connection from `_do_get`. `SlotPool.fetch`
-runs a statement directly on the asyncpg connection of such a record. Both share the same limits.
+runs a statement directly on the asyncpg connection. Both share the same slots and limits.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class _Slots:
         self._free += 1
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:
-        """Refuse a waiter, but later while connections are being opened: a database that starts is not overloaded."""
+        """Refuse a waiter. Wait longer while connections are being opened: a starting database is not overloaded."""
         rest = _OPENING_TIMEOUT - self._timeout if self.opening else 0
         if rest > 0:
             timer = waiter.get_loop().call_later(rest, _refuse, waiter)
