@@ -19,13 +19,13 @@ from app.core.logging import log_config
 from app.server.embedded import embedded_postgres
 from app.server.protocol import SERVER_OPTIONS
 
-_CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT that are kept for closing connections
+_CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT reserved for closing connections
 
 _logger = logging.getLogger("app")
 
 
 def main() -> None:
-    """Serve until SIGINT or SIGTERM. Exits with one sentence on stderr where it cannot start."""
+    """Serve until SIGINT or SIGTERM. If the service cannot start, exit with one sentence on stderr."""
     logging.config.dictConfig(log_config())
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # the terminal was closed
@@ -37,13 +37,13 @@ def main() -> None:
             _serve(settings)
     except StartupError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:  # pragma: no cover  # Ctrl+C before uvicorn runs, which handles it itself
+    except KeyboardInterrupt:  # pragma: no cover  # Ctrl+C before uvicorn handles it
         sys.exit(130)
 
 
 @contextmanager
 def _database(settings: Settings) -> Iterator[None]:
-    """Have DATABASE_URL lead to a migrated database, for this process and its workers."""
+    """Migrate the database. Without a configured database, run an embedded one and set DATABASE_URL for the workers."""
     if settings.migration_dsn:
         migrate(settings.migration_dsn)
         yield
@@ -72,13 +72,15 @@ def _serve(settings: Settings) -> None:
     else:
         server = uvicorn.Server(config)
         server.run()
-        if not server.started:  # pragma: no cover  # the application does not start; uvicorn has said why
+        if not server.started:  # pragma: no cover  # the application failed to start; uvicorn has logged why
             sys.exit(1)
 
 
 class _Workers(Multiprocess):
-    """uvicorn's, which keeps the socket open until the last worker has ended: whoever connects meanwhile is taken by
-    the system, served by nobody, and reset.
+    """uvicorn's supervisor, but it closes the socket before it stops the workers.
+
+    uvicorn keeps the socket open until the last worker has ended. The system would accept new connections in that time
+    and reset them, because no worker serves them.
     """
 
     def terminate_all(self) -> None:
@@ -87,11 +89,11 @@ class _Workers(Multiprocess):
         super().terminate_all()
 
     def handle_hup(self) -> None:
-        self.should_exit.set()  # as with one worker
+        self.should_exit.set()  # stop, as with one worker
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM unwinds the stack, so that the embedded PostgreSQL is stopped too."""
+    """Exit on SIGTERM through the stack, so that the embedded PostgreSQL is stopped."""
     sys.exit(0)
 
 

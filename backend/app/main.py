@@ -1,4 +1,4 @@
-"""Builds the application. Nothing happens at import."""
+"""Builds the application. Importing this module has no side effects."""
 
 import asyncio
 import gc
@@ -28,16 +28,16 @@ from app.http.problems import METHODS, install_error_handlers
 from app.models.task import USER_ID_PATTERN
 from app.routes import docs, health, tasks
 
-_COLLECTED_AFTER: Final = 10_000  # objects; Python's 700 are those of some ten requests
+_COLLECTED_AFTER: Final = 10_000  # objects; Python's default of 700 is reached after some ten requests
 
 _logger = logging.getLogger("app")
 
 
 class TasksAPI(FastAPI):
-    """FastAPI, with authorization for everything under `/api`, problems for every error, and a fast lane."""
+    """FastAPI with authorization under `/api`, problem details for every error, and the fast lane."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:
-        """`options` are FastAPI's."""
+        """`options` are passed to FastAPI."""
         super().__init__(**options)
         self._cors = {
             "allow_origins": settings.cors_origins,
@@ -49,9 +49,11 @@ class TasksAPI(FastAPI):
         self._authenticates = settings.authenticates
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Returns the layers of FastAPI's own stack around the router, with authorization and the fast lane in front
-        of it, and RequestMiddleware in the place of ServerErrorMiddleware. RequestMiddleware answers exceptions as
-        ExceptionMiddleware does, which is needed only for middleware that has been added: it is to see responses.
+        """Returns FastAPI's own stack with three changes.
+
+        AuthorizationMiddleware and FastLane precede the router. RequestMiddleware replaces ServerErrorMiddleware.
+        RequestMiddleware also handles exceptions, so ExceptionMiddleware is present only inside added middleware, which
+        must see responses instead of exceptions.
         """
         app: ASGIApp = FastLane(AsyncExitStackMiddleware(self.router), self)
         app = AuthorizationMiddleware(app, self.routes)
@@ -64,10 +66,10 @@ class TasksAPI(FastAPI):
         )
 
     def openapi(self) -> dict[str, Any]:
-        """Returns the OpenAPI document, which says of every operation who may call it."""
+        """Returns the OpenAPI document with the security, errors and headers of every operation."""
         known = self.openapi_schema
         document = super().openapi()
-        if document is not known:  # FastAPI has made it anew
+        if document is not known:  # FastAPI has rebuilt it
             complete_document(document, self.routes, authenticates=self._authenticates)
         return document
 
@@ -78,10 +80,10 @@ class _State(TypedDict):
 
 
 def create_app(settings: Settings | None = None, *, bounded: bool = False) -> FastAPI:
-    """Returns the service, which connects to `settings.database_url` when it is started.
+    """Returns the application, which connects to `settings.database_url` at startup.
 
-    `bounded` says that the server bounds what a connection may send, as that of `python -m app` does; otherwise the
-    start is logged with a warning. Raises StartupError for a route of which it is not certain who may use it.
+    `bounded` means that the server limits slow and endless requests, like the server of `python -m app`. If it does
+    not, the application logs a warning at startup. Raises StartupError for a route that `check_routes` refuses.
     """
     settings = settings or load_settings()
     app = TasksAPI(
@@ -112,12 +114,12 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
 
 
 def create_bounded_app() -> FastAPI:
-    """Returns the service for the server of `python -m app`."""
+    """Returns the application for the server of `python -m app`. An application factory for uvicorn."""
     return create_app(bounded=True)
 
 
 def __getattr__(name: str) -> FastAPI:
-    """Make `app` when a server asks for it: `uvicorn app.main:app`, `fastapi dev`. Nothing happens at import."""
+    """Returns `app`, which is built at its first use: `uvicorn app.main:app`, `fastapi dev`. See PEP 562."""
     if name == "app":
         globals()[name] = app = create_app()
         return app
@@ -132,7 +134,7 @@ def __dir__() -> list[str]:
 def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[_State]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
-        check_routes(app.router)  # those, too, that were added since
+        check_routes(app.router)  # again, because routes may have been added
         _stop_with_parent()
         if not bounded:
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
@@ -160,7 +162,7 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
 
 @asynccontextmanager
 async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
-    """Yields the verifier of tokens, None without authentication."""
+    """Yields the verifier of tokens, None if authentication is off."""
     if settings.auth_jwks_url:
         from app.core.security.jwks import JwksClient  # noqa: PLC0415  # see app.core.config
 
@@ -185,14 +187,14 @@ def _verifier_with(keys: KeySource, settings: Settings) -> TokenVerifier:
 
 
 def _freeze_startup_objects() -> None:
-    """Leave the objects of the start out of garbage collection: full collections paused requests for some 40 ms."""
+    """Exclude startup objects from garbage collection: full collections paused requests for some 40 ms."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECTED_AFTER)
 
 
 def _stop_with_parent() -> None:
-    """Stop like on SIGTERM when the parent was killed: a worker that goes on would keep the port."""
+    """Stop as on SIGTERM when the parent is killed. The worker would otherwise keep the port open."""
     parent = multiprocessing.parent_process()
     loop = asyncio.get_running_loop()
 

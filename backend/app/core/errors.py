@@ -1,4 +1,4 @@
-"""Every error that the service answers with instead of a result. `http/problems.py` renders them.
+"""Every error that the service returns to a client. `http/problems.py` renders them.
 
 AppError
 ├── MalformedBodyError         400
@@ -49,9 +49,9 @@ class FieldError(NamedTuple):
 
 
 class AppError(Exception):
-    """Base of the tree. Clients know an error by its `kind`, which never changes. People read its `detail`.
+    """Base class. Clients recognize an error by its `kind`, which never changes. People read its `detail`.
 
-    To add one: a subclass with `status` and `kind`, and `detail` unless whoever raises it says what happened.
+    To add an error, write a subclass with `status` and `kind`. It needs `detail` unless each `raise` passes one.
     """
 
     status: int
@@ -72,19 +72,19 @@ class AppError(Exception):
 
 
 class MalformedBodyError(AppError):
-    """The body is cut off or is not JSON text (RFC 8259)."""
+    """The body is incomplete or is not JSON (RFC 8259)."""
 
     status, kind = 400, "malformed-body"
 
 
 class MalformedHeaderError(AppError):
-    """A header does not have the form that it must have."""
+    """A header has invalid syntax."""
 
     status, kind = 400, "malformed-header"
 
 
 class MalformedRequestError(AppError):
-    """The bytes are not an HTTP request (RFC 9112)."""
+    """The bytes are not a valid HTTP request (RFC 9112), or are ambiguous."""
 
     status, kind = 400, "malformed-request"
     detail = "This is not an HTTP request, or not one that can be read in one way only."
@@ -97,13 +97,13 @@ class PreflightRefusedError(AppError):
 
 
 class UnauthenticatedError(AppError):
-    """The request does not prove who its user is. `WWW-Authenticate` says how to (RFC 6750 section 3)."""
+    """The request is not authenticated. `WWW-Authenticate` says how to authenticate (RFC 6750 section 3)."""
 
     status, title = 401, "Unauthenticated"
 
 
 class TokenMissingError(UnauthenticatedError):
-    """There is no bearer token."""
+    """The request has no bearer token."""
 
     kind = "token-missing"
     detail = "Send a token, with the header Authorization: Bearer <token>."
@@ -111,7 +111,7 @@ class TokenMissingError(UnauthenticatedError):
 
 
 class TokenInvalidError(UnauthenticatedError):
-    """The token is not accepted. `reason` is for the log: a forger is not told what to change."""
+    """The token is not accepted. `reason` is only for the log, because it would help a forger."""
 
     kind = "token-invalid"
 
@@ -123,14 +123,14 @@ class TokenInvalidError(UnauthenticatedError):
 
 
 class ForbiddenError(AppError):
-    """The token is valid, but its user is not the path's."""
+    """The token is valid, but its user is not the one in the path."""
 
     status, kind = 403, "forbidden"
     detail = "The token was issued for another user."
 
 
 class NotFoundError(AppError):
-    """There is nothing."""
+    """Base class of the 404 errors."""
 
     status, title = 404, "Not found"
 
@@ -143,14 +143,14 @@ class RouteNotFoundError(NotFoundError):
 
 
 class TaskNotFoundError(NotFoundError):
-    """No such task, or another user's: the two are never told apart."""
+    """The task does not exist, or belongs to another user. Clients cannot tell the two apart."""
 
     kind = "task-not-found"
     detail = "There is no such task."
 
 
 class MethodNotAllowedError(AppError):
-    """The path exists, the method does not. `allowed` goes into `Allow` (RFC 9110 section 15.5.6)."""
+    """The path exists, but not with this method. `allowed` becomes the header `Allow` (RFC 9110 section 15.5.6)."""
 
     status, kind = 405, "method-not-allowed"
 
@@ -160,7 +160,7 @@ class MethodNotAllowedError(AppError):
 
 
 class RequestTimeoutError(AppError):
-    """The request did not arrive in `seconds`."""
+    """The request was not complete after `seconds`."""
 
     status, kind = 408, "request-timeout"
 
@@ -169,14 +169,14 @@ class RequestTimeoutError(AppError):
 
 
 class ConflictError(AppError):
-    """Another row forbids the change: a unique value is taken, or a reference has no target or is still in use."""
+    """The change violates a constraint: a value is not unique, or a reference has no target or is still in use."""
 
     status, kind = 409, "conflict"
     detail = "This conflicts with something that is already stored."
 
 
 class PreconditionFailedError(AppError):
-    """`If-Match` or `If-None-Match` does not hold. `entity_tag` is the current one, None for a missing task."""
+    """`If-Match` or `If-None-Match` failed. `entity_tag` is the task's current tag, None if the task is missing."""
 
     status, kind = 412, "precondition-failed"
 
@@ -208,14 +208,14 @@ class UnsupportedMediaTypeError(AppError):
 
 
 class MisdirectedRequestError(AppError):
-    """The request names another host than this machine (RFC 9110 section 15.5.20): a web page may have sent it."""
+    """The `Host` is not this machine (RFC 9110 section 15.5.20). A malicious web page may have sent the request."""
 
     status, kind = 421, "misdirected-request"
     detail = "Without authentication the service answers on localhost only."
 
 
 class InvalidRequestError(AppError):
-    """One or more fields break a rule; `errors` names each that is known."""
+    """One or more fields are invalid. `errors` is empty if the database did not name the field."""
 
     status, kind = 422, "invalid-request"
     detail = "The database does not accept a value of this request."
@@ -226,7 +226,7 @@ class InvalidRequestError(AppError):
 
 
 class HeadTooLargeError(AppError):
-    """The request line and the headers are longer than `size` bytes, or more than `count` (RFC 6585 section 5)."""
+    """The request line and headers exceed `size` bytes or `count` headers (RFC 6585 section 5)."""
 
     status, kind = 431, "head-too-large"
 
@@ -235,7 +235,7 @@ class HeadTooLargeError(AppError):
 
 
 class InternalError(AppError):
-    """A defect of the service. What happened is in the log under the same request id."""
+    """A defect of the service. The log has the exception under the same request id."""
 
     status, kind = 500, "internal-error"
     detail = "Something went wrong on our side. Please quote the request id when you report it."
@@ -256,14 +256,14 @@ class DatabaseUnavailableError(UnavailableError):
 
 
 class OverloadedError(UnavailableError):
-    """No connection to the database became free in time, or too many requests wait for one."""
+    """No database connection became free in time, or too many requests wait for a connection."""
 
     kind = "overloaded"
     detail = "The service is busy at the moment. Please try again."
 
 
 class TimedOutError(UnavailableError):
-    """The statement was too slow, or blocked others, and was aborted. Nothing was changed."""
+    """The statement was aborted because it was too slow or in conflict with others. Nothing was changed."""
 
     kind = "timed-out"
     detail = "The database could not finish this in time. Please try again."
@@ -277,23 +277,23 @@ class OutcomeUnknownError(UnavailableError):
 
 
 class ShuttingDownError(UnavailableError):
-    """The service stopped before the request was done."""
+    """The service stopped before the request was finished."""
 
     kind = "shutting-down"
     detail = "The service was stopped before it was done. A change may or may not have been made."
 
 
 class IssuerUnavailableError(UnavailableError):
-    """The keys that tokens are verified with could not be fetched yet."""
+    """The keys that verify tokens could not be fetched yet."""
 
     kind = "issuer-unavailable"
     detail = "Tokens cannot be checked at the moment. Please try again."
 
 
 class StatementError(Exception):
-    """A statement is wrong, or its role may not run it. Names the driver's class and SQLSTATE.
+    """A statement is wrong, or the role may not run it. The text has only the class and SQLSTATE of `error`.
 
-    The driver's own text is left out because it may quote the user's data.
+    The driver's own text is omitted because it may quote the user's data.
     """
 
     def __init__(self, error: BaseException) -> None:

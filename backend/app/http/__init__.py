@@ -1,1 +1,1 @@
-"""What stands between the server and a route."""
+"""The HTTP layer between the server and the routes: authorization, request reading, errors, headers."""

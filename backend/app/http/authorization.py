@@ -1,4 +1,4 @@
-"""Who may ask. Decided for every path under `/api` before a route is chosen, so that no route can forget it."""
+"""Authorization. It runs for every path under `/api` before a route is chosen, so no route can forget it."""
 
 import logging
 import re
@@ -35,7 +35,7 @@ _T = TypeVar("_T", bound=Callable[..., Any])
 
 
 class NotStartedError(RuntimeError):
-    """The application serves before its lifespan has begun."""
+    """A request arrived although the lifespan has not run."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -46,21 +46,21 @@ class NotStartedError(RuntimeError):
 
 
 def public(endpoint: _T) -> _T:
-    """Declare that anybody may call an endpoint, or a mounted application, that is outside `/api`."""
-    endpoint.public_mark = endpoint  # type: ignore[attr-defined]  # itself, because functools.wraps copies attributes
+    """Returns `endpoint`, marked as open to everybody. It is a handler or a mounted application outside `/api`."""
+    endpoint.public_mark = endpoint  # type: ignore[attr-defined]  # not True: functools.wraps would copy it
     return endpoint
 
 
 async def current_user(connection: HTTPConnection) -> str:
-    """Returns the token's user, for a route under `/api` that has no `{user_id}`. Raises TokenMissingError."""
+    """Returns the token's user, for routes without `{user_id}`. Raises TokenMissingError if authentication is off."""
     user_id: str | None = connection.scope["state"].get("user_id")
-    if user_id is None:  # authentication is off
+    if user_id is None:
         raise TokenMissingError
     return user_id
 
 
 def is_api(path: str) -> bool:
-    """Returns whether only the owner of a token may use the path."""
+    """Returns whether the path needs a token."""
     return path == "/api" or path.startswith("/api/")
 
 
@@ -71,19 +71,19 @@ def is_public(context: RouteContext) -> bool:
 
 
 def check_routes(router: APIRouter) -> None:
-    """Raises StartupError for a route of which it is not certain who may use it."""
+    """Raises StartupError for a route that has unclear access, is never reached, or commits after its reply."""
     if [*router._iter_low_priority_routes()]:  # noqa: SLF001  # FastAPI has no other list of them
         message = "frontend() cannot be declared public; mount StaticFiles instead: app.mount(path, public(files))"
         raise StartupError(message)
     contexts = [*iter_route_contexts(router.routes)]
     for context in contexts:
-        if reason := _refusal(context) or _shadow(context, contexts) or _late_end(context):
+        if reason := _access_problem(context) or _shadow(context, contexts) or _commit_after_reply(context):
             methods = ", ".join(sorted(context.methods or ())) or "the mount"
             message = f"{methods} {context.path or context.original_route}: {reason}"
             raise StartupError(message)
 
 
-def _refusal(context: RouteContext) -> str | None:
+def _access_problem(context: RouteContext) -> str | None:
     path = context.path or ""
     if not is_api(path):
         return None if is_public(context) else "is outside /api; move it there, or declare it with @public"
@@ -95,7 +95,7 @@ def _refusal(context: RouteContext) -> str | None:
 
 
 def _acts_for_token_user(context: RouteContext) -> bool:
-    """Whether it takes `CurrentUser` and has a word, no parameter, behind `/api`."""
+    """Whether the route takes `CurrentUser`, and a fixed word follows `/api` in its path."""
     dependant: Dependant | None = getattr(context, "dependant", None)
     takes = dependant is not None and any(each.call is current_user for each in all_dependants(dependant))
     path = context.path or ""
@@ -103,7 +103,7 @@ def _acts_for_token_user(context: RouteContext) -> bool:
 
 
 def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | None:
-    """Returns why a route for the token's user is never reached: one of `/api/{user_id}` takes its requests."""
+    """Returns the reason if an earlier route, such as one of `/api/{user_id}`, takes all requests of this route."""
     if not _acts_for_token_user(context):
         return None
     path = re.sub(r"{\w+(:\w+)?}", "0", context.path or "")
@@ -115,27 +115,27 @@ def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | No
     return None
 
 
-def _late_end(context: RouteContext) -> str | None:
-    """Returns which dependency would end after the reply, although a failure of its end has to be answered."""
+def _commit_after_reply(context: RouteContext) -> str | None:
+    """Returns the reason if a dependency ends after the reply. It would be too late to answer a failed commit."""
     dependant: Dependant | None = getattr(context, "dependant", None)
     for each in all_dependants(dependant) if dependant else ():
-        if getattr(each.call, "ends_before_reply", False) and each.scope != "function":
+        if getattr(each.call, "must_end_before_reply", False) and each.scope != "function":
             return f'would commit after its reply; take Session (app.routes.deps), or {each.name} with scope="function"'
     return None
 
 
 def all_dependants(dependant: Dependant) -> Iterator[Dependant]:
-    """Yields what a handler takes, and what its dependencies take, and theirs."""
+    """Yields `dependant` and, recursively, its dependencies."""
     yield dependant
     for dependency in dependant.dependencies:
         yield from all_dependants(dependency)
 
 
 class AuthorizationMiddleware:
-    """Under `/api`, asks for a token, whose user must be the one in the path: `/api/{user_id}/...`.
+    """Requires a token under `/api`. Its user must be the one in the path: `/api/{user_id}/...`.
 
-    A path of another form is only for routes that act for the token's own user: they take `CurrentUser` and have no
-    `{user_id}`. A path or a method that no route has is 404 or 405 whoever asks.
+    Paths of another form belong to routes that take `CurrentUser`, which act for the token's own user. An unknown path
+    is 404 and an unknown method 405, with or without a token.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
@@ -150,7 +150,7 @@ class AuthorizationMiddleware:
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": POLICY_VIOLATION})
                     return
-                scope["route"] = self._chosen(scope)  # for the log
+                scope["route"] = self._matching_route(scope)  # for the log
                 _log_refusal(scope, error)
                 raise
         await self._app(scope, receive, send)
@@ -164,17 +164,17 @@ class AuthorizationMiddleware:
         user_id = await state["tokens"].user_id_of(_bearer_token(scope))
         scope["state"] = {**state, "user_id": user_id}  # of this request alone
         is_owner = f"{path}/".startswith(f"/api/{user_id}/")
-        if not is_owner and not _acts_for_token_user(self._chosen(scope)):
+        if not is_owner and not _acts_for_token_user(self._matching_route(scope)):
             raise ForbiddenError
 
-    def _chosen(self, scope: Scope) -> RouteContext:
-        """Returns the route that FastAPI will choose: the first one that matches path and method.
+    def _matching_route(self, scope: Scope) -> RouteContext:
+        """Returns the route that FastAPI will choose: the first that matches path and method.
 
-        Raises HTTPException, as the router does, if there is none.
+        Raises HTTPException with 404 or 405, like the router, if no route matches.
         """
         partial = False
         for context in iter_route_contexts(self._routes):
-            with suppress(ValueError):  # of a convertor, for a number with thousands of digits
+            with suppress(ValueError):  # a convertor fails for a number with thousands of digits
                 match, _ = context.matches(scope)
                 if match is Match.FULL:
                     return context
@@ -189,7 +189,7 @@ def _log_refusal(scope: Scope, error: Exception) -> None:
 
 
 def _bearer_token(scope: Scope) -> str:
-    """Returns the token of the only `Authorization` (RFC 6750 section 2.1). Raises UnauthenticatedError."""
+    """Returns the bearer token (RFC 6750 section 2.1). Raises UnauthenticatedError without exactly one."""
     sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
     if len(sent) > 1:
         raise TokenInvalidError("several")
@@ -200,17 +200,17 @@ def _bearer_token(scope: Scope) -> str:
 
 
 def refuse_misdirected(scope: Scope) -> None:
-    """Raises MisdirectedRequestError unless the request came over a loopback address and names this machine.
+    """Raises MisdirectedRequestError unless the request came over a loopback address and its `Host` is a loopback name.
 
-    Without authentication, a web page whose host name resolves to this machine (DNS rebinding) could otherwise have
-    its reader's browser use the service.
+    For a service without authentication. A web page whose host name resolves to this machine (DNS rebinding) could
+    otherwise use the service through its visitor's browser.
     """
     if not (_came_over_loopback(scope) and _names_loopback(scope)):
         raise MisdirectedRequestError
 
 
 def _came_over_loopback(scope: Scope) -> bool:
-    """Another server than ours may listen elsewhere. A Unix socket has no port."""
+    """Checked for each request, because another ASGI server may listen on any address. A Unix socket has no port."""
     address, port = scope.get("server") or ("", 0)
     return port is None or is_loopback(address)
 

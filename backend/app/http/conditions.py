@@ -1,4 +1,4 @@
-"""Replies to a GET: each has an entity tag, and is 304 if the client has it already (RFC 9110 section 13)."""
+"""Conditional GET: adds an `ETag`, and answers 304 if the client's copy is current (RFC 9110 section 13)."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -11,9 +11,9 @@ _KEPT: Final = {"etag", "cache-control", "content-location", "expires", "vary"} 
 
 
 def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Response:
-    """Returns a 304 in place of a successful `response` whose `ETag` is among the tags in `If-None-Match`.
+    """Returns `response`, or a 304 if its status is 200 and its `ETag` is among `known`, the tags of `If-None-Match`.
 
-    A response without a tag gets a weak one, made of all that it says. One that streams has none.
+    A response without an `ETag` gets a weak one, computed from body and `Link`. A streaming response gets none.
     """
     if response.status_code != HTTPStatus.OK or not hasattr(response, "body"):
         return response

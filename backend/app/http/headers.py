@@ -1,4 +1,4 @@
-"""The headers of this API, as OpenAPI describes them and as CORS lets browsers send and read them."""
+"""The headers of this API, for the OpenAPI document and for CORS."""
 
 from typing import Any, Final
 

@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, headers for browsers, CORS, and the answer to a defect."""
+"""The outermost middleware: request id, request log, security headers, CORS, and answers to exceptions."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ from app.http.fast_lane import effective_route
 from app.http.problems import answer_defect, problem
 from app.schemas.problem import REQUEST_ID_PATTERN
 
-# What every reply has that does not say something else. Only /docs is a page that loads anything.
+# Defaults: a reply that sets one of these headers itself keeps its own value. Only /docs loads scripts and styles.
 _SAFE_HEADERS: Final = (
     (b"cache-control", b"private, no-cache"),  # a copy is revalidated before each use (RFC 9111 section 5.2.2.4)
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -43,12 +43,12 @@ _requests: Final = logging.getLogger("app.requests")
 
 
 def new_request_id() -> str:
-    """Returns 32 hexadecimal digits. `secrets.token_hex` does the same in four calls more."""
+    """Returns 32 random hexadecimal digits. `secrets.token_hex` makes four more calls."""
     return urandom(16).hex()
 
 
 def complete_headers(message: Message, request_id: str) -> None:
-    """Have a reply name its request, and tell browsers what not to do with it."""
+    """Add `X-Request-ID` and the missing default headers to the first message of a reply."""
     said = dict(message["headers"])
     if b"vary" in said:
         missing = [name for name in ("Origin", "Authorization") if name.encode().lower() not in said[b"vary"].lower()]
@@ -59,7 +59,7 @@ def complete_headers(message: Message, request_id: str) -> None:
 
 
 class ProblemCORSMiddleware(CORSMiddleware):
-    """Starlette's, with the refusal of a preflight as a problem instead of plain text."""
+    """Starlette's CORSMiddleware, but a refused preflight is answered with a problem instead of plain text."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
@@ -74,9 +74,9 @@ class ProblemCORSMiddleware(CORSMiddleware):
 class RequestMiddleware:
     """The outermost layer, in the place of Starlette's ServerErrorMiddleware.
 
-    Gives each request an id, which travels on as the request header `X-Request-ID`, writes one line about it, adds the
-    headers for browsers and CORS, treats HEAD as GET (RFC 9110 section 9.3.2), and answers exceptions that no handler
-    inside has answered.
+    Gives each request an id, which inner layers read from the request header `X-Request-ID`. Logs one line per request.
+    Adds the security and CORS headers. Treats HEAD as GET (RFC 9110 section 9.3.2). Answers exceptions that no inner
+    layer has answered.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class RequestMiddleware:
                 complete_headers(message, request_id)
             await send(message)
 
-        app, deliver = self._across_origins(inner, reply)
+        app, deliver = self._apply_cors(inner, reply)
         try:
             if self._loopback_only:
                 refuse_misdirected(inner)
@@ -129,7 +129,7 @@ class RequestMiddleware:
                 }
             )
 
-    def _across_origins(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
+    def _apply_cors(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns the application and the `send` to use. CORS applies only when `Origin` is present."""
         if b"origin" not in dict(scope["headers"]):
             return self._app, send
@@ -139,7 +139,7 @@ class RequestMiddleware:
         return self._app, partial(self._cors.send, send=send, request_headers=headers)
 
     def _answer(self, error: BaseException) -> ASGIApp:
-        """Returns what answers an exception: its handler, found as FastAPI finds it, or that of defects."""
+        """Returns an application that answers an exception with its handler, or with the handler of defects."""
 
         async def fail(*_: object) -> NoReturn:
             raise error
@@ -147,9 +147,9 @@ class RequestMiddleware:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 await error_middleware(fail, self._handlers)(scope, receive, send)
-            except asyncio.CancelledError:  # the server cancels what is not done when it has to end
+            except asyncio.CancelledError:  # at shutdown the server cancels unfinished requests
                 await problem(Headers(scope=scope), ShuttingDownError())(scope, receive, send)
-            except Exception as defect:  # noqa: BLE001  # every other exception is one
+            except Exception as defect:  # noqa: BLE001  # no handler is registered for it
                 response = await self._answer_defect(Request(scope, receive), defect)
                 await response(scope, receive, send)
 
@@ -162,14 +162,14 @@ class RequestMiddleware:
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)
         try:
             response = await answer(request, error)
-        except Exception as failure:  # noqa: BLE001  # the handler of defects has one itself
+        except Exception as failure:  # noqa: BLE001  # the handler of defects has failed itself
             _requests.error("unexpected error in the handler of errors", exc_info=failure, extra=extra)
             response = None
         return response if isinstance(response, Response) else await answer_defect(request, error)
 
 
 def error_middleware(app: ASGIApp, handlers: Mapping[Any, Any]) -> ASGIApp:
-    """Returns Starlette's ExceptionMiddleware with the handlers that FastAPI gives it: all but those of defects."""
+    """Returns Starlette's ExceptionMiddleware with all `handlers` but those of defects, as FastAPI builds it."""
     known = {kind: handler for kind, handler in handlers.items() if kind not in {500, Exception}}
     return ExceptionMiddleware(app, handlers=known)
 
@@ -180,7 +180,7 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     others = [header for header in headers if header[0] != b"x-request-id"] if sent else headers
     request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else new_request_id()
     headers = [*others, (b"x-request-id", request_id.encode())]
-    # The server leaves the body out of a reply to HEAD; routing sees a GET.
+    # Routes see a GET. The server omits the body of the reply.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {**scope, "method": method, "headers": headers}, request_id
 
@@ -188,8 +188,8 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
 def log_request(request: dict[str, Any]) -> None:
     """Log a request, given `request_id`, `method`, `route`, `status` and `duration_ms`.
 
-    Where one stream of JSON lines is all that would get the line, it is written straight to that stream: a call of
-    `logging` costs a tenth of a GET.
+    If the only handler writes JSON lines to a stream, the line is written to that stream directly. A call of `logging`
+    costs a tenth of a GET.
     """
     if not _requests.isEnabledFor(logging.INFO):
         return
@@ -208,7 +208,7 @@ def log_request(request: dict[str, Any]) -> None:
 
 
 def _only_stream() -> Any:
-    """Returns the handler that alone gets the lines of requests and writes them to a stream as JSON, else None."""
+    """Returns the only handler of the request log if it writes JSON to a stream, else None."""
     handlers = [*_requests.handlers, *_app.handlers, *logging.root.handlers]
     if [(type(handler), type(handler.formatter)) for handler in handlers] != [(logging.StreamHandler, JsonFormatter)]:
         return None

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with headers and errors described as they are sent."""
+"""FastAPI's OpenAPI document, completed with the real headers, errors and security of each operation."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ _SCHEMES: Final = {
 _SECURED: Final = {"bearer": list[str]()}
 _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _ON_ALL: Final = ("Ignored-Fields", "Preference-Applied")
-# What more than one operation answers, with the example that the document shows.
+# Errors of several operations. Each instance is the example in the document.
 _ALWAYS: Final = (
     TokenInvalidError("expired"),
     ForbiddenError(),
@@ -68,14 +68,14 @@ _TASK: Final = (TaskNotFoundError(), PreconditionFailedError('"2026-11-22T09:31:
 
 
 def operation_id(route: APIRoute) -> str:
-    """Returns the name of the handler."""
+    """Returns the operation id of a route: the name of its handler."""
     return route.name
 
 
 def problems(*errors: AppError) -> dict[int | str, dict[str, Any]]:
-    """Returns FastAPI's `responses` for the errors that an operation answers, besides a defect of ours.
+    """Returns `responses` for FastAPI: the given errors and InternalError.
 
-    Of two with one status, the last is the example.
+    If several errors have one status, the last is the example.
     """
     return {error.status: _problem(error) for error in (*errors, InternalError())}
 
@@ -83,7 +83,7 @@ def problems(*errors: AppError) -> dict[int | str, dict[str, Any]]:
 def _operation(
     status: int, success: str, *errors: AppError, takes: tuple[str, ...] = (), gives: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Returns the keywords by which a route describes its answers and headers."""
+    """Returns the keyword arguments for a route decorator that describe its responses and headers."""
     responses = {status: _answer(success, gives), **problems(*_ALWAYS, *errors)}
     if "Cache-Control" in gives:
         responses[304] = _answer("You have it already.", ("ETag", "Cache-Control"))
@@ -117,9 +117,9 @@ DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-No
 
 
 def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool) -> None:
-    """Have FastAPI's document say for every operation who may call it, and describe its errors and headers as sent.
+    """Add to FastAPI's `document`, in place, the security, errors and headers of every operation.
 
-    Where the service does not authenticate, a token is described as optional: clients are the same elsewhere.
+    With `authenticates` off, the token is optional, so a generated client also works where authentication is on.
     """
     components = document.setdefault("components", {})
     components["securitySchemes"] = {**components.get("securitySchemes", {}), **_SCHEMES}
@@ -136,15 +136,15 @@ def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, 
             operation = document.get("paths", {}).get(context.path_format, {}).get(method.lower())
             if operation:
                 _complete_operation(operation, context, authenticates=authenticates)
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, unless something else has these names
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, unused unless a route refers to them
         if f'"#/components/schemas/{name}"' not in json.dumps(document):
             schemas.pop(name, None)
 
 
 def _complete_operation(operation: dict[str, Any], context: RouteContext, *, authenticates: bool) -> None:
-    """Add what holds for every operation, but never in the place of what its route says itself."""
+    """Add the common responses and the security. A response that the route describes itself is kept."""
     public = is_public(context)
-    own = operation.get("security", [])  # of dependencies of FastAPI's `Security`
+    own = operation.get("security", [])  # from dependencies that use FastAPI's `Security`
     tokens = [{**scheme, **_SECURED} for scheme in own or [{}]]
     operation["security"] = own if public else tokens if authenticates else [*tokens, {}]
     responses = operation.setdefault("responses", {})
@@ -165,7 +165,7 @@ def _complete_operation(operation: dict[str, Any], context: RouteContext, *, aut
 
 
 def _order_example(schema: dict[str, Any]) -> None:
-    """Pydantic has sorted the names of the example; replies have the order of the properties."""
+    """Put the example in the order of the properties, as in replies. Pydantic sorts it by name."""
     example, properties = schema.get("example"), schema.get("properties")
     if isinstance(example, dict) and properties:
         schema["example"] = {name: example[name] for name in properties if name in example}

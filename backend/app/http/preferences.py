@@ -1,4 +1,4 @@
-"""Unknown names in a request: ignored and named in `Ignored-Fields`, or refused if the client prefers so (RFC 7240)."""
+"""Unknown names in a request: listed in `Ignored-Fields`, or refused with `Prefer: handling=strict` (RFC 7240)."""
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import fields as fields_of
@@ -14,7 +14,7 @@ from app.http.authorization import all_dependants
 from app.http.problems import body_pointer
 
 _NAMES_SHOWN: Final = 20
-_NAME_LENGTH: Final = 40  # bytes; with the number of names, a bound on what a reply repeats
+_NAME_LENGTH: Final = 40  # bytes; both bounds limit how much input a reply repeats
 
 
 class _Anything:
@@ -23,7 +23,7 @@ class _Anything:
 
 
 class KnownNames(NamedTuple):
-    """The names that a request may use, and whether a body is read at all."""
+    """The known names of body fields and query parameters, and whether the route reads a body."""
 
     has_body: bool
     fields: Container[str]
@@ -31,17 +31,17 @@ class KnownNames(NamedTuple):
 
 
 def known_names(route: Any) -> KnownNames:
-    """Returns the names that the handler of a route, or a dependency of it, takes from the body and the query."""
+    """Returns the names that the handler of a route and its dependencies take from the body and the query."""
     dependants = [*all_dependants(route.dependant)]
     bodies = [field for dependant in dependants for field in dependant.body_params]
     parameters = [field for dependant in dependants for field in dependant.query_params]
-    embedded = route._embed_body_fields  # noqa: SLF001  # whether the names are those of the parameters
+    embedded = route._embed_body_fields  # noqa: SLF001  # the body is an object keyed by parameter
     fields = frozenset(field.alias for field in bodies) if embedded else _names_of(bodies, alone=_Anything())
     return KnownNames(bool(bodies), fields, _names_of(parameters))
 
 
 def _names_of(fields: Iterable[Any], alone: Container[str] | None = None) -> Container[str]:
-    """Returns the names in the models of `fields`. A field without a model has its own name, or `alone`."""
+    """Returns the names in the models of `fields`. For a field without a model: its own name, or `alone` if given."""
     names: set[str] = set()
     for field in fields:
         annotation = field.field_info.annotation
@@ -60,7 +60,7 @@ def _takes_any_name(model: Any) -> bool:
 
 
 def _model_names(model: Any) -> set[str] | None:
-    """Returns the names in a request: of a pydantic model, a TypedDict or a dataclass, else None."""
+    """Returns the field names of a pydantic model, a TypedDict or a dataclass, else None."""
     if isinstance(model, type) and issubclass(model, BaseModel):
         return {alias for name, field in model.model_fields.items() for alias in _aliases(field, name)}
     if is_typeddict(model):
@@ -69,7 +69,7 @@ def _model_names(model: Any) -> set[str] | None:
 
 
 def _aliases(field: Any, name: str) -> set[str]:
-    """Returns every name by which a field may be sent."""
+    """Returns every name that a request may use for a field."""
     choices = field.validation_alias
     several = choices.choices if isinstance(choices, AliasChoices) else [choices]
     paths = [choice.path[0] if isinstance(choice, AliasPath) else choice for choice in several]
@@ -77,9 +77,9 @@ def _aliases(field: Any, name: str) -> set[str]:
 
 
 def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: Sequence[str]) -> dict[str, str]:
-    """Returns the reply's headers for the unknown names in body and query, given the values of `Prefer`.
+    """Returns the reply headers, given the values of `Prefer` and the unknown names in body and query.
 
-    Raises InvalidRequestError, which names them, with `handling=strict`.
+    With `handling=strict`, raises InvalidRequestError for unknown names.
     """
     handling = _handling(prefer)
     headers = {"Preference-Applied": f"handling={handling}"} if handling else {}
@@ -93,7 +93,7 @@ def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: S
 
 
 def _handling(prefer: Sequence[str]) -> str | None:
-    """Returns the first `handling` of `Prefer` if it is one of the two defined (RFC 7240 section 4.4)."""
+    """Returns the first `handling` of `Prefer` if it is `strict` or `lenient` (RFC 7240 section 4.4)."""
     for preference in ",".join(prefer).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "handling":

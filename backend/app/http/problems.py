@@ -1,4 +1,4 @@
-"""Every error becomes RFC 9457 `application/problem+json` here, and nowhere else."""
+"""Renders every error as RFC 9457 `application/problem+json`. No other module does."""
 
 import logging
 import re
@@ -33,8 +33,8 @@ _logger = logging.getLogger("app.requests")
 
 MEDIA_TYPE: Final = "application/problem+json"
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-EXTRA_HEADERS: Final = "app.problem_headers"  # in the scope: headers that a problem has as well
-# pydantic's own words for these quote the input, or speak of Python.
+EXTRA_HEADERS: Final = "app.problem_headers"  # key in the scope: headers that are also added to a problem
+# Replaces messages of pydantic that quote the input or mention Python.
 _WORDS: Final = {
     "missing": "is required",
     "uuid_parsing": "must be a UUID",
@@ -46,13 +46,13 @@ _WORDS: Final = {
     "union_tag_invalid": "has an unknown tag",
 }
 _MAY_QUOTE: Final = {"value_error", "assertion_error", "zoneinfo_str", "import_error", "byte_size_unit"}
-_NAME_LENGTH: Final = 40  # bytes of a name of the client's that is repeated
-_DEPTH: Final = 4  # of the names in a pointer
+_NAME_LENGTH: Final = 40  # bytes of a client's name that a reply repeats
+_DEPTH: Final = 4  # names in a pointer
 _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
 
 
 class PlainHTTPError(AppError):
-    """An HTTPException: its status says all (RFC 9457 section 4.2.1). A detail that is no text is given as `data`."""
+    """An HTTPException, with type `about:blank` (RFC 9457 section 4.2.1). `data` is a detail that is not text."""
 
     def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Error"
@@ -65,24 +65,24 @@ class PlainHTTPError(AppError):
 
 
 def _as_json(value: object) -> Any:
-    """Returns what JSON can carry of a value: NaN becomes null, a class of its own becomes text."""
+    """Returns a value that JSON can represent: NaN becomes null, an object of an unknown class becomes text."""
     return from_json(to_json(value, fallback=str, inf_nan_mode="null", bytes_mode="base64"))
 
 
 def request_id_of(headers: Headers) -> str:
-    """Returns the request id, which the middleware has put among the request's `headers`."""
+    """Returns the request id from the request's `headers`, where RequestMiddleware has put it."""
     return headers["x-request-id"]
 
 
 def problem(headers: Headers, error: AppError, extra: Mapping[str, str] | None = None) -> Response:
-    """Returns `error` as problem details, for the request with these `headers`. No cache may keep it."""
+    """Returns the response for `error`. `headers` are those of the request, `extra` are added to the response."""
     content = problem_details(error, request_id_of(headers))
     said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
     return JSONResponse(content, error.status, said, MEDIA_TYPE)
 
 
 def problem_details(error: AppError, request_id: str) -> dict[str, Any]:
-    """Returns the members of the problem, in the order of `schemas.problem.Problem`."""
+    """Returns the JSON members of a problem, in the order of `schemas.problem.Problem`."""
     details = {
         "type": error.kind if isinstance(error, PlainHTTPError) else f"urn:problem-type:{error.kind}",
         "title": error.title,
@@ -103,7 +103,7 @@ def body_pointer(*path: object) -> str:
 
 
 def field_error(error: Mapping[str, Any]) -> FieldError:
-    """Returns what pydantic found wrong, in our words and without the input."""
+    """Returns one error of pydantic as a FieldError whose text does not quote the input."""
     part, *path = error.get("loc") or ("body",)
     path = [str(name).encode()[:_NAME_LENGTH].decode(errors="ignore") for name in path[:_DEPTH]]
     pointer = body_pointer(*path) if part == "body" else "/".join((str(part), *map(quote, path)))
@@ -111,14 +111,14 @@ def field_error(error: Mapping[str, Any]) -> FieldError:
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    """Returns the words of pydantic or of a validator, unless they quote the input."""
+    """Returns the message of pydantic or of a validator, or `is not valid` if the message quotes the input."""
     message = str(error.get("msg", "is not valid")).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     quotes = str(error.get("input")) in message and error.get("type") in _MAY_QUOTE
     return "is not valid" if quotes else _SUBJECT.sub("must", message)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer every error as a problem: ours, FastAPI's own, and defects."""
+    """Register handlers with `app` that answer every exception with a problem."""
     handlers: dict[Any, Any] = {
         AppError: answer_app_error,
         HTTPException: _answer_http_exception,
@@ -129,14 +129,14 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 async def answer_app_error(request: Request, error: AppError) -> Response:
-    """Returns the problem. The line of the request has the status only, so the log names the kind of a 503."""
+    """Returns the problem. Logs the kind of a 503, because the request log has only the status."""
     if isinstance(error, UnavailableError):
         _logger.info("unavailable: %s", error.kind, extra={"request_id": request_id_of(request.headers)})
     return problem(request.headers, error, request.scope.get(EXTRA_HEADERS))
 
 
 async def answer_defect(request: Request, _: Exception) -> Response:
-    """Returns the problem for an exception that nobody expected. `RequestMiddleware` logs it."""
+    """Returns the problem for an unexpected exception. RequestMiddleware logs the exception."""
     return problem(request.headers, InternalError())
 
 
@@ -145,7 +145,7 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
         return await http_exception_handler(request, error)
     if error.status_code == HTTPStatus.NOT_FOUND and "endpoint" not in request.scope:  # the router's
         return await answer_app_error(request, RouteNotFoundError())
-    if isinstance(error.__cause__, AppError):  # which FastAPI would have taken for a defect
+    if isinstance(error.__cause__, AppError):  # wrapped, because FastAPI changes other exceptions to 400
         return await answer_app_error(request, error.__cause__)
     is_default = error.detail == HTTPStatus.METHOD_NOT_ALLOWED.phrase
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and is_default and (allowed := [*_allowed(request)]):
@@ -162,7 +162,7 @@ async def _answer_validation_error(request: Request, error: RequestValidationErr
 
 
 def _allowed(request: Request) -> Iterator[str]:
-    """Yields every method of the path: Starlette itself names only those of the first route."""
+    """Yields every method of the path. Starlette names only the methods of the first route."""
     for method in METHODS:
         scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
         if any(context.matches(scope)[0] is Match.FULL for context in iter_route_contexts(request.app.routes)):

@@ -1,4 +1,4 @@
-"""The tables. SQLModel is the single source of their shape and of every statement."""
+"""The tables. Migrations and statements are built from these SQLModel classes."""
 
 from sqlmodel import SQLModel
 

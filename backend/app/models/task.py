@@ -1,4 +1,4 @@
-"""The table `tasks`: one row a task, the owner first in every key."""
+"""The table `tasks`, with one row per task. Every key starts with the owner."""
 
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -14,7 +14,7 @@ USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
 
 
 class Task(SQLModel, table=True):
-    """A task. `updated_at` strictly grows with every change, so it is the row's version."""
+    """A task. `updated_at` is the row's version, because it strictly increases with every change."""
 
     __tablename__ = "tasks"
 
@@ -32,7 +32,7 @@ class Task(SQLModel, table=True):
         sa_column_kwargs={"server_default": func.now()},
     )
 
-    # COLLATE "C" makes a rule mean the same on every server, whatever its locale.
+    # COLLATE "C" makes the rules independent of the server's locale.
     __table_args__ = (
         CheckConstraint(f"user_id COLLATE \"C\" ~ '{USER_ID_PATTERN}'", name="user_id"),
         CheckConstraint(
@@ -45,9 +45,9 @@ class Task(SQLModel, table=True):
 
 @dataclass
 class WireTask:
-    """A task as a statement returns it and as it goes over the wire, its fields in the order of `WIRE_COLUMNS`.
+    """A row as statements return it and as replies contain it. The fields are in the order of `WIRE_COLUMNS`.
 
-    Times are RFC 3339, UTC with `Z` and always six digits of a second, so that they sort as text.
+    Times are RFC 3339 in UTC, with `Z` and always six fractional digits, so that they sort as text.
     """
 
     id: str
@@ -60,7 +60,7 @@ class WireTask:
 
 
 def _on_the_wire(column: Any) -> Any:
-    """PostgreSQL writes an id or a time as text at less than it costs here to read and write it."""
+    """Returns the column as text if it is an id or a time. PostgreSQL converts these at less cost than Python."""
     if isinstance(column.type, DateTime):
         utc = func.timezone(literal_column("'UTC'"), column)
         return func.to_char(utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")).label(column.name)

@@ -1,4 +1,4 @@
-"""What handlers take: the database, a session, the user, the identifiers in the path, and what the headers ask for."""
+"""Parameter types of handlers: database, session, user, path identifiers, conditions and idempotency key."""
 
 import re
 from collections.abc import AsyncIterator, Iterable
@@ -20,13 +20,13 @@ from app.schemas.task import ID_BOUNDS, UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
 _TAG: Final = re.compile(r'"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)"', re.ASCII)
-# RFC 8941 section 3.3.3, which the draft of Idempotency-Key asks for; most clients send the key bare.
+# The draft of Idempotency-Key requires a string of RFC 8941 section 3.3.3. Most clients send the key without quotes.
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _BARE: Final = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}")
 
 
 async def get_database(request: Request) -> Database:
-    """Returns the database of the lifespan."""
+    """Returns the database that the lifespan opened. Raises NotStartedError without a lifespan."""
     try:
         database: Database = request.scope["state"]["database"]
     except KeyError:
@@ -40,22 +40,25 @@ async def get_session(database: Annotated[Database, Depends(get_database)]) -> A
         yield session
 
 
-get_session.ends_before_reply = True  # type: ignore[attr-defined]  # check_routes refuses another scope
+get_session.must_end_before_reply = True  # type: ignore[attr-defined]  # checked by check_routes
 
 
 async def get_tokens(request: Request) -> TokenVerifier | None:
-    """Returns what verifies tokens, None without authentication."""
+    """Returns the verifier of tokens, None if authentication is off."""
     tokens: TokenVerifier | None = request.scope["state"]["tokens"]
     return tokens
 
 
 async def read_conditions(request: Request) -> Conditions:
-    """Returns what the statement has to check (RFC 9110 section 13). The reply to a GET checks `If-None-Match`."""
+    """Returns the conditions for the statement (RFC 9110 section 13).
+
+    Omits the `If-None-Match` of a GET, which is applied to the response.
+    """
     match = tags_of(request, b"if-match")
     none_match = None if request.scope["method"] == "GET" else tags_of(request, b"if-none-match")
     if match is None and none_match is None:
         return UNCONDITIONAL
-    if none_match is not None and _ANY in none_match:  # then no version will do
+    if none_match is not None and _ANY in none_match:  # no version can fulfil this
         return Conditions(match=(), must_exist=match == [_ANY])
     return Conditions(
         None if match is None or match == [_ANY] else _versions(match),
@@ -65,12 +68,12 @@ async def read_conditions(request: Request) -> Conditions:
 
 
 def _versions(tags: Iterable[str]) -> list[datetime]:
-    """Returns the versions that the tags name. A malformed, weak or foreign tag names none, so it matches nothing."""
+    """Returns the versions of the tags. A malformed, weak or foreign tag has no version and matches no task."""
     return [version for version in map(version_of, tags) if version]
 
 
 def version_of(tag: str) -> datetime | None:
-    """Returns the version that an entity tag names, or None for a tag that no task can have."""
+    """Returns the version in an entity tag, None for a tag that no task can have."""
     ours = _TAG.fullmatch(tag)
     with suppress(ValueError):
         return datetime.fromisoformat(ours[1]) if ours else None
@@ -78,7 +81,7 @@ def version_of(tag: str) -> datetime | None:
 
 
 async def read_idempotency_key(request: Request) -> str | None:
-    """Returns the key, quoted or not, None without one. Raises MalformedHeaderError."""
+    """Returns the key without quotes, None if the header is absent. Raises MalformedHeaderError for invalid syntax."""
     sent = values_of(request, b"idempotency-key")
     if not sent:
         return None
@@ -93,7 +96,7 @@ async def read_idempotency_key(request: Request) -> str | None:
 
 
 Db = Annotated[Database, Depends(get_database)]
-# Ends before the reply leaves: https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
+# Commits before the reply is sent: https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
 Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
 CurrentUser = Annotated[str, Depends(current_user)]
 Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]

@@ -24,7 +24,7 @@ _TOGGLE_OR_SET: Final[Any] = Body(
     openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
 )
 
-_REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameters that the next page has too
+_REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameters that the link to the next page repeats
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -101,6 +101,6 @@ def _path(request: Request) -> str:
 
 
 def _next_page(request: Request, cursor: str) -> str:
-    """Relative to the host (RFC 8288 section 3.1), so that no proxy in front can make it wrong."""
+    """Returns the URL relative to the host (RFC 8288 section 3.1), which stays valid behind a proxy."""
     asked = [f"{name}={quote_plus(value)}&" for name, value in request.query_params.items() if name in _REPEATED]
     return f"{_path(request)}?{''.join(asked)}cursor={cursor}"

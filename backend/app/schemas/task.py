@@ -1,4 +1,4 @@
-"""Tasks on the wire: what a client may send and what it gets."""
+"""Request and response schemas of tasks, and the conditions of a request."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -27,8 +27,8 @@ LIMIT_MAX: Final = 1_000
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 
 ID_BOUNDS: Final[JsonDict] = {"minLength": 36, "maxLength": 36}
-# Patterns have to mean the same in every dialect of regular expressions. `\s` does not, so it is spelled out
-# as `str.isspace` has it, in plain characters.
+# A pattern must mean the same in every dialect of regular expressions. `\s` differs between dialects, so these are the
+# characters of `str.isspace`.
 _SPACE: Final = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _STORABLE: Final[JsonDict] = {"pattern": r"^[^\x00]*$"}
 _NOT_BLANK: Final[JsonDict] = {"pattern": rf"^[^\x00]*[^\x00{_SPACE}][^\x00]*$"}
@@ -58,17 +58,17 @@ def _not_blank(text: str) -> str:
 
 
 def _boolean(text: object) -> object:
-    """`true` and `false` in any case, `1` and `0`; anything else is left for pydantic to refuse."""
+    """Accepts `true` and `false` in any case, `1` and `0`. Returns text that pydantic refuses for anything else."""
     return {"true": True, "false": False, "1": True, "0": False}.get(str(text).lower(), "not a boolean")
 
 
 def timestamp(moment: datetime) -> str:
-    """Returns RFC 3339, UTC with `Z` and always six digits of a second, so that times sort as text."""
+    """Returns a UTC time in RFC 3339, with `Z` and always six fractional digits, so that times sort as text."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _digits(text: object) -> object:
-    """Pydantic also takes `1_000`, `+5` and `5.0`; nobody means these."""
+    """Accepts only ASCII digits. Pydantic would also accept `1_000`, `+5` and `5.0`."""
     return text if str(text).isascii() and str(text).isdigit() else "not a number"
 
 
@@ -96,7 +96,7 @@ class TaskCreate(BaseModel):
     title: Title
     description: Description | None = None
     completed: bool = Field(
-        default_factory=bool,  # `default=False` would make generators of clients call the field required
+        default_factory=bool,  # with `default=False`, client generators would make the field required
         description="`false` if it is not sent.",
     )
 
@@ -140,7 +140,7 @@ TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LI
 
 
 class TaskQuery(BaseModel):
-    """Which tasks to list, in which order, and how many."""
+    """The filters, the order and the limit of a list."""
 
     status: Literal["all", "pending", "completed"] = Field(default="all", description="Which tasks by state.")
     completed: Annotated[bool | None, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})] = Field(
@@ -171,10 +171,10 @@ class TaskQuery(BaseModel):
 
 
 class Conditions(NamedTuple):
-    """Which versions of a task a request is meant for (RFC 9110 section 13.1). A version is an `updated_at`.
+    """The conditions of a request (RFC 9110 section 13.1). A version is the `updated_at` of a task.
 
-    One of `match`, and none of `none_match`; None puts no condition. `must_exist` makes a missing task
-    a failed condition.
+    The version must be in `match` and must not be in `none_match`. None means no condition. With `must_exist`, a
+    missing task is a failed condition (412), not a 404.
     """
 
     match: Sequence[datetime] | None = None

@@ -1,1 +1,1 @@
-"""The statements and the rules. Knows nothing of HTTP."""
+"""SQL statements and business rules. This layer does not depend on HTTP."""

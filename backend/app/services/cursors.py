@@ -1,6 +1,7 @@
-"""Keyset pagination: a page starts after the last row of the page before, so it costs the same wherever it is.
+"""Keyset pagination. A page starts after the last row of the previous page, so late pages cost no more than early ones.
 
-A cursor carries that row's sort key and id. It is opaque to the client and bound to the list that it came from.
+A cursor contains the sort key and the id of that row. It is opaque to clients and valid only for the list that it came
+from.
 """
 
 import enum
@@ -34,16 +35,16 @@ from sqlmodel import AutoString
 
 from app.core.errors import FieldError, InvalidRequestError
 
-_CHECKSUM: Final = 8  # bytes; detects damage and mix-ups. It guards no secret: every list is the owner's own
-_ID: Final = 16
-_NULL: Final = b"\xff"  # is in no UTF-8 text
-_MEMBER: Final = b"\xfe"  # neither; before the name of an enum's member, whose label may be another
+_CHECKSUM: Final = 8  # bytes; detects damage and cursors of another list. No secret: users read only their own lists
+_ID: Final = 16  # bytes
+_NULL: Final = b"\xff"  # a byte that never occurs in UTF-8
+_MEMBER: Final = b"\xfe"  # another such byte, before the name of an enum member, which may differ from its label
 _BIGINT: Final = range(-(2**63), 2**63)
 _EXPONENTS: Final = range(-16_383, 131_072)  # of PostgreSQL's numeric; asyncpg sends 1E+131072 as 0
 
 
 class SortKey(NamedTuple):
-    """A column that lists can be sorted by. `nullable` puts the rows without a value last, in both directions."""
+    """A column to sort lists by, and the Python type of its values. NULLs of a `nullable` column always come last."""
 
     column: Any
     kind: type
@@ -58,7 +59,7 @@ class Position(NamedTuple):
 
 
 def sort_key(column: Any) -> SortKey:
-    """Returns the key for a column of a model. Raises TypeError for a type that a cursor cannot carry."""
+    """Returns the key for a column of a model. Raises TypeError for a column type that cursors do not support."""
     kind = _kind(column.type)
     if kind not in _READERS:
         message = f"a cursor cannot carry {column.type!r} of {column}: sort by another column"
@@ -67,7 +68,7 @@ def sort_key(column: Any) -> SortKey:
 
 
 def _kind(type_: Any) -> type:
-    """Returns the Python type of the values, as whatever type SQLAlchemy hands them out."""
+    """Returns the Python type with which a cursor stores the values. SQLAlchemy may return another type."""
     families = {AutoString: str, Enum: str, Uuid: UUID, Float: float}
     kind: type = next((families[each] for each in families if isinstance(type_, each)), type_.python_type)
     return kind
@@ -76,10 +77,10 @@ def _kind(type_: Any) -> type:
 def page_after(
     query: Select[Any], key: SortKey, row_id: Any, *, descending: bool, resumed: bool, in_nulls: bool = False
 ) -> Select[Any]:
-    """Returns the query in the order of `key`, ties by `row_id`. Unless `resumed`, it begins with the first row.
+    """Returns the query ordered by `key`, then by `row_id`. Unless `resumed`, it starts at the first row.
 
-    A resumed page begins after the position that the statement gets as `after_key` and `after_id`; with `in_nulls`,
-    where the position's key is None, it gets no `after_key`.
+    A resumed query starts after the position in its parameters `after_key` and `after_id`. Pass `in_nulls` if the key
+    of that position is None. The query then has no `after_key`.
     """
     order = [key.column.desc(), row_id.desc()] if descending else [key.column, row_id]
     if key.nullable:
@@ -99,8 +100,9 @@ def _is_after(key: SortKey, row_id: Any, *, descending: bool, in_nulls: bool) ->
 
 
 def _key_parameter(type_: Any) -> Any:
-    """An Enum goes to the database as its label, which asyncpg takes as text. A number may be made up, so it goes as
-    a type that has no smaller limits than those of `decode_cursor`: the database compares it all the same.
+    """Returns the parameter for a sort key. An Enum is sent as its label, because asyncpg expects text.
+
+    A forged number may exceed the range of its column. It is sent with a wider type that the database accepts.
     """
     if isinstance(type_, Enum):
         return cast(bindparam("after_key", type_=Text), type_)
@@ -110,8 +112,8 @@ def _key_parameter(type_: Any) -> Any:
 
 
 def encode_cursor(position: Position, sort: str, scope: str) -> str:
-    """Returns `position` as URL-safe text, bound to `sort` and `scope`: all that decides what the list holds."""
-    return _sealed(position.id.bytes + _written(position.key), sort, scope)
+    """Returns `position` as URL-safe text, valid only for `sort` and `scope` (owner and filters of the list)."""
+    return _with_checksum(position.id.bytes + _written(position.key), sort, scope)
 
 
 def _written(key: object) -> bytes:
@@ -121,16 +123,16 @@ def _written(key: object) -> bytes:
 
 
 def decode_cursor(cursor: str, sort: str, scope: str, key: SortKey) -> Position:
-    """Returns the position in `cursor`. Raises InvalidRequestError for a broken or foreign one."""
+    """Returns the position in `cursor`. Raises InvalidRequestError for a damaged cursor or one of another list."""
     with suppress(ValueError, OverflowError, ArithmeticError, KeyError):
         content = urlsafe_b64decode(cursor + "==")[_CHECKSUM:]
-        if cursor == _sealed(content, sort, scope):
+        if cursor == _with_checksum(content, sort, scope):
             return Position(_read_key(content[_ID:], key), UUID(bytes=content[:_ID]))
     raise InvalidRequestError([FieldError("query/cursor", "does not belong to this list; start again without it")])
 
 
 def _read_key(content: bytes, key: SortKey) -> object:
-    """Raises ValueError for what the database would refuse: the checksum is no secret, so it proves nothing."""
+    """Returns the sort key. Raises ValueError if the database would refuse it: anybody can compute a valid checksum."""
     if content == _NULL and key.nullable:
         return None
     type_ = key.column.type
@@ -159,7 +161,7 @@ def _read_naive(text: str) -> datetime:
 
 
 def _read_moment(text: str) -> datetime:
-    """The driver reads `infinity` as the last moment, without a time zone."""
+    """Returns the time in UTC. The driver reads `infinity` as the maximum datetime, without a time zone."""
     moment = datetime.fromisoformat(text)
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -197,7 +199,7 @@ _READERS: Final[Mapping[type, Callable[[str], object]]] = MappingProxyType(
 )
 
 
-def _sealed(content: bytes, sort: str, scope: str) -> str:
+def _with_checksum(content: bytes, sort: str, scope: str) -> str:
     return urlsafe_b64encode(_checksum(content, sort, scope) + content).rstrip(b"=").decode()
 
 

@@ -1,4 +1,4 @@
-"""The six operations on tasks. Each is one SQL statement that names the owner."""
+"""The six operations on tasks. Each runs one SQL statement, restricted to the owner's rows."""
 
 import re
 from collections.abc import Sequence
@@ -42,15 +42,15 @@ from app.models.task import WIRE_COLUMNS, Task, WireTask
 from app.schemas.task import UNCONDITIONAL, Conditions, Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
 
-# SQLAlchemy keeps the columns' names for itself in INSERT and UPDATE: hence `owner` and `new_title`.
+# SQLAlchemy reserves the column names as parameters in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
-# `updated_at` is the row's version: it grows even if the clock stands still or is set back.
+# `updated_at` is the row's version. It increases even if the clock stops or is set back.
 _NEXT_VERSION: Final = func.greatest(func.now(), col(Task.updated_at) + text("interval '1 microsecond'"))
-# As text, because asyncpg has to ask each connection what an array of times is.
+# Sent as text. For an array of times, asyncpg would query its type on each connection.
 _VERSIONS: Final = ARRAY(DateTime(timezone=True))
 _MATCH: Final = cast(bindparam("match", type_=ARRAY(Text)), _VERSIONS)
 _NONE_MATCH: Final = cast(bindparam("none_match", type_=ARRAY(Text)), _VERSIONS)
-# The task in the path, if If-Match and If-None-Match hold for its version; NULL puts no condition.
+# The task in the path, if its version fulfils If-Match and If-None-Match. NULL means no condition.
 _MATCHES_REQUEST: Final = (
     _OWNER,
     col(Task.id) == bindparam("task_id"),
@@ -99,7 +99,7 @@ _COMPLETE: Final = statement(
 )
 _DELETE: Final = statement(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE_COLUMNS), reads=False)
 
-_FILTERS: Final = {  # each that is asked for applies; `status` and `completed` may contradict each other
+_FILTERS: Final = {  # combined with AND; `status` and `completed` may contradict each other
     "status": col(Task.completed) == bindparam("status", type_=Boolean),
     "completed": col(Task.completed) == bindparam("completed", type_=Boolean),
     "search": or_(
@@ -108,31 +108,31 @@ _FILTERS: Final = {  # each that is asked for applies; `status` and `completed` 
     ),
 }
 _WILDCARDS: Final = re.compile(r"[\\%_]")
-# COLLATE "C" sorts by code point on every server, and keeps cursors valid across upgrades of its locales.
+# COLLATE "C" sorts by code point on every server. Cursors stay valid when the server's locales are upgraded.
 SORT_KEYS: Final[dict[str, SortKey]] = {
     "created_at": sort_key(col(Task.created_at)),
     "updated_at": sort_key(col(Task.updated_at)),
     "title": SortKey(col(Task.title).collate("C"), str),
 }
-_KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # of ids made from keys (RFC 9562 section 5.5)
+_KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # for ids from keys (RFC 9562 section 5.5)
 
 
 class CreatedTask(NamedTuple):
-    """A task, and whether an earlier request with the same key had made it."""
+    """A task. `replayed` means that an earlier request with the same key created it."""
 
     task: WireTask
     replayed: bool
 
 
 class TaskPage(NamedTuple):
-    """Tasks in the order asked for; `next_cursor` is None on the last page."""
+    """Tasks in the requested order. `next_cursor` is None on the last page."""
 
     tasks: list[WireTask]
     next_cursor: str | None
 
 
 async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
-    """Returns one page. Raises InvalidRequestError for a cursor of another list."""
+    """Returns one page of the user's tasks. Raises InvalidRequestError for an invalid cursor."""
     filters = _filters(query)
     scope = repr((user_id, filters))
     values = {"owner": user_id, "limit": query.limit + 1, **filters}
@@ -152,19 +152,21 @@ async def get_task(db: Database, user_id: str, task_id: UUID, conditions: Condit
 
 
 async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | None = None) -> CreatedTask:
-    """Returns the new task, or the one that `key` has made before. The id is made of user and key, or is a UUIDv7;
-    times are the database's. Raises InvalidRequestError if `key` has made a task of other content.
+    """Returns the new task, or the task that an earlier request with the same `key` created.
+
+    The id is a UUIDv5 of user and key, or a UUIDv7 without a key. The database sets the times. Raises
+    InvalidRequestError if the earlier request had other content.
     """
     task_id = uuid5(_KEY_NAMESPACE, f"{user_id} {key}") if key else uuid7()
     values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
     while True:
-        # The id makes it idempotent: what was sent twice is inserted once.
+        # The id makes the statement idempotent: a second run inserts nothing.
         if records := await db.fetch(_CREATE, idempotent=True, owner=user_id, task_id=task_id, **values):
             return CreatedTask(WireTask(*records[0]), replayed=False)
         try:
             task = await get_task(db, user_id, task_id, UNCONDITIONAL)
         except TaskNotFoundError:
-            continue  # deleted meanwhile: then the key is free again
+            continue  # deleted in the meantime, so the key is free again
         except UnavailableError as error:
             raise OutcomeUnknownError from error
         _refuse_other_content(new, task)
@@ -174,7 +176,7 @@ async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | No
 async def update_task(
     db: Database, user_id: str, task_id: UUID, changes: TaskUpdate, conditions: Conditions
 ) -> WireTask:
-    """Returns the task with `changes` merged in; without any it is not touched.
+    """Returns the updated task. Without `changes` nothing is written.
 
     Raises TaskNotFoundError or PreconditionFailedError.
     """
@@ -196,7 +198,7 @@ async def update_task(
 async def complete_task(
     db: Database, user_id: str, task_id: UUID, completed: bool | None, conditions: Conditions
 ) -> WireTask:
-    """Returns the task, `completed` set as asked or, with None, flipped atomically.
+    """Returns the task after setting `completed`. None toggles the value atomically.
 
     Raises TaskNotFoundError or PreconditionFailedError.
     """
@@ -222,7 +224,7 @@ async def _one(
 ) -> WireTask:
     records = await db.fetch(
         query,
-        idempotent=idempotent and conditions == UNCONDITIONAL,  # one that has held once need not hold again
+        idempotent=idempotent and conditions == UNCONDITIONAL,  # a retry after the change would fail its condition
         owner=user_id,
         task_id=task_id,
         match=_texts(conditions.match),
@@ -239,7 +241,7 @@ def _texts(versions: Sequence[datetime] | None) -> list[str] | None:
 
 
 async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> AppError:
-    """Returns why there is no such row: asked only then, because the usual request needs no second statement."""
+    """Returns the error for a statement that matched no row. Needs a second statement if there are conditions."""
     missing = PreconditionFailedError(None) if conditions.must_exist else TaskNotFoundError()
     if conditions.match is None and conditions.none_match is None:
         return missing
@@ -256,14 +258,14 @@ def entity_tag(task: WireTask) -> str:
 
 
 def _refuse_other_content(new: TaskCreate, task: WireTask) -> None:
-    """Raises InvalidRequestError if `task` was made with another content than `new`. A changed one does not tell."""
+    """Raises InvalidRequestError if the content of `task` is not that of `new`. A modified task is not compared."""
     content = (new.title, new.description, new.completed)
     if task.updated_at == task.created_at and content != (task.title, task.description, task.completed):
         raise InvalidRequestError([FieldError("header/Idempotency-Key", "was sent before with another task")])
 
 
 def _filters(query: TaskQuery) -> dict[str, Any]:
-    """Returns the filters asked for, by name, with the values that their conditions compare with."""
+    """Returns the values of the requested filters by name, as parameters of the statement."""
     asked: dict[str, Any] = {}
     if query.status != "all":
         asked["status"] = query.status == "completed"
@@ -276,7 +278,7 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
 
 @cache
 def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
-    """Returns the statement for a page; `resumed` begins it after a position."""
+    """Returns the statement for a page. With `resumed` the page starts after a position."""
     query = select(*WIRE_COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
     key, descending = SORT_KEYS[sort.removeprefix("-")], sort.startswith("-")
     ordered = page_after(query, key, col(Task.id), descending=descending, resumed=resumed)

@@ -1,4 +1,4 @@
-"""The one engine, the statements that run on it, and what is known about its database."""
+"""The engine and the statements that run on it."""
 
 from app.core.database.engine import Database
 from app.core.database.statement import Statement, statement

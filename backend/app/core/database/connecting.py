@@ -1,4 +1,4 @@
-"""Opens connections over a network that loses packets, to a database that may have to wake up first."""
+"""Opens connections despite packet loss, and despite a suspended database that needs time to start."""
 
 import asyncio
 import secrets
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import asyncpg
 
-_ATTEMPT_INTERVAL: Final = 3  # seconds without an answer after which another attempt starts beside the others
+_ATTEMPT_INTERVAL: Final = 3  # seconds without an answer before a parallel attempt starts
 _ATTEMPTS_MAX: Final = 3
 
 _process: Final = secrets.token_hex(8)
@@ -15,10 +15,11 @@ _numbers: Final = count()
 
 
 async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109  # asyncpg's own name
-    """Returns the first connection that opens, of up to three attempts. Raises what `asyncpg.connect` raises.
+    """Returns the first connection that opens, of up to three parallel attempts.
 
-    `timeout` is in seconds, for all attempts together. If the packets of an attempt were lost, a second one is answered
-    at once. If the database is waking up, the first attempt is the one that is answered. So all attempts go on.
+    After a packet loss, a second attempt is answered at once. A database that is starting answers the first attempt. So
+    all attempts run until one opens. `timeout` is in seconds, for all attempts together. Raises TimeoutError and the
+    errors of `asyncpg.connect`.
     """
     attempts: set[asyncio.Task[asyncpg.Connection]] = set()
     started = 0
@@ -45,19 +46,19 @@ async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # n
 
 
 class _Connection(asyncpg.Connection):
-    """Corrects asyncpg in two places."""
+    """asyncpg's connection with two corrections."""
 
     def _get_unique_id(self, prefix: str) -> str:
-        """Returns a name for a prepared statement that no other process has. asyncpg counts from 1 in each process.
+        """Returns a name for a prepared statement, unique among processes. asyncpg counts from 1 in each process.
 
-        Behind a pooler that mixes up clients, one process could run the statement of another: a DELETE for a SELECT.
+        Behind a pooler that mixes up clients, a process could otherwise run another's statement: a DELETE for a SELECT.
         """
         return f"{prefix}_{_process}_{next(_numbers):x}"
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  # asyncpg's
         """Raises InFailedSQLTransactionError for a COMMIT that PostgreSQL answers with ROLLBACK.
 
-        It does so for a transaction with a failed statement, and asyncpg would report success.
+        PostgreSQL does this after a failed statement in the transaction. asyncpg would report success.
         """
         status: str = await super().execute(query, *args, timeout=timeout)
         if query == "COMMIT;" and status == "ROLLBACK":
@@ -67,7 +68,7 @@ class _Connection(asyncpg.Connection):
 
 
 def _rotated(options: dict[str, Any], by: int) -> dict[str, Any]:
-    """Returns the options with another host first, where there are several."""
+    """Returns the options with every list, such as the hosts, rotated by `by` items."""
     lists = {name: value for name, value in options.items() if isinstance(value, list)}
     return options | {name: [*value[by:], *value[:by]] for name, value in lists.items()}
 

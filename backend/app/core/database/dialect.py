@@ -1,4 +1,4 @@
-"""SQLAlchemy's dialect for asyncpg, without the questions that it asks on its first connection."""
+"""SQLAlchemy's dialect for asyncpg, without the queries of its first connection."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ URL = "postgresql+tasks://"
 
 
 class QuietDialect(PGDialect_asyncpg):
-    """Knows what it would ask: PostgreSQL 14 or newer, the schema `public`, READ COMMITTED.
+    """Assumes PostgreSQL 14 or newer, the schema `public` and READ COMMITTED instead of asking the server.
 
-    The stock dialect needs ten round trips more on its first connection. It also installs codecs for JSON, which would
-    change what `Database.fetch` returns on the same connections. Here SQLAlchemy's JSON type decodes the text itself.
+    The stock dialect makes ten more round trips on its first connection. It also installs JSON codecs, which would
+    change the results of `Database.fetch` on the same connections. Here SQLAlchemy's JSON type decodes the text.
     """
 
     supports_statement_cache = True
@@ -22,7 +22,7 @@ class QuietDialect(PGDialect_asyncpg):
     default_isolation_level = "READ COMMITTED"
 
     def initialize(self, connection: Any) -> None:
-        """Ask nothing: what `PGDialect.initialize` sets besides are its defaults for PostgreSQL 14."""
+        """Send no query. The other attributes of `PGDialect.initialize` keep their defaults for PostgreSQL 14."""
 
     def on_connect(self) -> None:
         """Install no codecs."""

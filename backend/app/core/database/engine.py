@@ -1,4 +1,4 @@
-"""The async engine, the two ways to use it, and whether its database is usable."""
+"""The async engine, two ways to run statements on it, and the state of its database."""
 
 import asyncio
 import logging
@@ -36,21 +36,21 @@ from app.core.errors import (
 )
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
-_RETRY_PAUSE: Final = (0.05, 0.25)  # seconds, a random time between the two: not all retry at the same moment
-_CLOSE_ATTEMPTS: Final = 400  # in all as long as it takes at most to get a connection
+_RETRY_PAUSE: Final = (0.05, 0.25)  # seconds; a random pause, so that requests do not retry together
+_CLOSE_ATTEMPTS: Final = 400  # times _CLOSE_PAUSE: the longest time to get a connection
 _CLOSE_PAUSE: Final = 0.05  # seconds between attempts to close a session
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
     "see docs/deploy-neon.md"
 )
-_QUOTING: Final = (SQLAlchemyStatementError, PendingRollbackError)  # errors of SQLAlchemy that quote SQL and values
+_ERRORS_WITH_VALUES: Final = (SQLAlchemyStatementError, PendingRollbackError)  # their texts quote SQL and values
 
 _logger = logging.getLogger(__name__)
 
 
 class Database:
-    """The only engine and its pool. `fetch` runs one precompiled statement, `session` a transaction."""
+    """The only engine and its pool. `fetch` runs one precompiled statement, `session` runs a transaction."""
 
     def __init__(
         self,
@@ -62,9 +62,10 @@ class Database:
         prepares: bool | None = None,
         tables: tuple[str, ...] = (),
     ) -> None:
-        """Connects at the first statement. It is usable if its role may read and write `tables`.
+        """Does not connect before the first statement.
 
-        `pool_timeout` is in seconds. Raises ValueError for a connection string that cannot be used.
+        `pool_timeout` is in seconds. `concurrency_limit` counts running and waiting calls. The database is usable if
+        its role may read and write `tables`. Raises ValueError for an invalid connection string.
         """
         self.engine = _create_engine(dsn, prepares, pool_size=pool_size, pool_timeout=pool_timeout)
         self._pool: Any = self.engine.pool
@@ -80,15 +81,15 @@ class Database:
 
     @property
     def usable(self) -> bool:
-        """Whether the database answered the last statement, and its role may use it."""
+        """Whether the database answered last time, is writable, and grants its role the rights to the tables."""
         return bool(self._answered) and not self._unusable
 
     async def fetch(self, query: Statement, /, *, idempotent: bool = False, **values: object) -> list[asyncpg.Record]:
-        """Run one statement, committed when it returns.
+        """Returns the rows of one statement, which is committed when this returns.
 
-        Retried once after a transient fault; a change that was already sent only if it is `idempotent`: if to carry
-        it out twice does no harm and returns the same. Raises UnavailableError, one of its kinds, StatementError, and
-        TypeError for missing values.
+        Retried once after a transient fault. A change that was already sent is retried only if it is `idempotent`: a
+        second run changes nothing more and returns the same. Raises a subclass of UnavailableError, StatementError,
+        and TypeError for missing or unknown values.
         """
         try:
             arguments = [values[name] for name in query.names]
@@ -112,9 +113,9 @@ class Database:
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Yields a session for one transaction: committed at the end of the block, rolled back on any exception.
 
-        Nothing is retried. Raises the faults of `fetch`: OutcomeUnknownError if the commit itself was not answered, the
-        others if nothing was changed. Raises ConflictError or InvalidRequestError for a value that the database
-        refuses, unless the block catches SQLAlchemy's IntegrityError or DBAPIError itself.
+        Nothing is retried. Raises the errors of `fetch`: OutcomeUnknownError if the commit was not answered, the others
+        if nothing was changed. Raises ConflictError or InvalidRequestError for a value that the database refuses,
+        unless the block catches SQLAlchemy's IntegrityError or DBAPIError.
         """
         self._admit()
         try:
@@ -153,7 +154,7 @@ class Database:
         await self._pool.aclose()
 
     def _admit(self) -> None:
-        """Take one of the places of `concurrency_limit`. Raises OverloadedError."""
+        """Count a call against `concurrency_limit`. Raises OverloadedError at the limit."""
         if not self._capacity:
             raise OverloadedError
         self._capacity -= 1
@@ -169,20 +170,20 @@ class Database:
             if not self._may_retry(error, idempotent=idempotent) or loop.time() > deadline:
                 raise
             first = error
-        await asyncio.sleep(random.uniform(*_RETRY_PAUSE))  # noqa: S311  # nosec B311  # nobody gains by guessing it
+        await asyncio.sleep(random.uniform(*_RETRY_PAUSE))  # noqa: S311  # nosec B311  # needs no secure random numbers
         try:
             return await self._pool.fetch(query.sql, arguments, reads=query.reads)  # type: ignore[no-any-return]
         except UnavailableError as error:
-            told = first if isinstance(first, OutcomeUnknownError) else error
-            raise told from error.__cause__
+            translated = first if isinstance(first, OutcomeUnknownError) else error
+            raise translated from error.__cause__
 
     def _may_retry(self, error: UnavailableError, *, idempotent: bool) -> bool:
-        """No retries while the database is known to be down."""
+        """Whether a retry is safe and useful. No retries while the database is down."""
         was_sent = isinstance(error, OutcomeUnknownError)
         return is_transient(error) and (idempotent or not was_sent) and self._answered is not False
 
     def _note_error(self, error: Exception) -> None:
-        """Have the database probed: it may be down, or a table or a right to it may be gone."""
+        """Start to probe the database: it may be down, or a table or a right may be missing."""
         if isinstance(error, OverloadedError):
             return
         cause = error.__cause__
@@ -197,12 +198,12 @@ class Database:
             self._answered = answered
             if answered:
                 _logger.info("database reached")
-            else:  # the text of a driver's error may hold values and addresses
+            else:  # not its text, which may contain values and addresses
                 cause = _driver_error(cause)
                 _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
 
     def _note_use(self, reason: str | None) -> None:
-        """Note why the database that answers cannot be used, None if it can."""
+        """Store the reason why a reachable database cannot be used, or None."""
         if reason != self._unusable:
             self._unusable = reason
             if reason:
@@ -221,9 +222,9 @@ class Database:
             self._probing = asyncio.create_task(self._probe_until_usable())
 
     async def _probe_until_usable(self) -> None:
-        """A replica that a load balancer took out gets no requests that would notice the recovery."""
+        """A replica that the load balancer has taken out gets no requests, so only a probe notices the recovery."""
         delays = probe_delays()
-        while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event tells; coverage.py loses it
+        while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event signals recovery; coverage.py misses the exit
             await asyncio.sleep(next(delays))
 
 
@@ -231,7 +232,7 @@ def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_time
     options = {"async_creator_fn": connect, "command_timeout": STATEMENT_TIMEOUT}
     connect_args = parse_dsn(dsn, prepares=prepares) | options
     if connect_args.get("statement_cache_size") == 0:
-        connect_args["prepared_statement_cache_size"] = 0  # the same for a Session
+        connect_args["prepared_statement_cache_size"] = 0  # the same setting for a Session
     engine = create_async_engine(
         URL,
         connect_args=connect_args,
@@ -245,33 +246,33 @@ def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_time
 
 
 def _driver_error(error: BaseException | None) -> BaseException | None:
-    """Returns what asyncpg raised, for an error that SQLAlchemy's adapter has made of it."""
+    """Returns the error of asyncpg that SQLAlchemy's adapter has wrapped, or `error` itself."""
     return error.__cause__ or error if isinstance(error, EmulatedDBAPIException) else error
 
 
 def _raise_fault(context: ExceptionContext) -> None:
-    """Raise the fault that ended a Session's statement. SQLAlchemy names no statement for COMMIT and ROLLBACK."""
+    """Raise UnavailableError for a fault in a Session. `context.statement` is None for COMMIT and ROLLBACK."""
     context.invalidate_pool_on_disconnect = False
     error = context.original_exception
     if not isinstance(error, Exception):
         return
     if isinstance(error, TimeoutError):
-        context.engine.pool.discard_idle()  # type: ignore[union-attr]  # it is a SlotPool
+        context.engine.pool.discard_idle()  # type: ignore[union-attr]  # the pool is a SlotPool
     cause: Any = _driver_error(error)
-    told = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
-    if isinstance(told, UnavailableError):
-        raise told from cause
+    translated = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
+    if isinstance(translated, UnavailableError):
+        raise translated from cause
 
 
 @asynccontextmanager
 async def _opened_session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-    """Close the session at the end, and its connection if a task of the block still uses it."""
+    """Yields a session and closes it at the end. Closes the connection too if a task of the block still uses it."""
     session = AsyncSession(engine, expire_on_commit=False, close_resets_only=False)
     try:
         async with session:
             yield session
-    except IllegalStateChangeError:  # while a task waits for its connection, the session refuses to be closed
-        for _ in range(_CLOSE_ATTEMPTS):  # pragma: no branch  # it ends with its connection, or without one
+    except IllegalStateChangeError:  # a session cannot be closed while a task waits for its connection
+        for _ in range(_CLOSE_ATTEMPTS):  # pragma: no branch  # the wait for a connection ends earlier
             with suppress(IllegalStateChangeError):
                 await session.invalidate()
                 break
@@ -281,7 +282,7 @@ async def _opened_session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
 
 @asynccontextmanager
 async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
-    """Commit at the end of the block, or roll back. SQLAlchemy's errors quote values, so they go no further."""
+    """Commit at the end of the block, or roll back. Replaces SQLAlchemy's errors, because their texts quote values."""
     committed = False
 
     def note_commit(inner: Any) -> None:
@@ -295,16 +296,16 @@ async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
     except BaseException as error:
         with suppress(UnavailableError, SQLAlchemyError):
             await session.rollback()
-        if committed and isinstance(error, UnavailableError):  # the block has committed something itself
+        if committed and isinstance(error, UnavailableError):  # the block has already committed a part
             raise OutcomeUnknownError from error.__cause__
-        if isinstance(error, _QUOTING):
-            raise _unquoted(error).with_traceback(error.__traceback__) from None
-        _unquote_causes(error)
+        if isinstance(error, _ERRORS_WITH_VALUES):
+            raise _without_values(error).with_traceback(error.__traceback__) from None
+        _strip_values_from_causes(error)
         raise
 
 
-def _unquoted(error: BaseException) -> Exception:
-    """Returns what to raise instead of an error that quotes SQL and values."""
+def _without_values(error: BaseException) -> Exception:
+    """Returns an error to raise in place of one whose text quotes SQL and values."""
     if isinstance(error, DBAPIError):
         cause = error.driver_exception
         if refusal := refused_value(cause):
@@ -314,19 +315,19 @@ def _unquoted(error: BaseException) -> Exception:
 
 
 def _named(error: BaseException) -> StatementError:
-    """Returns an error that only names the class and the SQLSTATE of what SQLAlchemy has wrapped."""
+    """Returns a StatementError with only the class and the SQLSTATE of the wrapped error."""
     return StatementError(getattr(error, "orig", None) or error)
 
 
-def _unquote_causes(error: BaseException) -> None:
-    """Replace the errors that quote values among those that led to `error`, since the log shows them too."""
+def _strip_values_from_causes(error: BaseException) -> None:
+    """Replace the causes and contexts of `error` that quote values, because the log shows them."""
     inner: BaseException | None = error
     seen: list[BaseException] = []
-    while inner and inner not in seen:  # they may lead to each other
+    while inner and inner not in seen:  # causes may form a cycle
         seen.append(inner)
-        if isinstance(inner.__context__, _QUOTING):
+        if isinstance(inner.__context__, _ERRORS_WITH_VALUES):
             inner.__context__ = _named(inner.__context__)
-        if isinstance(inner.__cause__, _QUOTING):
+        if isinstance(inner.__cause__, _ERRORS_WITH_VALUES):
             inner.__cause__ = _named(inner.__cause__)
         inner = inner.__cause__ or inner.__context__
 
@@ -336,5 +337,5 @@ def _setting(name: str) -> Any:
 
 
 def _may(right: str, table: str) -> Any:
-    """NULL where there is no such table."""
+    """Returns SQL that is NULL if the table does not exist."""
     return func.has_table_privilege(func.to_regclass(literal_column(f"'{table}'")), literal_column(f"'{right}'"))

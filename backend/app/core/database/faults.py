@@ -1,4 +1,4 @@
-"""What an error of the driver means: whether the statement was carried out, and whether a retry may help."""
+"""The meaning of the driver's errors: whether the statement took effect, and whether a retry may help."""
 
 import ssl
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from app.core.errors import (
     TimedOutError,
 )
 
-_PROBE_DELAYS: Final = (1, 2, 4)  # seconds, then the last one again
+_PROBE_DELAYS: Final = (1, 2, 4)  # seconds; the last delay repeats
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_UNAVAILABLE: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shutdown, disk; Neon cannot wake up
-_UNKNOWN: Final = ("08007", "40003")  # the server itself cannot tell
+_UNAVAILABLE: Final = ("08", "53", "57P", "58", "XX000")  # connection, resources, shutdown, disk; Neon cannot start
+_UNKNOWN: Final = ("08007", "40003")  # the server itself does not know the outcome
 _READ_ONLY: Final = "25006"  # the old primary, after a failover
 _UNPREPARED: Final = ("26000", "42P05")  # a pooler handed the prepared statement to another client
 _PERMANENT: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg and PgBouncer have no code for these
 _SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
-_ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # and lock timeout, statement timeout
+_ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # also lock timeout, statement timeout
 _CONFLICTING: Final = ("23001", "23503", "23505", "23P01")  # restrict, foreign key, unique, exclusion
-# Too long, out of range, no date, no such character, no such text, LIMIT or OFFSET below 0; not null and check.
+# Too long, out of range, no date, invalid encoding, invalid text, LIMIT or OFFSET below 0; not null and check.
 _INVALID: Final = ("22000", "22001", "22003", "22007", "22008", "22021", "22P02", "22P05", "2201W", "2201X", "23")
 
 
@@ -39,15 +39,16 @@ def sqlstate(error: BaseException | None) -> str:
 
 
 def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception:
-    """Returns the error to raise for a driver's `error`. `closed` says whether the connection is closed now.
+    """Returns the error to raise for a driver's `error`. `closed` means that the connection is now closed.
 
-    OutcomeUnknownError if the server may have carried out a change; StatementError if the statement itself is wrong,
-    or has values that the database refuses.
+    Returns OutcomeUnknownError if the server may have made a change, TimedOutError if the statement was too
+    slow or aborted, and DatabaseUnavailableError if the database cannot be used. Every other error is a StatementError:
+    the statement or its values are wrong.
     """
     state = sqlstate(error)
     if isinstance(error, TimeoutError):
         return TimedOutError() if reads else OutcomeUnknownError()
-    was_lost = closed and not isinstance(error, asyncpg.InterfaceError)  # an InterfaceError means: nothing was sent
+    was_lost = closed and not isinstance(error, asyncpg.InterfaceError)  # after an InterfaceError nothing was sent
     if was_lost or isinstance(error, OSError) or state in _UNKNOWN:
         return DatabaseUnavailableError() if reads else OutcomeUnknownError()
     if state in _ABORTED:
@@ -59,9 +60,9 @@ def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception
 
 
 def refused_value(error: Exception) -> Exception | None:
-    """Returns the client's error if a constraint or a type of the database refuses a value, else None.
+    """Returns ConflictError or InvalidRequestError if the database refuses a value of the client, else None.
 
-    PostgreSQL names the column for NOT NULL alone.
+    PostgreSQL names the column only for NOT NULL.
     """
     state = sqlstate(error)
     if state in _CONFLICTING:
@@ -73,8 +74,9 @@ def refused_value(error: Exception) -> Exception | None:
 
 
 def is_transient(error: Exception) -> bool:
-    """Returns whether the same statement may succeed at once on another connection. After a timeout it may not: a
-    slow statement would only be slow again.
+    """Returns whether an immediate retry on another connection may succeed.
+
+    False after a timeout, because a slow statement would be slow again.
     """
     cause = error.__cause__
     if isinstance(error, TimedOutError):
@@ -85,8 +87,8 @@ def is_transient(error: Exception) -> bool:
 def may_recover(error: BaseException) -> bool:
     """Returns whether the database may become available without a change of the settings.
 
-    A wrong password or certificate stays wrong. An unknown host name counts as recoverable, because it may be
-    registered later; so does whatever a pooler says when it cannot reach its server.
+    A wrong password or certificate stays wrong. An unknown host name may be registered later, so it counts as
+    recoverable. The errors of a pooler that cannot reach its server count as recoverable too.
     """
     if isinstance(error, ssl.SSLError) or any(words in str(error) for words in _PERMANENT):
         return False
@@ -94,10 +96,10 @@ def may_recover(error: BaseException) -> bool:
 
 
 def probe_delays() -> Iterator[float]:
-    """Yields, without end, the seconds between two probes of an unavailable database."""
+    """Yields, without end, the seconds to wait before the next probe of an unavailable database."""
     return chain(_PROBE_DELAYS, repeat(_PROBE_DELAYS[-1]))
 
 
 def is_unprepared(error: BaseException | None) -> bool:
-    """Returns whether the server did not know a statement that the driver had prepared."""
+    """Returns whether the server lost or mixed up a statement that the driver had prepared."""
     return sqlstate(error) in _UNPREPARED

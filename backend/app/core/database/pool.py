@@ -1,8 +1,8 @@
-"""The engine's pool: connections that are opened on demand, and a way to run one statement without a greenlet.
+"""The engine's pool. It opens connections on demand and can run one statement without a greenlet.
 
-SQLAlchemy leaves to subclasses of `Pool` which connection to hand out and how to take it back
-(https://docs.sqlalchemy.org/en/21/core/pooling.html). A Session gets its connection by `_do_get`; `Pool.fetch` runs a
-statement on the driver's connection of the same records, under the same bounds.
+Subclasses of SQLAlchemy's `Pool` implement checkout and return
+(https://docs.sqlalchemy.org/en/21/core/pooling.html). A Session gets its connection from `_do_get`. `SlotPool.fetch`
+runs a statement directly on the asyncpg connection. Both share the same slots and limits.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from sqlalchemy.util import await_, greenlet_spawn
 from app.core.database.faults import translate_error
 from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError, UnavailableError
 
-STATEMENT_TIMEOUT: Final = 4  # seconds; asyncpg's default is to wait for ever
-_OPENING_TIMEOUT: Final = 10  # seconds that a waiter has, at least, while connections are being opened
-_CANCEL_TIMEOUT: Final = 2  # seconds in which the server may end an abandoned statement
+STATEMENT_TIMEOUT: Final = 4  # seconds; asyncpg waits without limit by default
+_OPENING_TIMEOUT: Final = 10  # seconds; the minimum timeout of a waiter while connections are being opened
+_CANCEL_TIMEOUT: Final = 2  # seconds to cancel an abandoned statement at the server
 _CLOSE_TIMEOUT: Final = 1  # seconds to close all connections
 _AGE_MAX: Final = 240  # seconds; below the five minutes after which Neon suspends
 _OPENED: Final = "opened"
 
 
 class _Opened(NamedTuple):
-    """An open connection, the pool's generation when it was opened, and the loop's time at which it is too old."""
+    """An open connection, the pool's generation when it was opened, and the loop time in seconds when it expires."""
 
     record: ConnectionPoolEntry
     driver: asyncpg.Connection
@@ -36,9 +36,9 @@ class _Opened(NamedTuple):
 
 
 class _Slots:
-    """As many slots as there may be connections. Waiters get them in the order in which they came.
+    """One slot for each connection of the pool. Waiters get free slots in the order of arrival.
 
-    `asyncio.Semaphore` with a timeout costs a tenth of a GET where all slots are taken.
+    `asyncio.Semaphore` with a timeout would cost a tenth of a GET when all slots are taken.
     """
 
     def __init__(self, size: int, timeout: float) -> None:
@@ -59,14 +59,14 @@ class _Slots:
         try:
             await waiter
         except asyncio.CancelledError:
-            if not (waiter.cancelled() or waiter.exception()):  # the slot came at the same moment
+            if not (waiter.cancelled() or waiter.exception()):  # it got a slot at the same moment
                 self.release()
             raise
         finally:
             timer.cancel()
 
     def release(self) -> None:
-        """Hand the slot to the first waiter."""
+        """Give the slot to the first waiter, or free it."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -75,7 +75,7 @@ class _Slots:
         self._free += 1
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:
-        """Refuse a waiter, but later while connections are being opened: a database that wakes up is no overload."""
+        """Refuse a waiter. Wait longer while connections are being opened: a starting database is not overloaded."""
         rest = _OPENING_TIMEOUT - self._timeout if self.opening else 0
         if rest > 0:
             timer = waiter.get_loop().call_later(rest, _refuse, waiter)
@@ -85,11 +85,12 @@ class _Slots:
 
 
 class SlotPool(Pool):
-    """Hands out the connection that was used last, so that the others grow too old and are closed."""
+    """Reuses the most recently used connection first, so that surplus connections expire."""
 
     def __init__(self, creator: Any, pool_size: int = 10, timeout: float = 5, **options: Any) -> None:
-        """`timeout` is in seconds, for a slot; `options` are those of SQLAlchemy's `Pool`. `create_engine` passes only
-        arguments that it finds by position.
+        """`timeout` is in seconds, for a slot. `options` are those of SQLAlchemy's `Pool`.
+
+        `pool_size` and `timeout` are positional because `create_engine` ignores keyword-only parameters.
         """
         super().__init__(creator, **options)
         self._slots = _Slots(pool_size, timeout)
@@ -99,9 +100,10 @@ class SlotPool(Pool):
         self._closing: set[asyncio.Task[None]] = set()
 
     async def fetch(self, sql: str, values: list[Any], *, reads: bool) -> list[asyncpg.Record]:
-        """Run one statement in autocommit. `reads` says that it changes nothing.
+        """Returns the rows of one statement in autocommit. `reads` means that it changes nothing.
 
-        Raises what `translate_error` returns, with the driver's error as the cause, and OverloadedError.
+        Raises OverloadedError, DatabaseUnavailableError, or the error that `translate_error` returns. The cause of an
+        UnavailableError is the driver's error.
         """
         await self._slots.acquire()
         try:
@@ -111,28 +113,28 @@ class SlotPool(Pool):
             self._slots.release()
 
     def discard_idle(self) -> None:
-        """Have no connection used again that was opened before now: one of them did not answer."""
+        """Discard every connection opened until now at its next checkout, because one of them did not answer."""
         self._generation += 1
 
     async def aclose(self) -> None:
-        """Close every connection, those in use too."""
+        """Close every connection, including those in use."""
         for driver in self._drivers:
             self._close_later(driver, _CLOSE_TIMEOUT)
         if self._closing:
             await asyncio.wait(self._closing, timeout=_CLOSE_TIMEOUT)
 
     def recreate(self) -> "SlotPool":
-        """Returns this pool, which goes on after `dispose`: the bounds and `fetch` are those of one pool."""
+        """Returns this pool itself, which stays usable after `dispose`. A second pool would double the limits."""
         return self
 
     def dispose(self) -> None:
-        """Close the idle connections in the background. Those in use are not used again."""
+        """Close the idle connections in the background. Connections in use are discarded later."""
         self.discard_idle()
         while self._idle:
             self._idle.pop().record.invalidate()
 
     def status(self) -> str:
-        """Returns a line for people."""
+        """Returns the numbers of connections as a readable line."""
         return f"{type(self).__name__}: {len(self._drivers)} connections, {len(self._idle)} of them idle"
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -144,16 +146,16 @@ class SlotPool(Pool):
             raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if record.dbapi_connection:  # else it was invalidated
-            self._keep(record.info[_OPENED], busy=_is_in_use(record.dbapi_connection))
+        if record.dbapi_connection:  # None after an invalidation
+            self._return_to_idle(record.info[_OPENED], busy=_is_in_use(record.dbapi_connection))
         self._slots.release()
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ARG002  # SQLAlchemy's
-        """Never wait for the server's goodbye, which may not come."""
+        """Close in the background, because an unresponsive server may never confirm."""
         self._close_later(self._dialect.get_driver_connection(connection), _CANCEL_TIMEOUT)
 
     def _checkout(self) -> _Opened | None:
-        """Returns an idle connection, without a round trip: asyncpg knows whether the server has closed it."""
+        """Returns a usable idle connection, or None. Needs no round trip: asyncpg knows if the server has closed it."""
         while self._idle:
             opened = self._idle.pop()
             usable = opened.generation == self._generation and opened.expires > asyncio.get_running_loop().time()
@@ -163,11 +165,11 @@ class SlotPool(Pool):
         return None
 
     def _open(self) -> _Opened:
-        """Returns a new connection. Has to run in a greenlet."""
+        """Returns a new connection. Must run in a greenlet. Raises DatabaseUnavailableError."""
         self._slots.opening += 1
         try:
             record = self._create_connection()
-        except Exception as error:  # noqa: BLE001  # whatever it is, there is no connection
+        except Exception as error:  # noqa: BLE001  # any error means that there is no connection
             raise DatabaseUnavailableError from getattr(error, "driver_exception", error)
         finally:
             self._slots.opening -= 1
@@ -183,48 +185,48 @@ class SlotPool(Pool):
         except asyncio.CancelledError:
             opened.record.invalidate()
             raise
-        except Exception as error:  # noqa: BLE001  # raised again, translated
-            translated = self._failed(opened, error, reads=reads)
+        except Exception as error:  # noqa: BLE001  # translated and raised
+            translated = self._handle_error(opened, error, reads=reads)
             raise translated from error if isinstance(translated, UnavailableError) else None
-        self._keep(opened)
+        self._return_to_idle(opened)
         return records
 
-    def _keep(self, opened: _Opened, *, busy: bool = False) -> None:
-        """Keep the connection, unless it is `busy` or a transaction was opened behind SQLAlchemy's back."""
+    def _return_to_idle(self, opened: _Opened, *, busy: bool = False) -> None:
+        """Keep the connection for reuse, unless it is `busy` or has a transaction that SQLAlchemy does not know."""
         if busy or opened.driver.is_in_transaction():
             opened.record.invalidate()
         else:
             self._idle.append(opened)
 
-    def _failed(self, opened: _Opened, error: Exception, *, reads: bool) -> Exception:
-        """Returns the error to raise, and keeps the connection if it is still good."""
+    def _handle_error(self, opened: _Opened, error: Exception, *, reads: bool) -> Exception:
+        """Returns the error to raise. Keeps the connection if it is still usable."""
         translated = translate_error(error, reads=reads, closed=opened.driver.is_closed())
         if isinstance(error, TimeoutError):
             self.discard_idle()
         elif not isinstance(translated, DatabaseUnavailableError | OutcomeUnknownError):
-            self._keep(opened)
+            self._return_to_idle(opened)
             return translated
         opened.record.invalidate()
         return translated
 
     def _close_later(self, driver: asyncpg.Connection, timeout: float) -> None:
-        """Close a connection in the background: to end its statement at the server may take until the timeout."""
+        """Close a connection in the background. Cancelling its statement may take the whole `timeout` (seconds)."""
         closing = asyncio.get_running_loop().create_task(_close(driver, timeout))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
 
 def _is_in_use(connection: Any) -> bool:
-    """Whether a task that has outlived its Session still runs a statement on SQLAlchemy's connection."""
-    return bool(connection._execute_mutex.locked())  # noqa: SLF001  # asyncpg tells only by refusing a statement
+    """Whether a task that outlived its Session still runs a statement on the connection."""
+    return bool(connection._execute_mutex.locked())  # noqa: SLF001  # asyncpg has no public property for it
 
 
 def _refuse(waiter: asyncio.Future[None]) -> None:
-    with suppress(asyncio.InvalidStateError):  # the slot came at the same moment
+    with suppress(asyncio.InvalidStateError):  # it got a slot at the same moment
         waiter.set_exception(OverloadedError())
 
 
 async def _close(driver: asyncpg.Connection, timeout: float) -> None:  # noqa: ASYNC109  # asyncpg's own name
-    """Have the server stop what it does for this connection, and close it."""
+    """Cancel the running statement at the server and close the connection."""
     with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         await driver.close(timeout=timeout)

@@ -1,4 +1,4 @@
-"""A statement is compiled once, when its module is imported. What cannot work that way is refused there and then."""
+"""Statements that are compiled once, at import. A clause that needs more than that is an error at import."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -20,14 +20,14 @@ def _noting(visit: Callable[..., Any]) -> Any:
 
 
 class _Compiler(PGCompiler_asyncpg):
-    """Notes whether it wrote SQL that may change rows. SQLAlchemy's walk through a clause does not see all of it."""
+    """Records whether the SQL may change rows. SQLAlchemy's traversal of a clause does not visit every part."""
 
     may_change = False
 
     visit_insert = _noting(PGCompiler_asyncpg.visit_insert)
     visit_update = _noting(PGCompiler_asyncpg.visit_update)
     visit_delete = _noting(PGCompiler_asyncpg.visit_delete)
-    visit_textclause = _noting(PGCompiler_asyncpg.visit_textclause)  # nobody can tell
+    visit_textclause = _noting(PGCompiler_asyncpg.visit_textclause)  # raw SQL may change rows
     visit_textual_select = _noting(PGCompiler_asyncpg.visit_textual_select)
 
 
@@ -36,14 +36,14 @@ class _Dialect(QuietDialect):
     statement_compiler = _Compiler
 
 
-# SQLAlchemy has no types for it. Some conversions need the driver.
+# Some conversions need the driver. SQLAlchemy's dialects have no type hints.
 _DIALECT: Final[Any] = _Dialect(dbapi=_Dialect.import_dbapi())  # type: ignore[no-untyped-call]
 
 
 class Statement(NamedTuple):
-    """SQL for asyncpg: `$1` stands for the value of the first of `names`. With `reads` it changes nothing.
+    """SQL for asyncpg. `$1` is the value of the first of `names`. `reads` means that the statement changes nothing.
 
-    `binders` are SQLAlchemy's conversions for the values, in the same order; there are none if no type has one.
+    `binders` are SQLAlchemy's conversions of the values, in the order of `names`. Empty if no value needs one.
     """
 
     sql: str
@@ -66,11 +66,11 @@ class Statement(NamedTuple):
 
 
 def statement(clause: ClauseElement, *, reads: bool) -> Statement:
-    """Returns the clause compiled for asyncpg. `reads` says that it changes nothing, so that it may be retried.
+    """Returns the clause compiled for asyncpg. `reads` means that it changes nothing, so that it may be retried.
 
-    Every value is a `bindparam` without a default. Raises TypeError if `reads` contradicts the clause, and ValueError
-    for what only SQLAlchemy's own execution would do: literals, lists in `IN`, defaults computed in Python, and
-    columns whose values it converts.
+    Every value must be a `bindparam` without a default. Raises TypeError if `reads` contradicts the clause. Raises
+    ValueError for features that only SQLAlchemy's own execution supports: literals, lists in `IN`, defaults computed in
+    Python, and columns whose values SQLAlchemy converts.
     """
     compiled: Any = clause.compile(dialect=_DIALECT)
     if reads and (not isinstance(clause, Select | CompoundSelect) or compiled.may_change):
@@ -105,7 +105,7 @@ def _problems(compiled: Any) -> Iterator[str]:
 def _binder(type_: Any) -> Callable[[Any], Any] | None:
     impl = type_.dialect_impl(_DIALECT)
     if isinstance(impl, Boolean) or (isinstance(impl, ARRAY) and _binder(impl.item_type) is None):
-        return None  # SQLAlchemy's would check what asyncpg checks, and copy the list
+        return None  # asyncpg checks these itself; SQLAlchemy's would also copy lists
     binder: Callable[[Any], Any] | None = impl.bind_processor(_DIALECT)
     return binder
 
@@ -114,7 +114,7 @@ def _is_converted(type_: Any) -> bool:
     impl = type_.dialect_impl(_DIALECT)
     if isinstance(impl, ARRAY):
         return impl.as_tuple or _is_converted(impl.item_type)
-    oid = _FLOAT8 if isinstance(impl, Float) else _NUMERIC  # only numbers depend on what the server sends
+    oid = _FLOAT8 if isinstance(impl, Float) else _NUMERIC  # the server's type matters only for numbers
     return impl.result_processor(_DIALECT, oid) is not None
 
 
