@@ -109,7 +109,7 @@ def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | No
     path = re.sub(r"{\w+(:\w+)?}", "0", context.path or "")
     for method in context.methods or ():
         scope = {"type": "http", "method": method, "path": path, "root_path": ""}
-        first = next(each for each in contexts if each.matches(scope)[0] is Match.FULL)
+        first = next((each for each in contexts if each.matches(scope)[0] is Match.FULL), context)
         if first.path != context.path:
             return f"is never reached, because {first.path} comes first; include its router earlier"
     return None

@@ -4,29 +4,25 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
 from sqlalchemy import event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import (
-    DBAPIError,
     EmulatedDBAPIException,
-    IllegalStateChangeError,
-    PendingRollbackError,
-    SQLAlchemyError,
 )
-from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
-from app.core.database.faults import is_transient, is_unprepared, probe_delays, refused_value, sqlstate, translate_error
+from app.core.database.faults import is_transient, is_unprepared, probe_delays, sqlstate, translate_error
 from app.core.database.pool import STATEMENT_TIMEOUT, SlotPool
 from app.core.database.statement import Statement, statement
+from app.core.database.transaction import open_session, transaction
 from app.core.errors import (
     DatabaseUnavailableError,
     OutcomeUnknownError,
@@ -37,14 +33,11 @@ from app.core.errors import (
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds; a random pause, so that requests do not retry together
-_CLOSE_ATTEMPTS: Final = 400  # times _CLOSE_PAUSE: the longest time to get a connection
-_CLOSE_PAUSE: Final = 0.05  # seconds between attempts to close a session
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
     "see docs/deploy-neon.md"
 )
-_ERRORS_WITH_VALUES: Final = (SQLAlchemyStatementError, PendingRollbackError)  # their texts quote SQL and values
 
 _logger = logging.getLogger(__name__)
 
@@ -119,7 +112,7 @@ class Database:
         """
         self._admit()
         try:
-            async with _opened_session(self.engine) as session, _transaction(session):
+            async with open_session(self.engine) as session, transaction(session):
                 yield session
         except (UnavailableError, StatementError) as error:
             self._note_error(error)
@@ -262,74 +255,6 @@ def _raise_fault(context: ExceptionContext) -> None:
     translated = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
     if isinstance(translated, UnavailableError):
         raise translated from cause
-
-
-@asynccontextmanager
-async def _opened_session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-    """Yields a session and closes it at the end. Closes the connection too if a task of the block still uses it."""
-    session = AsyncSession(engine, expire_on_commit=False, close_resets_only=False)
-    try:
-        async with session:
-            yield session
-    except IllegalStateChangeError:  # a session cannot be closed while a task waits for its connection
-        for _ in range(_CLOSE_ATTEMPTS):  # pragma: no branch  # the wait for a connection ends earlier
-            with suppress(IllegalStateChangeError):
-                await session.invalidate()
-                break
-            await asyncio.sleep(_CLOSE_PAUSE)
-        raise
-
-
-@asynccontextmanager
-async def _transaction(session: AsyncSession) -> AsyncIterator[None]:
-    """Commit at the end of the block, or roll back. Replaces SQLAlchemy's errors, because their texts quote values."""
-    committed = False
-
-    def note_commit(inner: Any) -> None:
-        nonlocal committed
-        committed = committed or not inner.in_nested_transaction()
-
-    event.listen(session.sync_session, "after_commit", note_commit)
-    try:
-        yield
-        await session.commit()
-    except BaseException as error:
-        with suppress(UnavailableError, SQLAlchemyError):
-            await session.rollback()
-        if committed and isinstance(error, UnavailableError):  # the block has already committed a part
-            raise OutcomeUnknownError from error.__cause__
-        if isinstance(error, _ERRORS_WITH_VALUES):
-            raise _without_values(error).with_traceback(error.__traceback__) from None
-        _strip_values_from_causes(error)
-        raise
-
-
-def _without_values(error: BaseException) -> Exception:
-    """Returns an error to raise in place of one whose text quotes SQL and values."""
-    if isinstance(error, DBAPIError):
-        cause = error.driver_exception
-        if refusal := refused_value(cause):
-            _logger.info("value refused by the database: %s %s", type(cause).__name__, sqlstate(cause))
-        return refusal or translate_error(cause, reads=True, closed=False)
-    return _named(error)
-
-
-def _named(error: BaseException) -> StatementError:
-    """Returns a StatementError with only the class and the SQLSTATE of the wrapped error."""
-    return StatementError(getattr(error, "orig", None) or error)
-
-
-def _strip_values_from_causes(error: BaseException) -> None:
-    """Replace the causes and contexts of `error` that quote values, because the log shows them."""
-    inner: BaseException | None = error
-    seen: list[BaseException] = []
-    while inner and inner not in seen:  # causes may form a cycle
-        seen.append(inner)
-        if isinstance(inner.__context__, _ERRORS_WITH_VALUES):
-            inner.__context__ = _named(inner.__context__)
-        if isinstance(inner.__cause__, _ERRORS_WITH_VALUES):
-            inner.__cause__ = _named(inner.__cause__)
-        inner = inner.__cause__ or inner.__context__
 
 
 def _setting(name: str) -> Any:
