@@ -25,6 +25,7 @@ from app.core.errors import (
     TokenMissingError,
 )
 from app.core.security.loopback import is_loopback
+from app.http.problems import request_id_of
 
 _USER: Final = "{user_id}"
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
@@ -184,7 +185,7 @@ class AuthorizationMiddleware:
 
 def _log_refusal(scope: Scope, error: Exception) -> None:
     if isinstance(error, TokenInvalidError):
-        extra = {"request_id": Headers(scope=scope)["x-request-id"]}
+        extra = {"request_id": request_id_of(Headers(scope=scope))}
         _logger.info("token refused: %s", error.reason, extra=extra)
 
 

@@ -25,7 +25,7 @@ from app.core.errors import MisdirectedRequestError, PreflightRefusedError, Shut
 from app.core.logging import JsonFormatter
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_misdirected
 from app.http.fast_lane import effective_route
-from app.http.problems import answer_defect, problem
+from app.http.problems import answer_defect, problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
 
 # Defaults: a reply that sets one of these headers itself keeps its own value. Only /docs loads scripts and styles.
@@ -156,7 +156,7 @@ class RequestMiddleware:
         return answer
 
     async def _answer_defect(self, request: Request, error: Exception) -> Response:
-        extra = {"request_id": request.headers["x-request-id"]}
+        extra = {"request_id": request_id_of(request.headers)}
         _requests.error("unexpected error", exc_info=error, extra=extra)
         handler = self._handlers.get(500) or self._handlers[Exception]
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)

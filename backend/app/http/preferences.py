@@ -11,10 +11,9 @@ from typing_extensions import is_typeddict
 
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.authorization import all_dependants
-from app.http.problems import body_pointer
+from app.http.problems import body_pointer, cut_name
 
-_NAMES_SHOWN: Final = 20
-_NAME_LENGTH: Final = 40  # bytes; both bounds limit how much input a reply repeats
+_NAMES_SHOWN: Final = 20  # limits how much input a reply repeats, as `cut_name` does
 
 
 class _Anything:
@@ -103,13 +102,9 @@ def _handling(prefer: Sequence[str]) -> str | None:
 
 
 def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldError]:
-    pointers = [*(body_pointer(_cut(name)) for name in fields), *(f"query/{_quoted(name)}" for name in parameters)]
+    pointers = [*(body_pointer(cut_name(name)) for name in fields), *(f"query/{_quoted(name)}" for name in parameters)]
     return [FieldError(pointer, "is not known here") for pointer in pointers[:_NAMES_SHOWN]]
 
 
 def _quoted(name: str) -> str:
-    return quote(_cut(name), safe="")
-
-
-def _cut(name: str) -> str:
-    return name.encode()[:_NAME_LENGTH].decode(errors="ignore")
+    return quote(cut_name(name), safe="")

@@ -46,7 +46,7 @@ _WORDS: Final = {
     "union_tag_invalid": "has an unknown tag",
 }
 _MAY_QUOTE: Final = {"value_error", "assertion_error", "zoneinfo_str", "import_error", "byte_size_unit"}
-_NAME_LENGTH: Final = 40  # bytes of a client's name that a reply repeats
+_NAME_LENGTH: Final = 40  # bytes
 _DEPTH: Final = 4  # names in a pointer
 _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
 
@@ -102,10 +102,15 @@ def body_pointer(*path: object) -> str:
     return "#" + "".join("/" + quote(str(part).replace("~", "~0").replace("/", "~1")) for part in path)
 
 
+def cut_name(name: str) -> str:
+    """Returns the part of a client's name that a reply repeats."""
+    return name.encode()[:_NAME_LENGTH].decode(errors="ignore")
+
+
 def field_error(error: Mapping[str, Any]) -> FieldError:
     """Returns one error of pydantic as a FieldError whose text does not quote the input."""
     part, *path = error.get("loc") or ("body",)
-    path = [str(name).encode()[:_NAME_LENGTH].decode(errors="ignore") for name in path[:_DEPTH]]
+    path = [cut_name(str(name)) for name in path[:_DEPTH]]
     pointer = body_pointer(*path) if part == "body" else "/".join((str(part), *map(quote, path)))
     return FieldError(pointer, _WORDS.get(error.get("type", "")) or _message(error))
 

@@ -10,9 +10,7 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import (
-    EmulatedDBAPIException,
-)
+from sqlalchemy.exc import EmulatedDBAPIException
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
