@@ -5,7 +5,7 @@ Tests share the tables, but each test has users of its own.
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 from app.core.config import Settings
 from app.core.database.migrations import migrate
 from app.http.fast_lane import FastLane
-from app.server.embedded import embedded_postgres
+from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
 from tests.support import SECRET, make_settings, serving
@@ -28,6 +28,12 @@ if "fastapi" in _deployment:
     FastLane.enabled = False
 
 Serve = Callable[[Settings], AbstractAsyncContextManager[str]]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left = len(terminalreporter.stats.get("deselected", []))
+    if left and config.option.markexpr == "not ci":
+        terminalreporter.write_line(f"`make ci` also runs {left} tests that need one of Debian's packages, or minutes.")
 
 
 @pytest.fixture(scope="session")
@@ -45,16 +51,21 @@ def _no_settings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A migrated database: the embedded one, or the empty one that TEST_DATABASE_URL names."""
-    given = os.environ.get("TEST_DATABASE_URL")
-    with nullcontext(given) if given else embedded_postgres(tmp_path_factory.mktemp("data") / "postgres") as dsn:
-        migrate(dsn)
+def dsn() -> Iterator[str]:
+    """A migrated database: a copy in an embedded PostgreSQL, or the empty one that TEST_DATABASE_URL names."""
+    with _given_database() if os.environ.get("TEST_DATABASE_URL") else migrated_database() as dsn:
         if "expanded" in _deployment:
             expand(dsn)
         if "partitioned" in _deployment:
             partition(dsn)
         yield dsn
+
+
+@contextmanager
+def _given_database() -> Iterator[str]:
+    dsn = os.environ["TEST_DATABASE_URL"]
+    migrate(dsn)
+    yield dsn
 
 
 @pytest.fixture(scope="session")
