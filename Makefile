@@ -8,10 +8,11 @@ OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.confi
     print(json.dumps(app.main.create_app(settings).openapi(), indent=2))'
 T ?= tests
 PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses=logical
 NODE_MODULES := tests/clients/node_modules
 export PYTHONPATH := backend
 
-.PHONY: help install run test ci fuzz chaos check bench format migrate openapi clean
+.PHONY: help install run test ci measured slow pgbouncer several fastapi fuzz chaos check bench format migrate openapi clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -34,9 +35,8 @@ $(NODE_MODULES): tests/clients/package-lock.json
 run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
 	@exec $(BIN)/python -m app
 
-# Each process has a PostgreSQL of its own. Several processes take longer than one to start, so a part of the tests runs in one.
-test: install ## Run the tests that need nothing but Python, in 2.5 minutes on 2 cores; T=path runs only those, but all of them
-	$(PYTEST) $(if $(filter tests,$(T)),-m "not ci" --numprocesses=logical,$(T))
+test: install ## Run the tests that need neither Debian packages nor minutes; T=path runs all tests in that path
+	$(PYTEST) $(if $(filter tests,$(T)),-m "not ci" $(PARALLEL),$(T))
 
 # POOLED also runs through PgBouncer, and UNLANED with the fast lane off. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
 SEVERAL := haproxy,expanded,partitioned
@@ -45,22 +45,30 @@ UNLANED := tests/routes tests/load
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
     tests/routes/test_idempotency_key.py tests/routes/test_hostile_input.py tests/load/test_races.py \
     tests/load/test_isolation.py tests/load/test_state_machine.py tests/load/test_foreign_tasks.py
-ci: install $(NODE_MODULES) ## Run every test, with coverage, and again in other deployments
+ci: install $(NODE_MODULES) ## Run all tests, measure the coverage, and run tests again in other deployments
 	$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory --keep-going measured slow pgbouncer several fastapi
+
+# The parts of `make ci`. A failure in one does not keep the next from running.
+measured:
 	$(MAKE) test PYTEST="$(BIN)/coverage run -m pytest"
-	$(PYTEST) -m ci --numprocesses=logical
-	TEST_DEPLOYMENT=pgbouncer $(PYTEST) -m "not ci" --numprocesses=logical $(POOLED)
-	TEST_DEPLOYMENT=$(SEVERAL) $(PYTEST) -m "not ci" --numprocesses=logical $(OPERATIONS)
-	TEST_DEPLOYMENT=fastapi $(PYTEST) -m "not ci" --numprocesses=logical $(UNLANED)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+slow:
+	$(PYTEST) -m ci $(PARALLEL)
+pgbouncer:
+	TEST_DEPLOYMENT=pgbouncer $(PYTEST) -m "not ci" $(PARALLEL) $(POOLED)
+several:
+	TEST_DEPLOYMENT=$(SEVERAL) $(PYTEST) -m "not ci" $(PARALLEL) $(OPERATIONS)
+fastapi:
+	TEST_DEPLOYMENT=fastapi $(PYTEST) -m "not ci" $(PARALLEL) $(UNLANED)
 
 # 14 tests of cursors, keys, tags and URLs get a little over a million inputs. Tests of other parsers get a tenth.
 fuzz: install ## Test the parsers with a million generated inputs
-	FUZZ_EXAMPLES=72000 $(PYTEST) tests/fuzz --numprocesses=logical --dist=worksteal --timeout=0 --hypothesis-show-statistics
+	FUZZ_EXAMPLES=72000 $(PYTEST) tests/fuzz $(PARALLEL) --dist=worksteal --timeout=0 --hypothesis-show-statistics
 
 chaos: install ## Kill processes, cut and delay connections under load, for some minutes
-	CHAOS_ROUNDS=10 $(PYTEST) tests/chaos --numprocesses=logical --timeout=0
+	CHAOS_ROUNDS=10 $(PYTEST) tests/chaos $(PARALLEL) --timeout=0
 
 check: install ## Check format, lint, types, imports, known vulnerabilities, migrations and docs/openapi.json
 	$(BIN)/ruff format --check .
