@@ -20,7 +20,7 @@ from app.http.fast_lane import FastLane
 from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
-from tests.support import SECRET, make_settings, serving
+from tests.support import SECRET, connected, make_settings, serving
 
 _numbers = count(1)
 _deployment = deployment()
@@ -118,9 +118,8 @@ async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """A direct connection to the database of the service."""
-    connection = await asyncpg.connect(dsn)
-    yield connection
-    await connection.close()
+    async with connected(dsn) as connection:
+        yield connection
 
 
 @pytest.fixture

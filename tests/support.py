@@ -109,15 +109,22 @@ async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:
     return int(head.split()[1]), head.lower(), body
 
 
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """Yields a direct connection to the database. It has no timeouts, because the machine may be busy."""
+    connection = await asyncpg.connect(dsn, server_settings={"statement_timeout": "0", "lock_timeout": "0"})
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 def execute(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
     """Run a statement on a new connection to the database."""
 
     async def run() -> list[tuple[Any, ...]]:
-        connection = await asyncpg.connect(dsn)
-        try:
+        async with connected(dsn) as connection:
             return [tuple(record) for record in await connection.fetch(sql, *values)]
-        finally:
-            await connection.close()
 
     return asyncio.run(run())
 
