@@ -1,12 +1,11 @@
 """Keys and tokens of an issuer, and forged tokens, many of which PyJWT would refuse to sign."""
 
-import asyncio
 import hmac
 import json
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from time import time
 from typing import Any, NamedTuple
@@ -39,6 +38,11 @@ class Signer(NamedTuple):
         """Returns a token with these claims. `header` adds or replaces fields of its header."""
         fields = {"alg": self.algorithm, "typ": "JWT"} | ({"kid": self.kid} if self.kid else {}) | header
         return sign(json.dumps(fields).encode(), json.dumps(claims).encode(), self.key)
+
+    @property
+    def public_key(self) -> Any:
+        """The key that verifies the signature."""
+        return self.key if isinstance(self.key, bytes) else self.key.public_key()
 
     @property
     def jwk(self) -> dict[str, Any]:
@@ -99,35 +103,6 @@ def signature(message: bytes, key: SigningKey) -> bytes:
 def base64url(content: bytes) -> str:
     """Returns the encoded content without padding (RFC 7515 section 2)."""
     return urlsafe_b64encode(content).rstrip(b"=").decode()
-
-
-class KeyServer:
-    """The key set that an issuer publishes at AUTH_JWKS_URL, and the number of connections to it."""
-
-    def __init__(self, *jwks: dict[str, Any]) -> None:
-        self.keys = list(jwks)
-        self.connections = 0
-        self.url = ""
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        document = json.dumps({"keys": self.keys}).encode()
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(document), document)
-        )
-        await writer.drain()
-        writer.close()
-
-
-@asynccontextmanager
-async def serving_keys(*jwks: dict[str, Any]) -> AsyncIterator[KeyServer]:
-    """Yields a server on a loopback address that publishes these keys."""
-    keys = KeyServer(*jwks)
-    server = await asyncio.start_server(keys.answer, "127.0.0.1", 0)
-    keys.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks.json"
-    async with server:
-        yield keys
 
 
 @contextmanager

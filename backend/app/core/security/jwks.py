@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from time import monotonic
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,10 +18,6 @@ from app.core.errors import IssuerUnavailableError
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import Key
 
-_TIMEOUT: Final = 5  # seconds for one fetch, from the first byte sent to the last byte received
-_REFRESH: Final = 300  # seconds between two fetches. A withdrawn key is accepted for at most this long.
-_RETRY: Final = 30  # seconds until the next fetch after a failure, and between two fetches for unknown keys
-_FIRST_RETRY: Final = 2  # seconds until the next fetch after a failure, before the first success
 _SIZE_MAX: Final = 65_536  # bytes
 _KEYS_MAX: Final = 32
 _RSA_BITS: Final = range(2_048, 8_193)  # RFC 7518 section 3.3; longer keys only cost time
@@ -37,12 +33,22 @@ class _BadReplyError(ValueError):
     """The reply is not a usable key set. The text never quotes the reply."""
 
 
+class Timing(NamedTuple):
+    """When keys are fetched, in seconds."""
+
+    timeout: float = 5  # for one fetch, from the first byte sent to the last byte received
+    refresh: float = 300  # between two fetches. A withdrawn key is accepted for at most this long.
+    retry: float = 30  # until the next fetch after a failure, and between two fetches for unknown keys
+    first_retry: float = 2  # until the next fetch after a failure, before the first success
+
+
 class JwksClient:
     """Fetches the keys at start-up and then in the background. While a fetch fails, the previous keys stay in use."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timing: Timing | None = None) -> None:
+        self._timing = timing or Timing()
         self._client = httpx.AsyncClient(
-            timeout=_TIMEOUT,
+            timeout=self._timing.timeout,
             # A small compressed reply could expand to a large one.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -92,16 +98,17 @@ class JwksClient:
         return self._fetching is not None and not self._fetching.done()
 
     def _claim_refetch(self) -> bool:
-        """Returns True at most once in `_RETRY` seconds."""
-        if monotonic() - self._refetched_at < _RETRY:
+        """Returns True at most once in `Timing.retry` seconds."""
+        if monotonic() - self._refetched_at < self._timing.retry:
             return False
         self._refetched_at = monotonic()
         return True
 
     async def _keep_fresh(self) -> None:
+        _, refresh, retry, first_retry = self._timing
         while True:
             await self._fetch()
-            await asyncio.sleep(_REFRESH if self._outcome == _FETCHED else _RETRY if self.ready else _FIRST_RETRY)
+            await asyncio.sleep(refresh if self._outcome == _FETCHED else retry if self.ready else first_retry)
 
     async def _fetch(self) -> None:
         """Fetch the keys. Concurrent callers share one fetch."""
@@ -111,7 +118,7 @@ class JwksClient:
 
     async def _replace_keys(self) -> None:
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(self._timing.timeout):
                 keys = _read_keys(await self._download())
         except _BadReplyError as error:
             self._log_outcome(str(error))

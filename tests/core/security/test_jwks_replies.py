@@ -1,0 +1,327 @@
+"""What the client of an issuer's key set sends, and what it accepts of the replies of a hostile server."""
+
+import asyncio
+import gzip
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, Final
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+
+from app.core.security.jwks import JwksClient, Timing, _read_keys
+from app.core.security.tokens import Key
+from tests.issuer import Answer, Issuer, hang, key_set, raw, reply
+from tests.support import until
+from tests.tokens import base64url, new_signer
+
+Jwk = dict[str, Any]
+
+GIGABYTE: Final = 2**30
+SIZE_MAX: Final = 65_536
+KEYS_MAX: Final = 32
+OFTEN: Final = Timing(refresh=0.01, retry=0.01, first_retry=0.01)
+OLD: Final = new_signer("EdDSA", "old")
+NEW: Final = new_signer("EdDSA", "new")
+HEADER: Final = {"kid": "old", "alg": "EdDSA"}
+GOOD: Final = json.dumps({"keys": [OLD.jwk]}).encode()
+CHUNKED: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def essential(jwk: Jwk) -> Jwk:
+    """The key as Better Auth publishes it: without `alg`, `use` and `key_ops`."""
+    return {name: jwk[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in jwk}
+
+
+def rsa(bits: int, exponent: int = 65_537) -> Jwk:
+    """A made-up public key of this size. Generating a real key of a large size would take long."""
+    n, e = ((number.to_bytes((number.bit_length() + 7) // 8, "big")) for number in (2 ** (bits - 1) + 1, exponent))
+    return {"kty": "RSA", "n": base64url(n), "e": base64url(e)}
+
+
+def elliptic(curve: ec.EllipticCurve) -> Jwk:
+    return essential(ECAlgorithm.to_jwk(ec.generate_private_key(curve).public_key(), as_dict=True))
+
+
+ED: Final = essential(OLD.jwk)
+EC: Final = elliptic(ec.SECP256R1())
+RSA: Final = rsa(2_048)
+ED448: Final = essential(OKPAlgorithm.to_jwk(Ed448PrivateKey.generate().public_key(), as_dict=True))
+
+
+@pytest.fixture
+async def issuer() -> AsyncIterator[Issuer]:
+    """An issuer that publishes the key OLD."""
+    async with Issuer(raw(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD)) as issuer:
+        yield issuer
+
+
+class TestRequest:
+    async def test_a_request_asks_for_an_uncompressed_reply(self, issuer: Issuer) -> None:
+        async with JwksClient(issuer.url) as keys:
+            await keys.find(HEADER)
+
+        lines = issuer.requests[0].lower().split("\r\n")
+        assert lines[0] == "get /.well-known/jwks.json http/1.1"
+        assert {"accept-encoding: identity", "accept: application/json"} < {*lines}
+
+    async def test_a_cookie_of_the_issuer_is_not_kept(self, issuer: Issuer) -> None:
+        """A server that sets a new cookie in each reply would fill the memory."""
+        issuer.answer = reply(GOOD, set_cookie="a=b; Path=/; Max-Age=1000000")
+
+        async with JwksClient(issuer.url, OFTEN):
+            await until(lambda: len(issuer.requests) == 3)
+
+        assert not any("cookie" in request.lower() for request in issuer.requests)
+
+    async def test_an_issuer_on_this_machine_is_asked_without_a_proxy(
+        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Plain HTTP is allowed there because it does not leave the machine."""
+        async with Issuer(key_set(NEW.jwk)) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            monkeypatch.setenv("ALL_PROXY", proxy.url)
+            async with JwksClient(issuer.url) as keys:
+                assert await keys.find(HEADER)
+
+            assert proxy.requests == []
+
+    async def test_a_redirect_is_not_followed(self, issuer: Issuer) -> None:
+        async with Issuer(key_set(OLD.jwk)) as target, JwksClient(issuer.url, OFTEN) as keys:
+            issuer.answer = reply(GOOD, "307 Elsewhere", location=target.url, refresh=f"0; url={target.url}")
+            await until(lambda: len(issuer.requests) == 3)
+
+            assert (keys.ready, target.requests) == (False, [])
+
+
+# Each reply, and the reason that the log gives for refusing it.
+BAD: Final[dict[str, tuple[Answer, str]]] = {
+    "nothing": (raw(b""), "RemoteProtocolError"),
+    "not HTTP": (raw(b"SSH-2.0-OpenSSH_s3cret\r\n\r\n" + GOOD), "RemoteProtocolError"),
+    "half a body": (reply(GOOD, content_length=str(len(GOOD) + 1)), "RemoteProtocolError"),
+    "half of the chunks": (raw(CHUNKED + b"%x\r\n" % len(GOOD) + GOOD + b"\r\n"), "RemoteProtocolError"),
+    "one byte too long": (reply(GOOD.ljust(SIZE_MAX + 1)), "more than 65,536 bytes"),
+    "one key too many": (key_set(*[{}] * KEYS_MAX, OLD.jwk), "no set of at most 32 keys"),
+    "compressed": (reply(gzip.compress(GOOD), content_encoding="gzip"), "status 200"),
+    "HTML": (reply(b"<!doctype html><title>s3cret</title>", content_type="text/html"), "ValueError"),
+    "a byte after the JSON": (reply(GOOD + b"}"), "ValueError"),
+    "not UTF-8": (reply(GOOD[:-1] + b', "\xff": 1}'), "ValueError"),
+    "deeply nested": (reply(b'{"keys":' + b"[" * 60_000), "ValueError"),
+    "not an object": (reply(b"[%s]" % GOOD), "no set of at most 32 keys"),
+    "no keys": (reply(b'{"s3cret": 1}'), "no set of at most 32 keys"),
+    "keys in an object": (reply(json.dumps({"keys": {"a": OLD.jwk}}).encode()), "no set of at most 32 keys"),
+    "no usable key": (key_set(ED | {"kid": "s3cret", "x": "s3cret"}, {}, "s3cret"), "no usable key"),
+    "another 2xx": (reply(GOOD, "201 s3cret", s3cret="s3cret"), "status 201"),
+    "a redirect": (reply(GOOD, "302 Elsewhere"), "status 302"),
+    "503": (reply(GOOD, "503 Unavailable"), "status 503"),
+}
+
+
+async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers one byte at a time, without end. No pause is long enough for a read timeout."""
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.005)
+
+
+class TestReply:
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            raw(CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in GOOD) + b"0\r\n\r\n"),
+            raw(b"HTTP/1.0 200 OK\r\n\r\n" + GOOD),
+            raw(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + GOOD),
+            reply(GOOD.ljust(SIZE_MAX), content_type="text/plain"),
+            key_set(*[{}] * (KEYS_MAX - 1), OLD.jwk),
+            key_set(None, [], "a", 1, {}, OLD.jwk, NEW.jwk | {"kid": 1}),
+        ],
+        ids=["in chunks", "HTTP/1.0", "interim response", "largest size", "largest number", "among unusable members"],
+    )
+    async def test_a_valid_reply_gives_its_keys(self, issuer: Issuer, answer: Answer) -> None:
+        issuer.answer = answer
+
+        async with JwksClient(issuer.url) as keys:
+            assert await keys.find(HEADER) == Key("EdDSA", OLD.public_key, "old")
+
+    @pytest.mark.parametrize(("answer", "reason"), BAD.values(), ids=BAD)
+    async def test_an_invalid_reply_leaves_the_known_keys_in_use_and_is_logged_without_its_content(
+        self, issuer: Issuer, caplog: pytest.LogCaptureFixture, answer: Answer, reason: str
+    ) -> None:
+        caplog.set_level(logging.INFO, "app")
+        async with JwksClient(issuer.url, OFTEN) as keys:
+            await until(lambda: keys.ready)
+            issuer.answer = answer
+            await until(lambda: "not fetched" in caplog.text)
+            assert await keys.find(HEADER) == Key("EdDSA", OLD.public_key, "old")
+            assert keys.generation == 1
+            issuer.answer = key_set(NEW.jwk)
+            await until(lambda: keys.generation == 2)
+
+        again = "keys of the issuer fetched"
+        assert [record.getMessage() for record in caplog.records] == [
+            again,
+            f"keys of the issuer not fetched: {reason}",
+            again,
+        ]
+        assert "s3cret" not in caplog.text
+
+    @pytest.mark.parametrize("answer", [hang, drip])
+    async def test_a_reply_that_does_not_end_is_given_up(self, issuer: Issuer, answer: Answer) -> None:
+        issuer.answer = answer
+        async with JwksClient(issuer.url, Timing(timeout=0.1, first_retry=0.01)):
+            await until(lambda: len(issuer.requests) == 2)
+
+    @pytest.mark.parametrize(
+        ("head", "piece"),
+        [
+            (b"HTTP/1.1 200 OK\r\n\r\n", b" " * SIZE_MAX),
+            (CHUNKED, b"10000\r\n" + b" " * SIZE_MAX + b"\r\n"),
+            (b"HTTP/1.1 500 Oops\r\nContent-Length: 1073741824\r\n\r\n", b" " * SIZE_MAX),
+            (b"HTTP/1.1 200 OK\r\nX-Header: ", b"a" * SIZE_MAX),
+        ],
+        ids=["no length", "chunks", "500", "header"],
+    )
+    async def test_the_client_stops_reading_a_reply_of_a_gigabyte(
+        self, issuer: Issuer, head: bytes, piece: bytes
+    ) -> None:
+        """The kernel buffers some megabytes for both sides."""
+        issuer.answer = flood = Flood(head, piece)
+
+        async with JwksClient(issuer.url) as keys:
+            await until(lambda: issuer.requests and not issuer.connections)
+
+        assert not keys.ready
+        assert flood.sent < GIGABYTE / 32
+
+    async def test_a_client_without_limits_reads_on(self, issuer: Issuer) -> None:
+        """The positive control of the test above."""
+        issuer.answer = flood = Flood(b"HTTP/1.1 200 OK\r\n\r\n", b" " * SIZE_MAX)
+
+        async with httpx.AsyncClient() as client, client.stream("GET", issuer.url) as stream:
+            pieces = stream.aiter_raw()
+            while flood.sent < GIGABYTE / 16:
+                await anext(pieces)
+
+
+class Flood:
+    """Sends a gigabyte unless the client stops reading, and counts the bytes."""
+
+    def __init__(self, head: bytes, piece: bytes) -> None:
+        self._head = head
+        self._piece = piece
+        self.sent = 0
+
+    async def __call__(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self._head)
+        while self.sent < GIGABYTE:
+            writer.write(self._piece)
+            await writer.drain()
+            self.sent += len(self._piece)
+
+
+UNUSABLE: Final[dict[str, Jwk]] = {
+    "a shared secret": {"kty": "oct", "k": base64url(bytes(32)), "crv": "Ed25519", "x": ED["x"]},
+    "for encryption": RSA | {"use": "enc"},
+    "for signing": ED | {"key_ops": ["sign"]},
+    "for more than verifying": ED | {"key_ops": ["verify", "sign"]},
+    "with its private half": RSA | {"d": ED["x"]},
+    "with null for the private half": ED | {"d": None},
+    "RSA of 2,047 bits": rsa(2_047),
+    "RSA of 8,193 bits": rsa(8_193),
+    "RSA with exponent 1": rsa(2_048, 1),
+    "RSA without a modulus": {"kty": "RSA", "e": "AQAB"},
+    "RSA on a curve": RSA | {"crv": "P-256"},
+    "RSA on an empty curve": RSA | {"crv": {}},
+    "P-384": elliptic(ec.SECP384R1()),
+    "P-384 called P-256": elliptic(ec.SECP384R1()) | {"crv": "P-256"},
+    "EC without a curve": {name: EC[name] for name in ("kty", "x", "y")},
+    "EC off the curve": EC | {"x": EC["y"]},
+    "EC with a number for x": EC | {"x": 1},
+    "Ed448": ED448,
+    "Ed448 called Ed25519": ED448 | {"crv": "Ed25519"},
+    "X25519": ED | {"crv": "X25519"},
+    "Ed25519 of 31 bytes": ED | {"x": base64url(bytes(31))},
+    "Ed25519 without x": {"kty": "OKP", "crv": "Ed25519"},
+    "with a list for a kind": ED | {"kty": ["OKP"]},
+    "with a number as name": ED | {"kid": 1},
+    "called HS256": ED | {"alg": "HS256"},
+    "called ES256": ED | {"alg": "ES256"},
+    "RSA called PS256": RSA | {"alg": "PS256"},
+    "EC called Ed25519": EC | {"alg": "Ed25519"},
+    "with a list for an algorithm": ED | {"alg": ["EdDSA"]},
+    "empty": {},
+}
+
+any_text: Final = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+any_json: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text | st.just("keys"), inner, max_size=3),
+    max_leaves=8,
+)
+names: Final = st.sampled_from(["kty", "crv", "x", "y", "n", "e", "d", "p", "oth", "alg", "use", "kid", "key_ops", "k"])
+values: Final = any_json | st.sampled_from([value for jwk in (ED, EC, RSA) for value in jwk.values()])
+any_member: Final = st.builds(
+    lambda jwk, others: {**jwk, **others}, st.sampled_from([ED, EC, RSA, {}]), st.dictionaries(names | any_text, values)
+)
+hostile: Final = settings(max_examples=100, deadline=None)
+
+
+class TestMembers:
+    async def test_no_unusable_member_is_found_and_a_usable_key_beside_them_is(self, issuer: Issuer) -> None:
+        issuer.answer = key_set(*({"kid": name} | jwk for name, jwk in UNUSABLE.items()), NEW.jwk)
+
+        async with JwksClient(issuer.url) as keys:
+            for name in UNUSABLE:
+                for algorithm in ("EdDSA", "ES256", "RS256", "HS256"):
+                    assert await keys.find({"kid": name, "alg": algorithm}) is None
+            assert await keys.find({"alg": "EdDSA"}) == Key("EdDSA", NEW.public_key, "new")
+
+    @pytest.mark.parametrize(
+        ("algorithm", "jwk"),
+        [
+            ("EdDSA", ED),
+            ("EdDSA", ED | {"kid": "", "use": None, "alg": None}),
+            ("EdDSA", ED | {"kid": "\0\U0001f418" * 1_000, "alg": "Ed25519"}),
+            ("EdDSA", ED | {"use": "sig", "alg": "EdDSA", "key_ops": ["verify"], "exp": 1}),
+            ("ES256", EC | {"alg": "ES256"}),
+            ("RS256", RSA | {"x5t": "a", "x5u": "http://127.0.0.1:1/", "jku": "http://127.0.0.1:1/", "x": [{}]}),
+            ("RS256", rsa(8_192)),
+        ],
+    )
+    async def test_a_usable_key_is_found(self, issuer: Issuer, algorithm: str, jwk: Jwk) -> None:
+        issuer.answer = key_set(jwk)
+
+        async with JwksClient(issuer.url) as keys:
+            key = await keys.find({**jwk, "alg": algorithm})
+
+        assert key
+        assert (key.algorithm, key.kid) == (algorithm, jwk.get("kid"))
+
+    @hostile
+    @given(content=any_json.map(json.dumps).map(str.encode) | st.binary())
+    @example(content=b'{"keys": [{"kty": "RSA", "crv": {}}]}')
+    @example(content=b'{"keys": [{"kty": %s}]}' % (b"9" * 5_000))
+    @example(content=b'{"keys": [{"kty": "\\udfff"}]}')
+    def test_any_document_gives_keys_or_a_value_error(self, content: bytes) -> None:
+        """Calls `_read_keys`, because a request for each example would take long."""
+        with suppress(ValueError):
+            assert len(_read_keys(content)) <= KEYS_MAX
+
+    @hostile
+    @given(member=any_json | any_member)
+    @example(member={**ED, "kid": {}})
+    def test_any_member_leaves_the_others_usable(self, member: object) -> None:
+        """Calls `_read_keys`, because a request for each example would take long."""
+        keys = _read_keys(json.dumps({"keys": [member, EC | {"kid": "good"}]}).encode())
+
+        assert (keys[-1].kid, keys[-1].algorithm) == ("good", "ES256")
+        assert len(keys) <= 2
