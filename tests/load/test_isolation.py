@@ -1,94 +1,266 @@
-"""Under load, no toggle is lost, and no user sees or changes another user's tasks."""
+"""No user can read, change or detect another user's task, and concurrent requests lose no toggle and mix no users."""
 
 import asyncio
-import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from itertools import cycle, pairwise, product
+from itertools import pairwise
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
 import pytest
+from sqlalchemy import bindparam, select
+from sqlmodel import col
 
-CLIENTS: Final = 50
-TOGGLES: Final = 1_000
-MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
+from app.core.database import Database, Statement, statement
+from app.core.errors import AppError, ForbiddenError, TaskNotFoundError
+from app.models.task import Task as TaskTable
+from app.schemas.task import Conditions
+from app.services import tasks as service
+from tests.support import bearer
+from tests.tokens import counted_checkouts
+
+CLIENTS: Final = 20
+TOGGLES: Final = 120
+FINGERPRINT: Final = "SELECT md5(string_agg(t::text, '\n' ORDER BY t.id)) FROM tasks t WHERE user_id = $1"
+NOWHERE: Final = "a word that no title has"
 
 Client = httpx.AsyncClient
 Task = dict[str, Any]
 Work = Callable[[Client], Awaitable[Any]]
-Observation = tuple[int, str, frozenset[tuple[str, str]]]
 
 
-@pytest.fixture(scope="module")
-async def clients(base_url: str) -> AsyncIterator[list[Client]]:
-    """Clients, each with its own connection."""
-    context = ssl.create_default_context()  # unused, but slow to create fifty times
-    async with AsyncExitStack() as stack:
-        made = [Client(base_url=base_url, timeout=60, verify=context) for _ in range(CLIENTS)]
-        yield [await stack.enter_async_context(client) for client in made]
+class Attempt(NamedTuple):
+    """A request for a task. "current" in a header stands for the task's own entity tag, which only its owner knows."""
+
+    method: str
+    suffix: str = ""
+    json: Any = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
-async def share(clients: list[Client], works: Iterable[Work]) -> list[Any]:
-    """Run all pieces of work, shared among the concurrent clients. Returns the results."""
-    pieces = iter(works)
-    results: list[Any] = []
-
-    async def serve(client: Client) -> None:
-        results.extend([await work(client) for work in pieces])
-
-    async with asyncio.TaskGroup() as group:
-        for client in clients:
-            group.create_task(serve(client))
-    return results
-
-
-def create(owner: str) -> Work:
-    async def work(client: Client) -> Task:
-        reply = await client.post(f"/api/{owner}/tasks", json={"title": f"A secret of {owner}"})
-        assert reply.status_code == 201
-        task: Task = reply.json()
-        assert task["user_id"] == owner
-        return task
-
-    return work
-
-
-def read_tasks(owner: str) -> Work:
-    """List the tasks, and read one of them."""
-
-    async def work(client: Client) -> None:
-        tasks = (await client.get(f"/api/{owner}/tasks")).json()
-        one = (await client.get(f"/api/{owner}/tasks/{tasks[-1]['id']}")).json()
-        assert {task["user_id"] for task in (*tasks, one)} == {owner}
-
-    return work
+PUT: Final = Attempt("PUT", json={"title": "Stolen", "description": None, "completed": True})
+COMPLETE: Final = Attempt("PATCH", "/complete")
+ATTEMPTS: Final = (
+    Attempt("GET"),
+    Attempt("HEAD"),
+    Attempt("GET", headers={"If-None-Match": "current"}),
+    PUT,
+    PUT._replace(headers={"If-Match": "current"}),
+    PUT._replace(headers={"If-Match": "*"}),
+    PUT._replace(headers={"If-None-Match": "current"}),
+    Attempt("PUT", json={}),
+    Attempt("PUT", json={}, headers={"If-Match": "current"}),
+    COMPLETE,
+    COMPLETE._replace(json={"completed": True}),
+    COMPLETE._replace(headers={"If-Match": "current"}),
+    Attempt("DELETE"),
+    Attempt("DELETE", headers={"If-Match": "*"}),
+    Attempt("DELETE", headers={"If-Match": "current"}),
+    # Owners do not send these. Their refusal must not depend on the task either.
+    Attempt("PUT", json={"title": ""}),
+    Attempt("PUT", json={"title": "Stolen", "priority": 1}, headers={"Prefer": "handling=strict"}),
+    COMPLETE._replace(json={"completed": "yes"}),
+    Attempt("POST"),
+)
 
 
-def toggle(task: Task) -> Work:
-    async def work(client: Client) -> Task:
-        reply = await client.patch(f"/api/{task['user_id']}/tasks/{task['id']}/complete")
-        assert reply.status_code == 200
-        toggled: Task = reply.json()
-        assert toggled["user_id"] == task["user_id"]
-        return toggled
+class Observation(NamedTuple):
+    """Everything that a reply reveals, and the number of statements that it took."""
 
-    return work
+    status: int
+    headers: list[tuple[str, str]]
+    content: bytes
+    statements: int
 
 
-def read_flip_write(task: Task) -> Work:
-    """What a client without the toggle operation does."""
+class Thief:
+    """Tries to reach the tasks of an owner with a token of its own."""
 
-    async def work(client: Client) -> Task:
-        path = f"/api/{task['user_id']}/tasks/{task['id']}"
-        completed = (await client.get(path)).json()["completed"]
-        flipped: Task = (await client.put(path, json={"completed": not completed})).json()
-        return flipped
+    def __init__(self, client: Client, thief: str, owner: str) -> None:
+        self._client = client
+        self._thief = thief
+        self._owner = owner
 
-    return work
+    async def try_everything(self, task: Task) -> None:
+        """Every attempt has the result that it would have if the owner's task did not exist."""
+        missing = {**task, "id": str(uuid4())}
+        for attempt in ATTEMPTS:
+            foreign = await self._reach(self._thief, task, attempt)
+            assert foreign == await self._reach(self._thief, missing, attempt)
+            assert foreign.status in {404, 405, 412, 422}
+
+            forbidden = await self._reach(self._owner, task, attempt)
+            assert forbidden == await self._reach(self._owner, missing, attempt)
+            assert forbidden == await self._reach("nobody", missing, attempt)
+            assert (forbidden.status, forbidden.statements) in {(403, 0), (405, 0)}
+
+    async def try_the_list(self, cursor: str) -> None:
+        """The thief's list does not contain the owner's tasks, and the owner's list is forbidden."""
+        secret = await self._observe("GET", f"{self._thief}/tasks?search=secret of {self._owner}")
+        assert secret == await self._observe("GET", f"{self._thief}/tasks?search={NOWHERE}")
+        assert secret.content == b"[]"
+
+        foreign = await self._observe("GET", f"{self._thief}/tasks?limit=1&cursor={cursor}")
+        assert foreign == await self._observe("GET", f"{self._thief}/tasks?limit=1&cursor={cursor[::-1]}")
+        assert (foreign.status, foreign.statements) == (422, 0)
+
+        for method, content in (("GET", None), ("HEAD", None), ("POST", {"title": "Planted"})):
+            forbidden = await self._observe(method, f"{self._owner}/tasks", content)
+            assert forbidden == await self._observe(method, "nobody/tasks", content)
+            assert (forbidden.status, forbidden.statements) == (403, 0)
+
+    async def _reach(self, user: str, task: Task, attempt: Attempt) -> Observation:
+        tag = f'"{task["updated_at"]}"'
+        headers = {name: value.replace("current", tag) for name, value in attempt.headers.items()}
+        return await self._observe(attempt.method, f"{user}/tasks/{task['id']}{attempt.suffix}", attempt.json, headers)
+
+    async def _observe(
+        self, method: str, path: str, json: Any = None, headers: dict[str, str] | None = None
+    ) -> Observation:
+        """Returns the reply without the parts that differ in every reply."""
+        with counted_checkouts() as checkouts:
+            reply = await self._client.request(
+                method, f"/api/{path}", json=json, headers=bearer(self._thief) | (headers or {})
+            )
+        kept = [item for item in sorted(reply.headers.items()) if item[0] not in {"date", "x-request-id"}]
+        content = reply.content.replace(reply.headers["X-Request-ID"].encode(), b"")
+        return Observation(reply.status_code, kept, content, len(checkouts))
+
+
+async def create(client: Client, user: str, **headers: str) -> Task:
+    sent = {"title": f"A secret of {user}"}
+    reply = await client.post(f"/api/{user}/tasks", json=sent, headers=bearer(user) | headers)
+    assert reply.status_code == 201
+    task: Task = reply.json()
+    return task
+
+
+class TestForeignTask:
+    @pytest.fixture
+    async def client(self, secured_url: str) -> AsyncIterator[Client]:
+        async with Client(base_url=secured_url, timeout=30) as client:
+            yield client
+
+    async def test_another_user_s_task_cannot_be_read_changed_or_detected(
+        self, client: Client, database: asyncpg.Connection, new_user: Callable[[], str]
+    ) -> None:
+        owner, thief = new_user(), new_user()
+        own = await create(client, thief)
+        task, _ = await create(client, owner), await create(client, owner)
+        page = await client.get(f"/api/{owner}/tasks?limit=1", headers=bearer(owner))
+        before = await database.fetchval(FINGERPRINT, owner)
+
+        attacks = Thief(client, thief, owner)
+        await attacks.try_everything(task)
+        await attacks.try_the_list(httpx.URL(page.links["next"]["url"]).params["cursor"])
+
+        assert await database.fetchval(FINGERPRINT, owner) == before
+        assert (await client.get(f"/api/{thief}/tasks", headers=bearer(thief))).json() == [own]
+        await client.patch(f"/api/{owner}/tasks/{task['id']}/complete", headers=bearer(owner))
+        assert await database.fetchval(FINGERPRINT, owner) != before  # a control: the hash shows a change
+
+    async def test_two_users_may_send_the_same_key_and_each_gets_a_task(
+        self, client: Client, new_user: Callable[[], str]
+    ) -> None:
+        tasks = [await create(client, new_user(), **{"Idempotency-Key": "same"}) for _ in range(2)]
+
+        assert tasks[0]["id"] != tasks[1]["id"]
+        assert tasks[0]["user_id"] != tasks[1]["user_id"]
+
+    @pytest.mark.parametrize("name", ["_GET", "_UPDATE", "_COMPLETE", "_DELETE"])
+    async def test_a_statement_without_the_owner_condition_is_detected(
+        self, client: Client, new_user: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """A positive control of the first test."""
+        scoped: Statement = getattr(service, name)
+        monkeypatch.setattr(service, name, scoped._replace(sql=scoped.sql.replace("tasks.user_id = $", "'' != $")))
+        owner = new_user()
+
+        with pytest.raises(AssertionError):
+            await Thief(client, new_user(), owner).try_everything(await create(client, owner))
+
+    async def test_a_refusal_that_depends_on_another_user_s_task_is_detected(
+        self, client: Client, new_user: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A positive control of the first test."""
+        found = statement(select(col(TaskTable.id)).where(col(TaskTable.id) == bindparam("task_id")), reads=True)
+
+        async def revealing(db: Database, _user_id: str, task_id: UUID, _conditions: Conditions) -> AppError:
+            return ForbiddenError() if await db.fetch(found, task_id=task_id) else TaskNotFoundError()
+
+        monkeypatch.setattr(service, "_refusal", revealing)
+        owner = new_user()
+
+        with pytest.raises(AssertionError, match="status: 403 != 404"):
+            await Thief(client, new_user(), owner).try_everything(await create(client, owner))
+
+
+class TestUnderLoad:
+    @pytest.fixture
+    async def clients(self, base_url: str) -> AsyncIterator[list[Client]]:
+        """Clients, each with its own connection."""
+        context = ssl.create_default_context()  # unused, but slow to create for each client
+        async with AsyncExitStack() as stack:
+            made = [Client(base_url=base_url, timeout=60, verify=context) for _ in range(CLIENTS)]
+            yield [await stack.enter_async_context(client) for client in made]
+
+    @staticmethod
+    async def share(clients: list[Client], works: Iterable[Work]) -> list[Any]:
+        """Run all pieces of work, shared among the concurrent clients. Returns the results."""
+        pieces = iter(works)
+        results: list[Any] = []
+
+        async def serve(client: Client) -> None:
+            results.extend([await work(client) for work in pieces])
+
+        async with asyncio.TaskGroup() as group:
+            for client in clients:
+                group.create_task(serve(client))
+        return results
+
+    async def test_concurrent_toggles_are_all_applied_and_concurrent_lists_do_not_mix_users(
+        self, clients: list[Client], new_user: Callable[[], str]
+    ) -> None:
+        ada, bob = new_user(), new_user()
+        task, _ = await create(clients[0], ada), await create(clients[0], bob)
+        path = f"/api/{ada}/tasks/{task['id']}"
+
+        async def toggle(client: Client) -> Task:
+            reply: Task = (await client.patch(f"{path}/complete")).raise_for_status().json()
+            return reply
+
+        def list_tasks(user: str) -> Work:
+            async def work(client: Client) -> None:
+                assert {task["user_id"] for task in (await client.get(f"/api/{user}/tasks")).json()} == {user}
+
+            return work
+
+        pieces = [toggle, toggle, list_tasks(ada), toggle, toggle, list_tasks(bob)] * (TOGGLES // 4)
+        replies = [reply for reply in await self.share(clients, pieces) if reply]
+
+        assert len(replies) == TOGGLES
+        assert alternate(replies)
+        after = (await clients[0].get(path)).json()
+        assert (after["completed"], after["updated_at"]) == (False, max(reply["updated_at"] for reply in replies))
+
+    async def test_a_client_that_reads_flips_and_writes_loses_updates(
+        self, clients: list[Client], new_user: Callable[[], str]
+    ) -> None:
+        """The positive control of the test above."""
+        user = new_user()
+        path = f"/api/{user}/tasks/{(await create(clients[0], user))['id']}"
+
+        async def flip(client: Client) -> Task:
+            completed = (await client.get(path)).json()["completed"]
+            flipped: Task = (await client.put(path, json={"completed": not completed})).json()
+            return flipped
+
+        assert not alternate(await self.share(clients, [flip] * TOGGLES))
 
 
 def alternate(replies: list[Task]) -> bool:
@@ -97,101 +269,3 @@ def alternate(replies: list[Task]) -> bool:
         earlier["updated_at"] < later["updated_at"] and earlier["completed"] != later["completed"]
         for earlier, later in pairwise(sorted(replies, key=itemgetter("updated_at")))
     )
-
-
-async def test_a_thousand_concurrent_toggles_are_all_applied_during_concurrent_reads(
-    clients: list[Client], new_user: Callable[[], str]
-) -> None:
-    ada, bob = new_user(), new_user()
-    tasks = await share(clients, [create(owner) for owner in (ada, bob) for _ in range(200)])
-    task = next(task for task in tasks if task["user_id"] == ada)
-    reads = [read_tasks(owner) for owner in (ada, bob) for _ in range(TOGGLES // 20)]
-
-    results = await share(clients, [work for read in reads for work in (read, *[toggle(task)] * 10)])
-
-    replies = [result for result in results if result]
-    assert len(replies) == TOGGLES
-    assert alternate(replies)
-    after = (await clients[0].get(f"/api/{ada}/tasks/{task['id']}")).json()
-    assert after["completed"] is False
-    assert after["updated_at"] == max(reply["updated_at"] for reply in replies)
-
-
-async def test_read_flip_and_write_loses_updates_under_a_fifth_of_the_load(
-    clients: list[Client], task: dict[str, Any]
-) -> None:
-    """The positive control of the test above."""
-    replies = await share(clients, [read_flip_write(task)] * (TOGGLES // 5))
-
-    assert len(replies) == TOGGLES // 5
-    assert not alternate(replies)
-
-
-class Attempt(NamedTuple):
-    """A request for a task. "current" in a header stands for the task's own entity tag."""
-
-    method: str
-    suffix: str = ""
-    json: Task | None = None
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-IF_CURRENT: Final = (("If-Match", "current"),)
-IF_ANY: Final = (("If-Match", "*"),)
-ATTEMPTS: Final = (
-    Attempt("GET"),
-    Attempt("GET", headers=(("If-None-Match", "current"),)),
-    Attempt("PUT", json={"title": "Stolen", "completed": True}),
-    Attempt("PUT", json={}, headers=IF_CURRENT),
-    Attempt("PATCH", "/complete"),
-    Attempt("PATCH", "/complete", {"completed": True}, IF_CURRENT),
-    Attempt("DELETE"),
-    Attempt("DELETE", headers=IF_ANY),
-)
-
-
-def reach(user: str, task: Task, number: int) -> Work:
-    """Request a task that is missing or another user's. Returns everything that the reply reveals."""
-    method, suffix, content, conditions = ATTEMPTS[number]
-    tag = f'"{task["updated_at"]}"'
-    headers = {name: value.replace("current", tag) for name, value in conditions}
-
-    async def work(client: Client) -> tuple[int, Observation]:
-        reply = await client.request(method, f"/api/{user}/tasks/{task['id']}{suffix}", json=content, headers=headers)
-        observed = {name: value for name, value in reply.headers.items() if name not in {"date", "x-request-id"}}
-        return number, (
-            reply.status_code,
-            reply.text.replace(reply.headers["X-Request-ID"], ""),
-            frozenset(observed.items()),
-        )
-
-    return work
-
-
-async def test_a_foreign_task_gets_the_reply_of_a_missing_task_and_is_not_changed(
-    clients: list[Client], database: asyncpg.Connection, new_user: Callable[[], str]
-) -> None:
-    owners = [new_user() for _ in range(3)]
-    tasks = await share(clients, [create(owner) for owner in owners for _ in range(8)])
-
-    async def fingerprint() -> str:
-        query = "SELECT md5(string_agg(t::text, '\n' ORDER BY t.id)) FROM tasks t WHERE t.id = ANY($1)"
-        digest: str = await database.fetchval(query, [task["id"] for task in tasks])
-        return digest
-
-    before = await fingerprint()
-    missing = {"id": MISSING, "user_id": None, "updated_at": tasks[0]["updated_at"]}
-    foreign = [(user, task) for task, user in product([*tasks, missing], owners) if task["user_id"] != user]
-    reaches = [reach(user, task, number) for user, task in foreign for number in range(len(ATTEMPTS))]
-    ordinary = cycle([*map(read_tasks, owners), *map(create, owners)])
-    results = await share(clients, [work for pair in zip(reaches, ordinary, strict=False) for work in pair])
-
-    observed = {result for result in results if isinstance(result, tuple)}
-    assert sorted(number for number, _ in observed) == list(range(len(ATTEMPTS)))  # one reply each
-    for number, (status, problem, _) in observed:
-        assert status == (412 if ATTEMPTS[number].headers == IF_ANY else 404)
-        assert json.loads(problem)["detail"] == "There is no such task."
-    assert await fingerprint() == before
-
-    await share(clients, [toggle(tasks[0])])
-    assert await fingerprint() != before
