@@ -8,7 +8,15 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.support import make_workspace
+from tests.clients.support import FOLDER, make_workspace
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this directory starts programs that take seconds."""
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.ci)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ NODE_MODULES: Final = FOLDER / "node_modules"
 
 needs_node = pytest.mark.skipif(
     not NODE_MODULES.is_dir(),
-    reason="`make check` installs these tools where there is Node.js 20.19 or newer, with npm",
+    reason="`make ci` installs these tools where there is Node.js 20.19 or newer, with npm",
 )
 
 _PATH: Final = os.pathsep.join([str(Path(sys.executable).parent), str(NODE_MODULES / ".bin"), os.environ["PATH"]])
