@@ -326,34 +326,18 @@ class TestKeys:
         assert services.forger.requests == []
 
 
-changes: Final = st.tuples(
-    st.sampled_from(["flip", "insert", "delete", "repeat"]),
-    st.floats(0, 1),
-    st.integers(1, 40),
-    st.binary(min_size=1, max_size=4) | st.sampled_from([b".", b"=", b"-", b"_", b"A", b","]),
-)
-
-
-def mutated(token: bytes, change: str, place: float, length: int, inserted: bytes) -> bytes:
-    start = int(place * len(token))
-    before, part, after = token[:start], token[start : start + length], token[start + length :]
-    return {
-        "flip": before + bytes(byte ^ length for byte in part[:1]) + part[1:] + after,
-        "insert": before + inserted + part + after,
-        "delete": before + after,
-        "repeat": before + part + part + after,
-    }[change]
-
-
 @every_algorithm
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(change=changes)
-@example(change=("flip", 1, 1, b"A"))
+@given(start=st.floats(0, 1), length=st.integers(0, 40), inserted=st.binary(max_size=4) | st.text(".=-_A,", max_size=2))
+@example(start=0, length=0, inserted=b"")
 async def test_a_token_is_accepted_only_unchanged(
-    services: Services, change: tuple[str, float, int, bytes], algorithm: str
+    services: Services, start: float, length: int, inserted: bytes | str, algorithm: str
 ) -> None:
+    """A part of the token is replaced. Some characters end a header, or are stripped from its value."""
     token = signer(algorithm).issue(valid_claims()).encode()
-    changed = mutated(token, *change).translate(None, b"\r\n\t ")  # these end a header, or are stripped from its value
+    first = int(start * len(token))
+    inserted = inserted.encode() if isinstance(inserted, str) else inserted.translate(None, b"\r\n\t ")
+    changed = token[:first] + inserted + token[first + length :]
 
     status, _, _ = await ask(services.trusting(algorithm), b"Bearer " + changed)
 

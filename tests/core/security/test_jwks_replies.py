@@ -5,18 +5,15 @@ import gzip
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any, Final
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 
-from app.core.security.jwks import JwksClient, Timing, _read_keys
+from app.core.security.jwks import JwksClient, Timing
 from app.core.security.tokens import Key
 from tests.issuer import Answer, Issuer, hang, key_set, raw, reply
 from tests.support import until
@@ -40,10 +37,9 @@ def essential(jwk: Jwk) -> Jwk:
     return {name: jwk[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in jwk}
 
 
-def rsa(bits: int, exponent: int = 65_537) -> Jwk:
+def rsa(bits: int, exponent: str = "AQAB") -> Jwk:
     """A made-up public key of this size. Generating a real key of a large size would take long."""
-    n, e = ((number.to_bytes((number.bit_length() + 7) // 8, "big")) for number in (2 ** (bits - 1) + 1, exponent))
-    return {"kty": "RSA", "n": base64url(n), "e": base64url(e)}
+    return {"kty": "RSA", "n": base64url((2 ** (bits - 1) + 1).to_bytes(bits // 8 + 1, "big")), "e": exponent}
 
 
 def elliptic(curve: ec.EllipticCurve) -> Jwk:
@@ -180,21 +176,10 @@ class TestReply:
         async with JwksClient(issuer.url, Timing(timeout=0.1, first_retry=0.01)):
             await until(lambda: len(issuer.requests) == 2)
 
-    @pytest.mark.parametrize(
-        ("head", "piece"),
-        [
-            (b"HTTP/1.1 200 OK\r\n\r\n", b" " * SIZE_MAX),
-            (CHUNKED, b"10000\r\n" + b" " * SIZE_MAX + b"\r\n"),
-            (b"HTTP/1.1 500 Oops\r\nContent-Length: 1073741824\r\n\r\n", b" " * SIZE_MAX),
-            (b"HTTP/1.1 200 OK\r\nX-Header: ", b"a" * SIZE_MAX),
-        ],
-        ids=["no length", "chunks", "500", "header"],
-    )
-    async def test_the_client_stops_reading_a_reply_of_a_gigabyte(
-        self, issuer: Issuer, head: bytes, piece: bytes
-    ) -> None:
+    @pytest.mark.parametrize("status", [b"200 OK", b"500 Oops"])
+    async def test_the_client_stops_reading_a_reply_of_a_gigabyte(self, issuer: Issuer, status: bytes) -> None:
         """The kernel buffers some megabytes for both sides."""
-        issuer.answer = flood = Flood(head, piece)
+        issuer.answer = flood = Flood(status)
 
         async with JwksClient(issuer.url) as keys:
             await until(lambda: issuer.requests and not issuer.connections)
@@ -202,9 +187,9 @@ class TestReply:
         assert not keys.ready
         assert flood.sent < GIGABYTE / 32
 
-    async def test_a_client_without_limits_reads_on(self, issuer: Issuer) -> None:
+    async def test_a_client_without_limits_reads_a_reply_of_a_gigabyte(self, issuer: Issuer) -> None:
         """The positive control of the test above."""
-        issuer.answer = flood = Flood(b"HTTP/1.1 200 OK\r\n\r\n", b" " * SIZE_MAX)
+        issuer.answer = flood = Flood(b"200 OK")
 
         async with httpx.AsyncClient() as client, client.stream("GET", issuer.url) as stream:
             pieces = stream.aiter_raw()
@@ -215,30 +200,27 @@ class TestReply:
 class Flood:
     """Sends a gigabyte unless the client stops reading, and counts the bytes."""
 
-    def __init__(self, head: bytes, piece: bytes) -> None:
-        self._head = head
-        self._piece = piece
+    def __init__(self, status: bytes) -> None:
+        self._status = status
         self.sent = 0
 
     async def __call__(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(self._head)
+        writer.write(b"HTTP/1.1 %s\r\n\r\n" % self._status)
         while self.sent < GIGABYTE:
-            writer.write(self._piece)
+            writer.write(bytes(SIZE_MAX))
             await writer.drain()
-            self.sent += len(self._piece)
+            self.sent += SIZE_MAX
 
 
 UNUSABLE: Final[dict[str, Jwk]] = {
     "a shared secret": {"kty": "oct", "k": base64url(bytes(32)), "crv": "Ed25519", "x": ED["x"]},
     "for encryption": RSA | {"use": "enc"},
-    "for signing": ED | {"key_ops": ["sign"]},
     "for more than verifying": ED | {"key_ops": ["verify", "sign"]},
     "with its private half": RSA | {"d": ED["x"]},
     "with null for the private half": ED | {"d": None},
     "RSA of 2,047 bits": rsa(2_047),
     "RSA of 8,193 bits": rsa(8_193),
-    "RSA with exponent 1": rsa(2_048, 1),
-    "RSA without a modulus": {"kty": "RSA", "e": "AQAB"},
+    "RSA with exponent 1": rsa(2_048, "AQ"),
     "RSA on a curve": RSA | {"crv": "P-256"},
     "RSA on an empty curve": RSA | {"crv": {}},
     "P-384": elliptic(ec.SECP384R1()),
@@ -257,22 +239,8 @@ UNUSABLE: Final[dict[str, Jwk]] = {
     "called ES256": ED | {"alg": "ES256"},
     "RSA called PS256": RSA | {"alg": "PS256"},
     "EC called Ed25519": EC | {"alg": "Ed25519"},
-    "with a list for an algorithm": ED | {"alg": ["EdDSA"]},
     "empty": {},
 }
-
-any_text: Final = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
-any_json: Final = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text | st.just("keys"), inner, max_size=3),
-    max_leaves=8,
-)
-names: Final = st.sampled_from(["kty", "crv", "x", "y", "n", "e", "d", "p", "oth", "alg", "use", "kid", "key_ops", "k"])
-values: Final = any_json | st.sampled_from([value for jwk in (ED, EC, RSA) for value in jwk.values()])
-any_member: Final = st.builds(
-    lambda jwk, others: {**jwk, **others}, st.sampled_from([ED, EC, RSA, {}]), st.dictionaries(names | any_text, values)
-)
-hostile: Final = settings(max_examples=100, deadline=None)
 
 
 class TestMembers:
@@ -305,23 +273,3 @@ class TestMembers:
 
         assert key
         assert (key.algorithm, key.kid) == (algorithm, jwk.get("kid"))
-
-    @hostile
-    @given(content=any_json.map(json.dumps).map(str.encode) | st.binary())
-    @example(content=b'{"keys": [{"kty": "RSA", "crv": {}}]}')
-    @example(content=b'{"keys": [{"kty": %s}]}' % (b"9" * 5_000))
-    @example(content=b'{"keys": [{"kty": "\\udfff"}]}')
-    def test_any_document_gives_keys_or_a_value_error(self, content: bytes) -> None:
-        """Calls `_read_keys`, because a request for each example would take long."""
-        with suppress(ValueError):
-            assert len(_read_keys(content)) <= KEYS_MAX
-
-    @hostile
-    @given(member=any_json | any_member)
-    @example(member={**ED, "kid": {}})
-    def test_any_member_leaves_the_others_usable(self, member: object) -> None:
-        """Calls `_read_keys`, because a request for each example would take long."""
-        keys = _read_keys(json.dumps({"keys": [member, EC | {"kid": "good"}]}).encode())
-
-        assert (keys[-1].kid, keys[-1].algorithm) == ("good", "ES256")
-        assert len(keys) <= 2
