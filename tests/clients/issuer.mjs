@@ -1,5 +1,5 @@
-// Better Auth with its plugin `jwt`, for test_better_auth.py: `node issuer.mjs [port] [base URL]`. It prints its address
-// when it listens, and ends when its standard input does, so that it never outlives the tests. All is kept in memory.
+// Better Auth with its plugin `jwt`, for test_better_auth.py. It prints its address when it listens, and ends when its
+// standard input does, so that it never outlives the tests. All is kept in memory.
 import { randomBytes } from "node:crypto";
 import { createServer } from "node:http";
 import { betterAuth } from "better-auth";
@@ -7,14 +7,13 @@ import { memoryAdapter } from "better-auth/adapters/memory";
 import { toNodeHandler } from "better-auth/node";
 import { jwt } from "better-auth/plugins";
 
-const [port = "0", baseURL] = process.argv.slice(2);
-const server = createServer().listen(Number(port), "127.0.0.1");
+const server = createServer().listen(0, "127.0.0.1");
 await new Promise((resolve) => server.once("listening", resolve));
 const address = `http://127.0.0.1:${server.address().port}`;
 
 const database = { user: [], session: [], account: [], verification: [], jwks: [] };
 const auth = betterAuth({
-  baseURL: baseURL ?? address,
+  baseURL: address,
   secret: randomBytes(32).toString("hex"),
   database: memoryAdapter(database),
   emailAndPassword: { enabled: true },

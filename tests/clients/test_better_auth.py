@@ -64,11 +64,10 @@ class Issuer:
 
 
 @asynccontextmanager
-async def better_auth(*arguments: object) -> AsyncIterator[Issuer]:
-    """Yields an issuer with keys of its own, and kills it. The arguments are its port and the URL in its tokens."""
-    command = ("node", "issuer.mjs", *map(str, arguments))
+async def better_auth() -> AsyncIterator[Issuer]:
+    """Yields an issuer with keys of its own, and kills it."""
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # because several users share the client
-    async with await anyio.open_process(command, cwd=FOLDER, stderr=None) as process:
+    async with await anyio.open_process(["node", "issuer.mjs"], cwd=FOLDER, stderr=None) as process:
         assert process.stdout
         try:
             with anyio.fail_after(60):
@@ -100,13 +99,6 @@ async def issuer() -> AsyncIterator[Issuer]:
     """An issuer whose keys do not change."""
     async with better_auth() as issuer:
         yield issuer
-
-
-@pytest.fixture(scope="module")
-async def impostor(issuer: Issuer) -> AsyncIterator[Issuer]:
-    """Another issuer, whose tokens name `issuer` as their issuer."""
-    async with better_auth(0, issuer.url) as impostor:
-        yield impostor
 
 
 @pytest.fixture(scope="module")
@@ -166,19 +158,6 @@ class TestToken:
             assert (await service.request(method, url, json=content, headers=stranger)).status_code == 403
             assert (await service.request(method, url, json=content, headers=own)).status_code == status
 
-    async def test_a_token_of_an_issuer_with_other_keys_and_the_same_name_is_refused(
-        self, service: Service, dsn: str, issuer: Issuer, impostor: Issuer
-    ) -> None:
-        account = await impostor.sign_up()
-        token = await impostor.token_of(account)
-        assert claims_of(token)["iss"] == claims_of(token)["aud"] == issuer.url
-
-        assert not await accepts(service, account, token)
-
-        keys = f"{impostor.url}/api/auth/jwks"
-        async with service_of(dsn, issuer.url, auth_jwks_url=keys) as control:  # only the key is wrong
-            assert await accepts(control, account, token)
-
 
 class TestSession:
     async def test_the_cookies_of_a_session_are_refused_as_tokens_and_ignored_as_cookies(
@@ -218,10 +197,7 @@ class TestKeys:
                 assert await accepts(service, ada, new)
                 assert await accepts(service, ada, old) == published
 
-    async def test_only_tokens_with_a_known_key_are_accepted_while_the_issuer_is_down(
-        self, dsn: str, impostor: Issuer
-    ) -> None:
-        stranger = await impostor.sign_up()
+    async def test_tokens_are_accepted_while_the_issuer_is_down(self, dsn: str) -> None:
         async with AsyncExitStack() as outage:
             issuer = await outage.enter_async_context(better_auth())
             ada = await issuer.sign_up()
@@ -231,7 +207,6 @@ class TestKeys:
                 await outage.aclose()
 
                 assert await accepts(service, ada, token)
-                assert not await accepts(service, stranger, await impostor.token_of(stranger))
 
 
 def key_of(token: str) -> str:

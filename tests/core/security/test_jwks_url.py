@@ -9,8 +9,7 @@ from tests.support import short
 @pytest.mark.parametrize(
     "url",
     [
-        "https://auth.example.com/.well-known/jwks.json",
-        "https://auth.example.com:8443/jwks?version=2",
+        "https://auth.example.com:8443/.well-known/jwks.json?version=2",
         "https://[2001:db8::1]:8443/jwks",
         "HTTPS://AUTH_1.EXAMPLE.COM",
         "http://127.0.0.1:3000/api/auth/jwks",
@@ -25,52 +24,20 @@ def test_https_urls_and_http_urls_of_this_machine_are_accepted(url: str) -> None
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "//auth.example.com/jwks",
-        "file://localhost/etc/passwd",
-        "ftp://127.0.0.1/jwks",
-        "https:/auth.example.com/jwks",
-        "https://:443/jwks",
-        "https://auth.example.com:0/jwks",
-        "https://auth.example.com:65536/jwks",
-        "https://[::1/jwks",
-        "https://[auth.example.com]/jwks",
-        "https://ada:s3cret@auth.example.com/jwks",
-        "https://@auth.example.com/jwks",
-        "http://ada:s3cret@127.0.0.1/jwks",
+        *("", "//auth.example.com/jwks", "file://localhost/etc/passwd", "ftp://127.0.0.1/jwks"),
+        *("https:/auth.example.com/jwks", "https://:443/jwks", "https://[::1/jwks", "https://[auth.example.com]/jwks"),
+        *("https://auth.example.com:0/jwks", "https://auth.example.com:65536/jwks", "https://@auth.example.com/jwks"),
+        *("https://ada:s3cret@auth.example.com/jwks", "http://ada:s3cret@127.0.0.1/jwks"),
+        *("http://auth.example.com/jwks", "http://192.168.1.1/jwks", "http://0.0.0.0/jwks", "http://127.1/jwks"),
+        *("http://localhost.example.com", "http://localhost\\.example.com", "http://auth.example.com#localhost"),
+        *("http:/localhost/jwks", "http://local\u200bhost.example.com/jwks"),
+        *(f"https://a.example/{character}jwks" for character in " \n\t\0\xa0"),
+        *(" https://a.example/jwks", "https://a .example/jwks", "https://a.example/jwks\n"),
     ],
     ids=short,
 )
-def test_a_malformed_url_another_scheme_or_a_user_name_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"must look like https://auth\.example\.com/") as caught:
+def test_a_malformed_url_a_user_name_and_http_to_another_machine_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must look like https://.*; http only on a loopback address") as caught:
         check_jwks_url(url)
 
     assert "s3cret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://auth.example.com/jwks",
-        "http://192.168.1.1/jwks",
-        "http://0.0.0.0/jwks",
-        "http://localhost.example.com/jwks",
-        "http://localhost\\.example.com/jwks",
-        "http://auth.example.com#localhost",
-        "http:/localhost/jwks",
-        "http://127.1/jwks",
-        "http://local\u200bhost.example.com/jwks",
-    ],
-    ids=short,
-)
-def test_http_to_another_machine_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="http only on a loopback address"):
-        check_jwks_url(url)
-
-
-@pytest.mark.parametrize("place", ["{}https://a.example/jwks", "https://a{}.example/jwks", "https://a.example/jwks{}"])
-@pytest.mark.parametrize("character", [" ", "\n", "\t", "\0", "\xa0"], ids=short)
-def test_white_space_and_control_characters_are_refused(place: str, character: str) -> None:
-    """Such a URL could not be fetched, or would lead to another address than the intended one."""
-    with pytest.raises(ValueError, match="must look like"):
-        check_jwks_url(place.format(character))
