@@ -107,19 +107,25 @@ class TestRefusal:
         forged = carrying(new_signer("HS256").issue(claims_of(user, exp=0)))
         content = {"title": "Buy oat milk"} if method in {"POST", "PUT"} else None
         with counted_checkouts() as checkouts:
-            for headers, status, kind, challenge in (
-                ({}, 401, "token-missing", CHALLENGE),
-                (forged, 401, "token-invalid", REFUSED),
-                (issued(user, exp=0), 401, "token-invalid", EXPIRED),
-                (others, 403, "forbidden", None),
+            for headers, status, kind, title, challenge in (
+                ({}, 401, "token-missing", "Unauthenticated", CHALLENGE),
+                (forged, 401, "token-invalid", "Unauthenticated", REFUSED),
+                (issued(user, exp=0), 401, "token-invalid", "Unauthenticated", EXPIRED),
+                (others, 403, "forbidden", "Forbidden", None),
             ):
                 reply = await client.request(method, tasks + path, json=content, headers=headers)
 
                 assert (reply.status_code, reply.headers.get("WWW-Authenticate")) == (status, challenge)
                 assert reply.headers["Content-Type"] == "application/problem+json"
                 assert reply.headers["Cache-Control"] == "no-store"
-                assert reply.json()["type"] == f"urn:problem-type:{kind}"
-                assert reply.json()["instance"] == reply.headers["X-Request-ID"]
+                assert reply.json() == {
+                    "type": f"urn:problem-type:{kind}",
+                    "title": title,
+                    "status": status,
+                    "detail": reply.json()["detail"],
+                    "instance": reply.headers["X-Request-ID"],
+                }
+                assert user not in reply.text
             assert checkouts == []
 
             accepted = await client.request(method, tasks + path, json=content, headers=mine)
@@ -159,17 +165,6 @@ class TestRefusal:
 
 
 class TestAnotherUser:
-    async def test_a_403_does_not_name_the_user(self, client: httpx.AsyncClient, tasks: str, others: Headers) -> None:
-        reply = await client.get(tasks, headers=others)
-
-        assert reply.json() == {
-            "type": "urn:problem-type:forbidden",
-            "title": "Forbidden",
-            "status": 403,
-            "detail": "The token was issued for another user.",
-            "instance": reply.headers["X-Request-ID"],
-        }
-
     async def test_a_cached_token_does_not_open_the_path_of_another_user(
         self, client: httpx.AsyncClient, tasks: str, mine: Headers
     ) -> None:
@@ -241,25 +236,15 @@ class TestOrderOfChecks:
 
 class TestPublicPaths:
     @pytest.mark.parametrize("headers", [{}, carrying("a.b.c")], ids=["no token", "refused token"])
-    @pytest.mark.parametrize(
-        ("method", "path", "status"),
-        [
-            ("GET", "/health/live", 200),
-            ("GET", "/health/ready", 200),
-            ("GET", "/openapi.json", 200),
-            ("GET", "/docs", 200),
-            ("GET", "/docs/assets/swagger-ui.css", 200),
-            ("GET", "/nope", 404),
-            ("GET", "/api/a%2Fb/tasks", 404),
-            ("POST", "/api/zoe/tasks/", 404),
-            ("PUT", "/api/zoe/tasks", 405),
-            ("OPTIONS", "/api/zoe/tasks", 405),
-        ],
-    )
     async def test_a_path_outside_the_operations_needs_no_token(
-        self, client: httpx.AsyncClient, method: str, path: str, status: int, headers: Headers
+        self, client: httpx.AsyncClient, headers: Headers
     ) -> None:
-        assert (await client.request(method, path, headers=headers)).status_code == status
+        for path in ("/health/live", "/health/ready", "/openapi.json", "/docs", "/docs/assets/swagger-ui.css"):
+            assert (await client.get(path, headers=headers)).status_code == 200
+        for path in ("/nope", "/api/a%2Fb/tasks", "/api/zoe/tasks/"):
+            assert (await client.get(path, headers=headers)).status_code == 404
+        for method in ("PUT", "OPTIONS"):
+            assert (await client.request(method, "/api/zoe/tasks", headers=headers)).status_code == 405
 
 
 class TestBrowser:

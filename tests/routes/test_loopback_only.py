@@ -148,13 +148,6 @@ class TestHost:
     async def test_the_request_line_does_not_replace_the_host_header(self, client: httpx.AsyncClient) -> None:
         assert (await ask(client.base_url, b"Host: evil.example", path=f"http://localhost{TASKS}"))[0] == 421
 
-    async def test_a_websocket_upgrade_for_a_foreign_host_is_421(self, client: httpx.AsyncClient) -> None:
-        upgrade = (b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: YWFhYWFhYWFhYWFhYWFhYQ==")
-
-        status, _, body = await ask(client.base_url, b"Host: evil.example", *upgrade)
-
-        assert (status, kind(body)) == (421, "misdirected-request")
-
     async def test_neither_a_421_nor_its_log_line_repeats_the_host(
         self, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -57,14 +57,11 @@ async def issuer() -> AsyncIterator[Issuer]:
 
 
 class TestFind:
-    async def test_a_search_waits_for_the_first_fetch(self, issuer: Issuer) -> None:
+    async def test_a_search_waits_for_the_first_fetch_and_later_searches_send_no_request(self, issuer: Issuer) -> None:
         async with JwksClient(issuer.url) as keys:
-            assert await keys.find(FOR_OLD) == Key("EdDSA", OLD.public_key, "old")
+            found = [await keys.find(FOR_OLD) for _ in range(100)]
 
-    async def test_finding_a_known_key_sends_no_request(self, issuer: Issuer) -> None:
-        async with fetched(issuer) as keys:
-            assert all([await keys.find(FOR_OLD) for _ in range(100)])
-
+        assert found == [Key("EdDSA", OLD.public_key, "old")] * 100
         assert len(issuer.requests) == 1
 
     async def test_a_key_is_found_only_with_its_own_algorithm(self, issuer: Issuer) -> None:
@@ -112,32 +109,23 @@ class TestFind:
 
 
 class TestConcurrentSearches:
-    async def test_searches_before_the_first_keys_share_one_request_and_survive_the_first_search(
-        self, issuer: Issuer
-    ) -> None:
+    async def test_concurrent_searches_share_one_request_that_outlives_the_first_search(self, issuer: Issuer) -> None:
         issuer.answer = held = Held(issuer.answer)
 
+        async def find(header: dict[str, str]) -> None:
+            first, *others = [asyncio.create_task(keys.find(header)) for _ in range(50)]
+            await until(lambda: held.waiting)
+            first.cancel()
+            await asyncio.wait([first])
+            held.release()
+            assert all(await asyncio.gather(*others))
+
         async with JwksClient(issuer.url) as keys:
-            first, *others = [asyncio.create_task(keys.find(FOR_OLD)) for _ in range(50)]
-            await until(lambda: held.waiting)
-            first.cancel()
-            await asyncio.wait([first])
-            held.release()
-            assert all(await asyncio.gather(*others))
-
-        assert len(issuer.requests) == 1
-
-    async def test_searches_for_a_new_key_share_one_request_and_survive_the_first_search(self, issuer: Issuer) -> None:
-        async with fetched(issuer) as keys:
+            await find(FOR_OLD)  # the first keys
+            assert len(issuer.requests) == 1
             issuer.answer = held = Held(key_set(NEW.jwk))
-            first, *others = [asyncio.create_task(keys.find(FOR_NEW)) for _ in range(50)]
-            await until(lambda: held.waiting)
-            first.cancel()
-            await asyncio.wait([first])
-            held.release()
-            assert all(await asyncio.gather(*others))
-
-        assert len(issuer.requests) == 2
+            await find(FOR_NEW)
+            assert len(issuer.requests) == 2
 
     async def test_finding_a_known_key_does_not_wait_for_a_running_fetch(self, issuer: Issuer) -> None:
         async with fetched(issuer) as keys:
