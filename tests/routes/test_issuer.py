@@ -1,6 +1,5 @@
 """A service with AUTH_JWKS_URL: the keys of its issuer change, are not there yet, or cannot be fetched."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,7 +9,7 @@ import httpx
 import pytest
 
 from app.core.security.jwks import JwksClient, Timing
-from tests.issuer import Answer, Held, Issuer, key_set, reply
+from tests.issuer import Answer, Issuer, key_set, reply
 from tests.support import make_settings, serving, until
 from tests.tokens import Signer, carrying, claims_of, new_signer
 
@@ -24,13 +23,6 @@ async def issuer() -> AsyncIterator[Issuer]:
     """An issuer that publishes the key OLD."""
     async with Issuer(key_set(OLD.jwk)) as issuer:
         yield issuer
-
-
-@pytest.fixture
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are fetched every 10 ms."""
-    often = Timing(refresh=0.01, retry=0.01, first_retry=0.01)
-    monkeypatch.setattr("app.core.security.jwks.JwksClient", partial(JwksClient, timing=often))
 
 
 @asynccontextmanager
@@ -66,21 +58,12 @@ async def test_a_token_of_a_new_key_is_accepted_and_a_cached_token_of_the_withdr
         assert kind_of(await ask(client, user, OLD)) == (401, "token-invalid")
 
 
-@pytest.mark.usefixtures("_often")
-async def test_new_tokens_are_accepted_while_the_issuer_is_down(dsn: str, issuer: Issuer, user: str) -> None:
-    async with client_of(dsn, issuer) as client:
-        await until(lambda: is_ready(client))
-        issuer.stop()
-        issuer.answer = reply(b"", "500 Oops")
-        assert (await ask(client, user, OLD)).status_code == 200
-        assert await is_ready(client)
-
-
-@pytest.mark.usefixtures("_often")
 @pytest.mark.parametrize("answer", [key_set(), reply(b"", "500 Oops")], ids=["no keys", "500"])
 async def test_every_token_is_503_and_the_service_is_live_but_not_ready_until_it_has_keys(
-    dsn: str, issuer: Issuer, user: str, answer: Answer
+    dsn: str, issuer: Issuer, user: str, monkeypatch: pytest.MonkeyPatch, answer: Answer
 ) -> None:
+    soon = Timing(first_retry=0.01)
+    monkeypatch.setattr("app.core.security.jwks.JwksClient", partial(JwksClient, timing=soon))
     issuer.answer = answer
     async with client_of(dsn, issuer) as client:
         for refusal in (await ask(client, user, OLD), await ask(client, user, NEW), await client.get("/health/ready")):
@@ -94,14 +77,3 @@ async def test_every_token_is_503_and_the_service_is_live_but_not_ready_until_it
         issuer.answer = key_set(OLD.jwk)
         await until(lambda: is_ready(client))
         assert (await ask(client, user, OLD)).status_code == 200
-
-
-async def test_requests_wait_for_the_first_keys(dsn: str, issuer: Issuer, user: str) -> None:
-    issuer.answer = held = Held(issuer.answer)
-    async with client_of(dsn, issuer) as client:
-        waiting = [asyncio.create_task(ask(client, user, OLD)) for _ in range(10)]
-        await until(lambda: held.waiting)
-        assert (await client.get("/health/live")).status_code == 200
-        assert not await is_ready(client)
-        held.release()
-        assert [reply.status_code for reply in await asyncio.gather(*waiting)] == [200] * 10

@@ -176,7 +176,7 @@ class TestBackground:
     ) -> None:
         """The intervals are those of docs/auth.md. Nothing waits for them here."""
         good, bad = issuer.answer, reply(b"", "500 Oops")
-        answers = iter([bad, bad, good, bad, bad, good, hang])
+        answers = iter([bad, key_set(), good, bad, bad, good, hang])
         intervals: list[float] = []
         sleep = asyncio.sleep
 

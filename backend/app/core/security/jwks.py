@@ -39,7 +39,7 @@ class Timing(NamedTuple):
     timeout: float = 5  # for one fetch, from the first byte sent to the last byte received
     refresh: float = 300  # between two fetches. A withdrawn key is accepted for at most this long.
     retry: float = 30  # until the next fetch after a failure, and between two fetches for unknown keys
-    first_retry: float = 2  # until the next fetch after a failure, before the first success
+    first_retry: float = 2  # until the next fetch while there have never been any keys
 
 
 class JwksClient:
@@ -108,7 +108,7 @@ class JwksClient:
         _, refresh, retry, first_retry = self._timing
         while True:
             await self._fetch()
-            await asyncio.sleep(refresh if self._outcome == _FETCHED else retry if self.ready else first_retry)
+            await asyncio.sleep(first_retry if not self.ready else refresh if self._outcome == _FETCHED else retry)
 
     async def _fetch(self) -> None:
         """Fetch the keys. Concurrent callers share one fetch."""
