@@ -77,17 +77,28 @@ class TestRequest:
 
         assert not any("cookie" in request.lower() for request in issuer.requests)
 
-    async def test_an_issuer_on_this_machine_is_asked_without_a_proxy(
-        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Plain HTTP is allowed there because it does not leave the machine."""
+    @pytest.fixture
+    async def proxy(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Issuer]:
+        """A proxy that the environment names for every address."""
         async with Issuer(key_set(NEW.jwk)) as proxy:
-            monkeypatch.setenv("HTTP_PROXY", proxy.url)
-            monkeypatch.setenv("ALL_PROXY", proxy.url)
-            async with JwksClient(issuer.url) as keys:
-                assert await keys.find(HEADER)
+            for name in ("http_proxy", "https_proxy"):
+                monkeypatch.setenv(name, proxy.url)
+            for name in ("NO_PROXY", "no_proxy"):
+                monkeypatch.delenv(name, raising=False)
+            yield proxy
 
-            assert proxy.requests == []
+    async def test_an_issuer_on_this_machine_is_asked_without_a_proxy(self, issuer: Issuer, proxy: Issuer) -> None:
+        """Plain HTTP is allowed there because it does not leave the machine."""
+        async with JwksClient(issuer.url) as keys:
+            assert await keys.find(HEADER)
+
+        assert proxy.requests == []
+
+    async def test_an_issuer_elsewhere_is_asked_through_the_proxy_of_the_environment(self, proxy: Issuer) -> None:
+        async with JwksClient("https://auth.example.com/jwks"):
+            await until(lambda: proxy.requests)
+
+        assert proxy.requests[0].startswith("CONNECT auth.example.com:443 ")
 
     async def test_a_redirect_is_not_followed(self, issuer: Issuer) -> None:
         async with Issuer(key_set(OLD.jwk)) as target, JwksClient(issuer.url, OFTEN) as keys:
