@@ -1,6 +1,5 @@
-"""Keys and tokens of an issuer, and forged tokens, many of which PyJWT would refuse to sign."""
+"""Keys and tokens of an issuer, also tokens that PyJWT would refuse to sign."""
 
-import hmac
 import json
 import secrets
 from base64 import urlsafe_b64encode
@@ -8,23 +7,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from time import time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
 from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa_key
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.algorithms import get_default_algorithms
 
 from app.core.database.pool import SlotPool
 from tests.support import SECRET
 
-SigningKey = bytes | Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey
+_ALGORITHMS: Final[dict[str, Any]] = get_default_algorithms()
 
 
 class Signer(NamedTuple):
@@ -32,12 +27,21 @@ class Signer(NamedTuple):
 
     algorithm: str
     kid: str | None
-    key: SigningKey
+    key: Any
 
     def issue(self, claims: Mapping[str, object], **header: object) -> str:
         """Returns a token with these claims. `header` adds or replaces fields of its header."""
         fields = {"alg": self.algorithm, "typ": "JWT"} | ({"kid": self.kid} if self.kid else {}) | header
-        return sign(json.dumps(fields).encode(), json.dumps(claims).encode(), self.key)
+        return self.sign(json.dumps(fields).encode(), json.dumps(claims).encode())
+
+    def sign(self, header: bytes, payload: bytes) -> str:
+        """Returns a token with exactly these bytes as header and payload."""
+        signed = f"{base64url(header)}.{base64url(payload)}"
+        return f"{signed}.{base64url(self.signature(signed.encode()))}"
+
+    def signature(self, message: bytes) -> bytes:
+        signed: bytes = _ALGORITHMS[self.algorithm].sign(message, self.key)
+        return signed
 
     @property
     def public_key(self) -> Any:
@@ -47,7 +51,7 @@ class Signer(NamedTuple):
     @property
     def jwk(self) -> dict[str, Any]:
         """The public key as a JSON Web Key (RFC 7517)."""
-        return {**_public_jwk(self.key), "kid": self.kid}
+        return {**_ALGORITHMS[self.algorithm].to_jwk(self.public_key, as_dict=True), "kid": self.kid}
 
 
 def new_signer(algorithm: str, kid: str | None = None) -> Signer:
@@ -80,26 +84,6 @@ def carrying(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def sign(header: bytes, payload: bytes, key: SigningKey) -> str:
-    """Returns a token with exactly these bytes as header and payload."""
-    signed = f"{base64url(header)}.{base64url(payload)}"
-    return f"{signed}.{base64url(signature(signed.encode(), key))}"
-
-
-def signature(message: bytes, key: SigningKey) -> bytes:
-    """Returns the signature in the form of RFC 7518 section 3 and RFC 8037 section 3.1."""
-    match key:
-        case bytes():
-            return hmac.digest(key, message, "sha256")
-        case Ed25519PrivateKey():
-            return key.sign(message)
-        case EllipticCurvePrivateKey():
-            r, s = decode_dss_signature(key.sign(message, ECDSA(SHA256())))
-            return r.to_bytes(32, "big") + s.to_bytes(32, "big")
-        case _:
-            return key.sign(message, PKCS1v15(), SHA256())
-
-
 def base64url(content: bytes) -> str:
     """Returns the encoded content without padding (RFC 7515 section 2)."""
     return urlsafe_b64encode(content).rstrip(b"=").decode()
@@ -117,15 +101,3 @@ def counted_checkouts() -> Iterator[list[None]]:
 
     with patch.object(SlotPool, "fetch", count):
         yield checkouts
-
-
-def _public_jwk(key: SigningKey) -> dict[str, Any]:
-    match key:
-        case bytes():
-            return {"kty": "oct", "k": base64url(key)}
-        case Ed25519PrivateKey():
-            return OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
-        case EllipticCurvePrivateKey():
-            return ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
-        case _:
-            return RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.issuer import Issuer, key_set
 from tests.support import SECRET, exchange, make_settings, serving
-from tests.tokens import Signer, base64url, claims_of, counted_checkouts, new_signer, sign, signature, signer
+from tests.tokens import Signer, base64url, claims_of, counted_checkouts, new_signer, signer
 
 EXPECTED: Final = {"auth_issuer": "https://auth.example.com", "auth_audience": "tasks"}
 ALGORITHMS: Final = ("HS256", "EdDSA", "ES256", "RS256")  # HS256 uses the secret, the others use keys of an issuer
@@ -41,7 +41,7 @@ def without(name: str) -> Forge:
 
 
 def payload(make: Callable[[bytes], bytes]) -> Forge:
-    return lambda key: sign(head(key), make(json.dumps(valid_claims()).encode()), key.key)
+    return lambda key: key.sign(head(key), make(json.dumps(valid_claims()).encode()))
 
 
 def appended(member: str) -> Forge:
@@ -54,7 +54,7 @@ def header(**changes: object) -> Forge:
 
 
 def raw_header(make: Callable[[bytes], bytes]) -> Forge:
-    return lambda key: sign(make(head(key)), json.dumps(valid_claims()).encode(), key.key)
+    return lambda key: key.sign(make(head(key)), json.dumps(valid_claims()).encode())
 
 
 def resigned(make: Callable[[bytes], bytes]) -> Forge:
@@ -62,7 +62,7 @@ def resigned(make: Callable[[bytes], bytes]) -> Forge:
 
     def forge(key: Signer) -> str:
         text = key.issue(valid_claims()).rpartition(".")[0]
-        return f"{text}.{base64url(make(signature(text.encode(), key.key)))}"
+        return f"{text}.{base64url(make(key.signature(text.encode())))}"
 
     return forge
 
