@@ -227,7 +227,7 @@ UNUSABLE: Final[dict[str, Jwk]] = {
     "a shared secret": {"kty": "oct", "k": base64url(bytes(32)), "crv": "Ed25519", "x": ED["x"]},
     "for encryption": RSA | {"use": "enc"},
     "for more than verifying": ED | {"key_ops": ["verify", "sign"]},
-    "with its private half": RSA | {"d": ED["x"]},
+    "with its private half": ED | {"d": base64url(OLD.key.private_bytes_raw())},
     "with null for the private half": ED | {"d": None},
     "RSA of 2,047 bits": rsa(2_047),
     "RSA of 8,193 bits": rsa(8_193),
