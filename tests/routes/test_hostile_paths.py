@@ -1,0 +1,120 @@
+"""No spelling of a path, no header and no parameter gives access to another user's tasks or changes the method."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.support import bearer, exchange
+
+OVERRIDES: Final = {
+    "X-HTTP-Method-Override": "DELETE",
+    "X-HTTP-Method": "DELETE",
+    "X-Original-URL": "/api/other/tasks",
+    "X-Rewrite-URL": "/api/other/tasks",
+    "X-User-Id": "other",
+    "X-Forwarded-User": "other",
+    "X-Remote-User": "other",
+    "X-Forwarded-For": "203.0.113.7",
+    "X-Forwarded-Host": "evil.example",
+    "X-Forwarded-Prefix": "/evil",
+    "X-Forwarded-Proto": "gopher",
+    "X-Script-Name": "/evil",
+    "Forwarded": "for=203.0.113.7;host=evil.example;proto=https",
+    "Via": "1.1 evil.example",
+}
+
+
+async def ask(url: str, method: str, target: str, user: str) -> tuple[int, bytes]:
+    """Send a request with a token of `user`, and with the target as it is. Returns the status and the body."""
+    lines = f"Host: localhost\r\nAuthorization: {bearer(user)['Authorization']}\r\nConnection: close\r\n"
+    status, _, body = await exchange(httpx.URL(url), f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode())
+    return status, body
+
+
+def escaped(text: str) -> str:
+    return "".join(f"%{ord(letter):02X}" for letter in text)
+
+
+class TestPath:
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "/api/{other}/tasks",
+            "/api/{escaped}/tasks",
+            "/api/{user}/../{other}/tasks",
+            "/api/{user}/%2e%2e/{other}/tasks",
+            "/api/{user}%2F..%2F{other}/tasks",
+            "/api/{user}%252F..%252F{other}/tasks",
+            "/api/{user}%5C..%5C{other}/tasks",
+            "/api/{user};/../{other}/tasks",
+            "/api/{other};{user}/tasks",
+            "/api/{other}%00{user}/tasks",
+            "/api/{other}%0d%0aX-User-Id:{user}/tasks",
+            "/api/{other}%20/tasks",
+            "/api/{other}/tasks?user_id={user}",
+            "/api/{other}/tasks#/api/{user}/tasks",
+            "//api/{other}/tasks",
+            "/api/./{other}/tasks",
+            "http://localhost/api/{other}/tasks",
+            "http://{user}@localhost/api/{other}/tasks/{task_id}",
+            "/api/{other}/tasks/{task_id}",
+            "/api/{user}/tasks/{task_id}",
+            "/api/{user}/tasks/..%2F..%2F{other}%2Ftasks%2F{task_id}",
+        ],
+    )
+    @pytest.mark.parametrize("method", ["GET", "DELETE"])
+    async def test_no_spelling_of_a_path_reaches_another_users_tasks(
+        self,
+        client: httpx.AsyncClient,
+        secured_url: str,
+        new_user: Callable[[], str],
+        task: dict[str, Any],
+        method: str,
+        template: str,
+    ) -> None:
+        user, other = new_user(), task["user_id"]
+        target = template.format(user=user, other=other, escaped=escaped(other), task_id=task["id"])
+
+        status, body = await ask(secured_url, method, target, user)
+
+        assert 400 <= status < 500
+        assert task["title"].encode() not in body
+        assert (await client.get(f"/api/{other}/tasks")).json() == [task]
+
+    @pytest.mark.parametrize("template", ["/api/{}/tasks", "http://localhost/api/{}/tasks"])
+    async def test_the_owners_token_reaches_the_owners_tasks(
+        self, secured_url: str, task: dict[str, Any], template: str
+    ) -> None:
+        status, body = await ask(secured_url, "GET", template.format(escaped(task["user_id"])), task["user_id"])
+
+        assert (status, task["title"].encode() in body) == (200, True)
+
+
+class TestOverride:
+    async def test_no_header_overrides_method_path_or_user(
+        self, secured_url: str, user: str, task: dict[str, Any]
+    ) -> None:
+        headers = {**bearer(user), "X-Request-ID": user}
+        async with httpx.AsyncClient(base_url=secured_url) as client:
+            plain = await client.get(f"/api/{user}/tasks", headers=headers)
+            reply = await client.get(f"/api/{user}/tasks", headers={**headers, **OVERRIDES})
+            created = await client.post(f"/api/{user}/tasks", headers={**headers, **OVERRIDES}, json={"title": "a"})
+            foreign = await client.get("/api/other/tasks", headers={**headers, **OVERRIDES})
+            anonymous = await client.get("/api/other/tasks", headers=OVERRIDES)
+
+        assert (reply.status_code, reply.json()) == (200, [task])
+        assert {**reply.headers, "date": ""} == {**plain.headers, "date": ""}
+        assert created.headers["Location"] == f"/api/{user}/tasks/{created.json()['id']}"
+        assert (foreign.status_code, anonymous.status_code) == (403, 401)
+
+    @pytest.mark.parametrize("name", ["_method", "method", "X-HTTP-Method-Override", "user_id"])
+    async def test_a_parameter_that_overrides_elsewhere_is_ignored_and_named(
+        self, client: httpx.AsyncClient, path: str, task: dict[str, Any], name: str
+    ) -> None:
+        reply = await client.get(f"{path}?{name}=DELETE")
+
+        assert (reply.status_code, reply.json()) == (200, task)
+        assert reply.headers["Ignored-Fields"] == name
+        assert (await client.get(path)).status_code == 200

@@ -1,0 +1,217 @@
+"""Where a request begins and ends: an ambiguous one is refused, and its connection is closed."""
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.server.support import (
+    CHUNKED,
+    CLOSE,
+    HOST,
+    LIVE,
+    TASKS,
+    Connection,
+    assert_alive,
+    assert_refusal,
+    converse,
+    head,
+    post,
+    waits_for_a_lock,
+)
+from tests.support import short
+
+MALFORMED = (
+    b"nonsense\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),  # TLS
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    b"GET /health/live\r\n\r\n",
+    b"GET\t/health/live\tHTTP/1.1\r\n%s\r\n" % HOST,
+    *(b"GET /health/live HTTP/%s\r\n%s\r\n" % (version, HOST) for version in (b"0.9", b"1.2", b"2.0")),
+    *(head(b"GET", target) for target in (b"health/live", b"/health/\xff", b"http://localhost")),
+    head(b"CONNECT", b"localhost:443"),
+    *(head(method, LIVE) for method in (b"get", b"FOO", b" GET")),
+    *(head(b"GET", LIVE).replace(b"\r\n", end) for end in (b"\n", b"\r")),
+    *(head(b"GET", LIVE, b"X: a%sSet-Cookie: b\r\n" % end) for end in (b"\n", b"\r", b"\r\n ", b"\0")),
+    *(head(b"GET", LIVE, field) for field in (b"X : a\r\n", b": a\r\n", b"X\r\n", b"X\xff: a\r\n", b"X: \x1b[31m\r\n")),
+    b"GET /health/live HTTP/1.1\r\n\r\n",
+    head(b"GET", LIVE, HOST),
+    b"GET /health/live HTTP/1.0\r\n%s%s\r\n" % (HOST, HOST),
+)
+AMBIGUOUS = (  # the headers, and the beginning of the body, before a hidden request
+    *(
+        (b"Content-Length: %s\r\n" % length, b"")
+        for length in (b"", b"-1", b"+0", b"0x0", b"0,200", b"9" * 30, b"\xb2")
+    ),
+    (b"Content-Length: 0\r\nContent-Length: 0\r\n", b""),
+    (b"Content-Length: 0\r\nContent-Length: 200\r\n", b""),
+    (b"Content-Length : 0\r\n", b""),
+    (b"Content-Length: 0\n", b""),
+    (b"X: a\r\rY: ", b""),
+    *(
+        (b"Content-Length: 5\r\nTransfer-Encoding: %s\r\n" % coding, b"0\r\n\r\n")
+        for coding in (b"chunked", b"identity", b"")
+    ),
+    (CHUNKED + b"Content-Length: 5\r\n", b"0\r\n\r\n"),
+    (CHUNKED + CHUNKED, b"0\r\n\r\n"),
+    (CHUNKED + b"Transfer-Encoding: identity\r\n", b"0\r\n\r\n"),
+    *(
+        (b"Transfer-Encoding: %s\r\n" % coding, b"0\r\n\r\n")
+        for coding in (
+            b"xchunked",
+            b"identity",
+            b"gzip, chunked",
+            b"chunked, identity",
+            b"chunked;a=b",
+            b"\r\n chunked",
+        )
+    ),
+    (b"Transfer-Encoding : chunked\r\n", b"0\r\n\r\n"),
+    *((CHUNKED, size + b"\r\n\r\n") for size in (b"-1", b"0x0", b" 0", b"0_0", b"", b"f" * 17, b"0\n", b"0;a\0")),
+    (CHUNKED, b"0\n\n"),
+    (CHUNKED, b"0\r\n\n"),
+)
+
+
+@pytest.mark.parametrize("content", MALFORMED, ids=lambda content: ascii(content.replace(HOST, b""))[:60])
+async def test_a_malformed_request_is_400_and_ends_the_connection(base_url: str, content: bytes) -> None:
+    [reply] = await converse(base_url, content)
+
+    assert_refusal(reply, 400)
+    assert reply.json()["type"] == "urn:problem-type:malformed-request"
+    await assert_alive(base_url)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"GET /health/live HTTP/1.0\r\n%s\r\n" % HOST, 200),
+        (b"\r\n\r\n" + head(b"GET", LIVE, CLOSE), 200),
+        (head(b"GET", b"http://elsewhere/health/live", CLOSE), 200),
+        (head(b"GET", LIVE, b"X: \xff\r\n", CLOSE), 200),
+        (head(b"GET", LIVE, b"X:\r\n", CLOSE), 200),
+        (head(b"OPTIONS", b"*", CLOSE), 404),
+        (head(b"TRACE", LIVE, CLOSE), 405),
+        (head(b"PROPFIND", TASKS, CLOSE), 405),
+    ],
+    ids=short,
+)
+async def test_an_unusual_but_valid_request_is_answered(base_url: str, content: bytes, expected: int) -> None:
+    [reply] = await converse(base_url, content)
+
+    assert reply.status_code == expected
+
+
+class TestSmuggling:
+    """A hidden request is not executed: a proxy may have forwarded it as a part of another user's request."""
+
+    @pytest.mark.parametrize(
+        ("fields", "before"),
+        AMBIGUOUS,
+        ids=lambda value: short(value.replace(b"Transfer-Encoding", b"TE").replace(b"Content-Length", b"CL")),
+    )
+    async def test_a_request_hidden_in_an_ambiguous_body_is_not_executed(
+        self, client: httpx.AsyncClient, base_url: str, path: str, fields: bytes, before: bytes
+    ) -> None:
+        [reply] = await converse(base_url, post(fields) + before + head(b"DELETE", path.encode()))
+
+        assert_refusal(reply, 400)
+        assert (await client.get(path)).status_code == 200
+
+    async def test_a_pipelined_request_is_executed(self, client: httpx.AsyncClient, base_url: str, path: str) -> None:
+        replies = await converse(base_url, post(b"Content-Length: 0\r\n") + head(b"DELETE", path.encode(), CLOSE))
+
+        assert [reply.status_code for reply in replies] == [422, 204]
+        assert (await client.get(path)).status_code == 404
+
+    @pytest.mark.parametrize("trailer", [b"X: a", b"X-Request-ID: late", b"Host: b", b"Prefer: handling=strict"])
+    async def test_a_body_of_valid_chunks_is_read_and_its_trailer_ignored(
+        self, base_url: str, tasks: str, trailer: bytes
+    ) -> None:
+        body = b'c;a=b\r\n{"title": "a\r\n0002\r\n"}\r\n0\r\n%s\r\n\r\n' % trailer
+
+        [reply] = await converse(base_url, post(b"Transfer-Encoding: Chunked\r\n", CLOSE, path=tasks.encode()) + body)
+
+        assert (reply.status_code, reply.json()["title"]) == (201, "a")
+        assert reply.headers["X-Request-ID"] != "late"
+        assert "Preference-Applied" not in reply.headers
+
+
+class TestPipelining:
+    @pytest.mark.parametrize(
+        ("rest", "others"),
+        [
+            (b"GARBAGE\r\n\r\n", 0),
+            (post(CHUNKED) + b"ZZ\r\n", 0),
+            (head(b"GET", LIVE) + post(CHUNKED) + b"ZZ\r\n", 1),
+            (head(b"GET", LIVE) + head(b"GET", LIVE, HOST), 1),
+            (head(b"GET", LIVE) * 101, 100),
+        ],
+        ids=["no request", "malformed body", "request with a malformed body", "ambiguous request", "101 requests"],
+    )
+    async def test_a_refused_pipelined_request_does_not_replace_the_replies_to_earlier_requests(
+        self, base_url: str, database: asyncpg.Connection, path: str, rest: bytes, others: int
+    ) -> None:
+        connection = await Connection.open(base_url)
+        async with database.transaction():
+            await database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", path.rpartition("/")[2])
+            await connection.send(head(b"PATCH", path.encode() + b"/complete") + rest)
+            await waits_for_a_lock(database)
+            await connection.send(head(b"DELETE", path.encode()))
+
+        [reply, *later] = await connection.end()
+        assert (reply.status_code, reply.json()["completed"]) == (200, True)
+        assert [other.content for other in later] == [b'{"status":"live"}'] * others
+
+    @pytest.mark.parametrize("rest", [b"x\r\n", b"1;" + b"a" * 40_000], ids=short)
+    async def test_an_answered_request_gets_no_second_reply_for_the_rest_of_its_body(
+        self, secured_url: str, rest: bytes
+    ) -> None:
+        connection = await Connection.open(secured_url)
+        first = await connection.ask(post(CHUNKED))
+
+        await connection.send(rest)
+
+        assert (first.status_code, await connection.end()) == (401, [])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    ],
+    ids=short,
+)
+class TestUpgrade:
+    async def test_an_upgrade_request_stays_http_and_needs_a_token(self, secured_url: str, fields: bytes) -> None:
+        connection = await Connection.open(secured_url)
+
+        first = await connection.ask(head(b"GET", TASKS, fields, b"Connection: Upgrade\r\n"))
+        second = await connection.ask(head(b"GET", LIVE))
+
+        assert (first.status_code, second.status_code) == (401, 200)
+        assert "Upgrade" not in first.headers
+        connection.writer.close()
+
+    @pytest.mark.parametrize("is_split", [False, True])
+    async def test_the_body_of_an_upgrade_request_is_read(
+        self, base_url: str, tasks: str, fields: bytes, *, is_split: bool
+    ) -> None:
+        request = post(fields, b"Connection: Upgrade\r\nContent-Length: 14\r\n", path=tasks.encode())
+        body = b'{"title": "a"}'
+
+        [reply] = await converse(base_url, *([request, body] if is_split else [request + body]))
+
+        assert reply.status_code == 201
+
+    @pytest.mark.parametrize(("method", "status"), [(b"POST", 400), (b"CONNECT", 405)])
+    async def test_the_body_of_an_upgrade_request_is_not_executed_as_a_request(
+        self, client: httpx.AsyncClient, base_url: str, path: str, fields: bytes, *, method: bytes, status: int
+    ) -> None:
+        hidden = head(b"DELETE", path.encode())
+        lines = b"Content-Type: application/json\r\nConnection: Upgrade\r\nContent-Length: %d\r\n" % len(hidden)
+
+        [reply] = await converse(base_url, head(method, TASKS, fields, lines), hidden)
+
+        assert reply.status_code == status
+        assert (await client.get(path)).status_code == 200

@@ -1,0 +1,186 @@
+"""Clients that send or read too slowly, and clients that disconnect."""
+
+import asyncio
+from collections.abc import Callable
+from unittest.mock import ANY, Mock
+
+import asyncpg
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.server.protocol import BoundedProtocol
+from tests.server.support import (
+    CHUNKED,
+    CLOSE,
+    LIVE,
+    Connection,
+    assert_alive,
+    assert_refusal,
+    converse,
+    head,
+    post,
+    waits_for_a_lock,
+)
+from tests.support import short
+
+
+async def request_timeout(url: str) -> None:
+    """Wait for one request timeout of the service."""
+    assert await converse(url) == []
+
+
+async def drip(connection: Connection) -> None:
+    """Send byte by byte without end."""
+    while True:
+        await connection.send(b"a")
+        await asyncio.sleep(0.01)  # this delay is the attack and waits for nothing
+
+
+class TestRequestTimeout:
+    @pytest.fixture(autouse=True)
+    def _short_request_timeout(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The request timeout is shorter than the timeout of the test client."""
+        monkeypatch.setattr("app.server.protocol.REQUEST_TIMEOUT", 0.2)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"G",
+            head(b"GET", LIVE)[:-1],
+            *(post(CHUNKED) + body for body in (b"9\r\n{", b"0\r\n", b"0\r\nX: a\r\n")),
+            post(b"Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 14\r\n"),
+        ],
+        ids=short,
+    )
+    async def test_an_incomplete_request_is_408(self, base_url: str, content: bytes) -> None:
+        [reply] = await converse(base_url, content)
+
+        assert_refusal(reply, 408)
+        assert reply.json()["detail"] == "The request was not complete after 0.2 seconds."
+
+    @pytest.mark.parametrize("content", [b"", b"\r\n"], ids=short)
+    async def test_a_connection_without_a_request_is_closed_without_a_reply(
+        self, base_url: str, content: bytes
+    ) -> None:
+        assert await converse(base_url, content) == []
+
+    async def test_an_incomplete_second_head_has_more_time_than_an_idle_connection(
+        self, base_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep_alive = property(lambda _: 0.05, lambda *_: None)  # in production 5 s, with a request timeout of 30 s
+        monkeypatch.setattr(BoundedProtocol, "timeout_keep_alive", keep_alive, raising=False)
+
+        [first, second] = await converse(base_url, head(b"GET", LIVE) + head(b"GET", LIVE)[:-1])
+
+        assert first.status_code == 200
+        assert_refusal(second, 408)
+
+    @pytest.mark.parametrize("beginning", [b"GET /", post(b"Content-Length: 9999\r\n")], ids=["head", "body"])
+    async def test_a_request_sent_too_slowly_is_408(self, base_url: str, beginning: bytes) -> None:
+        connection = await Connection.open(base_url)
+        await connection.send(beginning)
+        sending = asyncio.create_task(drip(connection))
+
+        [reply] = await connection.end()
+
+        assert_refusal(reply, 408)
+        sending.cancel()
+
+    async def test_a_connection_that_idles_after_a_late_body_is_closed(self, secured_url: str) -> None:
+        connection = await Connection.open(secured_url)
+        reply = await connection.ask(post(b"Content-Length: 2\r\n"))
+
+        await connection.send(b"{}")
+
+        assert (reply.status_code, await connection.end()) == (401, [])
+
+    async def test_an_idle_connection_between_requests_stays_open(self, base_url: str) -> None:
+        connection = await Connection.open(base_url)
+        first = await connection.ask(head(b"GET", LIVE))
+
+        await request_timeout(base_url)
+
+        assert (first.status_code, (await connection.ask(head(b"GET", LIVE))).status_code) == (200, 200)
+        connection.writer.close()
+
+    async def test_the_request_timeout_does_not_limit_the_processing_time(
+        self, base_url: str, database: asyncpg.Connection, path: str
+    ) -> None:
+        async with database.transaction():
+            await database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", path.rpartition("/")[2])
+            talking = asyncio.create_task(converse(base_url, head(b"DELETE", path.encode(), CLOSE)))
+            await waits_for_a_lock(database)
+            await request_timeout(base_url)
+
+        [reply] = await talking
+        assert reply.status_code == 204
+
+
+@pytest.mark.parametrize("content", [b"", b"GET /health", post(CHUNKED) + b"9\r\n{"], ids=short)
+async def test_an_incomplete_request_of_a_half_closed_connection_is_not_waited_for(
+    base_url: str, content: bytes
+) -> None:
+    connection = await Connection.open(base_url)
+    await connection.send(content)
+    connection.writer.write_eof()
+
+    assert await connection.end() == []
+
+
+async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
+    connection = await Connection.open(base_url)
+    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # every socket transport has it
+    large = head(b"GET", b"/docs/assets/swagger-ui-bundle.js")  # together more than fits into the socket buffers
+    await connection.send(large * 5 + head(b"GET", LIVE, CLOSE))
+    await assert_alive(base_url)
+    connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
+
+    assert [reply.status_code for reply in await connection.end()] == [200] * 6
+
+
+class TestTimers:
+    """The timers of one connection, without a socket."""
+
+    @pytest.fixture
+    def loop(self) -> Mock:
+        return Mock()
+
+    @pytest.fixture
+    def transport(self) -> Mock:
+        return Mock(**{"get_extra_info.return_value": None, "is_closing.return_value": False})
+
+    @pytest.fixture
+    def connection(self, loop: Mock, transport: Mock) -> BoundedProtocol:
+        connection = BoundedProtocol(uvicorn.Config(Mock(), log_config=None), ServerState(), {}, _loop=loop)
+        connection.connection_made(transport)
+        return connection
+
+    def test_a_client_has_30_seconds_to_send_a_request(self, loop: Mock, connection: BoundedProtocol) -> None:
+        loop.call_later.assert_called_once_with(30, ANY)
+        connection.connection_lost(None)
+        loop.call_later().cancel.assert_called_once()
+
+    def test_a_client_has_60_seconds_to_read_on(self, loop: Mock, transport: Mock, connection: BoundedProtocol) -> None:
+        loop.reset_mock()
+        connection.pause_writing()
+
+        loop.call_later.assert_called_once_with(60, transport.abort)
+        connection.resume_writing()
+        loop.call_later().cancel.assert_called_once()
+
+    @pytest.mark.parametrize("end", [BoundedProtocol.on_response_complete, BoundedProtocol.timeout_keep_alive_handler])
+    def test_a_client_has_60_seconds_to_read_the_rest_of_a_connection_that_the_service_closes(
+        self, loop: Mock, transport: Mock, connection: BoundedProtocol, end: Callable[[BoundedProtocol], None]
+    ) -> None:
+        loop.reset_mock()
+        transport.is_closing.return_value = True
+        end(connection)
+        connection.pause_writing()
+        connection.resume_writing()
+
+        transport.close.assert_called_once()
+        loop.call_later.assert_called_once_with(60, transport.abort)
+        loop.call_later().cancel.assert_not_called()
+        connection.connection_lost(ConnectionResetError())
+        loop.call_later().cancel.assert_called()
