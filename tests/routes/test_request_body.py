@@ -1,0 +1,251 @@
+"""How the body of a request is read: media types, JSON, and its size."""
+
+import asyncio
+import gzip
+import re
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.support import pointers
+
+JSON: Final = {"Content-Type": "application/json"}
+LIMIT: Final = 65_536
+BODY: Final = b'{"title": "Buy oat milk", "completed": true}'
+WITH_BODY: Final = {"POST": "", "PUT": "/{id}", "PATCH": "/{id}/complete"}  # the path below that of the user's tasks
+
+
+def sent(content: bytes, framing: str) -> bytes | AsyncIterator[bytes]:
+    """The body, with a Content-Length or in chunks."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 16_384):
+            yield content[start : start + 16_384]
+
+    return content if framing == "length" else chunks()
+
+
+@pytest.mark.parametrize("method", WITH_BODY)
+class TestOperation:
+    """Each operation with a body reads it in the same way."""
+
+    @pytest.mark.parametrize(
+        ("content", "headers", "status", "kind"),
+        [
+            (BODY[:-1], JSON, 400, "malformed-body"),
+            (BODY, {"Content-Type": "text/plain"}, 415, "unsupported-media-type"),
+            (gzip.compress(BODY), JSON | {"Content-Encoding": "gzip"}, 415, "unsupported-media-type"),
+            (BODY.ljust(LIMIT + 1), JSON, 413, "body-too-large"),
+            (b"[%s]" % BODY, JSON, 422, "invalid-request"),
+        ],
+        ids=["malformed", "text", "compressed", "too large", "an array"],
+    )
+    async def test_an_unreadable_body_is_refused_and_changes_nothing(
+        self,
+        client: httpx.AsyncClient,
+        tasks: str,
+        task: dict[str, Any],
+        method: str,
+        *,
+        content: bytes,
+        headers: dict[str, str],
+        status: int,
+        kind: str,
+    ) -> None:
+        reply = await client.request(method, tasks + WITH_BODY[method].format(**task), content=content, headers=headers)
+
+        assert (reply.status_code, reply.json()["type"]) == (status, f"urn:problem-type:{kind}")
+        assert (await client.get(tasks)).json() == [task]
+
+    @pytest.mark.parametrize("framing", ["length", "chunked"])
+    @pytest.mark.parametrize("content_type", ["application/json", "application/merge-patch+json"])
+    async def test_a_body_of_65536_bytes_is_read(
+        self,
+        client: httpx.AsyncClient,
+        tasks: str,
+        task: dict[str, Any],
+        *,
+        method: str,
+        framing: str,
+        content_type: str,
+    ) -> None:
+        url, content = tasks + WITH_BODY[method].format(**task), sent(BODY.ljust(LIMIT), framing)
+
+        reply = await client.request(method, url, content=content, headers={"Content-Type": content_type})
+
+        assert reply.is_success
+        assert reply.json()["completed"] is True
+
+
+class TestMediaType:
+    @pytest.mark.parametrize(
+        "content_type",
+        ["Application/JSON", 'application/json;charset="UTF-8"', "application/json ;", "application/vnd.api+json"],
+    )
+    async def test_a_json_media_type_is_accepted(
+        self, client: httpx.AsyncClient, tasks: str, content_type: str
+    ) -> None:
+        headers = {"Content-Type": content_type, "Content-Encoding": "identity"}
+
+        assert (await client.post(tasks, content=BODY, headers=headers)).status_code == 201
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            None,
+            "",
+            "json",
+            "*/*",
+            "text/json",
+            "text/plain; charset=application/json",
+            "application/jsonp",
+            "application/json, application/json",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+        ],
+    )
+    async def test_another_media_type_is_415_and_creates_no_task(
+        self, client: httpx.AsyncClient, tasks: str, content_type: str | None
+    ) -> None:
+        headers = {} if content_type is None else {"Content-Type": content_type}
+
+        reply = await client.post(tasks, content=BODY, headers=headers)
+
+        assert (reply.status_code, reply.headers["Accept"]) == (415, "application/json")
+        assert (await client.get(tasks)).json() == []
+
+    @pytest.mark.parametrize("coding", ["GZIP", "br", "identity, gzip"])
+    async def test_a_compressed_body_is_415(self, client: httpx.AsyncClient, tasks: str, coding: str) -> None:
+        reply = await client.post(tasks, content=BODY, headers=JSON | {"Content-Encoding": coding})
+
+        assert reply.status_code == 415
+        assert "uncompressed" in reply.json()["detail"]
+
+    async def test_a_charset_parameter_does_not_make_latin_1_valid_json(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        headers = {"Content-Type": "application/json; charset=latin-1"}
+
+        reply = await client.post(tasks, content='{"title": "Caf\xe9"}'.encode("latin-1"), headers=headers)
+
+        assert reply.status_code == 400
+
+
+MALFORMED: Final = {
+    "truncated": b'{"title": "a"',
+    "truncated escape": b'{"title": "\\u00',
+    "white space only": b" \n",
+    "NaN": b'{"title": "a", "x": NaN}',
+    "Infinity": b'{"title": "a", "x": -Infinity}',
+    "lone surrogate": b'{"title": "\\ud800"}',
+    "surrogates in the wrong order": b'{"title": "\\ude00\\ud83d"}',
+    "lone surrogate in a name": b'{"title": "a", "\\ud800": 1}',
+    "surrogate as UTF-8": b'{"title": "\xed\xa0\x80"}',
+    "deep array": b"[" * 10_000 + b"]" * 10_000,
+    "deep array, unclosed": b"[" * 60_000,
+    "deep object in a field": b'{"title": "a", "x": ' + b'{"x": ' * 5_000 + b"1" + b"}" * 5_000 + b"}",
+    "invalid UTF-8": b'{"title": "\xff"}',
+    "UTF-16": '{"title": "a"}'.encode("utf-16"),
+    "BOM": b"\xef\xbb\xbf" + BODY,
+    "two values": BODY + BODY,
+    "trailing NUL": BODY + b"\0",
+    "trailing comma": b'{"title": "a",}',
+    "5,000 digits": b'{"title": "a", "x": ' + b"1" * 5_000 + b"}",
+    "leading zero": b'{"title": "a", "x": 01}',
+    "single quotes": b"{'title': 'a'}",
+    "bare name": b"{hunter2: 1}",
+    "comment": b'{"title": "a" /* hunter2 */}',
+    "raw newline in a string": b'{"title": "hunter2\nb"}',
+    "unknown escape": b'{"title": "hunter2\\x41"}',
+    "a word": b"hunter2",
+}
+
+
+class TestJson:
+    @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+    async def test_malformed_json_is_400_and_the_reply_does_not_repeat_it(
+        self, client: httpx.AsyncClient, tasks: str, content: bytes
+    ) -> None:
+        reply = await client.post(tasks, content=content, headers=JSON)
+
+        assert (reply.status_code, reply.json()["type"]) == (400, "urn:problem-type:malformed-body")
+        assert len(reply.content) < 1_024
+        assert "hunter2" not in reply.text
+        assert (await client.get(tasks)).json() == []
+
+    @pytest.mark.parametrize("content", [b"[]", b'""', b"0", b"1e400", b"true", b"null"])
+    async def test_json_other_than_an_object_is_422(
+        self, client: httpx.AsyncClient, tasks: str, content: bytes
+    ) -> None:
+        reply = await client.post(tasks, content=content, headers=JSON)
+
+        assert pointers(reply) == ["#"]
+        assert content == b"null" or reply.json()["errors"][0]["detail"] == "must be a JSON object"
+
+    async def test_the_last_of_duplicate_names_wins(self, client: httpx.AsyncClient, tasks: str) -> None:
+        content = b'{"title": 1, "completed": true, "title": "first", "title": "last", "completed": false}'
+
+        reply = await client.post(tasks, content=content, headers=JSON)
+
+        assert (reply.json()["title"], reply.json()["completed"]) == ("last", False)
+
+    @pytest.mark.parametrize(
+        ("content", "title"),
+        [
+            (b'{"title": "\\ud83e\\udd84\\u00e9\\n\\t\\/"}', "\U0001f984\xe9\n\t/"),
+            (b' \r\n\t{ "t\\u0069tle" : "a" }\n ', "a"),
+            (b'{"title": "a", "x": 1e400, "y": [-0.0, "\\u0000"], "z": ' + b"1" * 4_000 + b"}", "a"),
+            (b'{"title": "a", "x": ' + b"[" * 150 + b"]" * 150 + b"}", "a"),
+        ],
+        ids=["escapes", "white space", "numbers", "nested arrays"],
+    )
+    async def test_unusual_json_is_read(
+        self, client: httpx.AsyncClient, tasks: str, content: bytes, title: str
+    ) -> None:
+        reply = await client.post(tasks, content=content, headers=JSON)
+
+        assert (reply.status_code, reply.json()["title"]) == (201, title)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+class TestBodySize:
+    @pytest.mark.parametrize("size", [LIMIT + 1, 10_000_000])
+    async def test_a_body_above_65536_bytes_is_413_and_creates_no_task(
+        self, client: httpx.AsyncClient, tasks: str, framing: str, size: int
+    ) -> None:
+        reply = await client.post(tasks, content=sent(BODY.ljust(size), framing), headers=JSON)
+
+        assert (reply.status_code, reply.json()["type"]) == (413, "urn:problem-type:body-too-large")
+        assert reply.json()["detail"] == "A request body may have 65,536 bytes at most."
+        assert (await client.get(tasks)).json() == []
+
+    @pytest.mark.parametrize("content", [b"not json", b"x" * 10_000_000], ids=["text", "10 MB"])
+    async def test_an_operation_without_a_body_ignores_a_sent_body(
+        self, client: httpx.AsyncClient, tasks: str, path: str, framing: str, content: bytes
+    ) -> None:
+        replies = [
+            await client.request(method, url, content=sent(content, framing), headers={"Prefer": "handling=strict"})
+            for method, url in (("GET", tasks), ("GET", path), ("DELETE", path), ("DELETE", path))
+        ]
+
+        assert [reply.status_code for reply in replies] == [200, 200, 204, 404]
+
+    async def test_an_empty_body_counts_as_no_body(self, client: httpx.AsyncClient, path: str, framing: str) -> None:
+        reply = await client.patch(f"{path}/complete", content=sent(b"", framing), headers=JSON)
+
+        assert reply.json()["completed"] is True
+
+
+async def test_a_connection_stays_usable_after_a_refused_body(client: httpx.AsyncClient, tasks: str) -> None:
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    head = f"POST {tasks} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    for size in (LIMIT + 1, LIMIT):
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % size + BODY.ljust(size))
+    writer.write(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+    replies = await asyncio.wait_for(reader.read(), 30)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", replies) == [b"413", b"201", b"200"]
+    writer.close()
