@@ -15,30 +15,21 @@ DEFAULT_ORIGINS: Final = (ORIGIN, "http://localhost:5173", "http://127.0.0.1:300
 FOREIGN_ORIGINS: Final = (
     "https://localhost:3000",
     "http://localhost",
-    "http://localhost:3001",
     "http://localhost:30000",
     "http://localhost:3000/",
     "http://localhost:3000.evil.example",
-    "http://evil.example",
     "HTTP://LOCALHOST:3000",
     "null",
     "*",
     "",
 )
-METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-REQUEST_HEADERS: Final = (
-    "authorization",
-    "content-type",
-    "idempotency-key",
-    "if-match",
-    "if-none-match",
-    "prefer",
-    "x-request-id",
-)
-EXPOSED: Final = (
-    "ETag, Link, Location, Retry-After, Idempotent-Replayed, WWW-Authenticate, Ignored-Fields, Preference-Applied, "
-    "X-Request-ID"
-)
+ASKED: Final = {
+    *("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer", "X-Request-ID")
+}
+EXPOSED: Final = {
+    *("ETag", "Idempotent-Replayed", "Ignored-Fields", "Link", "Location", "Preference-Applied", "Retry-After"),
+    *("WWW-Authenticate", "X-Request-ID"),
+}
 
 
 async def preflight(
@@ -49,63 +40,57 @@ async def preflight(
 
 
 def listed(reply: httpx.Response, header: str) -> set[str]:
-    return {item.strip().lower() for item in reply.headers[header].split(",")}
+    return {item.strip() for item in reply.headers[header].split(",")}
+
+
+def assert_readable(reply: httpx.Response, status: int, origin: str = ORIGIN) -> None:
+    """Check that a browser shows the reply to the frontend and does not report a network error instead."""
+    assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (status, origin)
+    assert reply.headers["Access-Control-Allow-Credentials"] == "true"
+    assert listed(reply, "Access-Control-Expose-Headers") == EXPOSED
+    assert "Origin" in listed(reply, "Vary")
 
 
 class TestPreflight:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
     @pytest.mark.parametrize("origin", DEFAULT_ORIGINS)
     async def test_an_allowed_origin_may_use_every_method_and_request_header(
         self, client: httpx.AsyncClient, origin: str, method: str
     ) -> None:
-        reply = await preflight(client, origin, method, ",".join(REQUEST_HEADERS))
+        reply = await preflight(client, origin, method, ",".join(ASKED).lower())
 
-        assert reply.status_code == 200
-        assert reply.headers["Access-Control-Allow-Origin"] == origin
+        assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (200, origin)
         assert reply.headers["Access-Control-Allow-Credentials"] == "true"
-        assert method.lower() in listed(reply, "Access-Control-Allow-Methods")
-        assert listed(reply, "Access-Control-Allow-Headers") >= set(REQUEST_HEADERS)
+        assert method in listed(reply, "Access-Control-Allow-Methods")
+        assert listed(reply, "Access-Control-Allow-Headers") >= ASKED
         assert int(reply.headers["Access-Control-Max-Age"]) > 0
-        assert "origin" in listed(reply, "Vary")
-        assert reply.headers["X-Request-ID"]
+        assert "Origin" in listed(reply, "Vary")
 
-    @pytest.mark.parametrize("header", REQUEST_HEADERS)
-    async def test_each_request_header_is_allowed_on_its_own(self, client: httpx.AsyncClient, header: str) -> None:
-        assert (await preflight(client, ORIGIN, headers=header)).status_code == 200
-
-    @pytest.mark.parametrize("path", [f"{TASKS}/{MISSING}", f"{TASKS}/{MISSING}/complete", "/health/ready", "/nope"])
+    @pytest.mark.parametrize("path", [f"{TASKS}/{MISSING}/complete", "/health/ready", "/nope"])
     async def test_a_preflight_succeeds_on_any_path(self, client: httpx.AsyncClient, path: str) -> None:
         assert (await preflight(client, ORIGIN, path=path)).status_code == 200
-
-    @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
-    async def test_a_preflight_from_a_foreign_origin_is_refused(self, client: httpx.AsyncClient, origin: str) -> None:
-        reply = await preflight(client, origin)
-
-        assert reply.status_code == 400
-        assert "Access-Control-Allow-Origin" not in reply.headers
 
     @pytest.mark.parametrize(
         ("origin", "method", "headers"),
         [
-            ("http://evil.example", "POST", "content-type"),
+            *((origin, "POST", "content-type") for origin in FOREIGN_ORIGINS),
             (ORIGIN, "TRACE", "content-type"),
             (ORIGIN, "post", "content-type"),
             (ORIGIN, "POST", "content-type,x-nope"),
         ],
-        ids=["foreign origin", "forbidden method", "lower-case method", "unknown header"],
     )
-    async def test_a_refused_preflight_returns_a_problem_document(
+    async def test_a_foreign_origin_an_unknown_method_or_an_unknown_header_is_refused_with_a_problem(
         self, client: httpx.AsyncClient, origin: str, method: str, headers: str
     ) -> None:
         reply = await preflight(client, origin, method, headers)
 
-        assert reply.status_code == 400
-        assert reply.headers["Content-Type"] == "application/problem+json"
+        assert (reply.status_code, reply.headers["Content-Type"]) == (400, "application/problem+json")
         problem = reply.json()
         assert (problem["type"], problem["status"]) == ("urn:problem-type:preflight-refused", 400)
-        assert problem["detail"]
+        assert problem["detail"].startswith("Disallowed CORS ")
         assert problem["instance"] == reply.headers["X-Request-ID"]
-        assert "origin" in listed(reply, "Vary")
+        assert ("Access-Control-Allow-Origin" in reply.headers) == (origin == ORIGIN)
+        assert "Origin" in listed(reply, "Vary")
 
 
 class TestReply:
@@ -113,53 +98,29 @@ class TestReply:
     async def test_an_allowed_origin_may_read_the_reply_and_its_headers(
         self, client: httpx.AsyncClient, origin: str
     ) -> None:
-        reply = await client.get(TASKS, headers={"Origin": origin})
+        assert_readable(await client.get(TASKS, headers={"Origin": origin}), 200, origin)
 
-        assert reply.headers["Access-Control-Allow-Origin"] == origin
-        assert reply.headers["Access-Control-Allow-Credentials"] == "true"
-        assert reply.headers["Access-Control-Expose-Headers"] == EXPOSED
-
-    @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
-    async def test_a_foreign_origin_may_not_read_the_reply(self, client: httpx.AsyncClient, origin: str) -> None:
-        reply = await client.get(TASKS, headers={"Origin": origin})
+    @pytest.mark.parametrize("origin", [None, *FOREIGN_ORIGINS])
+    async def test_a_foreign_origin_may_not_read_the_reply(self, client: httpx.AsyncClient, origin: str | None) -> None:
+        reply = await client.get(TASKS, headers={} if origin is None else {"Origin": origin})
 
         assert "Access-Control-Allow-Origin" not in reply.headers
-        assert "origin" in listed(reply, "Vary")
+        assert "Origin" in listed(reply, "Vary")
 
-    async def test_a_reply_to_a_request_without_an_origin_varies_by_origin(self, client: httpx.AsyncClient) -> None:
-        reply = await client.get(TASKS)
-
-        assert "Access-Control-Allow-Origin" not in reply.headers
-        assert "origin" in listed(reply, "Vary")
-
-
-def assert_readable(reply: httpx.Response, status: int) -> None:
-    """Check that a browser shows the reply to the frontend and does not report a network error instead."""
-    assert reply.status_code == status
-    assert reply.headers["Access-Control-Allow-Origin"] == ORIGIN
-    assert reply.headers["Access-Control-Allow-Credentials"] == "true"
-    assert reply.headers["Access-Control-Expose-Headers"] == EXPOSED
-    assert "origin" in listed(reply, "Vary")
-
-
-class TestErrorReply:
     @pytest.mark.parametrize(
-        ("method", "path", "content_type", "content", "status"),
+        ("method", "path", "content", "status"),
         [
-            ("POST", TASKS, "application/json", b"{", 400),
-            ("GET", f"{TASKS}/{MISSING}", "", b"", 404),
-            ("GET", "/nope", "", b"", 404),
-            ("PUT", TASKS, "", b"", 405),
-            ("POST", TASKS, "application/json", b" " * 65_537, 413),
-            ("POST", TASKS, "text/plain", b"a", 415),
-            ("POST", TASKS, "application/json", b"{}", 422),
-            ("GET", "/api/a%20b/tasks", "", b"", 422),
+            ("POST", TASKS, b"{", 400),
+            ("GET", "/nope", b"", 404),
+            ("PUT", TASKS, b"", 405),
+            ("POST", TASKS, b" " * 65_537, 413),
+            ("POST", TASKS, b"{}", 422),
         ],
     )
     async def test_an_allowed_origin_may_read_a_4xx_reply(
-        self, client: httpx.AsyncClient, method: str, path: str, *, content_type: str, content: bytes, status: int
+        self, client: httpx.AsyncClient, method: str, path: str, content: bytes, status: int
     ) -> None:
-        headers = {"Origin": ORIGIN, "Content-Type": content_type}
+        headers = {"Origin": ORIGIN, "Content-Type": "application/json"}
 
         assert_readable(await client.request(method, path, content=content, headers=headers), status)
 
@@ -189,13 +150,13 @@ class TestCorsOrigins:
         async with serving(settings) as url, httpx.AsyncClient(base_url=url) as client:
             yield client
 
-    @pytest.mark.parametrize("origin", ["https://app.example.com", "https://b.example:8443"])
-    async def test_an_origin_in_cors_origins_is_allowed(self, configured: httpx.AsyncClient, origin: str) -> None:
+    @pytest.mark.parametrize(
+        ("origin", "status"), [("https://app.example.com", 200), ("https://b.example:8443", 200), (ORIGIN, 400)]
+    )
+    async def test_cors_origins_replaces_the_default_origins(
+        self, configured: httpx.AsyncClient, origin: str, status: int
+    ) -> None:
         reply = await configured.get(TASKS, headers={"Origin": origin})
 
-        assert reply.headers["Access-Control-Allow-Origin"] == origin
-        assert (await preflight(configured, origin)).status_code == 200
-
-    async def test_cors_origins_replaces_the_default_origins(self, configured: httpx.AsyncClient) -> None:
-        assert "Access-Control-Allow-Origin" not in (await configured.get(TASKS, headers={"Origin": ORIGIN})).headers
-        assert (await preflight(configured, ORIGIN)).status_code == 400
+        assert ("Access-Control-Allow-Origin" in reply.headers) == (status == 200)
+        assert (await preflight(configured, origin)).status_code == status

@@ -1,0 +1,314 @@
+"""Each request has one log line: one JSON object on one line, which reveals nothing that the client sent."""
+
+import asyncio
+import json
+import logging
+import secrets
+import unicodedata
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from logging.config import DictConfigurator
+from typing import Any, Final, NoReturn
+
+import httpx
+import jwt
+import pytest
+from sqlalchemy import make_url
+
+from app.core.logging import log_config
+from tests.support import SECRET, bearer, exchange, handling, make_settings, serving, short, token
+
+MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
+JSON: Final = {"Content-Type": "application/json"}
+TASKS: Final = "/api/ada/tasks"
+TASK: Final = f"{TASKS}/{MISSING}"
+LIVE: Final = "/health/live"
+
+
+class Log(logging.Handler):
+    """Keeps the lines in the production format and in the terminal format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        configure = DictConfigurator({}).configure_formatter
+        self._json, self._terminal = (configure(log_config()["formatters"][name]) for name in ("json", "terminal"))
+        self.lines: list[str] = []
+        self.shown: list[str] = []
+        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self._json.format(record))
+        if not record.exc_info:  # a traceback has several lines
+            self.shown.append(self._terminal.format(record))
+        if hasattr(record, "duration_ms"):
+            self._requests.put_nowait(json.loads(self.lines[-1]))
+
+    async def request(self) -> dict[str, Any]:
+        """Returns the parsed line of the next request."""
+        async with asyncio.timeout(10):
+            return await self._requests.get()
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
+    with handling(Log(), caplog) as log:
+        yield log
+
+
+class TestLine:
+    @pytest.mark.parametrize(
+        ("method", "path", "route", "status"),
+        [
+            ("GET", TASKS, "/api/{user_id}/tasks", 200),
+            ("HEAD", TASKS, "/api/{user_id}/tasks", 200),
+            ("PATCH", TASKS, "/api/{user_id}/tasks", 405),
+            ("PUT", TASK, "/api/{user_id}/tasks/{task_id}", 422),
+            ("PATCH", f"{TASK}/complete", "/api/{user_id}/tasks/{task_id}/complete", 404),
+            ("GET", LIVE, LIVE, 200),
+            ("GET", "/nope", None, 404),
+            ("OPTIONS", TASKS, None, 200),
+        ],
+    )
+    async def test_the_log_line_has_method_route_status_and_duration(
+        self, client: httpx.AsyncClient, log: Log, method: str, path: str, *, route: str | None, status: int
+    ) -> None:
+        before = datetime.now().astimezone()
+        headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "GET"}
+        reply = await client.request(method, path, headers=headers)
+
+        line = await log.request()
+        assert before <= datetime.fromisoformat(line.pop("time")) <= before + timedelta(minutes=1)
+        assert 0 < line.pop("duration_ms") < 60_000
+        assert line.pop("message").startswith(f"{method} {route or '(no route)'} {status} in ")
+        assert line == {
+            "level": "INFO",
+            "logger": "app.requests",
+            "request_id": reply.headers["X-Request-ID"],
+            "method": method,
+            "route": route,
+            "status": status,
+        }
+        assert len(log.lines) == 1
+
+    async def test_a_request_writes_no_log_line_at_level_warning(
+        self, client: httpx.AsyncClient, log: Log, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING, "app.requests")
+        await client.get(LIVE)
+        caplog.set_level(logging.INFO, "app.requests")
+        reply = await client.get(LIVE)
+
+        assert (await log.request())["request_id"] == reply.headers["X-Request-ID"]
+
+    async def test_a_refused_request_has_the_request_id_of_its_reply_in_the_log(
+        self, client: httpx.AsyncClient, log: Log
+    ) -> None:
+        _, head, _ = await exchange(client.base_url, b"nonsense\r\n\r\n")
+
+        line = json.loads(log.lines[0])
+        assert line["message"] == "refused before it was read: 400 malformed-request"
+        assert (line["status"], f"x-request-id: {line['request_id']}\r\n".encode() in head) == (400, True)
+
+    async def test_a_defect_writes_a_separate_log_line_with_the_same_request_id(
+        self, client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def defect(*_: object) -> NoReturn:
+            raise RuntimeError("first line\nsecond line")
+
+        monkeypatch.setattr("app.services.tasks.get_task", defect)
+        await client.get(TASK, headers={"X-Request-ID": "mine"})
+
+        assert (await log.request())["status"] == 500
+        first, second = map(json.loads, log.lines)
+        assert (first["level"], first["request_id"], second["request_id"]) == ("ERROR", "mine", "mine")
+        assert first["exc_info"].endswith("RuntimeError: first line\nsecond line")
+
+    @pytest.mark.parametrize("body", [b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n64\r\n{"])
+    @pytest.mark.parametrize("is_abrupt", [False, True])
+    async def test_a_client_that_disconnects_during_its_body_creates_no_task_and_is_logged_as_400(
+        self, client: httpx.AsyncClient, log: Log, tasks: str, body: bytes, *, is_abrupt: bool
+    ) -> None:
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        head = f"POST {tasks} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+        alive = await client.get(tasks)
+        writer.transport.abort() if is_abrupt else writer.close()
+
+        lines = [await log.request() for _ in range(2)]
+        assert sorted((line["method"], line["status"]) for line in lines) == [("GET", 200), ("POST", 400)]
+        assert (alive.json(), (await client.get(tasks)).json()) == ([], [])
+
+
+# Text that could end a line, colour a terminal, or imitate a separate line or field.
+NASTY: Final = (
+    "a\r\nb",
+    "a\nb",
+    "\x1b[31mred\x1b[2J\x9b31m\x07\x7f",
+    "a\u2028b\u2029c\x85d\x0be\x0cf\u202eg",
+    "\0",
+    '", "level": "ERROR',
+    '\n{"level": "ERROR"}\n',
+    "%s %d %(message)s {0}\\r\\n",
+)
+
+
+def escaped(text: str) -> bytes:
+    return "".join(f"%{byte:02X}" for byte in text.encode()).encode()
+
+
+def assert_well_formed(log: Log) -> None:
+    """Check that each record is one line, and that the line is an object with known fields only."""
+    known = {"time", "level", "logger", "message", "request_id", "method", "route", "status", "duration_ms"}
+    assert log.lines
+    for line in log.lines:
+        assert line.splitlines() == [line]
+        assert json.loads(line).keys() <= known
+        assert json.loads(line)["level"] in {"INFO", "WARNING"}
+    for line in log.shown:
+        assert [letter for letter in line if unicodedata.category(letter) in {"Cc", "Cf", "Cs", "Zl", "Zp"}] == []
+
+
+class TestHostileText:
+    @pytest.mark.parametrize(
+        "template",
+        [
+            b"GET /api/%s/tasks HTTP/1.1\r\n",
+            b"GET /api/ada/tasks/%s HTTP/1.1\r\n",
+            b"GET /api/ada/tasks?%s=%s HTTP/1.1\r\n",
+            b"GET /%s HTTP/1.1\r\n",
+            b"%s / HTTP/1.1\r\n",
+            b"GET / %s\r\n",
+            b"GET / HTTP/1.1\r\n%s: a\r\n",
+            b"GET /nope HTTP/1.1\r\nX-Request-ID: %s\r\n",
+            b"GET /api/ada/tasks HTTP/1.1\r\nAuthorization: Bearer %s\r\n",
+            b"GET /api/ada/tasks HTTP/1.1\r\nUser-Agent: %s\r\nCookie: %s\r\nX-Forwarded-For: %s\r\n",
+            b"%s",
+        ],
+        ids=short,
+    )
+    async def test_hostile_bytes_anywhere_in_a_request_stay_within_one_log_line(
+        self, secured_url: str, log: Log, template: bytes
+    ) -> None:
+        for nasty in NASTY:
+            for value in (nasty.encode(), nasty.encode("latin-1", "replace"), escaped(nasty)):
+                request = template.replace(b"%s", value) + b"Host: localhost\r\nConnection: close\r\n\r\n"
+                status, _, _ = await exchange(httpx.URL(secured_url), request)
+                assert 200 <= status < 500
+
+        assert_well_formed(log)
+
+    @pytest.mark.parametrize("nasty", NASTY, ids=short)
+    async def test_hostile_text_in_a_token_or_a_body_stays_within_one_log_line(
+        self, secured_url: str, user: str, log: Log, nasty: str
+    ) -> None:
+        key_id = jwt.encode({"sub": "ada"}, SECRET, "HS256", headers={"kid": nasty})
+        tokens = (token(nasty), token("ada", iss=nasty, name=nasty), token("ada", exp=nasty), key_id)
+        bodies = ({"title": nasty, nasty: nasty}, {"title": nasty * 200}, {"description": nasty}, nasty)
+        async with httpx.AsyncClient(base_url=secured_url) as client:
+            for sent in tokens:
+                refused = await client.get(TASKS.replace("ada", "grace"), headers={"Authorization": f"Bearer {sent}"})
+                assert refused.status_code in {401, 403}
+            for body in bodies:
+                reply = await client.post(f"/api/{user}/tasks", json=body, headers=bearer(user))
+                assert reply.status_code in {201, 422}
+
+        assert_well_formed(log)
+
+    async def test_the_check_detects_a_malformed_log_line(self, log: Log) -> None:
+        logging.getLogger("app").info("a\x1b[31mb")
+
+        with pytest.raises(AssertionError):
+            assert_well_formed(log)
+
+
+PASSWORD: Final = secrets.token_hex()
+# Values that a user sends to the service. Each value is unique.
+NAMES: Final = ("owner", "title", "description", "search", "key", "header")
+OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER = (f"zq9{name}{secrets.token_hex(8)}" for name in NAMES)
+
+
+def found(sent: str, log: Log, replies: list[httpx.Response]) -> list[str]:
+    """The secrets that occur in a log line or in an error. A token is secret as a whole and in its parts."""
+    hidden = [PASSWORD, SECRET, OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER, sent, *sent.split(".")[1:]]
+    refusals = [f"{reply.headers} {reply.text}" for reply in replies if reply.is_error]
+    said = "\n".join([*log.lines, *log.shown, *refusals])
+    return [secret for secret in hidden if secret in said]
+
+
+@pytest.fixture(scope="module")
+async def private_url(dsn: str) -> AsyncIterator[str]:
+    """The address of a service whose database has a password."""
+    url = make_url(dsn)
+    private = url.set(password=url.password or PASSWORD).render_as_string(hide_password=False)
+    async with serving(make_settings(private, auth_jwt_secret=SECRET)) as address:
+        yield address
+
+
+async def ask_everything(url: str, authorization: str) -> list[httpx.Response]:
+    """Sends every operation with every kind of secret, in valid and invalid requests."""
+    tasks, missing = f"/api/{OWNER}/tasks", f"/api/{OWNER}/tasks/{MISSING}"
+    task = {"title": TITLE, "description": DESCRIPTION, "priority": TITLE}
+    always = {
+        "Authorization": authorization,
+        "Cookie": f"a={HEADER}",
+        "User-Agent": HEADER,
+        "X-Request-ID": f"{HEADER}!",
+    }
+    async with httpx.AsyncClient(base_url=url, headers=always) as client:
+        created = await client.post(tasks, json=task)
+        path = f"{tasks}/{created.json()['id']}" if created.is_success else missing
+        return [
+            created,
+            await client.post(tasks, json={**task, "title": TITLE * 9}),
+            await client.post(tasks, json={**task, "completed": TITLE}),
+            await client.post(tasks, content=TITLE, headers=JSON),
+            await client.post(tasks, content=TITLE * 9_000, headers=JSON),
+            await client.post(tasks, content=TITLE),
+            await client.post(tasks, json=task, headers={"Idempotency-Key": KEY * 9}),
+            await client.get(tasks, params={"search": SEARCH}),
+            await client.get(tasks, params={"search": SEARCH * 30, "limit": SEARCH, "cursor": SEARCH, "sort": SEARCH}),
+            await client.put(path, json=task, headers={"If-Match": f'"{KEY}"', "Prefer": KEY}),
+            await client.put(path, json={"title": None, "description": DESCRIPTION * 200}),
+            await client.get(f"{tasks}/{SEARCH}"),
+            await client.patch(f"{path}/complete", json={"completed": TITLE}),
+            await client.delete(path, headers={"Idempotency-Key": KEY}),
+            await client.post(f"/{SEARCH}", json=task),
+        ]
+
+
+class TestSecrets:
+    async def test_no_log_line_and_no_error_reveals_what_a_user_sends(self, private_url: str, log: Log) -> None:
+        sent = token(OWNER)
+
+        replies = await ask_everything(private_url, f"Bearer {sent}")
+
+        assert {reply.status_code for reply in replies} == {200, 201, 204, 400, 404, 412, 413, 415, 422}
+        assert found(sent, log, replies) == []
+
+    @pytest.mark.parametrize(
+        ("scheme", "sent", "status"),
+        [
+            ("Bearer", token("another"), 403),
+            ("Bearer", jwt.encode({"sub": OWNER, "exp": 2**32}, secrets.token_hex(), "HS256"), 401),
+            ("Bearer", token(OWNER, exp=1), 401),
+            ("Bearer", token(OWNER).replace(".", ".-"), 401),
+            ("Bearer", token(OWNER, name="a" * 9_000), 401),
+            ("Basic", token(OWNER), 401),
+            ("bearer:", token(OWNER), 401),
+        ],
+        ids=["another user", "forged", "expired", "garbled", "huge", "another scheme", "a wrong scheme"],
+    )
+    async def test_a_refused_token_is_not_revealed(
+        self, private_url: str, log: Log, scheme: str, sent: str, status: int
+    ) -> None:
+        replies = await ask_everything(private_url, f"{scheme} {sent}")
+
+        assert {reply.status_code for reply in replies} == {status, 404}
+        assert found(sent, log, replies) == []
+
+    async def test_the_search_finds_a_revealed_secret(self, log: Log) -> None:
+        sent = token("ada")
+        logging.getLogger("app").info("told: %s", TITLE)
+
+        assert found(sent, log, [httpx.Response(500, text=sent)]) == [TITLE, sent, *sent.split(".")[1:]]
