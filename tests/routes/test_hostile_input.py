@@ -1,9 +1,8 @@
 """No input causes a 5xx. Every refusal is a problem document. Stored values come back unchanged."""
 
 import json
-import re
 from typing import Any, Final, get_args
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -15,11 +14,10 @@ from app.schemas.task import Sort
 from app.services.cursors import Position, encode_cursor
 from tests.support import exchange
 
-MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
 
 hostile: Final = settings(
-    max_examples=50,
+    max_examples=30,
     deadline=None,  # the machine may be busy
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # all examples may share one user
 )
@@ -33,25 +31,10 @@ any_json: Final = st.recursive(
 any_segment: Final = st.binary(max_size=150).map(lambda segment: quote(segment, safe="").replace(".", "%2E"))
 # Bytes that end a header are left out. Other bytes that are forbidden in a header are included.
 any_header: Final = st.binary(max_size=150).map(lambda value: value.translate(None, b"\r\n"))
-
 good_text: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
-sorts: Final = st.sampled_from(get_args(Sort))
-
-Documented = dict[tuple[str, str], set[int]]
 
 
-@pytest.fixture
-async def documented(client: httpx.AsyncClient) -> Documented:
-    """The statuses that each operation declares, without those that no request should cause."""
-    paths = (await client.get("/openapi.json")).json()["paths"]
-    return {
-        (method.upper(), path): {int(status) for status in operation["responses"]} - {500, 503}
-        for path, operations in paths.items()
-        for method, operation in operations.items()
-    }
-
-
-def check(reply: httpx.Response, statuses: set[int]) -> None:
+def check(reply: httpx.Response, *statuses: int) -> None:
     """Check the status and the type of a reply."""
     assert reply.status_code in statuses
     assert (reply.headers["Content-Type"] == "application/problem+json") == (reply.status_code >= 400)
@@ -61,62 +44,16 @@ def check(reply: httpx.Response, statuses: set[int]) -> None:
 class TestBody:
     @hostile
     @given(content=any_json.map(json.dumps).map(str.encode) | st.binary())
-    @pytest.mark.parametrize(
-        ("method", "template"),
-        [
-            ("POST", "/api/{user_id}/tasks"),
-            ("PUT", "/api/{user_id}/tasks/{task_id}"),
-            ("PATCH", "/api/{user_id}/tasks/{task_id}/complete"),
-        ],
-    )
-    async def test_an_arbitrary_body_gets_a_documented_status(
-        self,
-        client: httpx.AsyncClient,
-        task: dict[str, Any],
-        documented: Documented,
-        *,
-        method: str,
-        template: str,
-        content: bytes,
+    async def test_an_arbitrary_body_is_read_or_refused(
+        self, client: httpx.AsyncClient, task: dict[str, Any], content: bytes
     ) -> None:
-        path = template.format(user_id=task["user_id"], task_id=task["id"])
+        tasks = f"/api/{task['user_id']}/tasks"
+        path = f"{tasks}/{task['id']}"
 
-        reply = await client.request(method, path, content=content, headers=JSON)
+        check(await client.post(tasks, content=content, headers=JSON), 201, 400, 422)
+        check(await client.put(path, content=content, headers=JSON), 200, 400, 422)
+        check(await client.patch(f"{path}/complete", content=content, headers=JSON), 200, 400, 422)
 
-        check(reply, documented[method, template])
-
-    @pytest.mark.parametrize(
-        "name",
-        ["", ",", "a\r\nSet-Cookie: b", "\0", "\U0001f418", "__proto__", "a" + "\u00e9" * 100, "n" * 60_000],
-        ids=lambda name: repr(name[:20]),
-    )
-    async def test_an_unusual_field_name_can_be_decoded_from_ignored_fields(
-        self, client: httpx.AsyncClient, tasks: str, name: str
-    ) -> None:
-        reply = await client.post(tasks, json={"title": "a", name: 1})
-
-        assert reply.status_code == 201
-        assert name.startswith(unquote(reply.headers["Ignored-Fields"], errors="strict"))
-        assert "Set-Cookie" not in reply.headers
-
-    async def test_ignored_fields_has_a_bounded_length_for_thousands_of_names(
-        self, client: httpx.AsyncClient, tasks: str
-    ) -> None:
-        reply = await client.post(tasks, json={"title": "a", **{f"name-{number}": 1 for number in range(3_000)}})
-
-        assert reply.status_code == 201
-        assert len(reply.headers["Ignored-Fields"]) < 4_000
-
-    @pytest.mark.parametrize("value", [b"1e400", b"-0.0", b"[" * 150 + b"]" * 150, b'{"title": "b"}'])
-    async def test_an_unusual_value_of_an_unknown_field_is_ignored(
-        self, client: httpx.AsyncClient, tasks: str, value: bytes
-    ) -> None:
-        reply = await client.post(tasks, content=b'{"title": "a", "nope": %s}' % value, headers=JSON)
-
-        assert (reply.status_code, reply.headers["Ignored-Fields"]) == (201, "nope")
-
-
-class TestText:
     @hostile
     @given(title=good_text.filter(str.strip), description=good_text | st.none(), completed=st.booleans())
     @example(title="\x01\t\n\x7f\x85\u200b\u202e\ufeff\ufffe\U0010ffff", description="", completed=True)
@@ -138,31 +75,34 @@ class TestText:
         assert (await client.get(f"{tasks}/{task['id']}")).json() == updated
 
     @hostile
-    @given(before=any_text, bad=st.sampled_from("\0\ud800\udbff\udc00\udfff"), after=good_text)
-    @pytest.mark.parametrize("field", ["title", "description", "completed"])
+    @given(
+        field=st.sampled_from(["title", "description", "completed"]),
+        before=any_text,
+        bad=st.sampled_from("\0\ud800\udbff\udc00\udfff"),
+        after=good_text,
+    )
     async def test_a_text_that_postgresql_cannot_store_is_refused(
         self, client: httpx.AsyncClient, task: dict[str, Any], *, field: str, before: str, bad: str, after: str
     ) -> None:
         tasks = f"/api/{task['user_id']}/tasks"
         content = json.dumps({"title": "a"} | {field: before + bad + after})  # writes surrogates as escapes
 
-        check(await client.post(tasks, content=content, headers=JSON), {400, 422})
-        check(await client.put(f"{tasks}/{task['id']}", content=content, headers=JSON), {400, 422})
+        check(await client.post(tasks, content=content, headers=JSON), 400, 422)
+        check(await client.put(f"{tasks}/{task['id']}", content=content, headers=JSON), 400, 422)
         assert (await client.get(tasks)).json() == [task]
 
 
 class TestPathAndQuery:
     @hostile
     @given(owner=any_segment, task_id=any_segment, method=st.sampled_from(["GET", "PUT", "DELETE"]))
-    @example(owner="%00", task_id=MISSING, method="DELETE")
-    @example(owner="%FF%FE", task_id=MISSING, method="GET")
-    @example(owner="a", task_id="%7B" + MISSING + "%7D", method="GET")
+    @example(owner="%FF%FE", task_id="%00", method="DELETE")
+    @example(owner="a", task_id="%7B019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa%7D", method="GET")
     @example(owner="%2E%2E", task_id="%2E%2E", method="GET")
     async def test_an_arbitrary_path_is_404_or_422(
         self, client: httpx.AsyncClient, owner: str, task_id: str, method: str
     ) -> None:
-        check(await client.request(method, f"/api/{owner}/tasks/{task_id}"), {404, 422})
-        check(await client.request(method, f"/nope/{owner}/{task_id}"), {404, 422})
+        check(await client.request(method, f"/api/{owner}/tasks/{task_id}"), 404, 422)
+        check(await client.request(method, f"/nope/{owner}/{task_id}"), 404)
 
     @hostile
     @given(
@@ -175,34 +115,26 @@ class TestPathAndQuery:
         ),
         separator=st.sampled_from("&;?=#"),
     )
-    async def test_an_arbitrary_query_gets_a_documented_status(
-        self,
-        client: httpx.AsyncClient,
-        tasks: str,
-        documented: Documented,
-        query: list[tuple[str, str]],
-        separator: str,
+    async def test_an_arbitrary_query_is_200_or_422(
+        self, client: httpx.AsyncClient, tasks: str, query: list[tuple[str, str]], separator: str
     ) -> None:
-        reply = await client.get(tasks + "?" + separator.join("=".join(pair) for pair in query))
-
-        check(reply, documented["GET", "/api/{user_id}/tasks"])
+        check(await client.get(tasks + "?" + separator.join("=".join(pair) for pair in query)), 200, 422)
 
     @hostile
-    @given(key=any_text.map(lambda text: text.encode(errors="ignore").decode()) | st.datetimes().map(str), sort=sorts)
+    @given(
+        key=any_text.map(lambda text: text.encode(errors="ignore").decode()) | st.datetimes().map(str),
+        sort=st.sampled_from(get_args(Sort)),
+    )
     @example(key="0001-01-01T00:00:00+14:00", sort="created_at")
     @example(key="9999-12-31T23:59:59.999999-14:00", sort="-created_at")
-    @example(key="0001-01-01T00:00:00Z", sort="-updated_at")
-    @example(key="", sort="title")
     @example(key="a\0", sort="-title")
-    async def test_a_cursor_with_an_arbitrary_position_is_200_or_422(
+    async def test_a_forged_cursor_with_an_arbitrary_position_is_200_or_422(
         self, client: httpx.AsyncClient, task: dict[str, Any], key: str, sort: Sort
     ) -> None:
         owner = task["user_id"]
         cursor = encode_cursor(Position(key, UUID(task["id"])), sort, repr((owner, {})))
 
-        reply = await client.get(f"/api/{owner}/tasks", params={"sort": sort, "cursor": cursor})
-
-        check(reply, {200, 422})
+        check(await client.get(f"/api/{owner}/tasks", params={"sort": sort, "cursor": cursor}), 200, 422)
 
     async def test_a_forged_cursor_with_a_valid_position_is_accepted(
         self, client: httpx.AsyncClient, task: dict[str, Any]
@@ -215,26 +147,25 @@ class TestPathAndQuery:
         assert reply.json() == [task]
 
 
-class TestHeaders:
-    @hostile
-    @given(value=any_header)
-    @example(value=b"application/json;" * 500)
-    @example(value=b"handling=strict, handling=lenient" * 200)
-    @example(value=b"\x00")
-    @example(value=b"\xff")
-    @pytest.mark.parametrize(
-        "name",
-        ["Accept", "Authorization", "Content-Type", "Cookie", "Host", "If-Match", "Origin", "Prefer", "X-Request-ID"],
-    )
-    async def test_an_arbitrary_header_value_is_accepted_or_gets_a_problem(
-        self, client: httpx.AsyncClient, tasks: str, name: str, value: bytes
-    ) -> None:
-        lines = {b"Host": b"localhost", b"Content-Type": b"application/json", name.encode(): value}
-        fields = b"".join(b"%s: %s\r\n" % line for line in lines.items())
-        request = b"POST %s HTTP/1.1\r\n%sContent-Length: 14\r\nConnection: close\r\n\r\n" % (tasks.encode(), fields)
+@hostile
+@given(value=any_header)
+@example(value=b"application/json;" * 500)
+@example(value=b"handling=strict, handling=lenient" * 200)
+@example(value=b"\x00")
+@example(value=b"\xff")
+@pytest.mark.parametrize(
+    "name",
+    ["Accept", "Authorization", "Content-Type", "Cookie", "Host", "If-Match", "Origin", "Prefer", "X-Request-ID"],
+)
+async def test_an_arbitrary_header_value_is_accepted_or_gets_a_problem(
+    client: httpx.AsyncClient, tasks: str, name: str, value: bytes
+) -> None:
+    lines = {b"Host": b"localhost", b"Content-Type": b"application/json", name.encode(): value}
+    fields = b"".join(b"%s: %s\r\n" % line for line in lines.items())
+    request = b"POST %s HTTP/1.1\r\n%sContent-Length: 14\r\nConnection: close\r\n\r\n" % (tasks.encode(), fields)
 
-        status, head, _ = await exchange(client.base_url, request + b'{"title": "a"}')
+    status, head, _ = await exchange(client.base_url, request + b'{"title": "a"}')
 
-        assert status in ({201, 400, 421} if name == "Host" else {201, 400, 415})
-        assert (b"application/problem+json" in head) == (status != 201)
-        assert len(re.findall(rb"\r\nx-request-id: [a-z0-9._=@+-]{1,128}(?=\r\n)", head)) == 1
+    assert status in ({201, 400, 421} if name == "Host" else {201, 400, 415})
+    assert (b"application/problem+json" in head) == (status != 201)
+    assert b"\r\nx-request-id: " in head
