@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from tests.deployments import WITHOUT_CHECKS, Load, haproxy
+from tests.nginx import Upstream
 from tests.servers import free_port
 from tests.service import TASKS, Service
 from tests.support import new_database, until
-from tests.test_proxy import Upstream
 
 SHUTDOWN_TIMEOUT: Final = 4
 # Disables the lines of docs/haproxy.cfg that handle the end of a service.

@@ -12,30 +12,27 @@ from base64 import urlsafe_b64encode
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from time import time
-from typing import Any, Final, NoReturn, get_args
-from urllib.parse import unquote
+from typing import Any, Final, get_args
 from uuid import UUID
 
 import pytest
 from asyncpg import connect_utils
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import HealthCheck, Phase, assume, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import OKPAlgorithm
 from starlette.requests import Request
 
 from app.core.database.dsn import parse_dsn
-from app.core.errors import DatabaseUnavailableError, InvalidRequestError, MalformedHeaderError, TokenInvalidError
+from app.core.errors import InvalidRequestError, MalformedHeaderError, TokenInvalidError
 from app.core.security.jwks import _read_keys
 from app.core.security.tokens import SharedSecret, TokenVerifier
 from app.http.headers import KEY_MAX
-from app.main import create_app
 from app.models.task import USER_ID_PATTERN
 from app.routes.deps import read_conditions, read_idempotency_key, version_of
 from app.schemas.task import Conditions, Sort, timestamp
 from app.services.cursors import Position, _with_checksum, decode_cursor
 from app.services.tasks import SORT_KEYS
-from tests.support import make_settings
 
 SECRET: Final = secrets.token_hex()
 PASSWORD: Final = secrets.token_hex()
@@ -279,74 +276,3 @@ class TestKeySet:
 
         assert all(isinstance(key.kid, str | None) for key in keys)
         assert {key.algorithm for key in keys} <= {"EdDSA", "ES256", "RS256"}
-
-
-APP: Final = create_app(make_settings("postgresql://u:p@127.0.0.1:1/d", auth_jwt_secret=SECRET))
-PUBLIC: Final = {"/", "/docs", "/openapi.json", "/health/live", "/health/ready"}
-segments: Final = any_bytes | st.sampled_from([b"api", b"tasks", b"complete", b"..", b"%2e", b"%00", b"%ff", b"docs"])
-targets: Final = st.one_of(
-    any_bytes.map(b"/".__add__),
-    st.lists(segments, max_size=6).map(lambda parts: b"/" + b"/".join(parts)),
-    st.tuples(segments, segments).map(b"/api/%s/tasks/%s".__mod__),
-    st.tuples(segments, segments).map(b"/api/%s/tasks/%s/complete".__mod__),
-)
-queries: Final = st.lists(
-    st.tuples(st.sampled_from([b"status", b"completed", b"search", b"sort", b"limit", b"cursor"]), any_bytes),
-    max_size=4,
-).map(lambda pairs: b"&".join(b"%s=%s" % pair for pair in pairs))
-
-
-class UnreachableDatabase:
-    """A database that cannot be reached."""
-
-    usable = False
-
-    async def fetch(self, *_: object, **__: object) -> NoReturn:
-        raise DatabaseUnavailableError
-
-
-async def ask(method: str, raw_path: bytes, query: bytes, tokens: TokenVerifier | None) -> list[Any]:
-    """Call the application as the server does. Returns the messages of the reply."""
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": method,
-        "scheme": "http",
-        "server": ("127.0.0.1", 80),
-        "path": unquote(raw_path.decode("latin-1")),
-        "raw_path": raw_path,
-        "root_path": "",
-        "query_string": query,
-        "headers": [(b"host", b"localhost")],
-        "state": {"database": UnreachableDatabase(), "tokens": tokens},
-    }
-    await APP(scope, receive, send)
-    return sent
-
-
-@fuzzed_less
-@given(
-    method=st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND"]),
-    path=targets,
-    query=any_bytes | queries,
-)
-@example(method="GET", path=b"/api/ada/tasks", query=b"limit=1&sort=title&cursor=AAAA")
-async def test_any_path_and_query_are_refused_and_reach_the_database_only_with_a_token(
-    method: str, path: bytes, query: bytes
-) -> None:
-    assume(unquote(path.decode("latin-1")) not in PUBLIC)
-
-    anonymous, body = await ask(method, path, query, VERIFIER)
-    authorized, _ = await ask(method, path, query, None)
-
-    assert anonymous["status"] in {401, 404, 405}
-    assert authorized["status"] in {404, 405, 415, 422, 503}
-    assert dict(anonymous["headers"])[b"content-type"] == b"application/problem+json"
-    assert method == "HEAD" or json.loads(body["body"])["status"] == anonymous["status"]

@@ -98,11 +98,12 @@ class TestPathAndQuery:
     @example(owner="%FF%FE", task_id="%00", method="DELETE")
     @example(owner="a", task_id="%7B019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa%7D", method="GET")
     @example(owner="%2E%2E", task_id="%2E%2E", method="GET")
-    async def test_an_arbitrary_path_is_404_or_422(
-        self, client: httpx.AsyncClient, owner: str, task_id: str, method: str
+    async def test_an_arbitrary_path_is_404_or_422_and_401_without_a_token(
+        self, client: httpx.AsyncClient, secured_url: str, owner: str, task_id: str, method: str
     ) -> None:
         check(await client.request(method, f"/api/{owner}/tasks/{task_id}"), 404, 422)
         check(await client.request(method, f"/nope/{owner}/{task_id}"), 404)
+        check(await client.request(method, f"{secured_url}/api/{owner}/tasks/{task_id}"), 401, 404)
 
     @hostile
     @given(
