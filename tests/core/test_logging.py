@@ -106,28 +106,15 @@ class TestDirectLogLine:
         assert stream.flushed == 2
 
     @pytest.mark.parametrize("name", [None, "app", "app.requests"])
-    def test_another_handler_also_gets_the_log_line(self, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    def test_another_handler_also_gets_the_log_line(self, name: str | None) -> None:
         other, logger = logging.StreamHandler(Stream()), logging.getLogger(name)
         with only(json_lines()) as stream:
-            monkeypatch.setattr(logger, "handlers", [*logger.handlers, other])
+            logger.addHandler(other)
             log_request(REQUEST)
-            monkeypatch.undo()
+            logger.removeHandler(other)
 
         assert json.loads(stream.getvalue())["message"] == MESSAGE
         assert other.stream.getvalue() == f"{MESSAGE}\n"
-
-    @pytest.mark.parametrize("name", ["app", "app.requests"])
-    def test_the_root_handler_gets_no_log_line_if_a_logger_does_not_propagate(
-        self, monkeypatch: pytest.MonkeyPatch, name: str
-    ) -> None:
-        own, logger = json_lines(), logging.getLogger(name)
-        with only(json_lines()) as stream:
-            monkeypatch.setattr(logger, "handlers", [own])
-            monkeypatch.setattr(logger, "propagate", False)
-            log_request(REQUEST)
-
-        assert stream.getvalue() == ""
-        assert json.loads(own.stream.getvalue())["message"] == MESSAGE
 
     @pytest.mark.parametrize(
         ("handler", "line"),
@@ -147,21 +134,23 @@ class TestDirectLogLine:
     @pytest.mark.parametrize(
         "change",
         [
-            lambda _: logging.getLogger("app.requests").setLevel(logging.WARNING),
-            lambda handler: handler.setLevel(logging.WARNING),
-            lambda handler: handler.addFilter(lambda _: False),
-            lambda _: logging.getLogger("app.requests").addFilter(refuse),
-            lambda handler: handler.setStream(Stream()),
+            lambda handler, _: handler.setLevel(logging.WARNING),
+            lambda handler, _: handler.addFilter(lambda _: False),
+            lambda handler, _: handler.setStream(Stream()),
+            lambda _, patch: patch.setattr(logging.getLogger("app.requests"), "filters", [lambda _: False]),
+            lambda _, patch: patch.setattr(logging.getLogger("app.requests"), "disabled", True),
+            lambda _, patch: patch.setattr(logging.getLogger("app.requests"), "propagate", False),
+            lambda _, patch: patch.setattr(logging.getLogger("app"), "propagate", False),
         ],
-        ids=["level of the logger", "level", "filter", "filter of the logger", "stream"],
+        ids=["level", "filter", "stream", "filter of the logger", "disabled", "no propagation", "none of the parent"],
     )
-    def test_a_changed_level_filter_or_stream_applies_at_any_time(self, change: Callable[[Handler], object]) -> None:
-        handler, logger = json_lines(), logging.getLogger("app.requests")
+    def test_the_root_handler_gets_no_line_that_logging_would_not_give_it(
+        self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Handler, pytest.MonkeyPatch], object]
+    ) -> None:
+        handler = json_lines()
         with only(handler) as stream:
-            change(handler)
+            change(handler, monkeypatch)
             log_request(REQUEST)
-        logger.removeFilter(refuse)
-        logger.setLevel(logging.NOTSET)
 
         assert stream.getvalue() == ""
 
@@ -186,7 +175,3 @@ class TestDirectLogLine:
             log_request(REQUEST)
 
         assert "I/O operation on closed file" in capsys.readouterr().err
-
-
-def refuse(_: logging.LogRecord) -> bool:
-    return False

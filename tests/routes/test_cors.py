@@ -107,32 +107,23 @@ class TestReply:
         assert "Access-Control-Allow-Origin" not in reply.headers
         assert "Origin" in listed(reply, "Vary")
 
-    @pytest.mark.parametrize(
-        ("method", "path", "content", "status"),
-        [
-            ("POST", TASKS, b"{", 400),
-            ("GET", "/nope", b"", 404),
-            ("PUT", TASKS, b"", 405),
-            ("POST", TASKS, b" " * 65_537, 413),
-            ("POST", TASKS, b"{}", 422),
-        ],
-    )
-    async def test_an_allowed_origin_may_read_a_4xx_reply(
-        self, client: httpx.AsyncClient, method: str, path: str, content: bytes, status: int
-    ) -> None:
-        headers = {"Origin": ORIGIN, "Content-Type": "application/json"}
-
-        assert_readable(await client.request(method, path, content=content, headers=headers), status)
-
-    async def test_an_allowed_origin_may_read_a_500_reply(
+    async def test_an_allowed_origin_may_read_every_error(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def fail(*_: object) -> NoReturn:
             raise RuntimeError
 
         monkeypatch.setattr("app.services.tasks.list_tasks", fail)
-
-        assert_readable(await client.get(TASKS, headers={"Origin": ORIGIN}), 500)
+        headers = {"Origin": ORIGIN, "Content-Type": "application/json"}
+        for method, path, content, status in (
+            ("POST", TASKS, b"{", 400),
+            ("GET", "/nope", b"", 404),
+            ("PUT", TASKS, b"", 405),
+            ("POST", TASKS, b" " * 65_537, 413),
+            ("POST", TASKS, b"{}", 422),
+            ("GET", TASKS, b"", 500),
+        ):
+            assert_readable(await client.request(method, path, content=content, headers=headers), status)
 
     async def test_an_allowed_origin_may_read_a_503_reply(self) -> None:
         async with (

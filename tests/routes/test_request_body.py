@@ -59,8 +59,9 @@ class TestOperation:
         assert (reply.status_code, reply.json()["type"]) == (status, f"urn:problem-type:{kind}")
         assert (await client.get(tasks)).json() == [task]
 
-    @pytest.mark.parametrize("framing", ["length", "chunked"])
-    @pytest.mark.parametrize("content_type", ["application/json", "application/merge-patch+json"])
+    @pytest.mark.parametrize(
+        ("framing", "content_type"), [("length", "application/json"), ("chunked", "application/merge-patch+json")]
+    )
     async def test_a_body_of_65536_bytes_is_read(
         self,
         client: httpx.AsyncClient,

@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+import socket
 from contextlib import suppress
-from typing import Final, NamedTuple, SupportsIndex
+from typing import Final
 
 import asyncpg
 import httpx
@@ -15,86 +15,70 @@ LIVE: Final = b"/health/live"
 TASKS: Final = b"/api/ada/tasks"
 HOST: Final = b"Host: localhost\r\n"
 CLOSE: Final = b"Connection: close\r\n"
-JSON: Final = b"Content-Type: application/json\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 
 
-class Recorder(asyncio.StreamReader):
-    """Keeps the bytes that arrived before a reset. After a reset, StreamReader only raises an error."""
+class Connection:
+    """A connection that stays open until the service or the test closes it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.content = bytearray()
-
-    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        self.content += bytes(data)
-        super().feed_data(data)
-
-
-class Connection(NamedTuple):
-    """A connection that stays open until the service closes it."""
-
-    reader: Recorder
-    writer: asyncio.StreamWriter
-
-    @classmethod
-    async def open(cls, url: str) -> "Connection":
-        loop, address, reader = asyncio.get_running_loop(), httpx.URL(url), Recorder()
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.create_connection(lambda: protocol, address.host, address.port or 80)
-        return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+    def __init__(self, url: str) -> None:
+        address = httpx.URL(url)
+        self.socket = socket.create_connection((address.host, address.port))
+        self.socket.setblocking(False)  # noqa: FBT003  # it takes no keyword
 
     async def send(self, *pieces: bytes) -> None:
-        """Send until the service closes the connection."""
-        with suppress(ConnectionError, RuntimeError):  # uvloop raises RuntimeError once closed
+        with suppress(ConnectionError):  # the service has closed the connection
             for piece in pieces:
-                self.writer.write(piece)
-                await self.writer.drain()
+                await asyncio.get_running_loop().sock_sendall(self.socket, piece)
 
     async def ask(self, request: bytes) -> httpx.Response:
-        """Returns the reply, which has a Content-Length."""
+        """Send a request on a connection that stays open. Returns the reply."""
         await self.send(request)
+        content, replies = b"", list[httpx.Response]()
         async with asyncio.timeout(20):
-            start = await self.reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"\r\ncontent-length: (\d+)", start.lower())
-            assert length
-            [reply] = _parse(start + await self.reader.readexactly(int(length[1])))
-        self.reader.content.clear()
-        return reply
+            while not replies:
+                content += await self._receive()
+                replies, rest = _parse(content)
+        assert (len(replies), rest) == (1, b"")
+        return replies[0]
 
-    async def end(self) -> list[httpx.Response]:
-        """Returns the replies until the service closes the connection."""
+    async def end(self, *sending: asyncio.Task[None]) -> list[httpx.Response]:
+        """Returns the replies until the service closes the connection. The last one has to be complete."""
+        content = bytearray()
         async with asyncio.timeout(20):
             with suppress(ConnectionError):  # the service did not read the rest
-                while await self.reader.read(1_048_576):
-                    pass
-        self.writer.close()
-        return _parse(bytes(self.reader.content))
+                while data := await self._receive():
+                    content += data
+            await asyncio.gather(*sending)  # which fails now
+        self.socket.close()
+        replies, rest = _parse(bytes(content))
+        assert rest == b""
+        return replies
+
+    async def _receive(self) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.socket, 65_536)
 
 
-def _parse(content: bytes) -> list[httpx.Response]:
-    """Returns every reply. Fails if a reply is truncated or followed by other bytes."""
+def _parse(content: bytes) -> tuple[list[httpx.Response], bytes]:
+    """Returns the complete replies, and the rest."""
     replies = []
-    while content:
-        start, end, content = content.partition(b"\r\n\r\n")
-        assert end, start
+    while b"\r\n\r\n" in content:
+        start, _, rest = content.partition(b"\r\n\r\n")
         line, *fields = start.decode("ascii").split("\r\n")
         assert re.fullmatch(r"HTTP/1\.1 [1-5]\d\d [A-Za-z ]+", line)
-        headers = httpx.Headers([(name, value) for name, _, value in (field.partition(": ") for field in fields)])
-        size = int(headers.get("Content-Length", "0"))
-        assert len(content) >= size
-        replies.append(httpx.Response(int(line.split()[1]), headers=headers, content=content[:size]))
-        content = content[size:]
-    return replies
+        headers = dict(field.split(": ", 1) for field in fields)
+        size = int(httpx.Headers(headers).get("Content-Length", "0"))
+        if len(rest) < size:
+            break
+        replies.append(httpx.Response(int(line.split()[1]), headers=headers, content=rest[:size]))
+        content = rest[size:]
+    return replies, content
 
 
 async def converse(url: str, *pieces: bytes) -> list[httpx.Response]:
     """Send bytes as they are until the service closes the connection. Returns its replies."""
-    connection = await Connection.open(url)
-    sending = asyncio.create_task(connection.send(*pieces))
-    replies = await connection.end()
-    await sending
-    return replies
+    connection = Connection(url)
+    return await connection.end(asyncio.create_task(connection.send(*pieces)))
 
 
 def head(method: bytes, target: bytes, *fields: bytes) -> bytes:
@@ -103,7 +87,7 @@ def head(method: bytes, target: bytes, *fields: bytes) -> bytes:
 
 def post(*fields: bytes, path: bytes = TASKS) -> bytes:
     """The head of a request with a JSON body."""
-    return head(b"POST", path, JSON, *fields)
+    return head(b"POST", path, b"Content-Type: application/json\r\n", *fields)
 
 
 def assert_refusal(reply: httpx.Response, status: int) -> None:

@@ -73,10 +73,10 @@ class TestTrailer:
 
     async def test_two_bodies_on_one_connection_have_a_trailer_each(self, base_url: str) -> None:
         request = post(CHUNKED) + b'c\r\n{"title":""}\r\n0\r\nX: %s\r\n\r\n' % (b"a" * 20_000)
-        connection = await Connection.open(base_url)
+        connection = Connection(base_url)
 
         assert [(await connection.ask(request)).status_code for _ in range(2)] == [422, 422]
-        connection.writer.close()
+        connection.socket.close()
 
 
 class TestBody:

@@ -1,6 +1,7 @@
 """Clients that send or read too slowly, and clients that disconnect."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from unittest.mock import ANY, Mock
 
@@ -78,7 +79,7 @@ class TestRequestTimeout:
 
     @pytest.mark.parametrize("beginning", [b"GET /", post(b"Content-Length: 9999\r\n")], ids=["head", "body"])
     async def test_a_request_sent_too_slowly_is_408(self, base_url: str, beginning: bytes) -> None:
-        connection = await Connection.open(base_url)
+        connection = Connection(base_url)
         await connection.send(beginning)
         sending = asyncio.create_task(drip(connection))
 
@@ -88,7 +89,7 @@ class TestRequestTimeout:
         sending.cancel()
 
     async def test_a_connection_that_idles_after_a_late_body_is_closed(self, secured_url: str) -> None:
-        connection = await Connection.open(secured_url)
+        connection = Connection(secured_url)
         reply = await connection.ask(post(b"Content-Length: 2\r\n"))
 
         await connection.send(b"{}")
@@ -96,13 +97,13 @@ class TestRequestTimeout:
         assert (reply.status_code, await connection.end()) == (401, [])
 
     async def test_an_idle_connection_between_requests_stays_open(self, base_url: str) -> None:
-        connection = await Connection.open(base_url)
+        connection = Connection(base_url)
         first = await connection.ask(head(b"GET", LIVE))
 
         await request_timeout(base_url)
 
         assert (first.status_code, (await connection.ask(head(b"GET", LIVE))).status_code) == (200, 200)
-        connection.writer.close()
+        connection.socket.close()
 
     async def test_the_request_timeout_does_not_limit_the_processing_time(
         self, base_url: str, database: asyncpg.Connection, path: str
@@ -121,20 +122,18 @@ class TestRequestTimeout:
 async def test_an_incomplete_request_of_a_half_closed_connection_is_not_waited_for(
     base_url: str, content: bytes
 ) -> None:
-    connection = await Connection.open(base_url)
+    connection = Connection(base_url)
     await connection.send(content)
-    connection.writer.write_eof()
+    connection.socket.shutdown(socket.SHUT_WR)
 
     assert await connection.end() == []
 
 
 async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
-    connection = await Connection.open(base_url)
-    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # every socket transport has it
+    connection = Connection(base_url)
     large = head(b"GET", b"/docs/assets/swagger-ui-bundle.js")  # together more than fits into the socket buffers
     await connection.send(large * 5 + head(b"GET", LIVE, CLOSE))
     await assert_alive(base_url)
-    connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # see above
 
     assert [reply.status_code for reply in await connection.end()] == [200] * 6
 
@@ -165,8 +164,10 @@ class TestTimers:
         loop.reset_mock()
         connection.pause_writing()
 
+        assert connection.flow.write_paused
         loop.call_later.assert_called_once_with(60, transport.abort)
         connection.resume_writing()
+        assert not connection.flow.write_paused
         loop.call_later().cancel.assert_called_once()
 
     @pytest.mark.parametrize("end", [BoundedProtocol.on_response_complete, BoundedProtocol.timeout_keep_alive_handler])
