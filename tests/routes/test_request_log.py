@@ -106,6 +106,7 @@ class TestLine:
         _, head, _ = await exchange(client.base_url, b"nonsense\r\n\r\n")
 
         line = json.loads(log.lines[0])
+        assert line["logger"] == "app.requests"
         assert line["message"] == "refused before it was read: 400 malformed-request"
         assert (line["status"], f"x-request-id: {line['request_id']}\r\n".encode() in head) == (400, True)
 
