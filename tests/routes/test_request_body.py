@@ -14,7 +14,6 @@ from tests.support import pointers
 JSON: Final = {"Content-Type": "application/json"}
 LIMIT: Final = 65_536
 BODY: Final = b'{"title": "Buy oat milk", "completed": true}'
-WITH_BODY: Final = {"POST": "", "PUT": "/{id}", "PATCH": "/{id}/complete"}  # the path below that of the user's tasks
 
 
 def sent(content: bytes, framing: str) -> bytes | AsyncIterator[bytes]:
@@ -27,57 +26,49 @@ def sent(content: bytes, framing: str) -> bytes | AsyncIterator[bytes]:
     return content if framing == "length" else chunks()
 
 
-@pytest.mark.parametrize("method", WITH_BODY)
 class TestOperation:
     """Each operation with a body reads it in the same way."""
 
+    @pytest.fixture(params=[("POST", ""), ("PUT", "/{id}"), ("PATCH", "/{id}/complete")], ids=lambda param: param[0])
+    def operation(self, request: pytest.FixtureRequest, tasks: str, task: dict[str, Any]) -> tuple[str, str]:
+        method, suffix = request.param
+        return method, tasks + suffix.format(**task)
+
     @pytest.mark.parametrize(
-        ("content", "headers", "status", "kind"),
+        ("content", "headers", "status"),
         [
-            (BODY[:-1], JSON, 400, "malformed-body"),
-            (BODY, {"Content-Type": "text/plain"}, 415, "unsupported-media-type"),
-            (gzip.compress(BODY), JSON | {"Content-Encoding": "gzip"}, 415, "unsupported-media-type"),
-            (BODY.ljust(LIMIT + 1), JSON, 413, "body-too-large"),
-            (b"[%s]" % BODY, JSON, 422, "invalid-request"),
+            (BODY[:-1], {}, 400),
+            (BODY, {"Content-Type": "text/plain"}, 415),
+            (gzip.compress(BODY), {"Content-Encoding": "gzip"}, 415),
+            (BODY.ljust(LIMIT + 1), {}, 413),
+            (b"[%s]" % BODY, {}, 422),
         ],
         ids=["malformed", "text", "compressed", "too large", "an array"],
     )
     async def test_an_unreadable_body_is_refused_and_changes_nothing(
         self,
         client: httpx.AsyncClient,
-        tasks: str,
+        operation: tuple[str, str],
         task: dict[str, Any],
-        method: str,
         *,
-        content: bytes,
-        headers: dict[str, str],
+        content: Any,
+        headers: Any,
         status: int,
-        kind: str,
     ) -> None:
-        reply = await client.request(method, tasks + WITH_BODY[method].format(**task), content=content, headers=headers)
+        reply = await client.request(*operation, content=content, headers=JSON | headers)
 
-        assert (reply.status_code, reply.json()["type"]) == (status, f"urn:problem-type:{kind}")
-        assert (await client.get(tasks)).json() == [task]
+        assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json")
+        assert (await client.get(f"/api/{task['user_id']}/tasks")).json() == [task]
 
-    @pytest.mark.parametrize(
-        ("framing", "content_type"), [("length", "application/json"), ("chunked", "application/merge-patch+json")]
-    )
+    @pytest.mark.parametrize("framing", ["length", "chunked"])
     async def test_a_body_of_65536_bytes_is_read(
-        self,
-        client: httpx.AsyncClient,
-        tasks: str,
-        task: dict[str, Any],
-        *,
-        method: str,
-        framing: str,
-        content_type: str,
+        self, client: httpx.AsyncClient, operation: tuple[str, str], framing: str
     ) -> None:
-        url, content = tasks + WITH_BODY[method].format(**task), sent(BODY.ljust(LIMIT), framing)
+        content, headers = sent(BODY.ljust(LIMIT), framing), {"Content-Type": "application/merge-patch+json"}
 
-        reply = await client.request(method, url, content=content, headers={"Content-Type": content_type})
+        reply = await client.request(*operation, content=content, headers=headers)
 
-        assert reply.is_success
-        assert reply.json()["completed"] is True
+        assert (reply.is_success, reply.json()["completed"]) == (True, True)
 
 
 class TestMediaType:
@@ -115,6 +106,7 @@ class TestMediaType:
         reply = await client.post(tasks, content=BODY, headers=headers)
 
         assert (reply.status_code, reply.headers["Accept"]) == (415, "application/json")
+        assert reply.json()["type"] == "urn:problem-type:unsupported-media-type"
         assert (await client.get(tasks)).json() == []
 
     @pytest.mark.parametrize("coding", ["GZIP", "br", "identity, gzip"])
@@ -123,15 +115,6 @@ class TestMediaType:
 
         assert reply.status_code == 415
         assert "uncompressed" in reply.json()["detail"]
-
-    async def test_a_charset_parameter_does_not_make_latin_1_valid_json(
-        self, client: httpx.AsyncClient, tasks: str
-    ) -> None:
-        headers = {"Content-Type": "application/json; charset=latin-1"}
-
-        reply = await client.post(tasks, content='{"title": "Caf\xe9"}'.encode("latin-1"), headers=headers)
-
-        assert reply.status_code == 400
 
 
 MALFORMED: Final = {
@@ -147,7 +130,7 @@ MALFORMED: Final = {
     "deep array": b"[" * 10_000 + b"]" * 10_000,
     "deep array, unclosed": b"[" * 60_000,
     "deep object in a field": b'{"title": "a", "x": ' + b'{"x": ' * 5_000 + b"1" + b"}" * 5_000 + b"}",
-    "invalid UTF-8": b'{"title": "\xff"}',
+    "latin-1": b'{"title": "\xe9"}',
     "UTF-16": '{"title": "a"}'.encode("utf-16"),
     "BOM": b"\xef\xbb\xbf" + BODY,
     "two values": BODY + BODY,

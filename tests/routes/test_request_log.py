@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from logging.config import DictConfigurator
 from typing import Any, Final, NoReturn
@@ -13,10 +13,9 @@ from typing import Any, Final, NoReturn
 import httpx
 import jwt
 import pytest
-from sqlalchemy import make_url
 
 from app.core.logging import log_config
-from tests.support import SECRET, exchange, handling, make_settings, serving, short, token
+from tests.support import SECRET, exchange, handling, short, token
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
@@ -206,7 +205,6 @@ class TestHostileText:
             assert_well_formed(log)
 
 
-PASSWORD: Final = secrets.token_hex()
 # Values that a user sends to the service. Each value is unique.
 NAMES: Final = ("owner", "title", "description", "search", "key", "header")
 OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER = (f"zq9{name}{secrets.token_hex(8)}" for name in NAMES)
@@ -214,19 +212,10 @@ OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER = (f"zq9{name}{secrets.token_hex(
 
 def found(sent: str, log: Log, replies: list[httpx.Response]) -> list[str]:
     """The secrets that occur in a log line or in an error. A token is secret as a whole and in its parts."""
-    hidden = [PASSWORD, SECRET, OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER, sent, *sent.split(".")[1:]]
+    hidden = [SECRET, OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER, sent, *sent.split(".")[1:]]
     refusals = [f"{reply.headers} {reply.text}" for reply in replies if reply.is_error]
     said = "\n".join([*log.lines, *log.shown, *refusals])
     return [secret for secret in hidden if secret in said]
-
-
-@pytest.fixture(scope="module")
-async def private_url(dsn: str) -> AsyncIterator[str]:
-    """The address of a service whose database has a password."""
-    url = make_url(dsn)
-    private = url.set(password=url.password or PASSWORD).render_as_string(hide_password=False)
-    async with serving(make_settings(private, auth_jwt_secret=SECRET)) as address:
-        yield address
 
 
 async def ask_everything(url: str, authorization: str) -> list[httpx.Response]:
@@ -267,10 +256,10 @@ async def ask_everything(url: str, authorization: str) -> list[httpx.Response]:
 
 
 class TestSecrets:
-    async def test_no_log_line_and_no_error_reveals_what_a_user_sends(self, private_url: str, log: Log) -> None:
+    async def test_no_log_line_and_no_error_reveals_what_a_user_sends(self, secured_url: str, log: Log) -> None:
         sent = token(OWNER)
 
-        replies = await ask_everything(private_url, f"Bearer {sent}")
+        replies = await ask_everything(secured_url, f"Bearer {sent}")
 
         assert {reply.status_code for reply in replies} == {200, 201, 204, 400, 403, 404, 412, 413, 415, 422}
         assert found(sent, log, replies) == []
@@ -289,9 +278,9 @@ class TestSecrets:
         ids=["another user", "forged", "expired", "garbled", "huge", "another scheme", "a wrong scheme"],
     )
     async def test_a_refused_token_is_not_revealed(
-        self, private_url: str, log: Log, scheme: str, sent: str, status: int
+        self, secured_url: str, log: Log, scheme: str, sent: str, status: int
     ) -> None:
-        replies = await ask_everything(private_url, f"{scheme} {sent}")
+        replies = await ask_everything(secured_url, f"{scheme} {sent}")
 
         assert {reply.status_code for reply in replies} == {status, 400, 404}
         assert found(sent, log, replies) == []
