@@ -139,8 +139,10 @@ async def nginx(
     server = Server(directory, {}, *proxy.command)
     server.port = proxy.plain_port
     with running(server):
-        yield proxy
-        server.stop()  # a killed nginx would leave its worker behind
+        try:
+            yield proxy
+        finally:
+            server.stop()  # a killed nginx would leave its worker behind
 
 
 def _write_configuration(proxy: Proxy, service: str, changes: Mapping[str, str]) -> None:
