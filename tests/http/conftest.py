@@ -8,6 +8,6 @@ from app.core.config import Settings
 from tests.support import SECRET
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def secured(configure: Callable[..., Settings]) -> Settings:
     return configure(auth_jwt_secret=SECRET)
