@@ -250,3 +250,13 @@ class TestRoute:
             after = await client.get("/api/ada/tasks")
 
         assert (before.status_code, problem_of(after, 418)["title"]) == (200, "I'm a Teapot")
+
+    @pytest.mark.parametrize("enabled", [True, False])
+    @pytest.mark.parametrize("media_type", ["application/a/b+json", "application/json/x"])
+    async def test_a_media_type_with_two_slashes_is_415(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, media_type: str, *, enabled: bool
+    ) -> None:
+        monkeypatch.setattr(FastLane, "enabled", enabled)
+        reply = await client.post("/api/ada/tasks", content=b'{"title": "x"}', headers={"Content-Type": media_type})
+
+        assert reply.status_code == 415

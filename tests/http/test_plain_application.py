@@ -1,0 +1,241 @@
+"""Middleware, mounts, overrides, the document and the lifespan work as in FastAPI's documentation."""
+
+import json
+import re
+from collections.abc import Iterator
+from enum import Enum
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, Security
+from fastapi.security import APIKeyHeader
+from pydantic import BaseModel
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import main
+from app.core.config import Settings
+from app.core.errors import StartupError
+from app.http.authorization import NotStartedError, public
+from app.main import create_app
+from app.routes.deps import Db, get_database
+from tests.http.support import BASE, extended, problem_of
+from tests.support import SECRET, bearer
+
+
+class Layer:
+    """Middleware that adds a header to each reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-layer", b"seen")]
+            await send(message)
+
+        await self._app(scope, receive, send_with_header)
+
+
+class TestMiddleware:
+    async def test_added_middleware_sees_every_reply_but_a_500_as_a_response(self, secured: Settings) -> None:
+        async def fail(status: int) -> None:
+            raise HTTPException(status) if status < 500 else RuntimeError
+
+        def extend(app: FastAPI) -> None:
+            app.get(f"{BASE}/{{status}}")(fail)
+            app.add_middleware(Layer)
+
+            @app.middleware("http")
+            async def time(request: Request, call_next: Any) -> Response:
+                response: Response = await call_next(request)
+                response.headers["X-Time"] = "1"
+                return response
+
+        async with extended(secured, extend) as client:
+            urls = ("/api/ada/things/409", "/api/ada/things/none", "/api/ada/tasks", "/api/eve/tasks", "/none")
+            replies = [await client.get(url) for url in urls]
+            defect = await client.get("/api/ada/things/500")
+
+        assert [reply.status_code for reply in replies] == [409, 422, 200, 403, 404]
+        for reply in replies:
+            assert (reply.headers["X-Layer"], reply.headers["X-Time"]) == ("seen", "1")
+            assert reply.headers["X-Content-Type-Options"] == "nosniff"
+        assert problem_of(defect, 500)
+
+    async def test_an_exception_in_added_middleware_is_a_problem(self, secured: Settings) -> None:
+        async def fail(_request: Request, _next: Any) -> Response:
+            raise RuntimeError
+
+        async with extended(secured, lambda app: app.middleware("http")(fail)) as client:
+            assert problem_of(await client.get("/health/live"), 500)
+
+    async def test_a_reply_varies_by_origin_and_token_once_whatever_a_layer_or_a_route_adds(
+        self, secured: Settings
+    ) -> None:
+        async def handler() -> Response:
+            return Response("x", headers={"Vary": "Authorization, Origin"})
+
+        def extend(app: FastAPI) -> None:
+            app.get(BASE)(handler)
+            app.add_middleware(GZipMiddleware, minimum_size=1)
+
+        async with extended(secured, extend) as client:
+            replies = [await client.get(path) for path in ("/health/live", "/api/ada/things")]
+
+        values = [reply.headers["Vary"] for reply in replies]
+        assert values == ["Accept-Encoding, Origin, Authorization", "Authorization, Origin, Accept-Encoding"]
+
+
+class TestRouters:
+    async def test_dependencies_of_an_application_and_its_routers_run_in_order(self, secured: Settings) -> None:
+        seen: list[str] = []
+        router = APIRouter(dependencies=[Depends(lambda: seen.append("router"))])
+
+        @router.get("")
+        async def handler() -> None: ...
+
+        def extend(app: FastAPI) -> None:
+            app.include_router(router, prefix=BASE, dependencies=[Depends(lambda: seen.append("app"))])
+
+        async with extended(secured, extend) as client:
+            assert (await client.get("/api/ada/things")).status_code == 200
+
+        assert seen == ["app", "router"]
+
+    async def test_dependency_overrides_apply_to_added_routes_and_to_those_of_tasks(self, secured: Settings) -> None:
+        async def handler(_: Db) -> str:
+            return "x"
+
+        def fail() -> None:
+            raise HTTPException(418)
+
+        def extend(app: FastAPI) -> None:
+            app.get(BASE)(handler)
+            app.dependency_overrides[get_database] = fail
+
+        async with extended(secured, extend) as client:
+            for path in ("/api/ada/things", "/api/ada/tasks"):
+                assert problem_of(await client.get(path), 418)
+
+    async def test_a_mounted_application_is_served_below_its_path(self, secured: Settings) -> None:
+        files = FastAPI()
+
+        @files.get("/name")
+        async def get_name() -> str:
+            return "file"
+
+        def extend(app: FastAPI) -> None:
+            app.mount("/api/{user_id}/files", files)
+            app.mount("/site", public(PlainTextResponse("open")))
+
+        async with extended(secured, extend) as client:
+            owned, foreign = [await client.get(f"/api/{user}/files/name") for user in ("ada", "eve")]
+            site = await client.get("/site/", headers={"Authorization": ""})
+
+        assert (owned.json(), foreign.status_code, site.text) == ("file", 403, "open")
+
+
+class Colour(Enum):
+    """A schema without properties."""
+
+    RED = "red"
+
+
+class ValidationError(BaseModel):
+    """A schema with the name of one of FastAPI's."""
+
+    colour: Colour
+
+
+async def take_key(_: ValidationError, key: Annotated[str, Security(APIKeyHeader(name="X-Key"))]) -> str:
+    return key
+
+
+async def take_nothing() -> None: ...
+
+
+class TestDocument:
+    async def test_added_routes_are_in_the_document_with_their_security_and_errors(self, secured: Settings) -> None:
+        def extend(app: FastAPI) -> None:
+            router = APIRouter()
+            router.post("/{number}", openapi_extra={"x": 1}, responses={409: {"description": "Taken."}})(take_key)
+            router.get("", openapi_extra={"security": []})(take_nothing)
+            app.include_router(router, prefix=BASE, tags=["things"])
+            app.webhooks.post("hook")(take_key)
+            app.mount("/site", public(PlainTextResponse("open")))
+
+        async with extended(secured, extend) as client:
+            document = (await client.get("/openapi.json")).json()
+
+        schemas = document["components"]["schemas"]
+        post, get = document["paths"][f"{BASE}/{{number}}"]["post"], document["paths"][BASE]["get"]
+        assert set(re.findall(r'"#/components/schemas/(.*?)"', json.dumps(document))) <= schemas.keys()
+        assert (post["tags"], post["x"]) == (["things"], 1)
+        assert (post["security"], get["security"]) == ([{"APIKeyHeader": [], "bearer": []}], [{"bearer": []}])
+        assert post["responses"].keys() == {"200", "400", "401", "403", "409", "413", "422", "500", "503"}
+        for status, response in post["responses"].items():
+            if status != "200":
+                [(media_type, content)] = response["content"].items()
+                assert (media_type, content["schema"]["$ref"]) == (
+                    "application/problem+json",
+                    "#/components/schemas/Problem",
+                )
+                assert response["headers"].keys() <= {"X-Request-ID", "WWW-Authenticate", "Retry-After"}
+        assert get["responses"].keys() == {"200", "401", "403", "422", "500", "503"}
+
+
+class TestStart:
+    @pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
+    def test_a_test_client_runs_the_lifespan(self, secured: Settings) -> None:
+        from fastapi.testclient import TestClient  # noqa: PLC0415  # it warns at import
+
+        with TestClient(create_app(secured)) as client:
+            reply = client.get("/api/tess/tasks", headers=bearer("tess"))
+
+        assert (reply.status_code, reply.json()) == (200, [])
+
+    @pytest.mark.parametrize("path", ["/api/ada/tasks", "/health/ready"])
+    async def test_a_request_before_the_lifespan_fails_with_an_error_that_names_the_test_client(
+        self, secured: Settings, path: str
+    ) -> None:
+        transport = httpx.ASGITransport(create_app(secured))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            assert (await client.get("/health/live")).status_code == 200
+            with pytest.raises(NotStartedError, match="with TestClient"):
+                await client.get(path)
+
+    @pytest.fixture
+    def _no_app(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+        vars(main).pop("app", None)
+        yield
+        vars(main).pop("app", None)
+
+    @pytest.mark.usefixtures("_no_app")
+    def test_a_server_may_import_the_application_by_name(self) -> None:
+        assert isinstance(main.app, FastAPI)
+        assert main.app is main.app
+        assert "app" in dir(main)
+        with pytest.raises(AttributeError, match="has no attribute 'apps'"):
+            _ = main.apps
+
+    @pytest.mark.parametrize("bounded", [False, True])
+    async def test_a_server_without_bounds_on_connections_logs_a_warning(
+        self, secured: Settings, caplog: pytest.LogCaptureFixture, *, bounded: bool
+    ) -> None:
+        app = create_app(secured, bounded=bounded)
+        async with app.router.lifespan_context(app):
+            warned = any("does not bound what a connection may send" in message for message in caplog.messages)
+
+        assert warned is not bounded
+
+    async def test_an_application_without_a_database_does_not_start(self) -> None:
+        app = create_app(Settings(_env_file=None))
+
+        with pytest.raises(StartupError, match="DATABASE_URL is not set"):
+            async with app.router.lifespan_context(app):
+                raise AssertionError

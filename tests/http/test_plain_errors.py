@@ -1,0 +1,184 @@
+"""Every exception of a route as in FastAPI's documentation is answered with a problem, or by an added handler."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import httpx
+import pytest
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from pydantic import AfterValidator, Json
+
+from app.core.config import Settings
+from tests.http.support import BASE, extended, problem_of
+
+THINGS: Final = "/api/ada/things"
+BECAUSE: Final = {"X-Reason": "because", "Content-Type": "text/html", "Content-Length": "1"}
+# The argument `detail` of an HTTPException, and the members `detail` and `data` of the problem.
+DETAILS: Final[dict[str, tuple[Any, str, Any]]] = {
+    "text": ("Because.", "Because.", None),
+    "surrogate": ("\ud800", "?", None),
+    "dictionary": ({"code": 7}, "Conflict", {"code": 7}),
+    "NaN": ([float("nan")], "Conflict", [None]),
+    "set": ({1}, "Conflict", [1]),
+    "bytes": (b"\xff", "Conflict", "_w=="),
+    "datetime": (datetime(2026, 1, 1, tzinfo=UTC), "Conflict", "2026-01-01T00:00:00Z"),
+}
+
+
+class TeapotError(Exception):
+    """An error of an added route."""
+
+
+RAISED: Final[dict[str, Exception]] = {
+    **{str(status): HTTPException(status, "Because.", BECAUSE) for status in (400, 403, 404, 418, 503, 599)},
+    **{name: HTTPException(409, detail, BECAUSE) for name, (detail, *_) in DETAILS.items()},
+    "405": HTTPException(405, "Not today.", {"Allow": "PUT"}),
+    "304": HTTPException(304, headers={"ETag": '"1"'}),
+    "teapot": TeapotError(),
+    "http": HTTPException(418),
+    "empty": RequestValidationError([]),
+    "pointless": RequestValidationError([{"loc": (), "msg": "no"}]),
+    "words": RequestValidationError(["text"]),
+    "json": RequestValidationError([{"type": "json_invalid"}]),
+}
+
+
+def refuse(value: int) -> int:
+    message = f"{value} is refused"
+    raise ValueError(message)
+
+
+async def fail(name: str) -> None:
+    raise RAISED[name]
+
+
+async def take_json(_: Annotated[Json[Any], Query(alias="filter")]) -> None: ...
+
+
+async def take_numbers(numbers: dict[str, int], zone: Annotated[int, AfterValidator(refuse)] = 1) -> None: ...
+
+
+def with_routes(app: FastAPI) -> None:
+    app.get(f"{BASE}/raise/{{name}}")(fail)
+    app.get(f"{BASE}/json")(take_json)
+    app.post(f"{BASE}/numbers")(take_numbers)
+
+
+@pytest.fixture(scope="module")
+async def client(secured: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with extended(secured, with_routes) as client:
+        yield client
+
+
+class TestProblem:
+    @pytest.mark.parametrize("status", [400, 403, 404, 418, 503, 599])
+    async def test_an_http_exception_is_a_problem_with_its_status_and_headers(
+        self, client: httpx.AsyncClient, status: int
+    ) -> None:
+        reply = await client.get(f"{THINGS}/raise/{status}")
+
+        assert problem_of(reply, status)["type"] == "about:blank"
+        assert reply.headers["X-Reason"] == "because"
+
+    @pytest.mark.parametrize("name", DETAILS)
+    async def test_a_detail_that_is_no_text_is_kept_beside_a_detail_for_people(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        problem = problem_of(await client.get(f"{THINGS}/raise/{name}"), 409)
+
+        assert (problem["detail"], problem.get("data")) == DETAILS[name][1:]
+
+    async def test_a_405_of_a_handler_keeps_its_detail_and_allow_header(self, client: httpx.AsyncClient) -> None:
+        reply = await client.get(f"{THINGS}/raise/405")
+
+        assert (problem_of(reply, 405)["detail"], reply.headers["Allow"]) == ("Not today.", "PUT")
+
+    async def test_an_http_exception_without_a_body_stays_without_one(self, client: httpx.AsyncClient) -> None:
+        reply = await client.get(f"{THINGS}/raise/304")
+
+        assert (reply.status_code, reply.content, reply.headers["ETag"]) == (304, b"", '"1"')
+
+    @pytest.mark.parametrize("name", ["empty", "pointless", "words", "json"])
+    async def test_validation_errors_that_a_handler_raises_are_a_422(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        assert problem_of(await client.get(f"{THINGS}/raise/{name}"), 422)
+
+    async def test_an_exception_without_a_handler_is_logged_and_is_a_500(
+        self, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        reply = await client.get(f"{THINGS}/raise/teapot")
+
+        assert problem_of(reply, 500)["type"] == "urn:problem-type:internal-error"
+        assert "unexpected error" in caplog.messages
+
+    async def test_an_unknown_path_and_an_unknown_method_are_404_and_405(self, client: httpx.AsyncClient) -> None:
+        missing = await client.get(f"{THINGS}/none")
+        refused = await client.delete(f"{THINGS}/json")
+
+        assert problem_of(missing, 404)["type"] == "urn:problem-type:route-not-found"
+        assert problem_of(refused, 405)["type"] == "urn:problem-type:method-not-allowed"
+        assert refused.headers["Allow"] == "GET, HEAD"
+
+    async def test_malformed_json_in_the_query_is_not_reported_as_the_body(self, client: httpx.AsyncClient) -> None:
+        problem = problem_of(await client.get(f"{THINGS}/json", params={"filter": "{"}), 422)
+
+        assert [error["pointer"] for error in problem["errors"]] == ["query/filter"]
+
+    async def test_long_names_and_values_of_the_client_are_not_repeated(self, client: httpx.AsyncClient) -> None:
+        sent = {"n" * 9_000: "s3cret"}
+        reply = await client.post(f"{THINGS}/numbers", json=sent, params={"zone": "7654321"})
+
+        assert len(problem_of(reply, 422)["errors"]) == 2
+        assert len(reply.text) < 1_000
+        assert "7654321" not in reply.text
+
+
+class TestExceptionHandler:
+    @pytest.mark.parametrize(
+        ("kind", "url"),
+        [
+            (TeapotError, "/api/ada/things/raise/teapot"),
+            (500, "/api/ada/things/raise/teapot"),
+            (Exception, "/api/ada/things/raise/teapot"),
+            (418, "/api/ada/things/raise/http"),
+            (HTTPException, "/api/ada/things/raise/http"),
+            (RequestValidationError, "/api/ada/tasks?limit=none"),
+        ],
+    )
+    @pytest.mark.parametrize("is_sync", [False, True])
+    async def test_an_added_handler_of_a_class_or_a_status_answers(
+        self, secured: Settings, kind: Any, url: str, *, is_sync: bool
+    ) -> None:
+        async def answer(request: Request, _: Exception) -> Response:
+            return PlainTextResponse(f"refused {request.headers['X-Request-ID']}", 418)
+
+        def answer_in_thread(request: Request, _: Exception) -> Response:
+            return PlainTextResponse(f"refused {request.headers['X-Request-ID']}", 418)
+
+        def extend(app: FastAPI) -> None:
+            with_routes(app)
+            app.exception_handler(kind)(answer_in_thread if is_sync else answer)
+
+        async with extended(secured, extend) as client:
+            reply = await client.get(url)
+
+        assert (reply.status_code, reply.text) == (418, f"refused {reply.headers['X-Request-ID']}")
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_a_handler_of_defects_that_fails_or_returns_nothing_leaves_the_500_of_the_service(
+        self, secured: Settings, *, fails: bool
+    ) -> None:
+        async def answer(_request: Request, _error: Exception) -> None:
+            if fails:
+                raise TeapotError
+
+        def extend(app: FastAPI) -> None:
+            with_routes(app)
+            app.exception_handler(500)(answer)
+
+        async with extended(secured, extend) as client:
+            assert problem_of(await client.get(f"{THINGS}/raise/teapot"), 500)

@@ -1,0 +1,358 @@
+"""Routes as in FastAPI's documentation work in this application, as plain routes and as JSON routes."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Annotated, Any, Final, Literal
+
+import httpx
+import pytest
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Body,
+    Cookie,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+    Security,
+)
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.security import SecurityScopes
+from pydantic import BaseModel, Field, field_validator
+from starlette.background import BackgroundTask
+
+from app.core.config import Settings
+from app.http.fast_lane import JSONRoute
+from app.routes.deps import UserId
+from tests.http.support import extended, problem_of
+from tests.support import until
+
+plain: Final = APIRouter(prefix="/api/{user_id}/plain")
+as_json: Final = APIRouter(prefix="/api/{user_id}/json", route_class=JSONRoute)
+Endpoint = Callable[..., Any]
+
+
+def route(path: str, method: str = "GET", **options: Any) -> Callable[[Endpoint], Endpoint]:
+    """Adds a handler to both routers."""
+
+    def add(endpoint: Endpoint) -> Endpoint:
+        for router in (plain, as_json):
+            router.add_api_route(path, endpoint, methods=[method], **options)
+        return endpoint
+
+    return add
+
+
+@pytest.fixture(scope="module")
+async def service(secured: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    def extend(app: FastAPI) -> None:
+        app.include_router(plain)
+        app.include_router(as_json)
+
+    async with extended(secured, extend) as client:
+        yield client
+
+
+@pytest.fixture(params=["plain", "json"])
+def client(service: httpx.AsyncClient, request: pytest.FixtureRequest) -> Iterator[httpx.AsyncClient]:
+    """The client with the path of one router."""
+    root, service.base_url = service.base_url, service.base_url.join(f"/api/ada/{request.param}/")
+    yield service
+    service.base_url = root
+
+
+class Thing(BaseModel):
+    """A body and a reply."""
+
+    name: str = Field(max_length=5)
+    kind: Literal["a", "b"] = "a"
+
+    @field_validator("name")
+    @classmethod
+    def _is_not_bad(cls, name: str) -> str:
+        if name == "bad":
+            message = "must not be bad"
+            raise ValueError(message)
+        return name
+
+
+class Options(BaseModel):
+    """Query parameters in a model."""
+
+    limit: int = 10
+    tags: list[str] = []
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+async def quadruple(doubled: Annotated[int, Depends(double)]) -> int:
+    return 2 * doubled
+
+
+@route("/dependencies")
+async def get_dependencies(user_id: UserId, result: Annotated[int, Depends(quadruple)]) -> dict[str, int]:
+    return {user_id: result}
+
+
+@route("/parameters")
+async def get_parameters(
+    x_token: Annotated[str, Header()],
+    session: Annotated[str, Cookie()],
+    archived: bool = False,  # noqa: FBT002
+    limit: Annotated[int, Query(le=100)] = 20,
+) -> list[Any]:
+    return [x_token, session, archived, limit]
+
+
+@route("/options")
+async def get_options(options: Annotated[Options, Query()]) -> Options:
+    return options
+
+
+async def required_scopes(scopes: SecurityScopes) -> list[str]:
+    return scopes.scopes
+
+
+@route("/scopes")
+async def get_scopes(scopes: Annotated[list[str], Security(required_scopes, scopes=["things:read"])]) -> list[str]:
+    return scopes
+
+
+# The annotation of a body, and what is sent for it.
+BODIES: Final[dict[str, tuple[Any, Any]]] = {
+    "model": (Thing, {"name": "x", "kind": "b"}),
+    "embedded": (Annotated[Thing, Body(embed=True)], {"value": {"name": "x", "kind": "b"}}),
+    "scalar": (Annotated[int, Body()], 7),
+    "list": (list[Thing], [{"name": "x", "kind": "a"}]),
+    "dictionary": (dict[str, int], {"x": 1}),
+    "null": (Thing | None, None),
+}
+
+
+def returning(annotation: Any) -> Endpoint:
+    async def handler(value: Any) -> Any:
+        return value
+
+    handler.__annotations__["value"] = annotation
+    return handler
+
+
+for name, (annotation, _) in BODIES.items():
+    route(f"/body/{name}", "POST")(returning(annotation))
+
+
+class TestArguments:
+    async def test_a_dependency_may_have_dependencies_and_parameters_of_its_own(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        assert (await client.get("dependencies", params={"number": 3})).json() == {"ada": 12}
+
+    async def test_headers_cookies_and_scalar_query_parameters_are_read(self, client: httpx.AsyncClient) -> None:
+        headers = {"X-Token": "t", "Cookie": "session=s"}
+        reply = await client.get("parameters", headers=headers, params={"archived": "true"})
+        refused = await client.get("parameters", params={"limit": "101", "archived": "maybe"})
+
+        assert reply.json() == ["t", "s", True, 20]
+        pointers = {error["pointer"] for error in problem_of(refused, 422)["errors"]}
+        assert pointers == {"query/limit", "query/archived", "header/x-token", "cookie/session"}
+
+    async def test_a_model_of_query_parameters_may_have_lists(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("options?tags=x&tags=y")).json() == {"limit": 10, "tags": ["x", "y"]}
+
+    async def test_a_handler_gets_its_security_scopes(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("scopes")).json() == ["things:read"]
+
+    @pytest.mark.parametrize("name", BODIES)
+    async def test_a_body_of_any_kind_is_read(self, client: httpx.AsyncClient, name: str) -> None:
+        sent = BODIES[name][1]
+        headers = {"Content-Type": "application/json", "Prefer": "handling=strict"}
+
+        reply = await client.post(f"body/{name}", content=json.dumps(sent), headers=headers)
+
+        assert (reply.status_code, reply.json()) == (200, sent["value"] if name == "embedded" else sent)
+
+    @pytest.mark.parametrize(
+        ("body", "status", "pointers"),
+        [
+            (b'{"name": "s3cret s3cret"}', 422, ["#/name"]),
+            (b'{"name": "bad", "kind": "s3cret"}', 422, ["#/name", "#/kind"]),
+            (b'["s3cret"]', 422, ["#"]),
+            (b"", 422, ["#"]),
+            (b'{"name": "s3cret', 400, []),
+        ],
+    )
+    async def test_an_invalid_body_is_a_problem_that_names_the_fields_and_repeats_no_value(
+        self, client: httpx.AsyncClient, body: bytes, status: int, pointers: list[str]
+    ) -> None:
+        reply = await client.post("body/model", content=body, headers={"Content-Type": "application/json"})
+
+        assert [error["pointer"] for error in problem_of(reply, status).get("errors", [])] == pointers
+        assert "s3cret" not in reply.text
+
+
+@plain.post("/size")
+async def get_size(request: Request) -> int:
+    return len(await request.body())
+
+
+@plain.post("/limited", max_body_size=1_000)
+async def get_limited_size(request: Request) -> int:
+    return len(await request.body())
+
+
+class TestBodyLimit:
+    @pytest.mark.parametrize(("path", "limit"), [("size", 65_536), ("limited", 1_000)])
+    @pytest.mark.parametrize("chunked", [False, True])
+    async def test_a_plain_route_has_the_limit_of_the_service_or_its_own(
+        self, service: httpx.AsyncClient, path: str, limit: int, *, chunked: bool
+    ) -> None:
+        async def parts(length: int) -> AsyncIterator[bytes]:
+            yield b"x" * (length - 1)
+            yield b"x"
+
+        allowed, refused = [
+            await service.post(f"/api/ada/plain/{path}", content=parts(length) if chunked else b"x" * length)
+            for length in (limit, limit + 1)
+        ]
+
+        assert allowed.json() == limit
+        assert problem_of(refused, 413)["detail"] == f"A request body may have {limit:,} bytes at most."
+
+
+@route("/filtered", response_model=Thing, status_code=201)
+async def get_filtered() -> Any:
+    return {"name": "x", "kind": "b", "secret": "s3cret"}
+
+
+@route("/model")
+async def get_model() -> Thing:
+    return Thing(name="x")
+
+
+@route("/dictionary")
+async def get_dictionary() -> dict[str, int]:
+    return {"x": 1}
+
+
+@route("/plain-function")
+def get_user(user_id: UserId) -> str:
+    return user_id
+
+
+@route("/response")
+async def set_response(response: Response) -> str:
+    response.headers["X-Thing"] = "set"
+    response.status_code = 202
+    response.set_cookie("seen", "yes")
+    return "x"
+
+
+done: Final[list[str]] = []
+
+
+@route("/background")
+async def add_background_task(tasks: BackgroundTasks) -> str:
+    tasks.add_task(done.append, "background")
+    return f"{done}"
+
+
+@route("/stream")
+async def get_stream() -> StreamingResponse:
+    def parts() -> Iterator[str]:
+        yield from ("a", "b", "c")
+
+    return StreamingResponse(parts(), media_type="text/plain")
+
+
+async def resource() -> AsyncIterator[str]:
+    try:
+        yield "open"
+    except HTTPException as error:
+        done.append(f"error {error.status_code}")
+        raise
+    finally:
+        done.append("closed")
+
+
+@route("/resource")
+async def use_resource(state: Annotated[str, Depends(resource)], fail: bool = False) -> str:  # noqa: FBT002
+    if fail:
+        raise HTTPException(409)
+    return state
+
+
+@route("/tagged")
+async def get_tagged() -> Response:
+    headers = {"ETag": '"1"', "Cache-Control": "private, max-age=60", "Vary": "Accept-Language"}
+    return PlainTextResponse("x", headers=headers, background=BackgroundTask(done.append, "tagged"))
+
+
+@route("/accepted")
+async def get_accepted() -> Response:
+    return Response("x", 202)
+
+
+class TestReplies:
+    @pytest.fixture(autouse=True)
+    def _nothing_done(self) -> None:
+        done.clear()
+
+    @pytest.mark.parametrize(
+        ("path", "status", "content"),
+        [
+            ("filtered", 201, {"name": "x", "kind": "b"}),
+            ("model", 200, {"name": "x", "kind": "a"}),
+            ("dictionary", 200, {"x": 1}),
+            ("plain-function", 200, "ada"),
+        ],
+    )
+    async def test_the_value_of_a_handler_is_answered_as_its_model(
+        self, client: httpx.AsyncClient, path: str, status: int, content: Any
+    ) -> None:
+        reply = await client.get(path)
+
+        assert (reply.status_code, reply.json()) == (status, content)
+
+    async def test_the_response_parameter_sets_headers_and_status(self, client: httpx.AsyncClient) -> None:
+        reply = await client.get("response")
+
+        assert (reply.status_code, reply.headers["X-Thing"], reply.cookies["seen"]) == (202, "set", "yes")
+
+    async def test_background_tasks_run_after_the_reply(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("background")).json() == "[]"
+        await until(lambda: done == ["background"])
+
+    async def test_a_reply_may_be_streamed(self, client: httpx.AsyncClient) -> None:
+        reply = await client.get("stream")
+
+        assert (reply.text, reply.headers["Content-Type"]) == ("abc", "text/plain; charset=utf-8")
+        assert "ETag" not in reply.headers
+
+    async def test_a_dependency_that_yields_is_closed_and_sees_the_exception(self, client: httpx.AsyncClient) -> None:
+        good = await client.get("resource")
+        bad = await client.get("resource", params={"fail": True})
+
+        assert (good.json(), problem_of(bad, 409)["detail"]) == ("open", "Conflict")
+        await until(lambda: done == ["closed", "error 409", "closed"])
+
+    @pytest.mark.parametrize(("path", "tagged"), [("model", True), ("accepted", False)])
+    async def test_a_json_route_adds_an_entity_tag_to_a_200_alone(
+        self, client: httpx.AsyncClient, path: str, *, tagged: bool
+    ) -> None:
+        assert ("ETag" in (await client.get(path)).headers) == (tagged and "json" in client.base_url.path)
+
+    async def test_a_304_keeps_the_headers_that_caches_need_and_runs_the_background_task(
+        self, service: httpx.AsyncClient
+    ) -> None:
+        reply = await service.get("/api/ada/json/tagged", headers={"If-None-Match": 'W/"1"'})
+
+        assert (reply.status_code, reply.content, reply.headers["ETag"]) == (304, b"", '"1"')
+        assert reply.headers["Cache-Control"] == "private, max-age=60"
+        assert reply.headers["Vary"] == "Accept-Language, Origin, Authorization"
+        await until(lambda: done == ["tagged"])
