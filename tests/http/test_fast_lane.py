@@ -10,7 +10,7 @@ from fastapi.dependencies.utils import solve_dependencies
 from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import SecurityScopes
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from app.core.config import Settings
@@ -27,23 +27,9 @@ class Thing(BaseModel):
     name: str
 
 
-class Tags(BaseModel):
-    """Query parameters with a list."""
-
-    tags: list[str] = []
-
-
-class Aliased(BaseModel):
-    """Query parameters with an alias."""
-
-    name: str = Field(validation_alias="sent")
-
-
-class Closed(BaseModel):
-    """Query parameters that allow no others."""
-
-    model_config = {"extra": "forbid"}
-    name: str
+Tags: Final[Any] = create_model("Tags", tags=(list[str], []))
+Aliased: Final[Any] = create_model("Aliased", name=(str, Field(validation_alias="sent")))
+Closed: Final[Any] = create_model("Closed", __config__={"extra": "forbid"}, name=(str, ...))
 
 
 class Looking(BaseModel):
@@ -94,10 +80,8 @@ async def note(request: Request) -> int:
     return int(request.state.noted)
 
 
-async def like_tasks(
-    user_id: UserId, _: Db, request: Request, thing: Thing, noted: Annotated[int, Depends(note)]
-) -> Response:
-    return Response(f"{user_id} {thing.name} {await request.body()!r} {noted} {request.state.noted}")
+async def like_tasks(user_id: UserId, _: Db, request: Request, thing: Thing) -> Response:
+    return Response(f"{user_id} {thing.name} {await request.body()!r} {request.state.noted}")
 
 
 async def returns_dictionary(body: Annotated[Any, Body()] = None) -> Response:
@@ -132,7 +116,7 @@ class Case(NamedTuple):
 
 THING: Final = b'{"name": "x"}'
 TAKEN: Final = {
-    "like tasks": Case(like_tasks, THING),
+    "like tasks": Case(like_tasks, THING, options={"dependencies": [Depends(note)]}),
     "body that is invalid": Case(taking(Thing), b'{"name": 1}'),
     "body that is missing": Case(taking(Thing)),
     "body that may be null": Case(taking(Thing | None, None)),

@@ -11,29 +11,9 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    Column,
-    Date,
-    DateTime,
-    Enum,
-    Float,
-    LargeBinary,
-    MetaData,
-    Numeric,
-    SmallInteger,
-    Table,
-    Text,
-    Time,
-    Uuid,
-    bindparam,
-    cast,
-    select,
-)
 from sqlalchemy.dialects.postgresql import ARRAY, OID, dialect
 from sqlalchemy.schema import CreateTable
 from sqlmodel import AutoString
@@ -77,39 +57,41 @@ _DECIMALS: Final = [*map(Decimal, ("0", "1.1", "1.10", "1E+3", "1E-16383", "9E+1
 _NUMBERS: Final = st.decimals(allow_nan=False, allow_infinity=False, places=20) | st.integers().map(Decimal)
 KINDS: Final[dict[str, Kind]] = {
     "timestamptz": Kind(
-        DateTime(timezone=True), [_MOMENT, _MOMENT.replace(microsecond=1), _LAST], st.datetimes(timezones=st.just(UTC))
+        sa.DateTime(timezone=True),
+        [_MOMENT, _MOMENT.replace(microsecond=1), _LAST],
+        st.datetimes(timezones=st.just(UTC)),
     ),
-    "timestamp": Kind(DateTime(), [_MOMENT.replace(tzinfo=None), _LAST], st.datetimes()),
-    "date": Kind(Date(), [date(2026, 1, 1), date.max, date.min], st.dates()),
-    "text": Kind(Text(), ["", "a", "A", "é", "\ufffd", "\U0010ffff", "None"], _TEXTS),
+    "timestamp": Kind(sa.DateTime(), [_MOMENT.replace(tzinfo=None), _LAST], st.datetimes()),
+    "date": Kind(sa.Date(), [date(2026, 1, 1), date.max, date.min], st.dates()),
+    "text": Kind(sa.Text(), ["", "a", "A", "é", "\ufffd", "\U0010ffff", "None"], _TEXTS),
     "str of SQLModel": Kind(AutoString(), ["", "a", "b", "aaaaa"], _TEXTS),
-    "smallint": Kind(SmallInteger(), [0, 1, -1], st.integers(-(2**15), 2**15 - 1)),
-    "bigint": Kind(BigInteger(), [0, -(2**63), 2**63 - 1], st.integers(-(2**63), 2**63 - 1)),
-    "boolean": Kind(Boolean(), [False, True], st.booleans()),
-    "numeric": Kind(Numeric(), _DECIMALS, _NUMBERS),
-    "money": Kind(Numeric(6, 2), [Decimal("0.00"), Decimal("9999.99")], st.decimals(-9999, 9999, places=2)),
-    "enum": Kind(Enum(Size, name="size"), ["SMALL", "MEDIUM", "LARGE"], st.just("LARGE")),
+    "smallint": Kind(sa.SmallInteger(), [0, 1, -1], st.integers(-(2**15), 2**15 - 1)),
+    "bigint": Kind(sa.BigInteger(), [0, -(2**63), 2**63 - 1], st.integers(-(2**63), 2**63 - 1)),
+    "boolean": Kind(sa.Boolean(), [False, True], st.booleans()),
+    "numeric": Kind(sa.Numeric(), _DECIMALS, _NUMBERS),
+    "money": Kind(sa.Numeric(6, 2), [Decimal("0.00"), Decimal("9999.99")], st.decimals(-9999, 9999, places=2)),
+    "enum": Kind(sa.Enum(Size, name="size"), ["SMALL", "MEDIUM", "LARGE"], st.just("LARGE")),
     "enum of values": Kind(
-        Enum(Crossed, name="crossed", values_callable=lambda members: [member.value for member in members]),
+        sa.Enum(Crossed, name="crossed", values_callable=lambda members: [member.value for member in members]),
         ["one", "two"],
         st.just("two"),
     ),
-    "enum of texts": Kind(Enum("b", "a", name="letters", native_enum=False), ["a", "b"], st.just("b")),
-    "uuid": Kind(Uuid(), _UUIDS, st.uuids()),
-    "uuid as text": Kind(Uuid(as_uuid=False), _UUIDS, st.uuids()),
+    "enum of texts": Kind(sa.Enum("b", "a", name="letters", native_enum=False), ["a", "b"], st.just("b")),
+    "uuid": Kind(sa.Uuid(), _UUIDS, st.uuids()),
+    "uuid as text": Kind(sa.Uuid(as_uuid=False), _UUIDS, st.uuids()),
 }
 TYPES: Final = (
     "CREATE TYPE size AS ENUM ('SMALL', 'MEDIUM', 'LARGE')",
     "CREATE TYPE crossed AS ENUM ('two', 'one')",
 )
-META: Final = MetaData()
+META: Final = sa.MetaData()
 TABLES: Final = {
-    kind: Table(
+    kind: sa.Table(
         f"by {kind}",
         META,
-        Column("id", Uuid, primary_key=True),
-        Column("always", type_, nullable=False),
-        Column("maybe", type_),
+        sa.Column("id", sa.Uuid, primary_key=True),
+        sa.Column("always", type_, nullable=False),
+        sa.Column("maybe", type_),
     )
     for kind, (type_, *_) in KINDS.items()
 }
@@ -145,11 +127,11 @@ _each_kind = pytest.mark.parametrize("kind", KINDS)
 def page(order: Order, *, resumed: bool, in_nulls: bool) -> Statement:
     """Returns the statement for a page as a service makes it."""
     column, row_id = order.column, TABLES[order.kind].c.id
-    shown = cast(column, Text) if isinstance(column.type, Enum | Uuid) else column
+    shown = sa.cast(column, sa.Text) if isinstance(column.type, sa.Enum | sa.Uuid) else column
     query = page_after(
-        select(row_id, shown), order.key, row_id, descending=order.descending, resumed=resumed, in_nulls=in_nulls
+        sa.select(row_id, shown), order.key, row_id, descending=order.descending, resumed=resumed, in_nulls=in_nulls
     )
-    return statement(query.limit(bindparam("limit")), reads=True)
+    return statement(query.limit(sa.bindparam("limit")), reads=True)
 
 
 async def fetch_page(db: Database, order: Order, after: Position | None, limit: int) -> list[asyncpg.Record]:
@@ -363,11 +345,11 @@ class TestForgedCursor:
 
 @pytest.mark.parametrize(
     "type_",
-    [JSON(), LargeBinary(), ARRAY(Text), Time(), OID(), Float(), Float(asdecimal=True), Numeric(asdecimal=False)],
+    [sa.JSON(), sa.LargeBinary(), ARRAY(sa.Text), sa.Time(), sa.Float(), sa.Float(asdecimal=True), OID()],
     ids=repr,
 )
 def test_a_type_that_a_cursor_cannot_carry_is_refused_by_its_name_and_column(type_: Any) -> None:
-    column = Table("items", MetaData(), Column("thing", type_)).c.thing
+    column = sa.Table("items", sa.MetaData(), sa.Column("thing", type_)).c.thing
 
     with pytest.raises(TypeError, match=r"a cursor cannot carry .+ of items\.thing: sort by another column"):
         sort_key(column)
