@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -193,6 +192,32 @@ class TestTokenUser:
             check_routes(app.router)
 
 
+@public
+async def ping() -> str:
+    return "pong"
+
+
+def with_late_commit(app: FastAPI) -> None:
+    async def handler(session: Annotated[Any, Depends(get_session)]) -> None: ...
+
+    app.get("/api/{user_id}/late")(handler)
+
+
+def with_public_route_under_api(app: FastAPI) -> None:
+    app.get("/api/{user_id}/open")(ping)
+
+
+def with_wrapped_public_handler(app: FastAPI) -> None:
+    @wraps(ping)
+    async def admin() -> None: ...
+
+    app.get("/admin")(admin)
+
+
+def with_frontend(app: FastAPI) -> None:
+    app.frontend("/site", directory=".")
+
+
 class TestCheckRoutes:
     @pytest.mark.parametrize(
         ("path", "endpoint", "reason"),
@@ -238,55 +263,27 @@ class TestCheckRoutes:
         with pytest.raises(StartupError):
             check_routes(app.router)
 
-    def test_a_session_that_would_commit_after_the_reply_is_refused(self, secured: Settings) -> None:
-        async def handler(session: Annotated[Any, Depends(get_session)]) -> None: ...
-
-        app = create_app(secured)
-        app.get("/api/{user_id}/late")(handler)
-
-        with pytest.raises(StartupError, match="would commit after its reply; take Session"):
-            check_routes(app.router)
-
-    def test_a_public_route_under_api_is_refused(self, secured: Settings) -> None:
-        @public
-        async def endpoint() -> None: ...
-
-        app = create_app(secured)
-        app.get("/api/{user_id}/open")(endpoint)
-
-        with pytest.raises(StartupError, match="always asks for a token"):
-            check_routes(app.router)
-
-    def test_a_function_that_wraps_a_public_one_is_not_public(self, secured: Settings) -> None:
-        @public
-        async def endpoint() -> None: ...
-
-        @wraps(endpoint)
-        async def admin() -> None: ...
-
-        app = create_app(secured)
-        app.get("/admin")(admin)
-
-        with pytest.raises(StartupError, match="GET /admin: is outside /api"):
-            check_routes(app.router)
-
-    def test_a_frontend_is_refused_because_it_cannot_be_declared_public(
-        self, secured: Settings, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("extend", "reason"),
+        [
+            (with_late_commit, "GET /api/{user_id}/late: would commit after its reply; take Session"),
+            (with_public_route_under_api, "GET /api/{user_id}/open: is under /api, which always asks for a token"),
+            (with_wrapped_public_handler, "GET /admin: is outside /api"),
+            (with_frontend, "frontend() cannot be declared public; mount StaticFiles instead"),
+        ],
+    )
+    def test_a_route_that_commits_late_or_is_not_clearly_public_is_refused(
+        self, secured: Settings, extend: Extend, reason: str
     ) -> None:
         app = create_app(secured)
-        app.frontend("/site", directory=tmp_path)
+        extend(app)
 
-        with pytest.raises(StartupError, match="mount StaticFiles instead"):
+        with pytest.raises(StartupError) as caught:
             check_routes(app.router)
+        assert str(caught.value).startswith(reason)
 
     async def test_a_public_route_outside_api_asks_for_no_token(self, secured: Settings) -> None:
-        def extend(app: FastAPI) -> None:
-            @app.get("/ping")
-            @public
-            async def ping() -> str:
-                return "pong"
-
-        async with extended(secured, extend) as client:
+        async with extended(secured, lambda app: app.get("/ping")(ping)) as client:
             assert await statuses(client, "/ping") == [200] * 4
             document = (await client.get("/openapi.json")).json()
 

@@ -107,22 +107,6 @@ class TestProblem:
     ) -> None:
         assert problem_of(await client.get(f"{THINGS}/raise/{name}"), 422)
 
-    async def test_an_exception_without_a_handler_is_logged_and_is_a_500(
-        self, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        reply = await client.get(f"{THINGS}/raise/teapot")
-
-        assert problem_of(reply, 500)["type"] == "urn:problem-type:internal-error"
-        assert "unexpected error" in caplog.messages
-
-    async def test_an_unknown_path_and_an_unknown_method_are_404_and_405(self, client: httpx.AsyncClient) -> None:
-        missing = await client.get(f"{THINGS}/none")
-        refused = await client.delete(f"{THINGS}/json")
-
-        assert problem_of(missing, 404)["type"] == "urn:problem-type:route-not-found"
-        assert problem_of(refused, 405)["type"] == "urn:problem-type:method-not-allowed"
-        assert refused.headers["Allow"] == "GET, HEAD"
-
     async def test_malformed_json_in_the_query_is_not_reported_as_the_body(self, client: httpx.AsyncClient) -> None:
         problem = problem_of(await client.get(f"{THINGS}/json", params={"filter": "{"}), 422)
 
