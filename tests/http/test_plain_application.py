@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, Security
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 from starlette.middleware.gzip import GZipMiddleware
@@ -91,21 +91,6 @@ class TestMiddleware:
 
 
 class TestRouters:
-    async def test_dependencies_of_an_application_and_its_routers_run_in_order(self, secured: Settings) -> None:
-        seen: list[str] = []
-        router = APIRouter(dependencies=[Depends(lambda: seen.append("router"))])
-
-        @router.get("")
-        async def handler() -> None: ...
-
-        def extend(app: FastAPI) -> None:
-            app.include_router(router, prefix=BASE, dependencies=[Depends(lambda: seen.append("app"))])
-
-        async with extended(secured, extend) as client:
-            assert (await client.get("/api/ada/things")).status_code == 200
-
-        assert seen == ["app", "router"]
-
     async def test_dependency_overrides_apply_to_added_routes_and_to_those_of_tasks(self, secured: Settings) -> None:
         async def handler(_: Db) -> str:
             return "x"

@@ -1,6 +1,5 @@
 """Routes as in FastAPI's documentation work in this application, as plain routes and as JSON routes."""
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any, Final, Literal
 
@@ -9,7 +8,6 @@ import pytest
 from fastapi import (
     APIRouter,
     BackgroundTasks,
-    Body,
     Cookie,
     Depends,
     FastAPI,
@@ -101,27 +99,9 @@ async def get_parameters(
     return [x_token, session, archived, limit]
 
 
-# The annotation of a body, and what is sent for it.
-BODIES: Final[dict[str, tuple[Any, Any]]] = {
-    "model": (Thing, {"name": "x", "kind": "b"}),
-    "embedded": (Annotated[Thing, Body(embed=True)], {"value": {"name": "x", "kind": "b"}}),
-    "scalar": (Annotated[int, Body()], 7),
-    "list": (list[Thing], [{"name": "x", "kind": "a"}]),
-    "dictionary": (dict[str, int], {"x": 1}),
-    "null": (Thing | None, None),
-}
-
-
-def returning(annotation: Any) -> Endpoint:
-    async def handler(value: Any) -> Any:
-        return value
-
-    handler.__annotations__["value"] = annotation
-    return handler
-
-
-for name, (annotation, _) in BODIES.items():
-    route(f"/body/{name}", "POST")(returning(annotation))
+@route("/things", "POST")
+async def add_thing(thing: Thing) -> Thing:
+    return thing
 
 
 class TestArguments:
@@ -139,18 +119,10 @@ class TestArguments:
         pointers = {error["pointer"] for error in problem_of(refused, 422)["errors"]}
         assert pointers == {"query/limit", "query/archived", "header/x-token", "cookie/session"}
 
-    @pytest.mark.parametrize("name", BODIES)
-    async def test_a_body_of_any_kind_is_read(self, client: httpx.AsyncClient, name: str) -> None:
-        sent = BODIES[name][1]
-        headers = {"Content-Type": "application/json", "Prefer": "handling=strict"}
-
-        reply = await client.post(f"body/{name}", content=json.dumps(sent), headers=headers)
-
-        assert (reply.status_code, reply.json()) == (200, sent["value"] if name == "embedded" else sent)
-
     @pytest.mark.parametrize(
         ("body", "status", "pointers"),
         [
+            (b'{"name": "x"}', 200, []),
             (b'{"name": "s3cret s3cret"}', 422, ["#/name"]),
             (b'{"name": "bad", "kind": "s3cret"}', 422, ["#/name", "#/kind"]),
             (b'["s3cret"]', 422, ["#"]),
@@ -158,12 +130,13 @@ class TestArguments:
             (b'{"name": "s3cret', 400, []),
         ],
     )
-    async def test_an_invalid_body_is_a_problem_that_names_the_fields_and_repeats_no_value(
+    async def test_a_body_is_read_or_refused_with_a_problem_that_repeats_no_value(
         self, client: httpx.AsyncClient, body: bytes, status: int, pointers: list[str]
     ) -> None:
-        reply = await client.post("body/model", content=body, headers={"Content-Type": "application/json"})
+        reply = await client.post("things", content=body, headers={"Content-Type": "application/json"})
 
-        assert [error["pointer"] for error in problem_of(reply, status).get("errors", [])] == pointers
+        found = problem_of(reply, status) if status != 200 else reply.json()
+        assert [error["pointer"] for error in found.get("errors", [])] == pointers
         assert "s3cret" not in reply.text
 
 

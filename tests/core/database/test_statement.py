@@ -20,7 +20,6 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    any_,
     bindparam,
     case,
     cast,
@@ -65,6 +64,7 @@ ITEMS: Final = Table(
     Column("size", Integer),
     Column("done", Boolean, nullable=False, server_default=false()),
     Column("color", COLOR),
+    Column("colors", ARRAY(COLOR)),
     Column("data", JSON(none_as_null=True)),
     Column("tags", ARRAY(Text)),
 )
@@ -114,26 +114,18 @@ class TestLiterals:
         assert problem.group(1) == problem.group(3)
         assert "use a Session for this statement: " in str(caught.value)
 
-    def test_a_parameter_that_sqlalchemy_would_write_into_the_sql_is_refused(self) -> None:
-        clause = select(C.id).where(C.size == bindparam("size", type_=Integer, literal_execute=True))
-
-        with pytest.raises(ValueError, match="size would be written into the SQL at each execution"):
-            statement(clause, reads=True)
-
     @pytest.mark.parametrize(
-        "condition",
+        ("condition", "problem"),
         [
-            C.id.in_([1, 2]),
-            C.id.in_([]),
-            C.id.in_(bindparam("id_1")),
-            tuple_(C.id, C.size).in_(bindparam("id_1")),
+            (C.size == bindparam("size", literal_execute=True), "size would be written into the SQL at each execution"),
+            (C.id.in_([1, 2]), r"id_1 is a list for IN: write `== any_\(bindparam\('id_1', type_=ARRAY"),
+            (C.id.in_([]), "id_1 is a list for IN"),
+            (C.id.in_(bindparam("ids")), "ids is a list for IN"),
         ],
         ids=str,
     )
-    def test_a_list_for_in_is_refused_in_favour_of_an_array(self, condition: Any) -> None:
-        with pytest.raises(
-            ValueError, match=r"(id|param)_1 is a list for IN: write `== any_\(bindparam\('(id|param)_1'"
-        ):
+    def test_a_parameter_that_changes_the_sql_of_each_execution_is_refused(self, condition: Any, problem: str) -> None:
+        with pytest.raises(ValueError, match=problem):
             statement(select(C.id).where(condition), reads=True)
 
 
@@ -332,6 +324,7 @@ class TestExecution:
             ("data", {"a": [1, None, "é"]}, '{"a": [1, null, "\\u00e9"]}'),
             ("data", None, None),
             ("tags", ["a", None, "{}"], '{a,NULL,"{}"}'),
+            ("colors", [Color.RED, None], "{RED,NULL}"),
             ("done", True, "true"),
         ],
     )
@@ -340,14 +333,6 @@ class TestExecution:
         create = NEW.values({own: bindparam("value")}).returning(cast(own, Text))
 
         assert await fetched(db, create, reads=False, new_id=1, value=value) == [(stored,)]
-
-    async def test_a_list_of_members_is_converted_by_the_type_of_its_items(self, db: Database) -> None:
-        await fetched(db, NEW.values(color=bindparam("value")), reads=False, new_id=1, value=Color.RED)
-        among = select(C.id).where(C.color == any_(bindparam("among", type_=ARRAY(COLOR))))
-
-        found = [await fetched(db, among, among=members) for members in ([Color.RED, Color.GREEN], [Color.GREEN], [])]
-
-        assert found == [[(1,)], [], []]
 
     @pytest.mark.parametrize(
         ("given", "fault"),
