@@ -14,12 +14,12 @@ _process: Final = secrets.token_hex(8)
 _numbers: Final = count()
 
 
-async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109  # asyncpg's own name
+async def connect(*, timeout: float, interval: float = _ATTEMPT_INTERVAL, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109  # asyncpg's
     """Returns the first connection that opens, of up to three parallel attempts.
 
     After a packet loss, a second attempt is answered at once. A database that is starting answers the first attempt. So
-    all attempts run until one opens. `timeout` is in seconds, for all attempts together. Raises TimeoutError and the
-    errors of `asyncpg.connect`.
+    all attempts run until one opens. In seconds, `timeout` is for all attempts together and `interval` between two.
+    Raises TimeoutError and the errors of `asyncpg.connect`.
     """
     attempts: set[asyncio.Task[asyncpg.Connection]] = set()
     started = 0
@@ -30,9 +30,7 @@ async def connect(*, timeout: float, **options: Any) -> asyncpg.Connection:  # n
                     opening = asyncpg.connect(connection_class=_Connection, **_rotated(options, started))
                     attempts.add(asyncio.create_task(opening))
                     started += 1
-                done, pending = await asyncio.wait(
-                    attempts, timeout=_ATTEMPT_INTERVAL, return_when=asyncio.FIRST_COMPLETED
-                )
+                done, pending = await asyncio.wait(attempts, timeout=interval, return_when=asyncio.FIRST_COMPLETED)
                 if opened := [attempt for attempt in done if not attempt.exception()]:
                     attempts.remove(opened[0])
                     return opened[0].result()

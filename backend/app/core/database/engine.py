@@ -18,7 +18,7 @@ from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
 from app.core.database.faults import is_transient, is_unprepared, probe_delays, sqlstate, translate_error
-from app.core.database.pool import STATEMENT_TIMEOUT, SlotPool
+from app.core.database.pool import TIMEOUTS, SlotPool, Timeouts
 from app.core.database.statement import Statement, statement
 from app.core.database.transaction import open_session, transaction
 from app.core.errors import (
@@ -52,13 +52,14 @@ class Database:
         concurrency_limit: int,
         prepares: bool | None = None,
         tables: tuple[str, ...] = (),
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         """Does not connect before the first statement.
 
         `pool_timeout` is in seconds. `concurrency_limit` counts running and waiting calls. The database is usable if
         its role may read and write `tables`. Raises ValueError for an invalid connection string.
         """
-        self.engine = _create_engine(dsn, prepares, pool_size=pool_size, pool_timeout=pool_timeout)
+        self.engine = _create_engine(dsn, prepares, timeouts, pool_size=pool_size, pool_timeout=pool_timeout)
         self._pool: Any = self.engine.pool
         self._capacity = concurrency_limit
         self._probing: asyncio.Task[None] | None = None
@@ -219,8 +220,10 @@ class Database:
             await asyncio.sleep(next(delays))
 
 
-def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_timeout: float) -> AsyncEngine:
-    options = {"async_creator_fn": connect, "command_timeout": STATEMENT_TIMEOUT}
+def _create_engine(
+    dsn: str, prepares: bool | None, timeouts: Timeouts, *, pool_size: int, pool_timeout: float
+) -> AsyncEngine:
+    options = {"async_creator_fn": connect, "command_timeout": timeouts.statement}
     connect_args = parse_dsn(dsn, prepares=prepares) | options
     if connect_args.get("statement_cache_size") == 0:
         connect_args["prepared_statement_cache_size"] = 0  # the same setting for a Session
@@ -230,6 +233,7 @@ def _create_engine(dsn: str, prepares: bool | None, *, pool_size: int, pool_time
         poolclass=SlotPool,
         pool_size=pool_size,
         pool_timeout=pool_timeout,
+        timeouts=timeouts,
         hide_parameters=True,
     )
     event.listen(engine.sync_engine, "handle_error", _raise_fault)

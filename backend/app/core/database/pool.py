@@ -18,12 +18,20 @@ from sqlalchemy.util import await_, greenlet_spawn
 from app.core.database.faults import translate_error
 from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError, UnavailableError
 
-STATEMENT_TIMEOUT: Final = 4  # seconds; asyncpg waits without limit by default
-_OPENING_TIMEOUT: Final = 10  # seconds; the minimum timeout of a waiter while connections are being opened
 _CANCEL_TIMEOUT: Final = 2  # seconds to cancel an abandoned statement at the server
 _CLOSE_TIMEOUT: Final = 1  # seconds to close all connections
-_AGE_MAX: Final = 240  # seconds; below the five minutes after which Neon suspends
 _OPENED: Final = "opened"
+
+
+class Timeouts(NamedTuple):
+    """In seconds."""
+
+    statement: float = 4  # asyncpg waits without limit by default
+    opening: float = 10  # the minimum timeout of a waiter while connections are being opened
+    age: float = 240  # of a connection; below the five minutes after which Neon suspends
+
+
+TIMEOUTS: Final = Timeouts()
 
 
 class _Opened(NamedTuple):
@@ -41,12 +49,13 @@ class _Slots:
     `asyncio.Semaphore` with a timeout would cost a tenth of a GET when all slots are taken.
     """
 
-    def __init__(self, size: int, timeout: float) -> None:
-        """`timeout` is in seconds."""
+    def __init__(self, size: int, timeout: float, opening_timeout: float) -> None:
+        """The timeouts are in seconds."""
         self.opening = 0
         self._free = size
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timeout = timeout
+        self._opening_timeout = opening_timeout
 
     async def acquire(self) -> None:
         """Wait for a slot. Raises OverloadedError after the timeout."""
@@ -76,7 +85,7 @@ class _Slots:
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:
         """Refuse a waiter. Wait longer while connections are being opened: a starting database is not overloaded."""
-        rest = _OPENING_TIMEOUT - self._timeout if self.opening else 0
+        rest = self._opening_timeout - self._timeout if self.opening else 0
         if rest > 0:
             timer = waiter.get_loop().call_later(rest, _refuse, waiter)
             waiter.add_done_callback(lambda _: timer.cancel())
@@ -87,13 +96,16 @@ class _Slots:
 class SlotPool(Pool):
     """Reuses the most recently used connection first, so that surplus connections expire."""
 
-    def __init__(self, creator: Any, pool_size: int = 10, timeout: float = 5, **options: Any) -> None:
+    def __init__(
+        self, creator: Any, pool_size: int = 10, timeout: float = 5, timeouts: Timeouts = TIMEOUTS, **options: Any
+    ) -> None:
         """`timeout` is in seconds, for a slot. `options` are those of SQLAlchemy's `Pool`.
 
-        `pool_size` and `timeout` are positional because `create_engine` ignores keyword-only parameters.
+        The others are positional because `create_engine` ignores keyword-only parameters.
         """
         super().__init__(creator, **options)
-        self._slots = _Slots(pool_size, timeout)
+        self._slots = _Slots(pool_size, timeout, timeouts.opening)
+        self._age_max = timeouts.age
         self._idle: list[_Opened] = []
         self._generation = 0
         self._drivers: WeakSet[asyncpg.Connection] = WeakSet()
@@ -174,7 +186,7 @@ class SlotPool(Pool):
         finally:
             self._slots.opening -= 1
         driver: Any = record.driver_connection
-        expires = asyncio.get_running_loop().time() + _AGE_MAX
+        expires = asyncio.get_running_loop().time() + self._age_max
         opened = record.info[_OPENED] = _Opened(record, driver, self._generation, expires)
         self._drivers.add(driver)
         return opened

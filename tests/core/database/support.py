@@ -1,0 +1,50 @@
+"""Statements that several modules of this package run, and what the server shows about them."""
+
+from typing import Final
+
+import asyncpg
+from sqlalchemy import func, literal_column
+from sqlmodel import select
+
+from app.core.database import Database, statement
+from tests.support import until
+
+SELECT_PID: Final = select(func.pg_backend_pid())
+SLEEP: Final = select(func.pg_sleep(literal_column("60")))
+PID: Final = statement(SELECT_PID, reads=True)
+# The connections of the service to the database of the module.
+ACTIVITY: Final = "FROM pg_stat_activity WHERE application_name = 'tasks-api' AND datname = current_database()"
+
+
+async def pid_of_fetch(db: Database) -> int:
+    """Returns the process of the server that answers `fetch`."""
+    [[pid]] = await db.fetch(PID)
+    return int(pid)
+
+
+async def pid_of_session(db: Database) -> int:
+    """Returns the process of the server that answers a new session."""
+    async with db.session() as session:
+        return int((await session.exec(SELECT_PID)).one())
+
+
+async def states(server: asyncpg.Connection) -> list[str]:
+    """Returns the states of the service's connections."""
+    return [state for [state] in await server.fetch(f"SELECT state {ACTIVITY}")]
+
+
+async def wait_for(server: asyncpg.Connection, condition: str) -> int:
+    """Returns the process of the service's connection that meets the condition, as soon as one does."""
+    found: list[int] = []
+
+    async def is_found() -> bool:
+        found.extend(pid for [pid] in await server.fetch(f"SELECT pid {ACTIVITY} AND {condition}"))
+        return bool(found)
+
+    await until(is_found)
+    return found[0]
+
+
+async def wait_for_sleep(server: asyncpg.Connection) -> int:
+    """Returns the process of the service's connection that runs SLEEP."""
+    return await wait_for(server, "wait_event = 'PgSleep'")

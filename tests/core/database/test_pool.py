@@ -1,0 +1,317 @@
+"""The pool that `fetch` and `session` share: its bounds, and the connections that it keeps or discards."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+import asyncpg
+import pytest
+from sqlalchemy import column, insert, table
+from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
+
+from app.core.database import Database, statement
+from app.core.database.pool import Timeouts
+from app.core.errors import DatabaseUnavailableError, OverloadedError, TimedOutError
+from tests.core.database.support import (
+    ACTIVITY,
+    SELECT_PID,
+    SLEEP,
+    pid_of_fetch,
+    pid_of_session,
+    states,
+    wait_for_sleep,
+)
+from tests.faults import fault_proxy
+from tests.support import until
+
+PAIR: Final = table("pair", column("name"), column("half"))
+
+MakeDatabase = Callable[..., Database]
+Run = Callable[[Database], Awaitable[Any]]
+
+
+async def sleep_by_fetch(db: Database) -> None:
+    await db.fetch(statement(SLEEP, reads=True))
+
+
+async def sleep_by_session(db: Database) -> None:
+    async with db.session() as session:
+        await session.exec(SLEEP)
+
+
+async def pids(db: Database) -> set[int]:
+    """Returns the processes of the server that answer three calls at the same time."""
+    return {*await asyncio.gather(*(pid_of_fetch(db) for _ in range(3)))}
+
+
+class TestBounds:
+    @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
+    async def test_a_call_without_a_free_connection_is_overloaded_without_an_outage(
+        self, make_database: MakeDatabase, server: asyncpg.Connection, sleep: Run
+    ) -> None:
+        db = make_database(pool_timeout=0.05)
+        pid = await pid_of_fetch(db)
+        sleeping = asyncio.ensure_future(sleep(db))
+        await wait_for_sleep(server)
+
+        for run in (pid_of_fetch, pid_of_session):
+            with pytest.raises(OverloadedError):
+                await run(db)
+        assert not await db.check()
+        assert db.usable
+        await server.execute("SELECT pg_cancel_backend($1)", pid)
+        with pytest.raises(TimedOutError):
+            await sleeping
+        assert (await pid_of_fetch(db), await pid_of_session(db)) == (pid, pid)
+
+    async def test_waiting_calls_share_one_connection(self, db: Database) -> None:
+        answered = await asyncio.gather(*(run(db) for run in (pid_of_fetch, pid_of_session) * 5))
+
+        assert len({*answered}) == 1
+
+    async def test_the_concurrency_limit_counts_sessions_and_calls_of_fetch(self, make_database: MakeDatabase) -> None:
+        db = make_database(concurrency_limit=2)
+
+        for _ in range(3):
+            async with db.session(), db.session():
+                for run in (pid_of_fetch, pid_of_session):
+                    with pytest.raises(OverloadedError):
+                        await run(db)
+            assert await pid_of_fetch(db)
+
+    async def test_a_session_takes_no_connection_before_its_first_statement_nor_after_its_end(
+        self, db: Database, server: asyncpg.Connection
+    ) -> None:
+        async with db.session() as session:
+            pass
+        with pytest.raises(InvalidRequestError):
+            await session.exec(SELECT_PID)
+
+        assert await states(server) == []
+
+    async def test_a_waiter_waits_longer_while_connections_are_opened(
+        self, make_database: MakeDatabase, own_dsn: str
+    ) -> None:
+        with fault_proxy(own_dsn) as proxy:
+            db = make_database(proxy.dsn, pool_timeout=0.01)
+            proxy.hold()
+            running = [asyncio.create_task(pid_of_fetch(db)) for _ in range(3)]
+            done, _ = await asyncio.wait(running, timeout=0.1)
+            assert not done
+            proxy.heal()
+
+            assert len({*await asyncio.gather(*running)}) == 1
+
+    async def test_a_waiter_is_overloaded_after_the_opening_timeout(
+        self, make_database: MakeDatabase, own_dsn: str
+    ) -> None:
+        with fault_proxy(own_dsn) as proxy:
+            db = make_database(proxy.dsn, pool_timeout=0.01, timeouts=Timeouts(opening=0.1))
+            proxy.hold()
+            first = asyncio.create_task(pid_of_fetch(db))
+            await until(lambda: proxy.accepted)
+
+            with pytest.raises(OverloadedError):
+                await pid_of_fetch(db)
+            proxy.heal()
+            assert await first
+
+    async def test_the_next_waiter_gets_the_slot_of_a_waiter_cancelled_on_receiving_it(
+        self, db: Database, server: asyncpg.Connection
+    ) -> None:
+        sleeping = asyncio.create_task(sleep_by_fetch(db))
+        await wait_for_sleep(server)
+        first, second = (asyncio.create_task(pid_of_fetch(db)) for _ in range(2))
+        await asyncio.sleep(0)
+        sleeping.cancel()
+        await asyncio.sleep(0)  # the first waiter owns the slot, but has not run yet
+
+        first.cancel()
+
+        assert await second
+        assert first.cancelled()
+
+    async def test_all_waiters_fail_when_connecting_fails(self, make_database: MakeDatabase) -> None:
+        db = make_database("postgresql://ada@127.0.0.1:1/tasks")
+
+        ends = await asyncio.gather(*(pid_of_fetch(db) for _ in range(5)), return_exceptions=True)
+
+        assert {type(end) for end in ends} == {DatabaseUnavailableError}
+
+
+class TestDiscarded:
+    async def test_a_connection_that_the_server_closed_is_replaced_without_an_error(
+        self, db: Database, server: asyncpg.Connection
+    ) -> None:
+        pid = await pid_of_fetch(db)
+        await server.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+        await server.execute("SELECT 1")  # when it is answered, the close has arrived here too
+
+        assert await pid_of_session(db) != pid
+
+    @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
+    async def test_after_an_unanswered_statement_older_connections_are_discarded(
+        self, make_database: MakeDatabase, server: asyncpg.Connection, sleep: Run
+    ) -> None:
+        db = make_database(pool_size=3, timeouts=Timeouts(statement=1))
+        before = await pids(db)
+
+        with pytest.raises(TimedOutError):
+            await sleep(db)
+        assert not db.usable
+        assert before.isdisjoint(await pids(db))
+        assert len(before) == 3
+
+        async def has_ended() -> bool:
+            return "PgSleep" not in [event for [event] in await server.fetch(f"SELECT wait_event {ACTIVITY}")]
+
+        await until(has_ended)
+        await until(lambda: db.usable)
+
+    async def test_a_statement_whose_packets_are_lost_times_out_and_frees_its_slot_within_its_session(
+        self, make_database: MakeDatabase, own_dsn: str
+    ) -> None:
+        with fault_proxy(own_dsn) as proxy:
+            db = make_database(proxy.dsn, timeouts=Timeouts(statement=1))
+            pid = await pid_of_fetch(db)
+            async with db.session() as session:
+                proxy.lose()
+                with pytest.raises(TimedOutError):
+                    await session.exec(SELECT_PID)
+                proxy.heal()
+                assert await pid_of_fetch(db) != pid
+                await session.rollback()
+
+    @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
+    async def test_a_cancelled_statement_ends_at_the_server_and_keeps_its_slot_usable(
+        self, db: Database, server: asyncpg.Connection, sleep: Run
+    ) -> None:
+        sleeping = asyncio.ensure_future(sleep(db))
+        pid = await wait_for_sleep(server)
+        sleeping.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await sleeping
+        assert pid not in {await pid_of_fetch(db), await pid_of_session(db)}
+
+        async def is_idle() -> bool:
+            return await states(server) == ["idle"]
+
+        await until(is_idle)
+
+    async def test_a_connection_is_closed_at_its_maximum_age(
+        self, make_database: MakeDatabase, server: asyncpg.Connection
+    ) -> None:
+        db = make_database(timeouts=Timeouts(age=-1))
+
+        assert await pid_of_fetch(db) != await pid_of_session(db)
+
+        async def one_is_open() -> bool:
+            return len(await states(server)) == 1
+
+        await until(one_is_open)
+
+    async def test_disposing_of_the_engine_discards_all_connections_and_keeps_the_bounds(
+        self, make_database: MakeDatabase
+    ) -> None:
+        db = make_database(pool_size=2, pool_timeout=0.05)
+        async with db.session() as session:
+            used = (await session.exec(SELECT_PID)).one()
+            idle = await pid_of_fetch(db)
+            assert db.engine.pool.status() == "SlotPool: 2 connections, 1 of them idle"
+            await db.engine.dispose()
+        assert {used, idle}.isdisjoint({await pid_of_fetch(db), await pid_of_session(db)})
+
+        async with db.session() as first, db.session() as second:
+            await asyncio.gather(first.exec(SELECT_PID), second.exec(SELECT_PID))
+            with pytest.raises(OverloadedError):
+                await pid_of_fetch(db)
+
+    @pytest.mark.parametrize("begun", [True, False])
+    async def test_a_connection_that_a_task_still_uses_is_never_handed_out(
+        self, db: Database, server: asyncpg.Connection, *, begun: bool
+    ) -> None:
+        async def leave() -> None:
+            async with db.session() as session:
+                if begun:
+                    await session.exec(SELECT_PID)
+                left.append(asyncio.create_task(session.exec(SLEEP)))
+                await (wait_for_sleep(server) if begun else until(session.in_transaction))
+
+        left: list[asyncio.Task[Any]] = []
+        await pid_of_fetch(db)
+        await asyncio.gather(leave(), return_exceptions=True)
+
+        assert await pid_of_fetch(db) == await pid_of_session(db)
+        [end] = await asyncio.gather(*left, return_exceptions=True)
+        assert isinstance(end, Exception)
+        assert await states(server) == ["idle"]
+
+    async def test_a_connection_that_is_left_in_a_transaction_is_never_handed_out(
+        self, db: Database, server: asyncpg.Connection
+    ) -> None:
+        async with db.session() as session:
+            connection = await (await session.connection()).get_raw_connection()
+            assert connection.driver_connection
+            await connection.driver_connection.execute("BEGIN")
+
+        assert await pid_of_fetch(db)
+        assert await states(server) == ["idle"]
+
+    async def test_tasks_that_share_a_session_leave_the_pool_whole(self, make_database: MakeDatabase) -> None:
+        async def share() -> None:
+            async with db.session() as session:
+                await asyncio.gather(session.exec(SLEEP), session.exec(SLEEP))
+
+        db = make_database(pool_timeout=1)
+        for _ in range(2):
+            await db.engine.dispose()  # so that the first task has to connect
+            with pytest.raises(IllegalStateChangeError):
+                await share()
+
+        assert await pid_of_fetch(db)
+        assert await pid_of_session(db)
+
+    @pytest.mark.parametrize("pool_timeout", [1, 0.003])
+    @pytest.mark.parametrize("resets", [False, True])
+    async def test_calls_that_are_cancelled_at_any_moment_leave_the_pool_whole_and_store_all_or_nothing(
+        self, own_dsn: str, server: asyncpg.Connection, pool_timeout: float, *, resets: bool
+    ) -> None:
+        async def create_two(name: str) -> None:
+            async with db.session() as session:
+                await session.exec(insert(PAIR).values(name=name, half="a"))
+                await session.exec(insert(PAIR).values(name=name, half="b"))
+            acknowledged.add(name)
+
+        acknowledged: set[str] = set()
+        chance = random.Random(pool_timeout)  # noqa: S311  # nobody gains by guessing it
+        await server.execute("DROP TABLE IF EXISTS pair; CREATE TABLE pair (name text, half text)")
+        with fault_proxy(own_dsn) as proxy:
+            db = Database(proxy.dsn, pool_size=2, pool_timeout=pool_timeout, concurrency_limit=100)
+            for turn in range(60):
+                calls: list[Coroutine[Any, Any, Any]] = [create_two(f"{turn}-{each}") for each in range(3)]
+                calls += [pid_of_fetch(db), pid_of_fetch(db)]
+                chance.shuffle(calls)
+                tasks = [asyncio.create_task(call) for call in calls]
+                _, late = await asyncio.wait(tasks, timeout=chance.uniform(0, 0.03))
+                if resets and turn % 3 == 0:
+                    proxy.reset()
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            await until(lambda: proxy.connections <= 2)
+            calls = [run(db) for run in (pid_of_fetch, pid_of_session) * 4]
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            answered = {end for end in ends if isinstance(end, int)}
+            kept = await server.fetch(f"SELECT state {ACTIVITY} AND pid = ANY($1)", answered)
+            assert len(answered) <= 2
+            assert {state for [state] in kept} <= {"idle"}
+            if pool_timeout == 1:  # a shorter one may refuse every call on a busy machine
+                assert acknowledged
+                assert answered
+            await db.close()
+
+        stored = await server.fetch("SELECT name, string_agg(half, '' ORDER BY half) AS halves FROM pair GROUP BY name")
+        assert {record["halves"] for record in stored} <= {"ab"}
+        assert acknowledged <= {record["name"] for record in stored}

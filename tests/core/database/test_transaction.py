@@ -1,0 +1,211 @@
+"""A session whose connection is lost, or whose commit is not answered. Nothing else is in its database."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+from sqlalchemy import column, select, table, text
+from sqlalchemy.orm import registry
+from sqlmodel import Field, SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.database import Database
+from app.core.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    StatementError,
+)
+from tests.core.database.support import SELECT_PID, SLEEP, wait_for_sleep
+from tests.faults import FaultProxy, fault_proxy
+from tests.support import execute, until
+
+
+class Base(SQLModel, registry=registry()):
+    """Its tables are not those of the application."""
+
+
+class Item(Base, table=True):
+    name: str = Field(primary_key=True)
+
+
+Stored = Callable[[], Awaitable[list[str]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tables(own_dsn: str) -> None:
+    execute(own_dsn, "CREATE TABLE item (name text PRIMARY KEY)")
+
+
+@pytest.fixture
+def proxy(own_dsn: str) -> Iterator[FaultProxy]:
+    with fault_proxy(own_dsn) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def db(make_database: Callable[..., Database], proxy: FaultProxy) -> Database:
+    return make_database(proxy.dsn)
+
+
+@pytest.fixture
+async def stored(server: asyncpg.Connection) -> Stored:
+    """Returns the names of all items."""
+    await server.execute("TRUNCATE item")
+
+    async def stored() -> list[str]:
+        return [name for [name] in await server.fetch("SELECT name FROM item ORDER BY name")]
+
+    return stored
+
+
+@asynccontextmanager
+async def failing(db: Database, error: type[Exception]) -> AsyncIterator[AsyncSession]:
+    """Yields a session that must end with the error."""
+    with pytest.raises(error):
+        async with db.session() as session:
+            yield session
+
+
+async def add(session: AsyncSession, name: str) -> None:
+    session.add(Item(name=name))
+    await session.flush()
+
+
+class TestLostConnection:
+    async def test_a_connection_that_is_lost_within_a_statement_is_an_outage_and_nothing_is_stored(
+        self,
+        db: Database,
+        proxy: FaultProxy,
+        server: asyncpg.Connection,
+        stored: Stored,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        async def create() -> None:
+            async with db.session() as session:
+                await add(session, "lost")
+                await session.exec(SLEEP)
+
+        creation = asyncio.create_task(create())
+        await wait_for_sleep(server)
+        proxy.reset()
+
+        with pytest.raises(DatabaseUnavailableError):
+            await creation
+        assert not db.usable
+        assert "database unavailable: ConnectionDoesNotExistError 08003" in caplog.messages
+        await until(lambda: db.usable)
+        assert await stored() == []
+
+    @pytest.mark.parametrize("names", [["lost"], []])
+    async def test_a_block_that_swallows_the_loss_raises_at_its_end(
+        self, db: Database, proxy: FaultProxy, server: asyncpg.Connection, stored: Stored, names: list[str]
+    ) -> None:
+        async def swallow() -> None:
+            async with db.session() as session:
+                session.add_all([Item(name=name) for name in names])
+                with pytest.raises(DatabaseUnavailableError):
+                    await session.exec(SLEEP)
+                lost.set()
+
+        lost = asyncio.Event()
+        swallowing = asyncio.create_task(swallow())
+        await wait_for_sleep(server)
+        proxy.reset()
+
+        [end] = await asyncio.gather(swallowing, return_exceptions=True)
+        assert isinstance(end, Exception)
+        assert lost.is_set()
+        assert await stored() == []
+
+    async def test_a_connection_that_is_lost_between_statements_is_unavailable(
+        self, db: Database, server: asyncpg.Connection, stored: Stored
+    ) -> None:
+        async with failing(db, DatabaseUnavailableError) as session:
+            await add(session, "lost")
+            await server.execute("SELECT pg_terminate_backend($1, 10000)", (await session.exec(SELECT_PID)).one())
+
+        assert await stored() == []
+
+    async def test_nothing_is_stored_when_the_connection_is_lost_after_a_savepoint(
+        self, db: Database, proxy: FaultProxy, stored: Stored
+    ) -> None:
+        async with failing(db, DatabaseUnavailableError) as session:
+            async with session.begin_nested():
+                session.add(Item(name="lost"))
+            proxy.reset()
+            await session.exec(SLEEP)
+
+        assert await stored() == []
+
+    async def test_a_column_whose_type_was_changed_is_unavailable_once(
+        self, db: Database, server: asyncpg.Connection
+    ) -> None:
+        async def read() -> None:
+            async with db.session() as session:
+                await session.scalar(select(column("a")).select_from(table("changing")))
+
+        await server.execute("CREATE TABLE changing (a varchar(10))")
+        await read()
+        await server.execute("ALTER TABLE changing ALTER a TYPE text")
+
+        with pytest.raises(DatabaseUnavailableError):
+            await read()
+        await read()
+
+    async def test_a_deadline_within_the_block_rolls_back(self, db: Database, stored: Stored) -> None:
+        async with failing(db, StatementError) as session:
+            await add(session, "lost")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await session.exec(SLEEP)
+
+        assert await stored() == []
+
+
+class TestUnknownOutcome:
+    async def test_the_outcome_of_a_commit_that_is_not_answered_is_unknown(
+        self, db: Database, proxy: FaultProxy, stored: Stored
+    ) -> None:
+        async with failing(db, OutcomeUnknownError) as session:
+            await add(session, "stored")
+            proxy.cut(1)
+
+        assert await stored() == ["stored"]
+
+    @pytest.mark.parametrize("loses", [True, False])
+    async def test_the_outcome_is_unknown_when_a_fault_follows_a_commit_in_the_block(
+        self, make_database: Callable[..., Database], proxy: FaultProxy, stored: Stored, *, loses: bool
+    ) -> None:
+        db = make_database(proxy.dsn, pool_timeout=0.05)
+
+        async with failing(db, OutcomeUnknownError) as session:
+            await add(session, "stored")
+            await session.commit()
+            if loses:
+                proxy.cut(1)
+                await session.exec(SELECT_PID)
+            async with db.session() as other:
+                await other.exec(SELECT_PID)  # takes the only slot
+                await session.exec(SELECT_PID)
+
+        assert await stored() == ["stored"]
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("23001", ConflictError),
+        ("23P01", ConflictError),
+        *((state, InvalidRequestError) for state in ("22007", "22008", "22P02", "22P05", "2201W", "2201X")),
+        ("22012", StatementError),
+    ],
+)
+async def test_the_sqlstate_decides_whether_a_value_is_to_blame(
+    db: Database, state: str, expected: type[Exception]
+) -> None:
+    async with failing(db, expected) as session:
+        await session.scalar(text(f"DO $$BEGIN RAISE 's3cret' USING ERRCODE = '{state}'; END$$"))
