@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import socket
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,8 @@ from app.core.errors import StartupError
 from tests.servers import Postgres, postgres
 from tests.support import make_settings, serving
 
+pytestmark = pytest.mark.ci
+
 # Neon has one certificate for all endpoints of a region.
 NEON: Final = "ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech"
 NEON_CERTIFICATE: Final = "*.us-east-2.aws.neon.tech"
@@ -34,24 +35,19 @@ PASSWORD: Final = "c0rrect-horse"  # noqa: S105  # for the man in the middle onl
 ERROR: Final = b"E\x00\x00\x00\x2fSFATAL\0C28P01\0Mcall 0900 for a new password\0\0"
 INJECTED: Final = b"S" + ASK_FOR_PASSWORD
 
-CERTIFICATES: Final = ("good", "wrong host", "unknown CA", "expired")
-ANY: Final = set(CERTIFICATES)
-# {ca} is a file with the authority that issued all certificates but one. SSL_CERT_FILE makes the system trust it too.
-ACCEPTED: Final = {
-    "sslmode=verify-full&sslrootcert={ca}": {"good"},
-    "sslmode=verify-ca&sslrootcert={ca}": {"good", "wrong host"},
-    "sslmode=require&sslrootcert={ca}": {"good", "wrong host"},
-    "sslmode=verify-full": {"good"},
-    "sslmode=verify-full&sslrootcert=system": {"good"},
-    "sslrootcert=system": {"good"},
-    "sslmode=require&channel_binding=require": {"good"},
-    "sslmode=require": ANY,
-    "sslmode=prefer": ANY,
-    "": ANY,
-}
-ENCRYPTED: Final = [query for query in ACCEPTED if query not in {"sslmode=prefer", ""}]
 
-Ask = Callable[..., str]
+# {ca} is a file with the authority that issued all certificates but one. SSL_CERT_FILE makes the system trust it too.
+VERIFYING: Final = {
+    "sslmode=verify-full&sslrootcert={ca}",
+    "sslmode=verify-full",
+    "sslrootcert=system",
+    "sslmode=require&channel_binding=require",
+}
+VERIFYING_CA: Final = {"sslmode=verify-ca&sslrootcert={ca}", "sslmode=require&sslrootcert={ca}"}
+ENCRYPTED: Final = VERIFYING | VERIFYING_CA | {"sslmode=require"}
+ANY: Final = ENCRYPTED | {"sslmode=prefer", ""}
+
+Present = Callable[[str], None]
 
 
 class Middle:
@@ -84,35 +80,6 @@ class Middle:
         writer.close()
 
 
-class Terminator:
-    """Accepts TLS from the first byte on, as PostgreSQL 17 does, and forwards to a server without TLS."""
-
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
-        self.protocols: list[str | None] = []
-        self._port = port
-        self._context = context
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[int]:
-        """Yields the port of the terminator."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
-        yield server.sockets[0].getsockname()[1]
-        server.close()
-        await server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.protocols.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
-        behind, to_behind = await asyncio.open_connection("127.0.0.1", self._port)
-        await asyncio.gather(relay(reader, to_behind), relay(behind, writer))
-
-
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-    writer.close()
-
-
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -125,6 +92,13 @@ def ca(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture
+def unknown_ca(tmp_path: Path) -> str:
+    path = tmp_path / "unknown.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    return str(path)
+
+
 @pytest.fixture(autouse=True)
 def _system(ca: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system trusts this authority and no other."""
@@ -133,20 +107,16 @@ def _system(ca: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificates(authority: trustme.CA) -> dict[str, trustme.LeafCert]:
+def secure(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A migrated PostgreSQL that refuses connections without TLS."""
     hosts = ("localhost", "127.0.0.1")
-    return {
+    certificates = {
         "good": authority.issue_cert(*hosts),
         "wrong host": authority.issue_cert("other.example.com"),
         "unknown CA": trustme.CA().issue_cert(*hosts),
         "expired": authority.issue_cert(*hosts, not_after=datetime(2020, 1, 1, tzinfo=UTC)),
         "neon": authority.issue_cert(NEON_CERTIFICATE),
     }
-
-
-@pytest.fixture(scope="module")
-def secure(certificates: dict[str, trustme.LeafCert], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A migrated PostgreSQL that refuses connections without TLS."""
     files = {}
     for name, certificate in certificates.items():
         files[f"{name}.pem"] = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
@@ -166,7 +136,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def present(secure: Postgres) -> Iterator[Callable[[str], None]]:
+def present(secure: Postgres) -> Iterator[Present]:
     """Have the server present one of the certificates."""
 
     def present(name: str) -> None:
@@ -201,86 +171,80 @@ async def answers(dsn: str) -> bool:
         await database.close()
 
 
+async def accepted(dsn: str, ca: str, queries: Iterable[str] = ANY, host: str = "localhost") -> set[str]:
+    """Returns the queries with which the service can use this database."""
+    return {query for query in queries if await answers(url(dsn, query.format(ca=ca), host))}
+
+
 class TestCertificates:
-    @pytest.mark.parametrize("certificate", CERTIFICATES)
-    @pytest.mark.parametrize("query", ACCEPTED)
+    @pytest.mark.parametrize(
+        ("certificate", "queries"),
+        [
+            ("good", ANY),
+            ("wrong host", ANY - VERIFYING),
+            ("unknown CA", ANY - VERIFYING - VERIFYING_CA),
+            ("expired", ANY - VERIFYING - VERIFYING_CA),
+        ],
+    )
     async def test_the_mode_decides_which_certificates_are_accepted(
-        self,
-        secure: Postgres,
-        present: Callable[[str], None],
-        ca: str,
-        query: str,
-        certificate: str,
-        caplog: pytest.LogCaptureFixture,
+        self, secure: Postgres, present: Present, ca: str, certificate: str, queries: set[str]
     ) -> None:
         present(certificate)
 
-        accepted = await answers(url(secure.dsn, query.format(ca=ca)))
-
-        assert accepted is (certificate in ACCEPTED[query])
-        assert ("SSLCertVerificationError" in caplog.text) is not accepted
+        assert await accepted(secure.dsn, ca) == queries
 
     async def test_a_certificate_for_an_address_is_accepted(self, secure: Postgres, ca: str) -> None:
-        assert await answers(url(secure.dsn, f"sslmode=verify-full&sslrootcert={ca}", host="127.0.0.1"))
+        assert await accepted(secure.dsn, ca, VERIFYING, "127.0.0.1") == VERIFYING
 
     async def test_an_sslrootcert_replaces_the_authorities_of_the_system(
-        self, secure: Postgres, tmp_path: Path
+        self, secure: Postgres, unknown_ca: str
     ) -> None:
-        other = tmp_path / "other.pem"
-        trustme.CA().cert_pem.write_to_path(str(other))
+        assert await accepted(secure.dsn, unknown_ca, VERIFYING | VERIFYING_CA) == {
+            query for query in VERIFYING if "{ca}" not in query
+        }
 
-        assert await answers(url(secure.dsn, "sslmode=verify-full"))
-        assert not await answers(url(secure.dsn, f"sslmode=verify-full&sslrootcert={other}"))
-
-    async def test_the_server_refuses_a_connection_without_tls(self, secure: Postgres) -> None:
-        assert not await answers(url(secure.dsn, "sslmode=disable"))
-
-
-class TestServerWithoutTls:
-    @pytest.mark.parametrize("query", ENCRYPTED)
-    async def test_a_server_without_tls_is_refused_where_the_mode_requires_encryption(
-        self, plain: Postgres, ca: str, query: str
+    async def test_a_server_without_tls_is_accepted_only_where_the_mode_does_not_require_encryption(
+        self, plain: Postgres, ca: str
     ) -> None:
-        assert not await answers(url(plain.dsn, query.format(ca=ca)))
+        queries = {"", "sslmode=prefer", "sslmode=allow", "sslmode=disable"}
 
-    @pytest.mark.parametrize("query", ["", "sslmode=prefer", "sslmode=allow", "sslmode=disable"])
-    async def test_a_server_without_tls_is_accepted_where_the_mode_does_not_require_encryption(
-        self, plain: Postgres, query: str
-    ) -> None:
-        assert await answers(url(plain.dsn, query))
+        assert await accepted(plain.dsn, ca, ANY | queries) == queries
+
+    async def test_a_server_that_requires_tls_refuses_mode_disable(self, secure: Postgres, ca: str) -> None:
+        assert await accepted(secure.dsn, ca, {"sslmode=disable"}) == set()
 
 
 class TestManInTheMiddle:
     @pytest.mark.parametrize("answer", [b"N", ERROR, INJECTED, b"S", b"?", b""], ids=ascii)
-    @pytest.mark.parametrize("query", ENCRYPTED)
     async def test_an_attacker_gets_neither_name_nor_password_where_the_mode_requires_encryption(
-        self, ca: str, query: str, answer: bytes, caplog: pytest.LogCaptureFixture
+        self, ca: str, answer: bytes, caplog: pytest.LogCaptureFixture
     ) -> None:
         middle = Middle(answer)
 
         async with middle.listening() as dsn:
-            assert not await answers(f"{dsn}?{query.format(ca=ca)}")
+            assert await accepted(dsn, ca, ENCRYPTED) == set()
 
+        assert len(middle.arrived) >= len(ENCRYPTED)
         for arrived in middle.arrived:
             request, hello = arrived[:8], arrived[8:]
             assert request == SSL_REQUEST
             assert not hello or (answer.startswith(b"S") and hello.startswith(CLIENT_HELLO))
-        assert middle.arrived
         assert "0900" not in caplog.text
 
-    async def test_an_attacker_gets_name_and_password_with_mode_prefer(self) -> None:
+    async def test_an_attacker_gets_name_and_password_with_mode_prefer(self, ca: str) -> None:
+        """The positive control of the test above."""
         middle = Middle(b"N")
 
         async with middle.listening() as dsn:
-            assert not await answers(f"{dsn}?sslmode=prefer")
+            assert await accepted(dsn, ca, {"sslmode=prefer"}) == set()
 
         assert any(b"user\0ada\0" in arrived and PASSWORD.encode() in arrived for arrived in middle.arrived)
 
-    async def test_an_attacker_gets_only_a_client_hello_with_direct_negotiation(self) -> None:
+    async def test_an_attacker_gets_only_a_client_hello_with_direct_negotiation(self, ca: str) -> None:
         middle = Middle(ERROR)
 
         async with middle.listening() as dsn:
-            assert not await answers(f"{dsn}?sslmode=require&sslnegotiation=direct")
+            assert await accepted(dsn, ca, {"sslmode=require&sslnegotiation=direct"}) == set()
 
         assert middle.arrived
         for arrived in middle.arrived:
@@ -288,103 +252,45 @@ class TestManInTheMiddle:
             assert b"\x0apostgresql" in arrived
             assert b"ada" not in arrived
 
-
-class TestStart:
-    """Faults after which a start keeps waiting: see `may_recover`."""
-
-    @pytest.mark.parametrize("mode", ["require", "prefer"])
-    async def test_a_connection_that_is_closed_before_tls_is_a_transient_fault(self, mode: str) -> None:
-        async with Middle(b"").listening() as dsn:
-            with pytest.raises(OSError, match="connection_lost") as fault:
+    @pytest.mark.parametrize(
+        ("answer", "mode", "transient"), [(b"", "require", True), (b"", "prefer", True), (b"N", "require", False)]
+    )
+    async def test_a_start_keeps_waiting_after_a_closed_connection_but_not_after_a_refused_upgrade(
+        self, answer: bytes, mode: str, *, transient: bool
+    ) -> None:
+        async with Middle(answer).listening() as dsn:
+            with pytest.raises(OSError, match=r"connection_lost|rejected SSL upgrade") as fault:
                 await asyncpg.connect(f"{dsn}?sslmode={mode}")
 
-        assert may_recover(fault.value)
-
-    async def test_a_refused_tls_upgrade_is_a_permanent_fault(self) -> None:
-        async with Middle(b"N").listening() as dsn:
-            with pytest.raises(OSError, match="rejected SSL upgrade") as fault:
-                await asyncpg.connect(f"{dsn}?sslmode=require")
-
-        assert not may_recover(fault.value)
-
-
-class TestDirectTls:
-    async def test_direct_negotiation_begins_with_tls_and_names_the_protocol(
-        self, plain: Postgres, certificates: dict[str, trustme.LeafCert]
-    ) -> None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.set_alpn_protocols(["postgresql"])
-        certificates["good"].configure_cert(context)
-        terminator = Terminator(plain.port, context)
-
-        async with terminator.listening() as port:
-            direct = url(plain.dsn.replace(str(plain.port), str(port)), "sslmode=verify-full&sslnegotiation=direct")
-            assert await answers(direct)
-
-        assert terminator.protocols == ["postgresql"]
-
-    async def test_direct_negotiation_verifies_the_certificate(
-        self, plain: Postgres, certificates: dict[str, trustme.LeafCert]
-    ) -> None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        certificates["wrong host"].configure_cert(context)
-        terminator = Terminator(plain.port, context)
-
-        async with terminator.listening() as port:
-            direct = url(plain.dsn.replace(str(plain.port), str(port)), "sslmode=verify-full&sslnegotiation=direct")
-            assert not await answers(direct)
-
-        assert terminator.protocols == []
+        assert may_recover(fault.value) is transient
 
 
 @pytest.mark.usefixtures("neon_is_local")
 class TestNeon:
     """These tests run without uvloop, which does not resolve names with `socket.getaddrinfo`."""
 
-    @pytest.mark.parametrize(
-        "query", ["sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""]
-    )
-    def test_the_certificate_of_neon_is_accepted(
-        self, secure: Postgres, present: Callable[[str], None], query: str
-    ) -> None:
-        present("neon")
+    QUERIES: Final = {"sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""}
 
-        assert asyncio.run(answers(url(secure.dsn, query, host=NEON)))
-
-    @pytest.mark.parametrize("certificate", CERTIFICATES)
-    @pytest.mark.parametrize(
-        "query", ["sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""]
-    )
-    def test_another_certificate_is_refused_for_a_neon_host(
-        self, secure: Postgres, present: Callable[[str], None], query: str, certificate: str
+    @pytest.mark.parametrize(("certificate", "queries"), [("neon", QUERIES), ("good", set()), ("unknown CA", set())])
+    def test_only_the_certificate_of_neon_is_accepted_for_a_host_of_neon(
+        self, secure: Postgres, present: Present, ca: str, certificate: str, queries: set[str]
     ) -> None:
         present(certificate)
 
-        assert not asyncio.run(answers(url(secure.dsn, query, host=NEON)))
+        assert asyncio.run(accepted(secure.dsn, ca, self.QUERIES, NEON)) == queries
 
-    @pytest.mark.parametrize("query", ["sslmode=require&channel_binding=require", "sslmode=prefer", ""])
-    def test_a_neon_host_without_tls_is_refused(self, plain: Postgres, query: str) -> None:
-        assert not asyncio.run(answers(url(plain.dsn, query, host=NEON)))
-
-    @pytest.mark.parametrize("query", ["sslmode=require&channel_binding=require", "sslmode=prefer", ""])
-    def test_an_attacker_gets_only_the_tls_request_for_a_neon_host(self, query: str) -> None:
-        middle = Middle(b"N")
-
-        async def ask() -> bool:
+    def test_an_attacker_gets_only_the_tls_request_for_a_host_of_neon(self, ca: str) -> None:
+        async def attack() -> None:
             async with middle.listening() as dsn:
-                return await answers(url(dsn, query, host=NEON))
+                assert await accepted(dsn, ca, self.QUERIES, NEON) == set()
 
-        assert not asyncio.run(ask())
+        middle = Middle(b"N")
+        asyncio.run(attack())
+
         assert set(middle.arrived) == {SSL_REQUEST}
 
 
 class TestService:
-    @pytest.fixture
-    def unknown(self, tmp_path: Path) -> str:
-        path = tmp_path / "unknown.pem"
-        trustme.CA().cert_pem.write_to_path(str(path))
-        return str(path)
-
     async def test_tasks_are_stored_over_a_verified_connection(self, secure: Postgres, ca: str) -> None:
         dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={ca}")
 
@@ -396,22 +302,22 @@ class TestService:
         assert found.json() == created.json()
 
     async def test_an_unknown_ca_is_503_and_the_reply_and_log_contain_no_secrets(
-        self, secure: Postgres, unknown: str, caplog: pytest.LogCaptureFixture
+        self, secure: Postgres, unknown_ca: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
         caplog.set_level(logging.WARNING, "httpx")
-        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown}")
+        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown_ca}")
 
         async with serving(make_settings(dsn)) as base_url, httpx.AsyncClient(base_url=base_url) as client:
             reply = await client.post("/api/ada/tasks", json={"title": "Buy oat milk"})
 
         assert (reply.status_code, reply.json()["type"]) == (503, "urn:problem-type:database-unavailable")
         assert "database unavailable: SSLCertVerificationError" in caplog.text
-        for secret in (str(make_url(dsn).password), "localhost", str(secure.port), unknown):
+        for secret in (str(make_url(dsn).password), "localhost", str(secure.port), unknown_ca):
             assert secret not in caplog.text + reply.text + str(reply.headers)
 
-    def test_a_migration_refuses_an_unknown_ca(self, secure: Postgres, unknown: str) -> None:
-        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown}")
+    def test_a_migration_refuses_an_unknown_ca(self, secure: Postgres, unknown_ca: str) -> None:
+        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown_ca}")
 
         with pytest.raises(StartupError) as refusal:
             migrate(dsn)
