@@ -4,8 +4,7 @@ import ast
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from textwrap import indent
 from typing import Final
@@ -40,8 +39,6 @@ def downgrade() -> None:
 """
 ADD_COLUMN: Final = 'op.add_column("tasks", sa.Column("due_at", sa.DateTime(timezone=True)))'
 
-Connect = Callable[[], Awaitable[asyncpg.Connection]]
-
 
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
@@ -52,24 +49,11 @@ def own(dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-async def connect(own: str) -> AsyncIterator[Connect]:
-    """Opens connections to the database without timeouts."""
-    async with AsyncExitStack() as connections:
-
-        async def connect() -> asyncpg.Connection:
-            no_timeouts = dict.fromkeys(
-                ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"), "0"
-            )
-            connection = await asyncpg.connect(own, server_settings=no_timeouts)
-            connections.push_async_callback(connection.close)
-            return connection
-
-        yield connect
-
-
-@pytest.fixture
-async def beside(connect: Connect) -> asyncpg.Connection:
-    return await connect()
+async def beside(own: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the database without timeouts."""
+    connection = await asyncpg.connect(own, server_settings={"statement_timeout": "0", "lock_timeout": "0"})
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture
@@ -84,39 +68,24 @@ def revision_with(body: str, rest: str = "") -> str:
     return NEXT.format(rest=rest, body=indent(body, "    "))
 
 
-class TestExpansion:
+@pytest.mark.ci
+class TestLoad:
     async def test_an_older_service_works_before_during_and_after_an_expansion(
-        self, load: Load, beside: asyncpg.Connection
+        self, load: Load, own: str, beside: asyncpg.Connection
     ) -> None:
         for sql in EXPANSION:
             await beside.execute(sql)
             await load.full_round()
-
-        assert load.faults == []
-
-    @pytest.mark.parametrize(
-        "sql",
-        [
-            "ALTER TABLE tasks DROP COLUMN description",
-            "ALTER TABLE tasks RENAME COLUMN title TO name",
-            "ALTER TABLE tasks RENAME TO todos",
-            "ALTER TABLE tasks ADD due_on date NOT NULL DEFAULT now(); ALTER TABLE tasks ALTER due_on DROP DEFAULT",
-        ],
-    )
-    async def test_a_contraction_causes_faults(self, load: Load, beside: asyncpg.Connection, sql: str) -> None:
-        """The positive control of the test above."""
-        await beside.execute(sql)
-
-        await until(lambda: load.faults)
-
-
-class TestMigration:
-    async def test_migrating_an_up_to_date_database_causes_no_faults(self, load: Load, own: str) -> None:
-        for _ in range(5):
-            await asyncio.to_thread(migrate, own)
+        await asyncio.to_thread(migrate, own)
         await load.full_round()
 
         assert load.faults == []
+
+    async def test_a_contraction_causes_faults(self, load: Load, beside: asyncpg.Connection) -> None:
+        """The positive control of the test above."""
+        await beside.execute("ALTER TABLE tasks RENAME COLUMN title TO name")
+
+        await until(lambda: load.faults)
 
     async def test_a_migration_that_cannot_lock_the_table_fails_without_faults_for_clients(
         self, load: Load, own: str, beside: asyncpg.Connection, tmp_path: Path
@@ -131,17 +100,6 @@ class TestMigration:
         await load.full_round()
 
         assert load.faults == []
-
-    async def test_a_migration_that_waits_for_the_table_causes_faults(
-        self, load: Load, beside: asyncpg.Connection, connect: Connect
-    ) -> None:
-        """The positive control of the test above."""
-        waiter = await connect()
-        async with beside.transaction():
-            await beside.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
-            waiting = asyncio.create_task(waiter.execute("ALTER TABLE tasks ADD COLUMN due_at timestamptz"))
-            await until(lambda: load.faults)
-        await waiting
 
 
 def contractions(source: str) -> list[str]:
@@ -188,22 +146,13 @@ class TestRevisions:
         "body",
         [
             'op.drop_column("tasks", "description")',
-            'op.drop_constraint("ck_tasks_title", "tasks")',
-            'op.drop_table("tasks")',
-            'op.rename_table("tasks", "todos")',
             'op.alter_column("tasks", "description", nullable=False)',
             'op.alter_column("tasks", "title", new_column_name="name")',
-            'op.alter_column("tasks", "title", type_=sa.String(100), existing_type=sa.Text())',
             'op.add_column("tasks", sa.Column("due_at", sa.DateTime(timezone=True), nullable=False))',
             'op.create_check_constraint("ck_tasks_short", "tasks", "char_length(title) < 100")',
-            'op.create_unique_constraint("uq_tasks_title", "tasks", ["user_id", "title"])',
             'op.create_index("ux_tasks_title", "tasks", ["user_id", "title"], unique=True)',
-            'op.execute("ALTER TABLE tasks DROP COLUMN description")',
-            'op.execute("ALTER TABLE tasks ALTER description SET NOT NULL")',
             'op.execute("COMMENT ON TABLE tasks IS NULL; DROP TABLE tasks")',
-            'op.execute(f"DROP TABLE {1}")',
             'with op.batch_alter_table("tasks") as batch:\n    batch.drop_column("description")',
-            'if True:\n    op.get_bind().execute(sa.text("DROP TABLE tasks"))',
         ],
     )
     def test_a_contraction_without_a_contract_line_is_found(self, body: str) -> None:
@@ -216,11 +165,9 @@ class TestRevisions:
         [
             ADD_COLUMN,
             'op.add_column("tasks", sa.Column("due", sa.Date(), server_default=sa.func.now(), nullable=False))',
-            'op.create_index(op.f("ix_tasks_due_at"), "tasks", ["user_id", "due_at"])',
             'op.alter_column("tasks", "title", nullable=True, existing_type=sa.Text())',
             'op.create_table("lists", sa.Column("id", sa.Uuid(), nullable=False))',
             'with op.get_context().autocommit_block():\n    op.execute("CREATE INDEX CONCURRENTLY i ON tasks (title)")',
-            'op.execute("ALTER TABLE tasks VALIDATE CONSTRAINT ck_tasks_title")',
         ],
     )
     def test_an_expansion_is_not_taken_for_a_contraction(self, body: str) -> None:
