@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
-from sqlalchemy import column, select, table, text
+from sqlalchemy import column, insert, select, table, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -195,17 +196,58 @@ class TestUnknownOutcome:
         assert await stored() == ["stored"]
 
 
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        ("23001", ConflictError),
-        ("23P01", ConflictError),
-        *((state, InvalidRequestError) for state in ("22007", "22008", "22P02", "22P05", "2201W", "2201X")),
-        ("22012", StatementError),
-    ],
-)
-async def test_the_sqlstate_decides_whether_a_value_is_to_blame(
-    db: Database, state: str, expected: type[Exception]
-) -> None:
-    async with failing(db, expected) as session:
-        await session.scalar(text(f"DO $$BEGIN RAISE 's3cret' USING ERRCODE = '{state}'; END$$"))
+class TestBlock:
+    async def test_an_object_can_be_read_and_refreshed_after_a_commit_in_the_block(
+        self, db: Database, stored: Stored
+    ) -> None:
+        async with db.session() as session:
+            item = Item(name="stored")
+            session.add(item)
+            await session.commit()
+            assert item.name == "stored"
+            await session.refresh(item)
+
+        assert await stored() == ["stored"]
+
+    async def test_a_savepoint_that_fails_leaves_the_rest(self, db: Database, stored: Stored) -> None:
+        async with db.session() as session:
+            await add(session, "first")
+            savepoint = await session.begin_nested()
+            await add(session, "second")
+            with pytest.raises(IntegrityError):
+                await session.exec(insert(Item).values(name="first"))
+            await savepoint.rollback()
+            await add(session, "third")
+
+        assert await stored() == ["first", "third"]
+
+    @pytest.mark.parametrize("use_orm", [True, False])
+    async def test_a_block_that_swallows_a_violation_raises_at_its_end(
+        self, db: Database, stored: Stored, *, use_orm: bool
+    ) -> None:
+        async with failing(db, StatementError) as session:
+            await add(session, "lost")
+            with pytest.raises(IntegrityError):
+                await (add(session, "lost") if use_orm else session.exec(insert(Item).values(name="lost")))
+
+        assert await stored() == []
+
+    @pytest.mark.parametrize(
+        ("state", "expected"),
+        [
+            ("23001", ConflictError),
+            ("23503", ConflictError),
+            ("23P01", ConflictError),
+            *(
+                (state, InvalidRequestError)
+                for state in ("22001", "22007", "22008", "22P02", "22P05", "2201W", "2201X")
+            ),
+            ("23514", InvalidRequestError),
+            ("22012", StatementError),
+        ],
+    )
+    async def test_the_sqlstate_decides_whether_a_value_is_to_blame(
+        self, db: Database, state: str, expected: type[Exception]
+    ) -> None:
+        async with failing(db, expected) as session:
+            await session.scalar(text(f"DO $$BEGIN RAISE 's3cret' USING ERRCODE = '{state}'; END$$"))
