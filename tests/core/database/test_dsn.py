@@ -80,13 +80,6 @@ class TestNeon:
 
 
 class TestAddress:
-    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg", "postgres+psycopg2"])
-    def test_all_usual_schemes_have_the_same_meaning(self, scheme: str) -> None:
-        arguments = parse_dsn(f"{scheme}://ada:pw@db.example.com:6000/tasks")
-
-        names = ("user", "password", "host", "port", "database")
-        assert [arguments[name] for name in names] == ["ada", "pw", ["db.example.com"], [6000], "tasks"]
-
     @pytest.mark.parametrize(
         ("written", "password"),
         [
