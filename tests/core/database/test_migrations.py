@@ -28,21 +28,6 @@ from tests.faults import FaultProxy, fault_proxy
 from tests.support import execute, new_database
 
 ROOT: Final = Path(migrations.__file__).parents[4]
-# Alembic keeps its state in globals, so each service is a process. Forks of one process start at the same moment.
-FIVE_AT_ONCE: Final = """
-import os, sys
-import alembic.context, sqlalchemy.ext.asyncio, sqlmodel
-import app.core.config, app.server.embedded, app.models.task
-from app.core.database.migrations import migrate
-
-services = []
-for _ in range(5):
-    if not (service := os.fork()):
-        migrate(sys.argv[1])
-        os._exit(0)
-    services.append(service)
-print(*(os.waitstatus_to_exitcode(os.waitpid(service, 0)[1]) for service in services))
-"""
 COLUMNS: Final = """
     SELECT column_name, data_type, is_nullable, column_default, collation_name, ordinal_position
     FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 6
@@ -102,15 +87,6 @@ class TestSchema:
         assert all("USING btree (user_id, " in definition for definition in definitions)
 
     @pytest.mark.parametrize(
-        ("user_id", "title", "description"),
-        [("Az09_-|.:@+=~", "ü" * 200, "ü" * 5_000), ("r" * 128, " t\n", ""), ("rules", "t", None)],
-    )
-    async def test_the_database_accepts_a_value_at_a_limit(
-        self, database: asyncpg.Connection, user_id: str, title: str, description: str | None
-    ) -> None:
-        assert await database.execute(INSERT, user_id, title, description) == "INSERT 0 1"
-
-    @pytest.mark.parametrize(
         ("rule", "user_id", "title", "description"),
         [
             ("ck_tasks_title", "rules", " \t\r\n\v\f", None),
@@ -130,19 +106,6 @@ class TestSchema:
 
 
 class TestMigrate:
-    @pytest.mark.ci
-    def test_five_services_may_migrate_at_the_same_time(self, empty: str) -> None:
-        services = subprocess.run(
-            [sys.executable, "-c", FIVE_AT_ONCE, empty],
-            env=os.environ | {"PYTHONPATH": str(ROOT / "backend")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-        assert services.stdout.split() == ["0"] * 5, services.stderr
-        assert execute(empty, "SELECT count(*) FROM alembic_version") == [(1,)]
-
     @pytest.mark.parametrize(
         ("outage", "reason"), [("refuses", "ConnectionResetError: "), ("hold", "TimeoutError: no answer")]
     )

@@ -65,11 +65,6 @@ class TestBounds:
             await sleeping
         assert (await pid_of_fetch(db), await pid_of_session(db)) == (pid, pid)
 
-    async def test_waiting_calls_share_one_connection(self, db: Database) -> None:
-        answered = await asyncio.gather(*(run(db) for run in (pid_of_fetch, pid_of_session) * 5))
-
-        assert len({*answered}) == 1
-
     async def test_the_concurrency_limit_counts_sessions_and_calls_of_fetch(self, make_database: MakeDatabase) -> None:
         db = make_database(concurrency_limit=2)
 
@@ -301,17 +296,14 @@ class TestDiscarded:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
             await until(lambda: proxy.connections <= 2)
-            calls = [run(db) for run in (pid_of_fetch, pid_of_session) * 4]
-            ends = await asyncio.gather(*calls, return_exceptions=True)
+            await create_two("last")
+            ends = await asyncio.gather(*(pid_of_session(db) for _ in range(8)), return_exceptions=True)
             answered = {end for end in ends if isinstance(end, int)}
             kept = await server.fetch(f"SELECT state {ACTIVITY} AND pid = ANY($1)", answered)
-            assert len(answered) <= 2
-            assert {state for [state] in kept} <= {"idle"}
-            if pool_timeout == 1:  # a shorter one may refuse every call on a busy machine
-                assert acknowledged
-                assert answered
+            assert 1 <= len(answered) <= 2
+            assert {state for [state] in kept} == {"idle"}
             await db.close()
 
         stored = await server.fetch("SELECT name, string_agg(half, '' ORDER BY half) AS halves FROM pair GROUP BY name")
         assert {record["halves"] for record in stored} <= {"ab"}
-        assert acknowledged <= {record["name"] for record in stored}
+        assert {"last"} <= acknowledged <= {record["name"] for record in stored}

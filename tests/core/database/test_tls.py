@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import httpx
@@ -18,15 +17,11 @@ from sqlalchemy import make_url
 from app.core.database import Database
 from app.core.database.faults import may_recover
 from app.core.database.migrations import migrate
-from app.core.errors import StartupError
 from tests.servers import Postgres, postgres
 from tests.support import make_settings, serving
 
 pytestmark = pytest.mark.ci
 
-# Neon has one certificate for all endpoints of a region.
-NEON: Final = "ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech"
-NEON_CERTIFICATE: Final = "*.us-east-2.aws.neon.tech"
 SSL_REQUEST: Final = bytes.fromhex("00000008 04d2162f")
 CLIENT_HELLO: Final = b"\x16\x03"
 ASK_FOR_PASSWORD: Final = b"R" + bytes.fromhex("00000008 00000003")
@@ -115,7 +110,6 @@ def secure(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> I
         "wrong host": authority.issue_cert("other.example.com"),
         "unknown CA": trustme.CA().issue_cert(*hosts),
         "expired": authority.issue_cert(*hosts, not_after=datetime(2020, 1, 1, tzinfo=UTC)),
-        "neon": authority.issue_cert(NEON_CERTIFICATE),
     }
     files = {}
     for name, certificate in certificates.items():
@@ -128,13 +122,6 @@ def secure(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> I
         yield server
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A PostgreSQL without TLS."""
-    with postgres(tmp_path_factory.mktemp("plain")) as server:
-        yield server
-
-
 @pytest.fixture
 def present(secure: Postgres) -> Iterator[Present]:
     """Have the server present one of the certificates."""
@@ -144,17 +131,6 @@ def present(secure: Postgres) -> Iterator[Present]:
 
     yield present
     present("good")
-
-
-@pytest.fixture
-def neon_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every host of Neon resolves to this machine."""
-    resolve = socket.getaddrinfo
-
-    def resolve_locally(host: Any, *rest: Any, **options: Any) -> Any:
-        return resolve("127.0.0.1" if str(host).endswith(".neon.tech") else host, *rest, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve_locally)
 
 
 def url(dsn: str, query: str = "", host: str = "localhost") -> str:
@@ -200,13 +176,6 @@ class TestCertificates:
         assert await accepted(secure.dsn, unknown_ca, VERIFYING | VERIFYING_CA) == {
             query for query in VERIFYING if "{ca}" not in query
         }
-
-    async def test_a_server_without_tls_is_accepted_only_where_the_mode_does_not_require_encryption(
-        self, plain: Postgres, ca: str
-    ) -> None:
-        queries = {"", "sslmode=prefer", "sslmode=allow", "sslmode=disable"}
-
-        assert await accepted(plain.dsn, ca, ANY | queries) == queries
 
 
 class TestManInTheMiddle:
@@ -260,31 +229,6 @@ class TestManInTheMiddle:
         assert may_recover(fault.value) is transient
 
 
-@pytest.mark.usefixtures("neon_is_local")
-class TestNeon:
-    """These tests run without uvloop, which does not resolve names with `socket.getaddrinfo`."""
-
-    QUERIES: Final = {"sslmode=require&channel_binding=require", "sslmode=require", "sslmode=prefer", ""}
-
-    @pytest.mark.parametrize(("certificate", "queries"), [("neon", QUERIES), ("good", set()), ("unknown CA", set())])
-    def test_only_the_certificate_of_neon_is_accepted_for_a_host_of_neon(
-        self, secure: Postgres, present: Present, ca: str, certificate: str, queries: set[str]
-    ) -> None:
-        present(certificate)
-
-        assert asyncio.run(accepted(secure.dsn, ca, self.QUERIES, NEON)) == queries
-
-    def test_an_attacker_gets_only_the_tls_request_for_a_host_of_neon(self, ca: str) -> None:
-        async def attack() -> None:
-            async with middle.listening() as dsn:
-                assert await accepted(dsn, ca, self.QUERIES, NEON) == set()
-
-        middle = Middle(b"N")
-        asyncio.run(attack())
-
-        assert set(middle.arrived) == {SSL_REQUEST}
-
-
 class TestService:
     async def test_an_unknown_ca_is_503_and_the_reply_and_log_contain_no_secrets(
         self, secure: Postgres, unknown_ca: str, caplog: pytest.LogCaptureFixture
@@ -300,12 +244,3 @@ class TestService:
         assert "database unavailable: SSLCertVerificationError" in caplog.text
         for secret in (str(make_url(dsn).password), "localhost", str(secure.port), unknown_ca):
             assert secret not in caplog.text + reply.text + str(reply.headers)
-
-    def test_a_migration_refuses_an_unknown_ca(self, secure: Postgres, unknown_ca: str) -> None:
-        dsn = url(secure.dsn, f"sslmode=verify-full&sslrootcert={unknown_ca}")
-
-        with pytest.raises(StartupError) as refusal:
-            migrate(dsn)
-
-        assert "certificate" in str(refusal.value)
-        assert str(make_url(dsn).password) not in str(refusal.value)
