@@ -16,7 +16,6 @@ from sqlalchemy import make_url
 
 from app.core.database import Database
 from app.core.database.faults import may_recover
-from app.core.database.migrations import migrate
 from tests.servers import Postgres, postgres
 from tests.support import make_settings, serving
 
@@ -103,7 +102,7 @@ def _system(ca: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def secure(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A migrated PostgreSQL that refuses connections without TLS."""
+    """A PostgreSQL that refuses connections without TLS."""
     hosts = ("localhost", "127.0.0.1")
     certificates = {
         "good": authority.issue_cert(*hosts),
@@ -118,7 +117,6 @@ def secure(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> I
     settings = {"ssl": "on", "ssl_cert_file": "good.pem", "ssl_key_file": "good.key"}
     hba = "hostssl all all all scram-sha-256"
     with postgres(tmp_path_factory.mktemp("secure"), settings=settings, hba=hba, files=files) as server:
-        migrate(f"{server.dsn}?sslmode=require")
         yield server
 
 
