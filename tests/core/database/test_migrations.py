@@ -106,9 +106,7 @@ class TestSchema:
 
 
 class TestMigrate:
-    @pytest.mark.parametrize(
-        ("outage", "reason"), [("refuses", "ConnectionResetError: "), ("hold", "TimeoutError: no answer")]
-    )
+    @pytest.mark.parametrize(("outage", "reason"), [("refuses", ""), ("hold", "TimeoutError: no answer")])
     def test_a_migration_waits_for_the_database_and_logs_it_without_the_password(
         self, empty: str, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, outage: str, reason: str
     ) -> None:

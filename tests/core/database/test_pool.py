@@ -147,7 +147,7 @@ class TestDiscarded:
 
     @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
     async def test_after_an_unanswered_statement_older_connections_are_discarded(
-        self, make_database: MakeDatabase, server: asyncpg.Connection, sleep: Run
+        self, make_database: MakeDatabase, server: asyncpg.Connection, caplog: pytest.LogCaptureFixture, sleep: Run
     ) -> None:
         db = make_database(pool_size=3, timeouts=Timeouts(statement=1))
         before = await pids(db)
@@ -155,6 +155,7 @@ class TestDiscarded:
         with pytest.raises(TimedOutError):
             await sleep(db)
         assert not db.usable
+        assert caplog.messages == ["database unavailable: TimeoutError "]
         assert before.isdisjoint(await pids(db))
         assert len(before) == 3
 
