@@ -1,8 +1,10 @@
-"""Settings: the values that the environment may have, and how a wrong value is reported."""
+"""Settings: the values that the environment may have, and how a wrong value is reported.
 
-import base64
-import secrets
+tests/test_documentation.py compares names, defaults and descriptions with the README and .env.example.
+"""
+
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -12,344 +14,205 @@ from app.core.errors import StartupError
 from tests.support import SECRET
 
 DSN = "postgresql://ada:s3cret@db.example.com/tasks"
+UNCHECKED = {"AUTH_ISSUER": "unchecked", "AUTH_AUDIENCE": "unchecked"}
+JWKS = {"AUTH_JWKS_URL": "https://auth.example.com/jwks", **UNCHECKED}
 
 
-def load() -> Settings:
-    """Settings from the environment alone, without the developer's .env file."""
-    return Settings(_env_file=None)
+@pytest.fixture(autouse=True)
+def _no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run in an empty directory, without the .env file of the developer."""
+    monkeypatch.chdir(tmp_path)
 
 
-def refusal() -> ValidationError:
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    return monkeypatch
+
+
+def load(env: pytest.MonkeyPatch, **variables: str) -> Settings:
+    """Returns the settings of a process with these environment variables."""
+    for name, value in variables.items():
+        env.setenv(name, value)
+    return Settings()
+
+
+def refused(env: pytest.MonkeyPatch, **variables: str) -> dict[str, str]:
+    """Returns the message about each setting that is refused. No message may quote a secret."""
     with pytest.raises(ValidationError) as caught:
-        load()
-    return caught.value
+        load(env, **variables)
+    error = caught.value
+    assert "s3cret" not in str(error) + repr(error) + str(error.errors(include_input=False))
+    return {str(detail["loc"][0]): detail["msg"] for detail in error.errors()}
 
 
-class TestDefaults:
-    def test_every_setting_has_a_default(self) -> None:
-        assert load().model_dump() == {
-            "database_url": None,
-            "database_url_unpooled": None,
-            "database_prepared_statements": "auto",
-            "database_pool_size": 10,
-            "database_pool_timeout": 5,
-            "concurrency_limit": 1000,
-            "embedded_postgres_dir": Path(".data/postgres"),
-            "auth_jwt_secret": None,
-            "auth_jwks_url": None,
-            "auth_issuer": None,
-            "auth_audience": None,
-            "auth_user_id_claim": "sub",
-            "auth_leeway_seconds": 30,
-            "host": "127.0.0.1",
-            "port": 8000,
-            "web_concurrency": 1,
-            "shutdown_timeout": 10,
-            "cors_origins": (
-                "http://localhost:3000",
-                "http://127.0.0.1:3000",
-                "http://localhost:5173",
-                "http://127.0.0.1:5173",
-            ),
-        }
-
+class TestSources:
     @pytest.mark.parametrize("name", Settings.model_fields)
-    def test_an_empty_value_means_unset(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        monkeypatch.setenv(name.upper(), "")
+    def test_an_empty_variable_means_the_default(self, env: pytest.MonkeyPatch, name: str) -> None:
+        assert load(env, **{name.upper(): ""}) == Settings.model_construct()
 
-        assert getattr(load(), name) == Settings.model_fields[name].get_default()
-
-    def test_other_variables_are_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_COLOUR", "blue")
-
-        assert "database_colour" not in load().model_dump()
-
-    def test_a_dotenv_file_is_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        (tmp_path / ".env").write_text("PORT=9000\nDATABASE_COLOUR=blue\n")
-        monkeypatch.chdir(tmp_path)
+    def test_a_dotenv_file_is_read_and_its_other_variables_are_ignored(self) -> None:
+        Path(".env").write_text("PORT=9000\nDATABASE_COLOUR=blue\n")
 
         assert load_settings().port == 9000
 
-    def test_a_dotenv_file_that_is_not_text_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        (tmp_path / ".env").write_bytes("PORT=9000 # café".encode("latin-1"))
-        monkeypatch.chdir(tmp_path)
+    def test_the_environment_takes_precedence_over_a_dotenv_file(self, env: pytest.MonkeyPatch) -> None:
+        Path(".env").write_text("PORT=9000\n")
+
+        assert load(env, PORT="9001").port == 9001
+
+    def test_a_dotenv_file_that_is_not_text_is_refused(self) -> None:
+        Path(".env").write_bytes("PORT=9000 # café".encode("latin-1"))
 
         with pytest.raises(StartupError, match=r"^\.env: must be UTF-8 text$"):
             load_settings()
 
-    def test_the_environment_takes_precedence_over_a_dotenv_file(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        (tmp_path / ".env").write_text("PORT=9000\n")
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("PORT", "9001")
-
-        assert load_settings().port == 9001
-
-    def test_settings_are_frozen(self) -> None:
-        settings = load()
-
+    def test_settings_cannot_be_changed(self, env: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValidationError, match="frozen"):
-            settings.port = 9000  # type: ignore[misc]  # what this test is about
+            load(env).port = 9000  # type: ignore[misc]  # what this test is about
 
-    def test_every_setting_has_a_description(self) -> None:
-        assert all(field.description for field in Settings.model_fields.values())
+    def test_secrets_are_not_part_of_printed_settings(self, env: pytest.MonkeyPatch) -> None:
+        settings = load(env, DATABASE_URL=DSN, DATABASE_URL_UNPOOLED=DSN, AUTH_JWT_SECRET=SECRET)
+
+        printed = repr(settings) + settings.model_dump_json()
+        assert "s3cret" not in printed
+        assert SECRET not in printed
 
 
 class TestBounds:
     @pytest.mark.parametrize(
-        ("name", "value", "read"),
+        ("name", "too_low", "lowest", "highest", "too_high"),
         [
-            ("DATABASE_POOL_SIZE", "1", 1),
-            ("DATABASE_POOL_SIZE", "100", 100),
-            ("DATABASE_POOL_TIMEOUT", "0.001", 0.001),
-            ("DATABASE_POOL_TIMEOUT", "60", 60),
-            ("PORT", "1", 1),
-            ("PORT", "65535", 65_535),
-            ("WEB_CONCURRENCY", "1", 1),
-            ("WEB_CONCURRENCY", "64", 64),
-            ("EMBEDDED_POSTGRES_DIR", "/srv/my data", Path("/srv/my data")),
+            ("DATABASE_POOL_SIZE", 0, 1, 100, 101),
+            ("DATABASE_POOL_TIMEOUT", 0, 0.001, 60, 60.1),
+            ("CONCURRENCY_LIMIT", 0, 1, 100_000, 100_001),
+            ("AUTH_LEEWAY_SECONDS", -0.1, 0, 60, 60.1),
+            ("PORT", 0, 1, 65_535, 65_536),
+            ("WEB_CONCURRENCY", 0, 1, 64, 65),
+            ("SHUTDOWN_TIMEOUT", 2, 3, 600, 601),
         ],
     )
-    def test_a_value_at_a_bound_is_accepted(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: object
+    def test_a_number_is_accepted_up_to_its_bounds_and_refused_beyond_them(
+        self, env: pytest.MonkeyPatch, name: str, too_low: float, lowest: float, highest: float, too_high: float
     ) -> None:
-        monkeypatch.setenv(name, value)
+        env.setenv("AUTH_JWT_SECRET", SECRET)  # a leeway requires it
+        for value in (lowest, highest):
+            assert getattr(load(env, **{name: str(value)}), name.lower()) == value
+        for wrong in (too_low, too_high, "nan", "inf", "soon"):
+            assert refused(env, **{name: str(wrong)}).keys() == {name.lower()}
 
-        assert getattr(load(), name.lower()) == read
+    def test_a_fraction_is_refused_for_a_whole_number(self, env: pytest.MonkeyPatch) -> None:
+        assert refused(env, DATABASE_POOL_SIZE="1.5").keys() == {"database_pool_size"}
 
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("DATABASE_POOL_SIZE", "0"),
-            ("DATABASE_POOL_SIZE", "101"),
-            ("DATABASE_POOL_SIZE", "1.5"),
-            ("DATABASE_POOL_TIMEOUT", "0"),
-            ("DATABASE_POOL_TIMEOUT", "60.1"),
-            ("DATABASE_POOL_TIMEOUT", "nan"),
-            ("DATABASE_POOL_TIMEOUT", "inf"),
-            ("PORT", "0"),
-            ("PORT", "65536"),
-            ("PORT", "http"),
-            ("WEB_CONCURRENCY", "0"),
-            ("WEB_CONCURRENCY", "65"),
-        ],
-    )
-    def test_a_value_outside_the_bounds_is_refused_by_name(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-    ) -> None:
-        monkeypatch.setenv(name, value)
+    def test_a_directory_may_have_a_space(self, env: pytest.MonkeyPatch) -> None:
+        assert load(env, EMBEDDED_POSTGRES_DIR="/srv/my data").embedded_postgres_dir == Path("/srv/my data")
 
-        assert [error["loc"] for error in refusal().errors()] == [(name.lower(),)]
+    def test_all_wrong_settings_are_reported_with_one_line_each(self, env: pytest.MonkeyPatch) -> None:
+        for name, value in {"PORT": "0", "CORS_ORIGINS": "*,app.example.com", "HOST": "0.0.0.0"}.items():
+            env.setenv(name, value)
 
-    def test_all_wrong_settings_are_named_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in {"PORT": "0", "WEB_CONCURRENCY": "many", "HOST": "0.0.0.0"}.items():
-            monkeypatch.setenv(name, value)
+        with pytest.raises(StartupError) as caught:
+            load_settings()
 
-        assert {error["loc"][0] for error in refusal().errors()} == {"port", "web_concurrency", "host"}
+        lines = str(caught.value).splitlines()
+        assert [line.partition(": ")[0] for line in lines] == ["HOST", "PORT", "CORS_ORIGINS"]
+        assert lines[1] == "PORT: Input should be greater than or equal to 1"
+        assert lines[2].startswith("CORS_ORIGINS: must list origins")
 
 
 class TestHost:
-    @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
-    def test_a_loopback_address_is_accepted(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-        monkeypatch.setenv("HOST", host)
+    @pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+    def test_a_loopback_address_is_accepted_without_authentication(self, env: pytest.MonkeyPatch, host: str) -> None:
+        assert load(env, HOST=host).host == host
 
-        assert load().host == host
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "tasks.internal"])
+    def test_another_address_is_accepted_only_with_authentication(self, env: pytest.MonkeyPatch, host: str) -> None:
+        assert "must be a loopback address" in refused(env, HOST=host)["host"]
 
-    @pytest.mark.parametrize(
-        "host",
-        [
-            "0.0.0.0",
-            "::",
-            "192.168.1.1",
-            "203.0.113.7",
-            "example.com",
-            "localhost.example.com",
-            "127.0.0.1.example.com",
-            "2130706433",
-        ],
-    )
-    def test_another_address_is_refused_without_authentication(
-        self, monkeypatch: pytest.MonkeyPatch, host: str
+        assert load(env, AUTH_JWT_SECRET=SECRET).host == host
+
+    def test_another_address_is_accepted_with_a_jwks_url(self, env: pytest.MonkeyPatch) -> None:
+        assert load(env, HOST="0.0.0.0", **JWKS).host == "0.0.0.0"
+
+    @pytest.mark.parametrize(("name", "value"), [("AUTH_JWT_SECRET", "s3cret"), ("AUTH_JWKS_URL", "s3cret")])
+    def test_authentication_that_is_invalid_is_not_also_reported_as_missing(
+        self, env: pytest.MonkeyPatch, name: str, value: str
     ) -> None:
-        monkeypatch.setenv("HOST", host)
-
-        assert "must be a loopback address" in str(refusal())
-
-    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "tasks.internal"])
-    def test_another_address_is_accepted_with_authentication(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-        monkeypatch.setenv("HOST", host)
-        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
-
-        assert load().host == host
-
-    def test_an_invalid_secret_is_not_also_reported_as_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HOST", "0.0.0.0")
-        monkeypatch.setenv("AUTH_JWT_SECRET", "short")
-
-        assert [error["loc"] for error in refusal().errors()] == [("auth_jwt_secret",)]
+        assert refused(env, HOST="0.0.0.0", **{name: value}).keys() == {name.lower()}
 
 
 class TestAuthentication:
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
-    def test_a_secret_under_either_name_turns_authentication_on(
-        self, monkeypatch: pytest.MonkeyPatch, name: str
-    ) -> None:
-        assert not load().authenticates
-        monkeypatch.setenv(name, SECRET)
+    def test_a_secret_under_either_name_turns_authentication_on(self, env: pytest.MonkeyPatch, name: str) -> None:
+        assert not load(env).authenticates
 
-        assert load().authenticates
-        assert load().auth_jwt_secret == SecretStr(SECRET)
+        settings = load(env, **{name: SECRET})
+        assert settings.authenticates
+        assert settings.auth_jwt_secret == SecretStr(SECRET)
+        assert (settings.auth_issuer, settings.auth_audience) == (None, None)
 
-    def test_auth_jwt_secret_takes_precedence_over_better_auth_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
-        monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET[::-1])
+    def test_auth_jwt_secret_takes_precedence_over_better_auth_secret(self, env: pytest.MonkeyPatch) -> None:
+        settings = load(env, AUTH_JWT_SECRET=SECRET, BETTER_AUTH_SECRET=SECRET[::-1])
 
-        assert load().auth_jwt_secret == SecretStr(SECRET)
+        assert settings.auth_jwt_secret == SecretStr(SECRET)
 
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
-    @pytest.mark.parametrize(
-        ("secret", "reason"),
-        [
-            ("s3cret", "must have at least 32 bytes"),
-            (SECRET[:31], "must have at least 32 bytes"),
-            ("better-auth-secret-123456789012345678", "looks like a placeholder"),
-            ("your-super-long-random-text-goes-here", "looks like a placeholder"),
-            ("CHANGE_ME_CHANGE_ME_CHANGE_ME_CHANGE_ME", "looks like a placeholder"),
-            ("a" * 64, "looks like a placeholder"),
-            ("0123456789abcdef" * 4, "looks like a placeholder"),
-            (f"{SECRET}\n", "must not begin or end with white space"),
-            (f" {SECRET}", "must not begin or end with white space"),
-            ("-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----", "not a key in PEM"),
-            ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtT ada@localhost", "not a key in PEM"),
-            ('{"kty": "oct", "k": "GawgguFyGrWKav7AX4VKUg"}', "not a key in PEM"),
-            ('{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS"}]}', "not a key in PEM"),
-        ],
-        ids=map(str, range(13)),
-    )
-    def test_a_weak_secret_is_refused_and_not_quoted(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, secret: str, reason: str
-    ) -> None:
-        monkeypatch.setenv(name, secret)
-
-        error = refusal()
-
-        assert reason in str(error)
-        assert "openssl rand -hex 32" in str(error)
-        assert secret not in str(error) + repr(error) + str(error.errors(include_input=False))
-
-    @pytest.mark.parametrize(
-        "secret",
-        [SECRET[:32], base64.b64encode(secrets.token_bytes(32)).decode(), "é" * 3 + secrets.token_urlsafe(24)],
-        ids=["hexadecimal", "base64", "not ASCII"],
-    )
-    def test_a_random_secret_of_32_bytes_is_accepted(self, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
-        monkeypatch.setenv("AUTH_JWT_SECRET", secret)
-
-        assert load().auth_jwt_secret == SecretStr(secret)
-
-    def test_the_secret_is_not_part_of_printed_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
-
-        assert SECRET not in repr(load()) + load().model_dump_json()
+    def test_a_weak_secret_is_refused(self, env: pytest.MonkeyPatch, name: str) -> None:
+        assert "must have at least 32 bytes" in refused(env, **{name: "s3cret"})["auth_jwt_secret"]
 
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
-    def test_a_secret_together_with_a_jwks_url_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        jwks(monkeypatch, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
-        monkeypatch.setenv(name, SECRET)
-
-        assert "unset one of them" in str(refusal())
-
-    @pytest.mark.parametrize("missing", ["AUTH_ISSUER", "AUTH_AUDIENCE"])
-    def test_a_jwks_url_without_issuer_or_audience_is_refused(
-        self, monkeypatch: pytest.MonkeyPatch, missing: str
-    ) -> None:
-        jwks(monkeypatch, **({"AUTH_ISSUER": "a", "AUTH_AUDIENCE": "a"} | {missing: ""}))
-
-        [error] = refusal().errors()
-        assert error["loc"] == (missing.lower(),)
-        assert "must be set with AUTH_JWKS_URL, to what your tokens have or to `unchecked`" in error["msg"]
-
-    def test_the_checks_of_issuer_and_audience_may_be_turned_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        jwks(monkeypatch, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
-
-        assert load().authenticates
-
-    def test_a_secret_does_not_require_issuer_and_audience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
-
-        assert (load().auth_issuer, load().auth_audience) == (None, None)
+    def test_a_secret_together_with_a_jwks_url_is_refused(self, env: pytest.MonkeyPatch, name: str) -> None:
+        assert "unset one of them" in refused(env, **JWKS, **{name: SECRET})["auth_jwks_url"]
 
     @pytest.mark.parametrize("url", ["http://auth.example.com/jwks", "https://ada:s3cret@auth.example.com/jwks"])
-    def test_an_insecure_jwks_url_is_refused(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-        jwks(monkeypatch, url, AUTH_ISSUER="unchecked", AUTH_AUDIENCE="unchecked")
+    def test_an_insecure_jwks_url_is_refused(self, env: pytest.MonkeyPatch, url: str) -> None:
+        assert "must look like https://" in refused(env, AUTH_JWKS_URL=url, **UNCHECKED)["auth_jwks_url"]
 
-        assert "must look like https://" in str(refusal())
-        assert "s3cret" not in str(refusal())
+    @pytest.mark.parametrize("missing", ["AUTH_ISSUER", "AUTH_AUDIENCE"])
+    def test_a_jwks_url_requires_an_issuer_and_an_audience_or_the_word_unchecked(
+        self, env: pytest.MonkeyPatch, missing: str
+    ) -> None:
+        assert load(env, **JWKS).authenticates
+
+        [(name, message)] = refused(env, **{missing: ""}).items()
+        assert name == missing.lower()
+        assert "must be set with AUTH_JWKS_URL, to what your tokens have or to `unchecked`" in message
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [
-            ("AUTH_ISSUER", "https://auth.example.com"),
-            ("AUTH_AUDIENCE", "unchecked"),
-            ("AUTH_USER_ID_CLAIM", "user.id"),
-            ("AUTH_LEEWAY_SECONDS", "10"),
-        ],
+        [*UNCHECKED.items(), ("AUTH_USER_ID_CLAIM", "user.id"), ("AUTH_LEEWAY_SECONDS", "10")],
     )
-    def test_another_authentication_setting_is_refused_without_a_secret_or_a_jwks_url(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    def test_another_authentication_setting_requires_a_secret_or_a_jwks_url(
+        self, env: pytest.MonkeyPatch, name: str, value: str
     ) -> None:
-        monkeypatch.setenv(name, value)
+        env.setenv(name, value)
 
         with pytest.raises(StartupError, match=f"^{name}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it$"):
             load_settings()
 
-    @pytest.mark.parametrize("claim", ["sub", "user.id", "https://example/id", "a.b.c"])
-    def test_a_claim_may_be_a_path(self, monkeypatch: pytest.MonkeyPatch, claim: str) -> None:
-        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
-        monkeypatch.setenv("AUTH_USER_ID_CLAIM", claim)
+    @pytest.mark.parametrize("claim", ["user.id", "https://example/id", "a.b.c"])
+    def test_a_claim_may_be_a_path(self, env: pytest.MonkeyPatch, claim: str) -> None:
+        assert load(env, AUTH_JWT_SECRET=SECRET, AUTH_USER_ID_CLAIM=claim).auth_user_id_claim == claim
 
-        assert load().auth_user_id_claim == claim
+    @pytest.mark.parametrize("claim", [".", "user.", ".id", "user..id", "user id", "user.i d"])
+    def test_a_claim_with_an_empty_part_or_a_space_is_refused(self, env: pytest.MonkeyPatch, claim: str) -> None:
+        names = refused(env, AUTH_JWT_SECRET=SECRET, AUTH_USER_ID_CLAIM=claim).keys()
 
-    @pytest.mark.parametrize("claim", [".", "user.", ".id", "user..id", "user id", " "])
-    def test_a_claim_with_an_empty_part_or_a_space_is_refused(
-        self, monkeypatch: pytest.MonkeyPatch, claim: str
-    ) -> None:
-        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
-        monkeypatch.setenv("AUTH_USER_ID_CLAIM", claim)
-
-        assert [error["loc"] for error in refusal().errors()] == [("auth_user_id_claim",)]
-
-    @pytest.mark.parametrize("seconds", ["-1", "61", "nan", "inf", "soon"])
-    def test_a_leeway_outside_its_bounds_is_refused(self, monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
-        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
-        monkeypatch.setenv("AUTH_LEEWAY_SECONDS", seconds)
-
-        assert [error["loc"] for error in refusal().errors()] == [("auth_leeway_seconds",)]
-
-
-def jwks(monkeypatch: pytest.MonkeyPatch, url: str = "https://auth.example.com/jwks", **others: str) -> None:
-    for name, value in {"AUTH_JWKS_URL": url, **others}.items():
-        monkeypatch.setenv(name, value)
+        assert names == {"auth_user_id_claim"}
 
 
 class TestCorsOrigins:
     @pytest.mark.parametrize(
         ("text", "origins"),
         [
-            ("https://app.example.com", ("https://app.example.com",)),
-            ("https://a.example.com,http://localhost:3000", ("https://a.example.com", "http://localhost:3000")),
-            (" https://a.example.com , https://b.example.com, ", ("https://a.example.com", "https://b.example.com")),
+            (" https://a.example.com , http://localhost:3000, ", ("https://a.example.com", "http://localhost:3000")),
             ("http://[::1]:3000", ("http://[::1]:3000",)),
             (",", ()),
         ],
     )
     def test_origins_are_separated_by_commas(
-        self, monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
+        self, env: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
     ) -> None:
-        monkeypatch.setenv("CORS_ORIGINS", text)
-
-        assert load().cors_origins == origins
+        assert load(env, CORS_ORIGINS=text).cors_origins == origins
 
     @pytest.mark.parametrize(
         "text",
@@ -358,124 +221,68 @@ class TestCorsOrigins:
             "https://*.example.com",
             "https://app.example.com,*",
             "https://app.example.com/",
-            "https://app.example.com/tasks",
             "https://app.example.com?q",
-            "https://app.example.com#top",
-            "app.example.com",
-            "//app.example.com",
-            "ftp://app.example.com",
-            "null",
-            "https://",
-            "https://a.example.com https://b.example.com",
-        ],
-    )
-    def test_a_value_that_is_not_an_origin_is_refused(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-        monkeypatch.setenv("CORS_ORIGINS", text)
-
-        assert "must list origins such as https://app.example.com" in str(refusal())
-
-    @pytest.mark.parametrize(
-        "text",
-        [
             "https://App.example.com",
             "https://ada@app.example.com",
-            "https://:3000",
             "https://app.example.com:https",
-            "https://app.example.com\\tasks",
-            "https://app.example\t.com",
+            "https://app.example.com:123456",
+            "https://a.example.com https://b.example.com",
+            "https://",
+            "ftp://app.example.com",
+            "app.example.com",
+            "null",
         ],
     )
-    def test_an_origin_in_a_form_that_no_browser_sends_is_refused(
-        self, monkeypatch: pytest.MonkeyPatch, text: str
-    ) -> None:
-        monkeypatch.setenv("CORS_ORIGINS", text)
-
-        assert "must list origins such as https://app.example.com" in str(refusal())
+    def test_a_value_that_no_browser_sends_as_an_origin_is_refused(self, env: pytest.MonkeyPatch, text: str) -> None:
+        assert "must list origins such as https://app.example.com" in refused(env, CORS_ORIGINS=text)["cors_origins"]
 
 
 class TestDatabaseUrl:
-    def test_migrations_use_the_unpooled_url(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        direct = "postgresql://ada:s3cret@direct.example.com/tasks"
-        monkeypatch.setenv("DATABASE_URL", DSN)
-        monkeypatch.setenv("DATABASE_URL_UNPOOLED", direct)
-
-        assert load().migration_dsn == direct
-
-    def test_migrations_use_database_url_if_it_is_the_only_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_URL", DSN)
-
-        assert load().migration_dsn == DSN
-
-    def test_migrations_use_the_direct_host_of_neon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_URL", "postgresql://ada:s3cret@ep-x-pooler.eu-west-2.aws.neon.tech/neondb")
-
-        assert load().migration_dsn == "postgresql://ada:s3cret@ep-x.eu-west-2.aws.neon.tech/neondb"
-
-    def test_white_space_around_the_url_is_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_URL", f" {DSN}\r\n")
-
-        assert load().migration_dsn == DSN
-
-    def test_an_insecure_connection_is_reported_with_the_name_of_the_setting(
-        self, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("variables", "dsn"),
+        [
+            ({}, None),
+            ({"DATABASE_URL": f" {DSN}\r\n"}, DSN),
+            ({"DATABASE_URL": DSN, "DATABASE_URL_UNPOOLED": f"{DSN}?connect_timeout=9"}, f"{DSN}?connect_timeout=9"),
+            (
+                {"DATABASE_URL": "postgresql://ada:s3cret@ep-x-pooler.eu-west-2.aws.neon.tech/neondb"},
+                "postgresql://ada:s3cret@ep-x.eu-west-2.aws.neon.tech/neondb",
+            ),
+        ],
+        ids=["embedded", "the only URL, with white space", "both URLs", "Neon's pooler"],
+    )
+    def test_migrations_use_the_unpooled_url_or_the_direct_host(
+        self, env: pytest.MonkeyPatch, variables: dict[str, Any], dsn: str | None
     ) -> None:
-        assert load().warnings == []
-        monkeypatch.setenv("DATABASE_URL", f"{DSN}?sslmode=verify-full")
-        assert load().warnings == []
+        assert load(env, **variables).migration_dsn == dsn
 
-        monkeypatch.setenv("DATABASE_URL_UNPOOLED", f"{DSN}?sslmode=require")
+    @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_URL_UNPOOLED"])
+    def test_an_insecure_connection_is_reported_with_the_name_of_the_setting(
+        self, env: pytest.MonkeyPatch, name: str
+    ) -> None:
+        assert load(env, DATABASE_URL=f"{DSN}?sslmode=verify-full").warnings == []
 
-        assert load().warnings == [
-            "DATABASE_URL_UNPOOLED: the connection is encrypted but not verified, because sslmode is require"
+        assert load(env, **{name: f"{DSN}?sslmode=require"}).warnings == [
+            f"{name}: the connection is encrypted but not verified, because sslmode is require"
         ]
 
     @pytest.mark.parametrize(("text", "prepares"), [("on", True), ("off", False), ("auto", None)])
     def test_the_operator_can_turn_prepared_statements_on_and_off(
-        self, monkeypatch: pytest.MonkeyPatch, text: str, *, prepares: bool | None
+        self, env: pytest.MonkeyPatch, text: str, *, prepares: bool | None
     ) -> None:
-        monkeypatch.setenv("DATABASE_PREPARED_STATEMENTS", text)
+        assert load(env, DATABASE_PREPARED_STATEMENTS=text).prepares is prepares
 
-        assert load().prepares is prepares
+    def test_an_unpooled_url_requires_database_url(self, env: pytest.MonkeyPatch) -> None:
+        assert refused(env, DATABASE_URL_UNPOOLED=DSN) == {
+            "database_url_unpooled": "Value error, needs DATABASE_URL beside it"
+        }
 
-    def test_migrations_use_the_embedded_database_without_a_url(self) -> None:
-        assert load().migration_dsn is None
+    def test_an_invalid_database_url_is_not_also_reported_as_missing(self, env: pytest.MonkeyPatch) -> None:
+        names = refused(env, DATABASE_URL="mysql://ada@db.example.com/tasks", DATABASE_URL_UNPOOLED=DSN).keys()
 
-    def test_an_unpooled_url_without_database_url_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_URL_UNPOOLED", DSN)
-
-        assert "needs DATABASE_URL beside it" in str(refusal())
-
-    def test_an_invalid_database_url_is_not_also_reported_as_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_URL", "mysql://ada@db.example.com/tasks")
-        monkeypatch.setenv("DATABASE_URL_UNPOOLED", DSN)
-
-        assert [error["loc"] for error in refusal().errors()] == [("database_url",)]
+        assert names == {"database_url"}
 
     @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_URL_UNPOOLED"])
-    @pytest.mark.parametrize(
-        ("dsn", "reason"),
-        [
-            ("mysql://ada:s3cret@db.example.com/tasks", "must look like postgresql://"),
-            ("postgresql://ada:s3cret@db.example.com:port/tasks", "must look like postgresql://"),
-            (f"{DSN}?sslmode=s3cret", "has an unknown sslmode"),
-            (f"{DSN}?colour=s3cret", "has a parameter that is not supported: colour"),
-        ],
-    )
-    def test_an_invalid_url_is_refused_and_not_quoted(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, dsn: str, reason: str
-    ) -> None:
-        monkeypatch.setenv("DATABASE_URL", DSN)
-        monkeypatch.setenv(name, dsn)
-
-        error = refusal()
-
-        assert reason in str(error)
-        assert "s3cret" not in str(error)
-        assert "s3cret" not in repr(error)
-        assert "s3cret" not in str(error.errors(include_input=False))
-
-    def test_the_password_is_not_part_of_printed_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_URL", DSN)
-
-        assert "s3cret" not in repr(load())
-        assert "s3cret" not in load().model_dump_json()
+    @pytest.mark.parametrize("dsn", [DSN.replace("postgresql", "mysql"), f"{DSN}?sslmode=s3cret"])
+    def test_an_invalid_url_is_refused_and_not_quoted(self, env: pytest.MonkeyPatch, name: str, dsn: str) -> None:
+        assert refused(env, **{"DATABASE_URL": DSN, name: dsn}).keys() == {name.lower()}
