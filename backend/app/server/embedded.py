@@ -46,14 +46,16 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def embedded_postgres(directory: Path) -> Iterator[str]:
+def embedded_postgres(directory: Path, *, account: str = _ACCOUNT, timeout: float = _TIMEOUT) -> Iterator[str]:
     """Yields the connection string of the server in `directory`, and starts the server if it does not run.
+
+    For root, `account` runs the server. A server that was started accepts connections after `timeout` seconds at most.
 
     Raises StartupError if the platform has no wheel, `directory` cannot be used or the server does not start.
     """
     directory = directory.resolve()
     try:
-        server = _Server(directory)
+        server = _Server(directory, account, timeout)
         lease = server.join()
     except OSError as error:
         message = f"The embedded PostgreSQL cannot use {directory}: {error.strerror}."
@@ -67,8 +69,10 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
 
 
 class _Server:
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, account: str, timeout: float) -> None:
         self.data = data
+        self._account = account
+        self._timeout = timeout
         self._bin = _wheel() / "bin"
         self._identity: dict[str, Any] = {}
         data.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +105,7 @@ class _Server:
 
     def _ensure_running(self) -> None:
         if os.geteuid() == 0:  # pragma: no cover  # one test run is either root or not
-            self._identity = _identity(self.data)
+            self._identity = _identity(self.data, self._account)
             _make_traversable(self.data)
             _make_traversable(self._bin)
         if not (self.data / "PG_VERSION").exists():
@@ -149,7 +153,7 @@ class _Server:
                 self._call("pg_ctl", "stop", "--pgdata=.", "--mode=fast")
 
     def _wait(self, socket_directory: Path) -> None:
-        deadline = time.monotonic() + _TIMEOUT
+        deadline = time.monotonic() + self._timeout
         while self._probe(socket_directory):
             if time.monotonic() > deadline:
                 message = f"The embedded PostgreSQL in {self.data} does not accept connections."
@@ -187,25 +191,25 @@ def _wheel() -> Path:
     return Path(spec.submodule_search_locations[0]) / "pginstall"
 
 
-def _identity(data: Path) -> dict[str, Any]:  # pragma: no cover  # root only
-    """Returns the account that runs the server for root: the owner of `data`, else our own, created if missing."""
+def _identity(data: Path, name: str) -> dict[str, Any]:  # pragma: no cover  # root only
+    """Returns the account that runs the server for root: the owner of `data`, else `name`, created if missing."""
     owner = data.stat() if data.exists() else None
     if owner and owner.st_uid:
         return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-    account = _account() or _make_account()
+    account = _account(name) or _make_account(name)
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _account() -> pwd.struct_passwd | None:  # pragma: no cover  # root only
+def _account(name: str) -> pwd.struct_passwd | None:  # pragma: no cover  # root only
     try:
-        return pwd.getpwnam(_ACCOUNT)
+        return pwd.getpwnam(name)
     except KeyError:
         return None
 
 
-def _make_account() -> pwd.struct_passwd:  # pragma: no cover  # root only
-    result = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", _ACCOUNT)
-    account = _account()
+def _make_account(name: str) -> pwd.struct_passwd:  # pragma: no cover  # root only
+    result = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", name)
+    account = _account(name)
     if account is None:
         message = f"PostgreSQL does not run as root, and no account could be made for it: {result.stdout.strip()}"
         raise StartupError(message)
