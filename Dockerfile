@@ -1,8 +1,7 @@
 # The service, without tests, development packages and the embedded PostgreSQL.
 #
 # Nobody has built or run this image yet, because no Docker engine was available.
-# tests/test_deployment_files.py lints this file, and runs its steps without Docker: COPY, the installation, CMD and
-# HEALTHCHECK.
+# tests/test_deployment_files.py lints this file, and runs CMD and HEALTHCHECK without Docker on the copied files.
 #
 # Set DATABASE_URL, and AUTH_JWT_SECRET or AUTH_JWKS_URL. Without authentication, the service refuses to listen on
 # 0.0.0.0. docs/deploy-neon.md has an example. Secrets belong in the environment of the container, not in this file.
