@@ -9,7 +9,7 @@ from benchmarks.load import CONNECTIONS, Sample, medians
 from benchmarks.rig import Samples, compare, database, run, table
 from benchmarks.subjects import OPERATIONS, Subject, baselines, service
 
-CLIENTS: Final = (1, CONNECTIONS)  # connections: an almost idle service, and a saturated one
+CLIENTS: Final = [1, CONNECTIONS]  # connections: an almost idle service, and a saturated one
 HEAD: Final = (
     "connections",
     "CPU, µs",
@@ -25,19 +25,19 @@ HEAD: Final = (
 def main() -> None:
     """Measure, print the tables, and write them into the section of the page for this version of Python."""
     version = ".".join(platform.python_version_tuple()[:2])
-    run(version, __doc__, {"rounds": 5, "seconds": 2}, _report)
+    run(version, __doc__, {"rounds": 5, "seconds": 2, "clients": CLIENTS}, _report)
 
 
 def _report(given: Namespace) -> str:
     subjects = [service(), *baselines()]
     with database() as db:
-        samples = compare(db, subjects, CLIENTS, rounds=given.rounds, seconds=given.seconds)
-    return "\n\n".join(_table(samples, operation, subjects) for operation in OPERATIONS)
+        samples = compare(db, subjects, given.clients, rounds=given.rounds, seconds=given.seconds)
+    return "\n\n".join(_table(samples, operation, given.clients, subjects) for operation in OPERATIONS)
 
 
-def _table(samples: Samples, operation: str, subjects: list[Subject]) -> str:
+def _table(samples: Samples, operation: str, connections: list[int], subjects: list[Subject]) -> str:
     rows = []
-    for clients in CLIENTS:
+    for clients in connections:
         ours, *_ = every = [samples.get((operation, clients, subject.name), []) for subject in subjects]
         rows += [
             (subject.name, str(clients), *_row(ours, theirs)) for subject, theirs in zip(subjects, every, strict=True)

@@ -209,8 +209,9 @@ def _measure_all(live: Running, db: Database, loads: dict[str, Load], rounds: in
     """Returns the medians by operation. The operations do not take turns, because `create` would lengthen the pages."""
     results = {}
     for name, load in loads.items():
-        measure(live, load, db.postmaster, seconds=1)  # warms up
-        results[name] = medians([measure(live, load, db.postmaster, seconds=seconds) for _ in range(rounds)])
+        warm_up = measure(live, load, db.postmaster, seconds=1)
+        measured = [measure(live, load, db.postmaster, seconds=seconds) for _ in range(rounds)]
+        results[name] = medians(measured or [warm_up])
     return results
 
 

@@ -63,7 +63,7 @@ def compare(db: Database, subjects: list[Subject], clients: Sequence[int], *, ro
         cases = _start(stack, db, subjects, clients)
         for number in range(rounds + 1):
             for key, sample in _measure_once(db, cases, seconds).items():
-                if number:  # round 0 warms up
+                if number or not rounds:  # round 0 warms up, and counts if it is the only one
                     samples[key].append(sample)
             print(f"round {number} of {rounds}", file=sys.stderr)
     return dict(samples)

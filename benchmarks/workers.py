@@ -61,7 +61,7 @@ def serve(db: Database, load: Path, workers: int, rounds: int, seconds: int) -> 
             samples = [  # the first round warms up
                 measure(live, sent, db.postmaster, seconds=seconds, connections=CONNECTIONS) for _ in range(rounds + 1)
             ]
-            yield Served(workers, operation, medians(samples[1:]), _connections(db.dsn))
+            yield Served(workers, operation, medians(samples[1:] or samples), _connections(db.dsn))
 
 
 def start(directory: Path, **environment: str) -> float:
@@ -105,7 +105,8 @@ def dearest(found: list[Import]) -> dict[str, tuple[int, int]]:
 
 def _report(given: Namespace) -> str:
     with database() as db:
-        return "\n\n".join((_workers(db, given), _starts(db, given.rounds), _imports(given.rounds)))
+        rounds = max(given.rounds, 1)
+        return "\n\n".join((_workers(db, given), _starts(db, rounds), _imports(rounds)))
 
 
 def _workers(db: Database, given: Namespace) -> str:
