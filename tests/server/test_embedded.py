@@ -3,9 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL
@@ -90,14 +89,9 @@ def kill_server(directory: Path, dsn: str) -> None:
             os.kill(pid, SIGKILL)
 
 
-@contextmanager
-def program(user: int) -> "Iterator[subprocess.Popen[str]]":
-    """A program of this user that is called postgres."""
-    script = "echo postgres > /proc/$$/comm && echo running && read line"
-    with subprocess.Popen(["sh", "-c", script], user=user, stdin=PIPE, stdout=PIPE, text=True) as process:
-        assert process.stdout
-        process.stdout.readline()
-        yield process  # its input is closed at the end of the context, which ends it
+def other_program(directory: Path) -> "subprocess.Popen[bytes]":
+    """A program of the same user, which ends when its input is closed."""
+    return subprocess.Popen(["cat"], user=directory.stat().st_uid, stdin=PIPE)
 
 
 class TestServer:
@@ -185,7 +179,7 @@ class TestRecovery:
             execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
             contents = {file: file.read_text() for file in (directory / pid_file for pid_file in PID_FILES)}
             kill_server(directory, dsn)
-        with program(directory.stat().st_uid) as other:
+        with other_program(directory) as other:
             for file, content in contents.items():
                 file.write_text(content.replace(content.split()[0], str(other.pid), 1))
 
@@ -206,7 +200,7 @@ class TestRecovery:
         configuration = directory / "postgresql.conf"
         sound = configuration.read_text()
         configuration.write_text("nonsense = on\n")
-        with program(directory.stat().st_uid) as other:
+        with other_program(directory) as other:
             for name in PID_FILES:
                 (directory / name).write_text(f"{other.pid}\n")
 
