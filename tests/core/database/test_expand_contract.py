@@ -18,7 +18,7 @@ from alembic.util import CommandError
 from app.core.database import migrations
 from app.core.database.migrations import alembic_config, migrate
 from tests.deployments import EXPANSION, Load
-from tests.support import make_settings, new_database, serving, until
+from tests.support import connected, make_settings, new_database, serving, until
 
 VERSIONS: Final = Path(migrations.__file__).parents[4] / "alembic/versions"
 HARMLESS: Final = r"['\"](CREATE INDEX|ALTER TABLE \w+ VALIDATE CONSTRAINT|UPDATE|COMMENT) [^;]+"
@@ -51,9 +51,8 @@ def own(dsn: str) -> Iterator[str]:
 @pytest.fixture
 async def beside(own: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection to the database without timeouts."""
-    connection = await asyncpg.connect(own, server_settings={"statement_timeout": "0", "lock_timeout": "0"})
-    yield connection
-    await connection.close()
+    async with connected(own) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -6,17 +6,18 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from app.core.database import statement
+from app.core.database import Statement
 from app.core.database.migrations import migrate
+from app.schemas.task import Sort
+from app.services import tasks
 from tests.deployments import PARTITIONS, partition
-from tests.services.test_statements import SERVICES, made_by
-from tests.support import new_database
+from tests.support import connected, new_database
 
 TASK_ID: Final = UUID("019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa")
 NOW: Final = datetime(2026, 11, 25, tzinfo=UTC)
@@ -35,9 +36,15 @@ VALUES: Final[dict[str, Any]] = {
     "after_id": TASK_ID,
     "limit": 21,
 }
-STATEMENTS: Final = {statement(clause, reads=False) for path in SERVICES for clause, _ in made_by(path)}
+PAGES: Final = [
+    tasks._page(sort, frozenset(filters), resumed=resumed)  # noqa: SLF001  # the only statements made on demand
+    for sort in get_args(Sort)
+    for filters in ((), (*tasks._FILTERS,))  # noqa: SLF001
+    for resumed in (False, True)
+]
+STATEMENTS: Final = [*PAGES, *(value for value in vars(tasks).values() if isinstance(value, Statement))]
 # The statements that have to find rows.
-SEARCHES: Final = sorted(query for query in STATEMENTS if not query.sql.startswith("INSERT"))
+SEARCHES: Final = [query for query in STATEMENTS if not query.sql.startswith("INSERT")]
 
 
 @pytest.fixture
@@ -51,9 +58,9 @@ def partitioned(dsn: str) -> Iterator[str]:
 @pytest.fixture
 async def connection(partitioned: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection that plans a sequential scan only where no index can be used."""
-    connection = await asyncpg.connect(partitioned, server_settings={"enable_seqscan": "off"})
-    yield connection
-    await connection.close()
+    async with connected(partitioned) as connection:
+        await connection.execute("SET enable_seqscan = off")
+        yield connection
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
