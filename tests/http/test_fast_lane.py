@@ -174,7 +174,9 @@ def extend(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def answer(_: Request, error: RequestValidationError) -> Response:
-        return PlainTextResponse(f"{error.body} {[each['loc'] for each in error.errors()]}", 422)
+        return PlainTextResponse(
+            f"{error.body} {[(each['loc'], each['type'], each['msg']) for each in error.errors()]}", 422
+        )
 
 
 @pytest.fixture(scope="module")
