@@ -143,8 +143,8 @@ async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
     assert [reply.status_code for reply in await connection.end()] == [200] * 6
 
 
-class TestTimers:
-    """The timers of one connection, without a socket."""
+class TestWithoutSocket:
+    """The timers of one connection, and the end of the service."""
 
     @pytest.fixture
     def loop(self) -> Mock:
@@ -190,3 +190,12 @@ class TestTimers:
         loop.call_later().cancel.assert_not_called()
         connection.connection_lost(ConnectionResetError())
         loop.call_later().cancel.assert_called()
+
+    def test_the_connection_of_a_request_in_progress_ends_with_its_reply_at_shutdown(
+        self, connection: BoundedProtocol
+    ) -> None:
+        connection.cycle = Mock(response_complete=False, keep_alive=True)
+
+        connection.shutdown()
+
+        assert not connection.cycle.keep_alive
