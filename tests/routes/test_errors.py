@@ -118,6 +118,8 @@ class TestProblemDetails:
         assert_problem(reply, 422, "invalid-request")
         pointers = [error["pointer"] for error in reply.json()["errors"]]
         assert pointers == ["path/user_id", "#/title", "#/description", "#/completed"]
+        details = {error["detail"] for error in reply.json()["errors"][1:]}
+        assert details == {"must be a valid string", "must be a valid boolean"}
         told = re.findall(r"(\w+): ", reply.json()["detail"])
         assert told == ["user_id", "title", "description"]
 
