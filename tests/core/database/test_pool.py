@@ -130,7 +130,8 @@ class TestBounds:
     async def test_all_waiters_fail_when_connecting_fails(self, make_database: MakeDatabase) -> None:
         db = make_database("postgresql://ada@127.0.0.1:1/tasks")
 
-        ends = await asyncio.gather(*(pid_of_fetch(db) for _ in range(5)), return_exceptions=True)
+        calls = [run(db) for run in (pid_of_fetch, pid_of_session) * 3]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
 
         assert {type(end) for end in ends} == {DatabaseUnavailableError}
 
