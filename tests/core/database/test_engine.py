@@ -195,14 +195,14 @@ class TestUsability:
         assert caplog.messages == ["database unavailable: ConnectionRefusedError "]
 
     async def test_closing_interrupts_a_probe_that_waits_for_an_unresponsive_server(
-        self, make_database: MakeDatabase, own_dsn: str
+        self, make_database: MakeDatabase, own_dsn: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         with fault_proxy(own_dsn) as proxy:
             proxy.hold()
             db = make_database(f"{proxy.dsn}&connect_timeout=1")
             with pytest.raises(DatabaseUnavailableError):
                 await pid_of_fetch(db)
-            assert proxy.accepted == 1
+            assert (proxy.accepted, caplog.messages) == (1, ["database unavailable: TimeoutError "])
             await until(lambda: proxy.accepted == 2)
 
             await asyncio.wait_for(db.close(), 30)
