@@ -58,6 +58,7 @@ class TestOperation:
         reply = await client.request(*operation, content=content, headers=JSON | headers)
 
         assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json")
+        assert status != 422 or reply.json()["detail"] == "body: must be a JSON object"
         assert (await client.get(f"/api/{task['user_id']}/tasks")).json() == [task]
 
     @pytest.mark.parametrize("framing", ["length", "chunked"])
