@@ -209,6 +209,16 @@ class TestDiscarded:
 
         await until(one_is_open)
 
+    async def test_closing_the_database_waits_until_its_connections_are_closed(self, db: Database) -> None:
+        async with db.session() as session:
+            driver = (await (await session.connection()).get_raw_connection()).driver_connection
+        assert driver
+        assert not driver.is_closed()
+
+        await db.close()
+
+        assert driver.is_closed()
+
     async def test_disposing_of_the_engine_discards_all_connections_and_keeps_the_bounds(
         self, make_database: MakeDatabase
     ) -> None:
