@@ -1,10 +1,11 @@
 """Statements that several modules of this package run, and what the server shows about them."""
 
-from typing import Final
+from typing import Final, cast
 
 import asyncpg
 from sqlalchemy import func, literal_column
 from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.database import Database, statement
 from tests.support import until
@@ -26,6 +27,11 @@ async def pid_of_session(db: Database) -> int:
     """Returns the process of the server that answers a new session."""
     async with db.session() as session:
         return int((await session.exec(SELECT_PID)).one())
+
+
+async def driver_of(session: AsyncSession) -> asyncpg.Connection:
+    """Returns the connection that the session uses."""
+    return cast("asyncpg.Connection", (await (await session.connection()).get_raw_connection()).driver_connection)
 
 
 async def states(server: asyncpg.Connection) -> list[str]:

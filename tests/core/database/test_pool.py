@@ -17,6 +17,7 @@ from tests.core.database.support import (
     ACTIVITY,
     SELECT_PID,
     SLEEP,
+    driver_of,
     pid_of_fetch,
     pid_of_session,
     states,
@@ -140,11 +141,12 @@ class TestDiscarded:
     async def test_a_connection_that_the_server_closed_is_replaced_without_an_error(
         self, db: Database, server: asyncpg.Connection
     ) -> None:
-        pid = await pid_of_fetch(db)
-        await server.execute("SELECT pg_terminate_backend($1, 10000)", pid)
-        await server.execute("SELECT 1")  # when it is answered, the close has arrived here too
+        async with db.session() as session:
+            driver = await driver_of(session)
+        await server.execute("SELECT pg_terminate_backend($1, 10000)", driver.get_server_pid())
+        await until(driver.is_closed)
 
-        assert await pid_of_session(db) != pid
+        assert await pid_of_session(db) != driver.get_server_pid()
 
     @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
     async def test_after_an_unanswered_statement_older_connections_are_discarded(
@@ -211,8 +213,7 @@ class TestDiscarded:
 
     async def test_closing_the_database_waits_until_its_connections_are_closed(self, db: Database) -> None:
         async with db.session() as session:
-            driver = (await (await session.connection()).get_raw_connection()).driver_connection
-        assert driver
+            driver = await driver_of(session)
         assert not driver.is_closed()
 
         await db.close()
@@ -259,9 +260,7 @@ class TestDiscarded:
         self, db: Database, server: asyncpg.Connection
     ) -> None:
         async with db.session() as session:
-            connection = await (await session.connection()).get_raw_connection()
-            assert connection.driver_connection
-            await connection.driver_connection.execute("BEGIN")
+            await (await driver_of(session)).execute("BEGIN")
 
         assert await pid_of_fetch(db)
         assert await states(server) == ["idle"]

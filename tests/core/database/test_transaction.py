@@ -20,7 +20,7 @@ from app.core.errors import (
     OutcomeUnknownError,
     StatementError,
 )
-from tests.core.database.support import SELECT_PID, SLEEP, wait_for_sleep
+from tests.core.database.support import SELECT_PID, SLEEP, driver_of, wait_for_sleep
 from tests.faults import FaultProxy, fault_proxy
 from tests.support import execute, until
 
@@ -127,7 +127,9 @@ class TestLostConnection:
     ) -> None:
         async with failing(db, DatabaseUnavailableError) as session:
             await add(session, "lost")
-            await server.execute("SELECT pg_terminate_backend($1, 10000)", (await session.exec(SELECT_PID)).one())
+            driver = await driver_of(session)
+            await server.execute("SELECT pg_terminate_backend($1, 10000)", driver.get_server_pid())
+            await until(driver.is_closed)
 
         assert await stored() == []
 
