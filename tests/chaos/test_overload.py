@@ -15,8 +15,11 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
+from tests.chaos.history import History
 from tests.service import Service
 from tests.support import SECRET, bearer, execute, until
+
+pytestmark = pytest.mark.ci
 
 CLIENTS: Final = 200
 CONNECTIONS: Final = 2
@@ -158,11 +161,16 @@ async def assert_pool_works(client: Client, database: asyncpg.Connection) -> Non
 
 
 class TestManyClients:
-    async def test_every_client_is_answered(self, client: Client, database: asyncpg.Connection) -> None:
+    async def test_every_client_is_answered(
+        self, service: Service, client: Client, new_user: Callable[[], str], database: asyncpg.Connection
+    ) -> None:
         requests = [request for _ in range(CLIENTS // 2) for request in (client.post("Buy oat milk"), client.get())]
+        history = History([new_user()])
 
-        outcomes = await at_once(requests)
+        async with history.recording(service.url):
+            outcomes = await at_once(requests)
 
+        assert history.faults() == []
         assert outcomes.keys() <= {"201", "200", OVERLOADED}
         assert outcomes["201"]
         await assert_pool_works(client, database)
@@ -182,6 +190,12 @@ class TestManyClients:
 
 
 class TestHeldRows:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def service(cls, small_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+        with Service(tmp_path_factory.mktemp("hasty"), settings(small_dsn, DATABASE_POOL_TIMEOUT="0.5")) as service:
+            yield service.ready()
+
     async def test_a_change_of_a_locked_row_is_refused_in_time_and_its_statement_ends(
         self, client: Client, database: asyncpg.Connection
     ) -> None:
@@ -198,6 +212,8 @@ class TestHeldRows:
         await assert_pool_works(client, database)
         assert (await client.ask("GET", path)).body == task
 
+
+class TestHeldTable:
     async def test_a_request_that_needs_no_connection_does_not_wait_for_one(
         self, client: Client, database: asyncpg.Connection
     ) -> None:

@@ -1,0 +1,120 @@
+"""The clients record what proves a defect. Each defect is planted in the service."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+from uuid import UUID
+
+import pytest
+
+from app.core.database import Database
+from app.models.task import WireTask
+from app.schemas.task import UNCONDITIONAL, Conditions, TaskUpdate
+from app.services import tasks
+from tests.chaos.history import TASK_REQUESTS, Client, History, Record, Request
+from tests.faults import FaultProxy, fault_proxy
+from tests.support import make_settings, serving, until
+
+CYCLES: Final = 12
+CUTS: Final = 5
+
+get_task, update_task, complete_task = tasks.get_task, tasks.update_task, tasks.complete_task
+
+
+async def read_then_set(db: Database, user: str, task_id: UUID, completed: bool | None, found: Conditions) -> WireTask:
+    """A toggle in two statements. Another toggle between the two is lost."""
+    if completed is None:
+        completed = not (await get_task(db, user, task_id, found)).completed
+    return await complete_task(db, user, task_id, completed, found)
+
+
+async def compare_then_set(db: Database, user: str, task_id: UUID, new: TaskUpdate, found: Conditions) -> WireTask:
+    """A conditional change in two statements. Another change between the two is overwritten."""
+    await get_task(db, user, task_id, found)
+    return await update_task(db, user, task_id, new, UNCONDITIONAL)
+
+
+def caching() -> Callable[..., Any]:
+    """Reads each task once from the database, and then from a cache that no change clears."""
+    cache: dict[UUID, WireTask] = {}
+
+    async def get(db: Database, user: str, task_id: UUID, found: Conditions) -> WireTask:
+        if task_id not in cache:
+            cache[task_id] = await get_task(db, user, task_id, found)
+        return cache[task_id]
+
+    return get
+
+
+@pytest.fixture
+def network(dsn: str) -> Iterator[FaultProxy]:
+    with fault_proxy(dsn) as network:
+        yield network
+
+
+async def recorded(network: FaultProxy, user: str, requests: Iterable[Request] = TASK_REQUESTS) -> list[str]:
+    """Returns the faults of a history during which the database loses some answers."""
+    history = History([user], requests)
+    async with serving(make_settings(network.dsn)) as url, history.recording(url):
+        await history.cycles(1)
+        before = network.cut_off
+        network.cut(CUTS)
+        await until(lambda: network.cut_off == before + CUTS)
+        await history.cycles(CYCLES)
+    return history.faults()
+
+
+async def test_a_history_of_the_service_has_no_fault(network: FaultProxy, user: str) -> None:
+    assert await recorded(network, user) == []
+
+
+async def test_a_toggle_that_is_lost_between_two_statements_is_found(
+    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
+) -> None:
+    monkeypatch.setattr(tasks, "complete_task", read_then_set)
+
+    assert await recorded(network, user, [Client.toggle] * 5)
+
+
+async def test_a_toggle_that_is_retried_after_a_lost_answer_is_found(
+    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
+) -> None:
+    monkeypatch.setattr(Database, "_may_retry", lambda *_, **__: True)
+
+    assert await recorded(network, user, [Client.toggle, Client.get])
+
+
+async def test_a_read_from_a_stale_cache_is_found(
+    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
+) -> None:
+    monkeypatch.setattr(tasks, "get_task", caching())
+
+    assert await recorded(network, user, [Client.rename, Client.get])
+
+
+async def test_a_conditional_change_that_overwrites_another_is_found(
+    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
+) -> None:
+    monkeypatch.setattr(tasks, "update_task", compare_then_set)
+
+    assert await recorded(network, user, [Client.rename, Client.rename_if_match])
+
+
+@pytest.mark.parametrize(
+    ("stored", "fault"),
+    [
+        ({"a": 1}, "lost entry"),
+        ({"a": 1, "b": 3}, "lost entry"),
+        ({"a": 1, "b": 2, "c": 3}, "refused but made"),
+        ({"a": 1, "b": 2, "d": 4}, "entries and their count differ"),
+    ],
+)
+def test_an_entry_that_contradicts_an_answer_is_found(stored: dict[str, int], fault: str) -> None:
+    record = Record("ada")
+    record.entries, record.refused_entries = {"a": 1, "b": 2}, {"c"}
+
+    record.note_entries(stored)
+
+    assert any(found.startswith(fault) for found in record.faults())
+    record.unexpected.clear()
+    record.note_entries({"a": 1, "b": 2, "d": 3})
+    assert [*record.faults()] == []
