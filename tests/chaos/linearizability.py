@@ -31,7 +31,7 @@ class Task(NamedTuple):
 class Operation(NamedTuple):
     """A request and its answer. Without an answer, `end` is infinite and `status` is 0."""
 
-    request: str  # create, merge, toggle, delete or get
+    request: str  # create, merge, replace, toggle, delete or get; the service does not retry replace
     start: float
     end: float = inf
     status: int = 0

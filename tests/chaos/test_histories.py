@@ -7,20 +7,18 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 from typing import Final
 
 import pytest
 
-from tests.chaos.history import ALL_REQUESTS, History
-from tests.chaos.served import TABLES
+from tests.chaos.history import REQUESTS, Client, History
 from tests.faults import FaultProxy, fault_proxy
 from tests.servers import PgBouncer, Postgres, pgbouncer, postgres
 from tests.service import Service
 from tests.support import until
 
-Fault = Callable[[], Awaitable[float]]  # causes a fault, ends it, and returns the time of its end
-RunWith = Callable[[Service, Fault], Awaitable[None]]
+Fault = Callable[[], Awaitable[object]]  # causes a fault and ends it
+Run = Callable[[Fault], Awaitable[list[str]]]
 TempPaths = pytest.TempPathFactory
 
 pytestmark = pytest.mark.ci
@@ -38,20 +36,21 @@ ENDS: Final = pytest.mark.parametrize(
 
 @pytest.fixture
 def history(new_user: Callable[[], str]) -> History:
-    return History([new_user(), new_user()], ALL_REQUESTS)
+    return History([new_user(), new_user()], [*REQUESTS, Client.replace])
 
 
 @pytest.fixture
-def run_with(history: History, rounds: int, record_property: Callable[[str, object], None]) -> RunWith:
-    """Lets clients send requests to a service while a fault occurs in each round."""
+def run(history: History, service: Service, rounds: int, record_property: Callable[[str, object], None]) -> Run:
+    """Lets clients send requests while a fault occurs in each round. Returns contradictions and logged errors."""
 
-    async def run(service: Service, fault: Fault) -> None:
-        times = []
+    async def run(fault: Fault) -> list[str]:
         async with history.recording(service.url):
             await history.cycles(1)
             for _ in range(rounds):
-                times.append(await history.recovered(await fault()))
-        record_property(f"{rounds} faults", f"{history.summary()}, recovery in {max(times):.2f} s at most")
+                await fault()
+                await history.cycles(2)
+        record_property(f"{rounds} faults", history.summary())
+        return [*history.faults(), *(line["message"] for line in service.lines if line["level"] == "ERROR")]
 
     return run
 
@@ -59,15 +58,14 @@ def run_with(history: History, rounds: int, record_property: Callable[[str, obje
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: TempPaths) -> Iterator[Postgres]:
     with postgres(tmp_path_factory.mktemp("database")) as server:
+        assert server.query(DURABLE).split() == ["on", "on", "on"]
         yield server
 
 
 @contextmanager
-def two_workers(directory: Path, database: Postgres, **settings: str) -> Iterator[Service]:
+def two_workers(directory: Path, **settings: str) -> Iterator[Service]:
     with Service(directory, {"WEB_CONCURRENCY": "2", **settings}, module="tests.chaos.served") as service:
-        service.ready()
-        database.query(TABLES)
-        yield service
+        yield service.ready()
 
 
 def worker_pids(service: Service) -> list[int]:
@@ -75,61 +73,40 @@ def worker_pids(service: Service) -> list[int]:
     return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", service.stdout)]
 
 
-def faults(history: History, service: Service, database: Postgres) -> list[str]:
-    """Returns contradictions, logged errors, connection errors and restarted workers."""
-    assert database.query(DURABLE).split() == ["on", "on", "on"]
-    errors = [line["message"] for line in service.lines if line["level"] == "ERROR"]
-    ended = [outcome for outcome in history.outcomes() if outcome.endswith("Error")]
-    restarts = worker_pids(service)[2:]
-    return [*history.faults(), *errors, *ended, *map(str, restarts)]
+def assert_no_worker_ended(history: History, service: Service) -> None:
+    assert [outcome for outcome in history.outcomes if outcome.endswith("Error")] == []
+    assert len(worker_pids(service)) == 2
 
 
-async def restart(history: History, end: Callable[[], None], start: Callable[[], None]) -> float:
+async def restart(history: History, end: Callable[[], None], start: Callable[[], None]) -> None:
     """Keep the dependency down until a client gets a 503."""
-    began = monotonic()
+    before = history.unavailable
     await asyncio.to_thread(end)
-    await until(lambda: history.refused(began))
+    await until(lambda: history.unavailable > before)
     await asyncio.to_thread(start)
-    return monotonic()
-
-
-async def carried(network: FaultProxy, messages: int) -> None:
-    """Return when the clients of the network have sent so many more messages."""
-    goal = network.messages + messages
-    await until(lambda: network.messages >= goal)
 
 
 class TestDatabase:
     @pytest.fixture(scope="class")
     @classmethod
     def service(cls, tmp_path_factory: TempPaths, database: Postgres) -> Iterator[Service]:
-        with two_workers(tmp_path_factory.mktemp("service"), database, DATABASE_URL=database.dsn) as service:
+        with two_workers(tmp_path_factory.mktemp("service"), DATABASE_URL=database.dsn) as service:
             yield service
 
     @ENDS
-    async def test_a_restart_of_the_database_is_explained(
-        self,
-        run_with: RunWith,
-        history: History,
-        service: Service,
-        database: Postgres,
-        end: Callable[[Postgres], None],
+    async def test_every_answer_around_a_restart_of_the_database_is_explained(
+        self, run: Run, history: History, service: Service, database: Postgres, end: Callable[[Postgres], None]
     ) -> None:
-        await run_with(service, lambda: restart(history, lambda: end(database), database.start))
+        assert await run(lambda: restart(history, lambda: end(database), database.start)) == []
+        assert_no_worker_ended(history, service)
 
-        assert faults(history, service, database) == []
-
-    async def test_a_killed_worker_is_explained(self, run_with: RunWith, history: History, service: Service) -> None:
-        async def kill_the_older_worker() -> float:
+    async def test_every_answer_around_a_killed_worker_is_explained(self, run: Run, service: Service) -> None:
+        async def kill_the_older_worker() -> None:
             workers = worker_pids(service)
             os.kill(workers[-2], signal.SIGKILL)
-            killed = monotonic()
             await until(lambda: len(worker_pids(service)) > len(workers))
-            return killed
 
-        await run_with(service, kill_the_older_worker)
-
-        assert history.faults() == []
+        assert await run(kill_the_older_worker) == []
 
 
 class TestPooler:
@@ -143,29 +120,21 @@ class TestPooler:
     @classmethod
     def service(cls, tmp_path_factory: TempPaths, database: Postgres, pooler: PgBouncer) -> Iterator[Service]:
         urls = {"DATABASE_URL": f"{pooler.dsn}?pgbouncer=true", "DATABASE_URL_UNPOOLED": database.dsn}
-        with two_workers(tmp_path_factory.mktemp("service"), database, **urls) as service:
+        with two_workers(tmp_path_factory.mktemp("service"), **urls) as service:
             yield service
 
     @pytest.mark.parametrize("end", [PgBouncer.stop, PgBouncer.kill], ids=["stopped", "killed"])
-    async def test_a_restart_of_the_pooler_is_explained(
-        self,
-        run_with: RunWith,
-        history: History,
-        service: Service,
-        database: Postgres,
-        pooler: PgBouncer,
-        end: Callable[[PgBouncer], None],
+    async def test_every_answer_around_a_restart_of_the_pooler_is_explained(
+        self, run: Run, history: History, service: Service, pooler: PgBouncer, end: Callable[[PgBouncer], None]
     ) -> None:
-        await run_with(service, lambda: restart(history, lambda: end(pooler), pooler.start))
+        assert await run(lambda: restart(history, lambda: end(pooler), pooler.start)) == []
+        assert_no_worker_ended(history, service)
 
-        assert faults(history, service, database) == []
-
-    async def test_a_killed_database_behind_the_pooler_is_explained(
-        self, run_with: RunWith, history: History, service: Service, database: Postgres
+    async def test_every_answer_around_a_killed_database_behind_the_pooler_is_explained(
+        self, run: Run, history: History, service: Service, database: Postgres
     ) -> None:
-        await run_with(service, lambda: restart(history, database.kill, database.start))
-
-        assert faults(history, service, database) == []
+        assert await run(lambda: restart(history, database.kill, database.start)) == []
+        assert_no_worker_ended(history, service)
 
 
 class TestNetwork:
@@ -177,79 +146,65 @@ class TestNetwork:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def service(cls, tmp_path_factory: TempPaths, database: Postgres, network: FaultProxy) -> Iterator[Service]:
-        with two_workers(tmp_path_factory.mktemp("service"), database, DATABASE_URL=network.dsn) as service:
+    def service(cls, tmp_path_factory: TempPaths, network: FaultProxy) -> Iterator[Service]:
+        with two_workers(tmp_path_factory.mktemp("service"), DATABASE_URL=network.dsn) as service:
             yield service
 
+    @pytest.fixture(autouse=True)
+    def _no_worker_ends(self, history: History, service: Service) -> Iterator[None]:
+        yield
+        assert_no_worker_ended(history, service)
+
     @pytest.mark.parametrize("fail", [FaultProxy.hold, FaultProxy.lose], ids=["stalled", "lost"])
-    async def test_dropped_packets_are_explained(
-        self,
-        run_with: RunWith,
-        history: History,
-        service: Service,
-        database: Postgres,
-        network: FaultProxy,
-        fail: Callable[[FaultProxy], None],
+    async def test_every_answer_around_dropped_packets_is_explained(
+        self, run: Run, history: History, network: FaultProxy, fail: Callable[[FaultProxy], None]
     ) -> None:
-        await run_with(service, lambda: restart(history, lambda: fail(network), network.heal))
+        assert await run(lambda: restart(history, lambda: fail(network), network.heal)) == []
 
-        assert faults(history, service, database) == []
-
-    async def test_reset_connections_are_explained(
-        self, run_with: RunWith, history: History, service: Service, database: Postgres, network: FaultProxy
+    async def test_every_answer_around_reset_connections_is_explained(
+        self, run: Run, history: History, network: FaultProxy
     ) -> None:
-        async def reset() -> float:
-            began = monotonic()
-            while not history.refused(began):  # a toggle has to be in flight
-                await carried(network, MESSAGES)
+        async def reset() -> None:
+            before = history.unavailable
+            while history.unavailable == before:  # a change has to be in flight
+                goal = network.messages + MESSAGES
+                await until(lambda goal=goal: network.messages >= goal)  # type: ignore[misc]
                 network.reset()
-            return monotonic()
 
-        await run_with(service, reset)
+        assert await run(reset) == []
+        assert "503 outcome-unknown" in history.outcomes
 
-        assert faults(history, service, database) == []
-        assert "503 outcome-unknown" in history.outcomes()
-
-    async def test_lost_answers_are_explained(
-        self, run_with: RunWith, history: History, service: Service, database: Postgres, network: FaultProxy
+    async def test_every_answer_around_lost_answers_of_the_database_is_explained(
+        self, run: Run, network: FaultProxy
     ) -> None:
-        async def cut() -> float:
-            before = network.cut_off
+        async def cut() -> None:
+            goal = network.cut_off + CUTS
             network.cut(CUTS)
-            await until(lambda: network.cut_off == before + CUTS)
-            return monotonic()
+            await until(lambda: network.cut_off == goal)
 
-        await run_with(service, cut)
+        assert await run(cut) == []
 
-        assert faults(history, service, database) == []
-
-    async def test_slow_new_connections_are_explained(
-        self, run_with: RunWith, history: History, service: Service, database: Postgres, network: FaultProxy
+    async def test_every_answer_around_slow_new_connections_is_explained(
+        self, run: Run, history: History, network: FaultProxy
     ) -> None:
-        async def delay() -> float:
+        async def delay() -> None:
             network.delay = 0.5
             network.reset()
-            await history.cycles(2)
+            await history.cycles(1)
             network.delay = 0
-            return monotonic()
 
-        await run_with(service, delay)
+        assert await run(delay) == []
 
-        assert faults(history, service, database) == []
-
-    async def test_slow_packets_are_explained_and_cause_no_503(
-        self, run_with: RunWith, history: History, service: Service, database: Postgres, network: FaultProxy
+    async def test_every_answer_around_slow_packets_is_explained_and_none_is_503(
+        self, run: Run, history: History, network: FaultProxy
     ) -> None:
-        async def slow_down() -> float:
+        async def slow_down() -> None:
             network.latency = 0.02
-            await history.cycles(2)
+            await history.cycles(1)
             network.latency = 0
-            return monotonic()
 
-        await run_with(service, slow_down)
-
-        assert faults(history, service, database) == []
-        assert not {outcome for outcome in history.outcomes() if outcome.startswith("503")}
+        assert await run(slow_down) == []
+        assert history.unavailable == 0
 
 
 class TestControl:
@@ -264,20 +219,15 @@ class TestControl:
     @pytest.fixture(scope="class")
     @classmethod
     def service(cls, tmp_path_factory: TempPaths, forgetful: Postgres) -> Iterator[Service]:
-        with two_workers(tmp_path_factory.mktemp("service"), forgetful, DATABASE_URL=forgetful.dsn) as service:
-            forgetful.query("CHECKPOINT")  # otherwise the kill would also lose the table
+        with two_workers(tmp_path_factory.mktemp("service"), DATABASE_URL=forgetful.dsn) as service:
             yield service
 
     async def test_acknowledged_changes_that_a_database_lost_are_found(
-        self, run_with: RunWith, history: History, service: Service, forgetful: Postgres
+        self, run: Run, history: History, forgetful: Postgres
     ) -> None:
-        async def lose_commits() -> float:
+        async def lose_commits() -> None:
             os.kill(int(forgetful.query(WRITER)), signal.SIGSTOP)
             await history.cycles(2)
-            return await restart(history, forgetful.kill, forgetful.start)
+            await restart(history, forgetful.kill, forgetful.start)
 
-        await run_with(service, lose_commits)
-
-        found = history.faults()
-        assert any("operations" in fault for fault in found)
-        assert any(fault.startswith("lost entry") for fault in found)
+        assert any("operations" in fault for fault in await run(lose_commits))

@@ -10,7 +10,8 @@ from app.core.database import Database
 from app.models.task import WireTask
 from app.schemas.task import UNCONDITIONAL, Conditions, TaskUpdate
 from app.services import tasks
-from tests.chaos.history import TASK_REQUESTS, Client, History, Record, Request
+from tests.chaos.history import REQUESTS, Client, History, Request, User
+from tests.chaos.linearizability import Task
 from tests.faults import FaultProxy, fault_proxy
 from tests.support import make_settings, serving, until
 
@@ -51,7 +52,7 @@ def network(dsn: str) -> Iterator[FaultProxy]:
         yield network
 
 
-async def recorded(network: FaultProxy, user: str, requests: Iterable[Request] = TASK_REQUESTS) -> list[str]:
+async def recorded(network: FaultProxy, user: str, requests: Iterable[Request] = REQUESTS) -> list[str]:
     """Returns the faults of a history during which the database loses some answers."""
     history = History([user], requests)
     async with serving(make_settings(network.dsn)) as url, history.recording(url):
@@ -99,22 +100,10 @@ async def test_a_conditional_change_that_overwrites_another_is_found(
     assert await recorded(network, user, [Client.rename, Client.rename_if_match])
 
 
-@pytest.mark.parametrize(
-    ("stored", "fault"),
-    [
-        ({"a": 1}, "lost entry"),
-        ({"a": 1, "b": 3}, "lost entry"),
-        ({"a": 1, "b": 2, "c": 3}, "refused but made"),
-        ({"a": 1, "b": 2, "d": 4}, "entries and their count differ"),
-    ],
-)
-def test_an_entry_that_contradicts_an_answer_is_found(stored: dict[str, int], fault: str) -> None:
-    record = Record("ada")
-    record.entries, record.refused_entries = {"a": 1, "b": 2}, {"c"}
+def test_a_task_that_a_list_has_twice_or_that_nobody_sent_is_found() -> None:
+    user = User("ada")
+    tasks = [Task("ale", None, completed=False, version="1"), Task("ale 2", None, completed=False, version="2")]
 
-    record.note_entries(stored)
+    user.note_list(0, 1, tasks)
 
-    assert any(found.startswith(fault) for found in record.faults())
-    record.unexpected.clear()
-    record.note_entries({"a": 1, "b": 2, "d": 3})
-    assert [*record.faults()] == []
+    assert [*user.faults()] == ["made 2 times: ale", "never sent: ale"]
