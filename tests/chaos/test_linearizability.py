@@ -15,7 +15,7 @@ CONTENT: Final = {"title": "a", "description": None, "completed": False}
 EXAMPLES: Final = 200
 
 
-# "2-3 merge:b@1 b2" is a PUT of the title b with If-Match 1, from time 2 to 3. The answer has the title b and version 2.
+# "2-3 merge:b@1 b2" is a PUT of the title b with If-Match 1, from time 2 to 3. Its answer has title b, version 2.
 # A capital letter is a completed task, and a number is a status. "412=2" has version 2 in its ETag.
 IMPOSSIBLE: Final = {
     "a lost update": "0-1 create a1, 2-3 merge:b b2, 4-5 toggle A3",
