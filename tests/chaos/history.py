@@ -59,13 +59,15 @@ class User:
     def note_list(self, start: float, end: float, tasks: Sequence[Task]) -> None:
         names = Counter(map(_name, tasks))
         self.unexpected += [f"made {times} times: {name}" for name, times in names.items() if times > 1]
-        self.unexpected += [f"never sent: {name}" for name in names.keys() - self._operations.keys()]
         self._lists.append((start, end, {_name(task): task for task in tasks}))
 
     def faults(self) -> Iterator[str]:
         yield from self.unexpected
+        listed = {name for _, _, tasks in self._lists for name in tasks}
+        yield from (f"never sent: {name}" for name in listed - self._operations.keys())
         for name, operations in self._operations.items():
-            if wrong := contradiction([*operations, *self._reads(name, operations[0].start)]):
+            since = min(operation.start for operation in operations)
+            if wrong := contradiction([*operations, *self._reads(name, since)]):
                 yield f"{self.name} {name}: {wrong}"
 
     def _reads(self, name: str, since: float) -> Iterator[Operation]:

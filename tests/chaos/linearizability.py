@@ -68,7 +68,7 @@ def contradiction(history: Sequence[Operation]) -> str | None:
         if search.is_new(progress):
             furthest = max(furthest, progress, key=_length)
             for after in search.following(progress):
-                # The longest order first, then the one with the fewest attempts: it makes the others superfluous.
+                # The longest order first. Of several, the one with the fewest attempts makes the others superfluous.
                 heappush(heap, (-_length(after), len(after.unanswered), -next(numbers), after))
     open_now = [search.answered[number] for number in search.open(furthest)]
     return f"after {_length(furthest)} of {len(search.answered)} operations: {furthest.task}, but then {open_now}"
