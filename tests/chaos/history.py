@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from random import Random
 from time import monotonic
@@ -89,9 +89,13 @@ class Client:
         self._new: str | None = None  # a task that only this client changes
         self._random = Random(f"{user.name} {number}")  # noqa: S311  # the order is no secret
 
-    async def begin(self, url: str) -> None:
+    @asynccontextmanager
+    async def connected(self, url: str) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(base_url=url, headers=bearer(self._user.name), timeout=30) as self._http:
+            yield
+
+    async def begin(self) -> None:
         """Create the tasks. An earlier test may have left a lost connection in the pool."""
-        self._http = httpx.AsyncClient(base_url=url, headers=bearer(self._user.name), timeout=30)
         while len(self._user.ids) < len(NAMES):
             for name in NAMES:
                 await self.create(name)
@@ -107,7 +111,6 @@ class Client:
         """Read all tasks once more."""
         while not await self.list(""):
             pass
-        await self._http.aclose()
 
     async def create(self, name: str) -> None:
         """Create the task with a key, unless it is there."""
@@ -225,13 +228,16 @@ class History:
     async def recording(self, url: str) -> AsyncIterator[None]:
         """Let all clients send requests until the end of the context."""
         stopping = asyncio.Event()
-        await asyncio.gather(*(client.begin(url) for client in self._clients))
-        async with asyncio.TaskGroup() as group:
+        async with AsyncExitStack() as stack:
             for client in self._clients:
-                group.create_task(client.write(stopping))
-            yield
-            stopping.set()
-        await asyncio.gather(*(client.end() for client in self._clients))
+                await stack.enter_async_context(client.connected(url))
+            await asyncio.gather(*(client.begin() for client in self._clients))
+            async with asyncio.TaskGroup() as group:
+                for client in self._clients:
+                    group.create_task(client.write(stopping))
+                yield
+                stopping.set()
+            await asyncio.gather(*(client.end() for client in self._clients))
 
     async def cycles(self, number: int) -> None:
         """Wait for so many cycles of each client without an error. The first one may have begun before."""

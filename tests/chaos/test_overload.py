@@ -162,7 +162,12 @@ async def assert_pool_works(client: Client, database: asyncpg.Connection) -> Non
 
 class TestManyClients:
     async def test_every_client_is_answered(
-        self, service: Service, client: Client, new_user: Callable[[], str], database: asyncpg.Connection
+        self,
+        service: Service,
+        client: Client,
+        new_user: Callable[[], str],
+        database: asyncpg.Connection,
+        record_property: Callable[[str, object], None],
     ) -> None:
         requests = [request for _ in range(CLIENTS // 2) for request in (client.post("Buy oat milk"), client.get())]
         history = History([new_user()])
@@ -170,6 +175,7 @@ class TestManyClients:
         async with history.recording(service.url):
             outcomes = await at_once(requests)
 
+        record_property(f"beside {CLIENTS} clients", history.summary())
         assert history.faults() == []
         assert outcomes.keys() <= {"201", "200", OVERLOADED}
         assert outcomes["201"]
