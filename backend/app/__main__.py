@@ -20,6 +20,7 @@ from app.server.embedded import embedded_postgres
 from app.server.protocol import SERVER_OPTIONS
 
 _CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT reserved for closing connections
+_STARTING_TIME: Final = 30  # seconds until uvicorn replaces a worker that does not answer; a worker imports first
 
 _logger = logging.getLogger("app")
 
@@ -64,6 +65,7 @@ def _serve(settings: Settings) -> None:
         port=settings.port,
         workers=settings.web_concurrency,
         log_config=log_config(),
+        timeout_worker_healthcheck=_STARTING_TIME,
         timeout_graceful_shutdown=settings.shutdown_timeout - _CLOSING_TIME,
         **SERVER_OPTIONS,
     )
