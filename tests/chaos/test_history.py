@@ -19,7 +19,6 @@ from tests.chaos.linearizability import Task
 from tests.faults import FaultProxy, fault_proxy
 from tests.support import make_settings, serving, until
 
-CYCLES: Final = 8
 CUTS: Final = 5
 
 get_task, update_task, complete_task = services.get_task, services.update_task, services.complete_task
@@ -62,9 +61,9 @@ async def recorded(network: FaultProxy, user: str, requests: Iterable[Request] =
     async with serving(make_settings(network.dsn)) as url, history.recording(url):
         await history.cycles(1)
         for number in range(1, CUTS + 1):
-            network.cut(1)  # so that a retry is answered
+            network.cut(1)
             await until(lambda number=number: network.cut_off == number)  # type: ignore[misc]
-        await history.cycles(CYCLES)
+            await history.cycles(2)  # the retry is answered
     return history.faults()
 
 
