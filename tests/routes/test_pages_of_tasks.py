@@ -1,0 +1,248 @@
+"""The pages of GET /api/{user_id}/tasks: the link to the next page, and its cursor."""
+
+import string
+from collections.abc import AsyncIterator, Callable
+from typing import Any, get_args
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+
+from app.schemas.task import Sort
+from tests.support import pointers
+
+_SORTS = get_args(Sort)
+# The sort keys and states repeat, so that many tasks share each of them.
+_INSERT = """
+INSERT INTO tasks (user_id, id, title, completed, created_at, updated_at)
+SELECT $1, gen_random_uuid(), 'Task ' || n % 5, n % 2 = 0,
+       '2026-11-22Z'::timestamptz + n % 6 * interval '1 second',
+       '2026-11-23Z'::timestamptz + n % 7 * interval '1 second'
+FROM generate_series(1, $2) AS n
+"""
+
+Tasks = list[dict[str, Any]]
+
+
+async def _add(client: httpx.AsyncClient, tasks: str, *titles: str, **others: object) -> Tasks:
+    return [(await client.post(tasks, json={"title": title, **others})).json() for title in titles]
+
+
+async def _list(client: httpx.AsyncClient, tasks: str, **query: object) -> Tasks:
+    reply = await client.get(tasks, params={name: str(value) for name, value in query.items()})
+    assert reply.status_code == 200, reply.text
+    listed: Tasks = reply.json()
+    return listed
+
+
+async def _titles(client: httpx.AsyncClient, tasks: str, **query: object) -> list[str]:
+    return [task["title"] for task in await _list(client, tasks, **query)]
+
+
+async def _pages(client: httpx.AsyncClient, tasks: str, **query: object) -> AsyncIterator[Tasks]:
+    """Follows `Link` to the last page."""
+    url: str | None = str(httpx.URL(tasks, params={name: str(value) for name, value in query.items()}))
+    while url:
+        reply = await client.get(url)
+        assert reply.status_code == 200, reply.text
+        yield reply.json()
+        url = reply.links.get("next", {}).get("url")
+
+
+async def _cursor(client: httpx.AsyncClient, tasks: str, **query: object) -> str:
+    reply = await client.get(tasks, params={"limit": "1", **{name: str(value) for name, value in query.items()}})
+    return httpx.URL(reply.links["next"]["url"]).params["cursor"]
+
+
+class TestLink:
+    async def test_the_default_limit_is_1000(
+        self, database: asyncpg.Connection, client: httpx.AsyncClient, user: str, tasks: str
+    ) -> None:
+        await database.execute(_INSERT, user, 1_001)
+
+        default, asked = [await client.get(f"{tasks}{query}") for query in ("", "?limit=1000")]
+
+        assert len(default.json()) == 1_000
+        assert default.json() == asked.json()
+        assert len((await client.get(default.links["next"]["url"])).json()) == 1
+
+    @pytest.mark.parametrize(("limit", "number", "more"), [(1, 1, True), (2, 2, True), (3, 3, False), (4, 3, False)])
+    async def test_a_list_has_a_next_link_only_if_there_are_more_tasks(
+        self, client: httpx.AsyncClient, tasks: str, limit: int, number: int, more: bool
+    ) -> None:
+        added = await _add(client, tasks, *"abc")
+
+        reply = await client.get(tasks, params={"limit": limit})
+
+        assert reply.json() == added[::-1][:number]
+        assert ("Link" in reply.headers) == more
+
+    async def test_the_next_link_is_relative_and_keeps_the_other_parameters(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        await _add(client, tasks, "50% & more = \xe9", "50% & less = \xe9", completed=True)
+        query = {"status": "completed", "completed": "true", "search": "50% & ", "sort": "title", "limit": "1"}
+
+        reply = await client.get(tasks, params=query)
+
+        link = httpx.URL(reply.links["next"]["url"])
+        assert reply.links["next"]["rel"] == "next"
+        assert (link.is_relative_url, link.path) == (True, tasks)
+        assert dict(link.params) == query | {"cursor": link.params["cursor"]}
+        assert [task["title"] for task in (await client.get(str(link))).json()] == ["50% & more = \xe9"]
+
+    async def test_the_next_link_omits_unknown_parameters_and_the_previous_cursor(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        await _add(client, tasks, *"abc")
+        query = {"limit": "1", "cursor": await _cursor(client, tasks), "verbose": "x" * 9_000}
+
+        reply = await client.get(tasks, params=query)
+
+        link = httpx.URL(reply.links["next"]["url"])
+        assert reply.headers["Ignored-Fields"] == "verbose"
+        assert [name for name, _ in link.params.multi_items()] == ["limit", "cursor"]
+        assert [task["title"] for task in (await client.get(str(link))).json()] == ["a"]
+
+    @pytest.mark.parametrize("shape", ["auth0|{}", "~{}+tag@example.com:a=b"])
+    async def test_the_next_link_works_for_a_percent_encoded_user_id(
+        self, client: httpx.AsyncClient, user: str, shape: str
+    ) -> None:
+        tasks = "/api/" + "".join(f"%{ord(letter):02X}" for letter in shape.format(user)) + "/tasks"
+        added = await _add(client, tasks, *"abc")
+
+        pages = [page async for page in _pages(client, tasks, limit=1)]
+        url = (await client.get(tasks, params={"limit": 1})).links["next"]["url"]
+
+        assert pages == [[task] for task in reversed(added)]
+        assert set(url) <= set(string.ascii_letters + string.digits + "/?&=%._~-")
+
+
+class TestCursor:
+    @pytest.mark.parametrize(
+        "query",
+        [{"sort": "created_at"}, {"sort": "title"}, {"status": "pending"}, {"completed": "false"}, {"search": "a"}],
+    )
+    async def test_a_cursor_of_another_filter_or_order_is_refused(
+        self, client: httpx.AsyncClient, tasks: str, query: dict[str, str]
+    ) -> None:
+        await _add(client, tasks, "aa", "ab")
+        with_query, without = await _cursor(client, tasks, **query), await _cursor(client, tasks)
+
+        assert pointers(await client.get(tasks, params={"cursor": with_query})) == ["query/cursor"]
+        assert pointers(await client.get(tasks, params={"cursor": without, **query})) == ["query/cursor"]
+        assert await _titles(client, tasks, cursor=without) == ["aa"]
+
+    async def test_a_cursor_of_another_search_or_another_user_is_refused(
+        self, client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str
+    ) -> None:
+        other = f"/api/{new_user()}/tasks"
+        await _add(client, other, "aa", "ab")
+        cursor = await _cursor(client, other, search="a")
+
+        assert await _titles(client, other, cursor=cursor, search="a") == ["aa"]
+        assert pointers(await client.get(other, params={"cursor": cursor, "search": "b"})) == ["query/cursor"]
+        assert pointers(await client.get(tasks, params={"cursor": cursor, "search": "a"})) == ["query/cursor"]
+
+    async def test_a_changed_shortened_or_lengthened_cursor_is_refused(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        await _add(client, tasks, "a", "b")
+        cursor = await _cursor(client, tasks)
+        swapped = [cursor[:at] + ("B" if letter == "A" else "A") + cursor[at + 1 :] for at, letter in enumerate(cursor)]
+        changed = [*swapped, cursor[1:], cursor[:-1], *(cursor + more for more in ("=", "A", "AAAA", " ", "\n", "\0"))]
+
+        for text in changed:
+            assert pointers(await client.get(tasks, params={"cursor": text})) == ["query/cursor"], text
+
+    async def test_an_empty_cursor_gives_the_first_page_and_the_page_size_may_change(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        await _add(client, tasks, *"abcde")
+        cursor = await _cursor(client, tasks, cursor="")
+
+        assert await _titles(client, tasks, limit=3, cursor=cursor) == ["d", "c", "b"]
+
+    async def test_a_cursor_for_the_longest_title_works(self, client: httpx.AsyncClient, tasks: str) -> None:
+        titles = ["\U0001f600" * 200, "\U0001f601" * 200]
+        await _add(client, tasks, *titles)
+
+        cursor = await _cursor(client, tasks, sort="title")
+
+        assert await _titles(client, tasks, sort="title", cursor=cursor) == titles[1:]
+
+
+class _Churn:
+    """Changes the tasks of one user, which moves other tasks in the list. "!" sorts before other titles, "~" after."""
+
+    def __init__(self, client: httpx.AsyncClient, tasks: str, touched: Tasks) -> None:
+        self._client, self._tasks = client, tasks
+        self._ids = [task["id"] for task in touched]
+
+    async def __call__(self) -> None:
+        """Insert three tasks, update two, delete one."""
+        added = await _add(self._client, self._tasks, "!", "~", "~")
+        self._ids += [task["id"] for task in added]
+        updated, completed, deleted = [f"{self._tasks}/{self._ids.pop(0)}" for _ in range(3)]
+        replies = [
+            await self._client.put(updated, json={"title": added[0]["id"]}),
+            await self._client.patch(f"{completed}/complete"),
+            await self._client.delete(deleted),
+        ]
+        assert [reply.status_code for reply in replies] == [200, 200, 204]
+
+
+class TestWalk:
+    @pytest.fixture
+    async def sixty_tasks(
+        self, database: asyncpg.Connection, client: httpx.AsyncClient, user: str, tasks: str
+    ) -> Tasks:
+        """60 tasks of this user, many with the same title and times."""
+        await database.execute(_INSERT, user, 60)
+        return await _list(client, tasks)
+
+    @staticmethod
+    def ordered(tasks: Tasks, sort: str) -> Tasks:
+        key = sort.removeprefix("-")
+        return sorted(tasks, key=lambda task: (task[key], UUID(task["id"])), reverse=sort.startswith("-"))
+
+    @pytest.mark.parametrize("query", [{}, {"status": "pending"}, {"search": "TASK", "completed": "true"}])
+    @pytest.mark.parametrize("sort", _SORTS)
+    async def test_the_pages_have_every_task_once_and_tasks_with_equal_keys_in_the_order_of_their_ids(
+        self, client: httpx.AsyncClient, tasks: str, sixty_tasks: Tasks, sort: str, query: dict[str, str]
+    ) -> None:
+        matching = await _list(client, tasks, **query)
+
+        pages = [page async for page in _pages(client, tasks, limit=7, sort=sort, **query)]
+
+        assert len(matching) == (30 if query else len(sixty_tasks))
+        assert [task for page in pages for task in page] == self.ordered(matching, sort)
+        assert [len(page) for page in pages[:-1]] == [7] * (len(matching) // 7)
+
+    @pytest.mark.parametrize("sort", _SORTS)
+    async def test_changes_between_the_pages_neither_repeat_nor_skip_an_untouched_task(
+        self, client: httpx.AsyncClient, tasks: str, sixty_tasks: Tasks, sort: str
+    ) -> None:
+        everything = self.ordered(sixty_tasks, sort)
+        untouched = [task for number, task in enumerate(everything) if number % 3]
+        churn, walked = _Churn(client, tasks, everything[::3]), []
+
+        async for page in _pages(client, tasks, limit=11, sort=sort):
+            walked += page
+            await churn()
+
+        assert [task for task in walked if task in untouched] == untouched
+
+    async def test_the_same_changes_make_paging_by_offset_repeat_or_skip_tasks(
+        self, client: httpx.AsyncClient, tasks: str, sixty_tasks: Tasks
+    ) -> None:
+        """Shows that the test above can fail."""
+        untouched = [task for number, task in enumerate(sixty_tasks) if number % 3]
+        churn, walked = _Churn(client, tasks, sixty_tasks[::3]), []
+
+        for offset in range(0, 70, 7):
+            walked += (await _list(client, tasks))[offset : offset + 7]
+            await churn()
+
+        assert [task for task in walked if task in untouched] != untouched
