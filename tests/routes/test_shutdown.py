@@ -78,11 +78,3 @@ async def test_a_request_begun_on_an_idle_connection_is_served_after_idle_connec
             return b"connection: close" in await answer(begun)
 
     await until(is_served)  # on a busy machine, the beginning may be sent too late
-
-
-async def test_an_idle_connection_is_closed_at_shutdown(settings: Settings) -> None:
-    async with ending(settings) as (connect, end):
-        streams = await connect()
-        await end()
-
-        assert await answer(streams) == b""
