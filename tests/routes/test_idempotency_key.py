@@ -4,17 +4,15 @@ import json
 import re
 from collections.abc import Callable
 from typing import Any, Final
-from uuid import RFC_4122, UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, example, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.core.config import Settings
 from app.services import tasks as services
-from tests.support import exchange, pointers, serving, short
+from tests.support import exchange, pointers, short
 
 Client = httpx.AsyncClient
 Task = dict[str, Any]
@@ -22,15 +20,8 @@ Task = dict[str, Any]
 KEY: Final = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 BODY: Final = {"title": "Buy oat milk"}
 PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
-DIFFERENT_BODIES: Final = [
-    {"title": "Buy soy milk"},
-    {"title": "Buy oat milk "},
-    {"description": ""},
-    {"description": "The barista one"},
-    {"completed": True},
-]
 
-hostile: Final = hypothesis_settings(
+hostile: Final = settings(
     max_examples=30,
     deadline=None,  # the machine may be busy
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # all examples may share one user
@@ -74,25 +65,27 @@ def content(body: Task) -> tuple[object, ...]:
 
 
 class TestReplay:
-    async def test_the_first_request_with_a_key_creates_the_task(self, client: Client, tasks: str) -> None:
-        reply = await post(client, tasks, description="The barista one")
+    async def test_each_repetition_returns_the_first_task_and_creates_none(self, client: Client, tasks: str) -> None:
+        first, *others = [await post(client, tasks, description="The barista one") for _ in range(3)]
 
-        assert not replayed(reply)
-        assert reply.json().items() >= {"title": "Buy oat milk", "description": "The barista one"}.items()
-        assert reply.json()["updated_at"] == reply.json()["created_at"]
-        assert (await client.get(tasks)).json() == [reply.json()]
-
-    async def test_each_repetition_returns_the_same_task_and_creates_none(self, client: Client, tasks: str) -> None:
-        first, *others = [await post(client, tasks) for _ in range(4)]
-
-        assert not replayed(first)
-        assert all(map(replayed, others))
+        assert [replayed(reply) for reply in (first, *others)] == [False, True, True]
+        assert first.json().items() >= {"title": "Buy oat milk", "description": "The barista one"}.items()
         assert {reply.content for reply in others} == {first.content}
         assert (await client.get(tasks)).json() == [first.json()]
+
+    async def test_every_process_and_release_derives_the_same_id_from_user_and_key(
+        self, client: Client, user: str, tasks: str
+    ) -> None:
+        created = (await post(client, tasks)).json()
+
+        assert created["id"] == str(uuid5(UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11"), f"{user} {KEY}"))
 
     @hostile
     @given(body=bodies, again=bodies)
     @example(body={"title": "a"}, again={"title": "a", "description": None, "completed": False, "priority": 1})
+    @example(body={"title": "a"}, again={"title": "b"})
+    @example(body={"title": "a"}, again={"title": "a", "description": ""})
+    @example(body={"title": "a"}, again={"title": "a", "completed": True})
     async def test_a_repetition_must_have_the_content_of_the_stored_task(
         self, client: Client, tasks: str, body: Task, again: Task
     ) -> None:
@@ -101,51 +94,25 @@ class TestReplay:
 
         second = await post(client, tasks, key, **again)
 
-        assert second.status_code == (201 if content(body) == content(again) else 422)
-        assert second.status_code == 422 or (replayed(second) and second.json() == first.json())
+        if content(body) == content(again):
+            assert replayed(second)
+            assert second.json() == first.json()
+        else:
+            assert pointers(second) == ["header/Idempotency-Key"]
+            assert key not in second.text
+            assert (await client.get(first.headers["Location"])).json() == first.json()
 
-    async def test_the_id_of_a_task_with_a_key_is_a_uuid_of_version_5(self, client: Client, tasks: str) -> None:
-        task_id = (await post(client, tasks)).json()["id"]
-
-        assert (UUID(task_id).version, UUID(task_id).variant) == (5, RFC_4122)
-        assert str(UUID(task_id)) == task_id
-
-
-class TestAnotherBody:
-    @pytest.mark.parametrize("fields", DIFFERENT_BODIES, ids=short)
-    async def test_another_body_is_refused_while_the_task_is_unchanged(
-        self, client: Client, tasks: str, fields: Task
-    ) -> None:
-        first = await post(client, tasks)
-
-        refusals = [await post(client, tasks, **fields) for _ in range(2)]
-
-        assert [pointers(reply) for reply in refusals] == [["header/Idempotency-Key"]] * 2
-        assert not any("Idempotent-Replayed" in reply.headers or KEY in reply.text for reply in refusals)
-        assert (await client.get(tasks)).json() == [first.json()]
-        assert replayed(await post(client, tasks))
-
-    @pytest.mark.parametrize("fields", [{}, *DIFFERENT_BODIES], ids=short)
-    async def test_a_repetition_after_a_change_returns_the_current_task(
-        self, client: Client, tasks: str, fields: Task
+    @pytest.mark.parametrize("change", [{"completed": True}, BODY], ids=["other value", "same value"])
+    async def test_a_repetition_with_any_content_returns_the_task_after_a_change(
+        self, client: Client, tasks: str, change: Task
     ) -> None:
         path = (await post(client, tasks)).headers["Location"]
-        changed = (await client.patch(f"{path}/complete")).json()
+        changed = (await client.put(path, json=change)).json()
 
-        reply = await post(client, tasks, **fields)
-
-        assert replayed(reply)
-        assert reply.json() == changed
-        assert (await client.get(tasks)).json() == [changed]
-
-    async def test_an_update_to_the_same_value_counts_as_a_change(self, client: Client, tasks: str) -> None:
-        path = (await post(client, tasks)).headers["Location"]
-        changed = (await client.put(path, json=BODY)).json()
-
-        reply = await post(client, tasks, title="Buy soy milk")
-
-        assert replayed(reply)
-        assert reply.json() == changed
+        for title in ("Buy oat milk", "Buy soy milk"):
+            reply = await post(client, tasks, title=title)
+            assert replayed(reply)
+            assert reply.json() == changed
 
     async def test_an_update_without_fields_does_not_count_as_a_change(self, client: Client, tasks: str) -> None:
         path = (await post(client, tasks)).headers["Location"]
@@ -153,45 +120,63 @@ class TestAnotherBody:
 
         assert pointers(await post(client, tasks, title="Buy soy milk")) == ["header/Idempotency-Key"]
 
-
-@pytest.mark.parametrize("fields", [{}, {"title": "Buy soy milk"}], ids=short)
-async def test_the_key_of_a_deleted_task_creates_a_new_task_with_the_same_id(
-    client: Client, tasks: str, fields: Task
-) -> None:
-    first = await post(client, tasks)
-    await client.delete(first.headers["Location"])
-
-    second, third = [await post(client, tasks, **fields) for _ in range(2)]
-
-    assert (replayed(second), replayed(third)) == (False, True)
-    assert second.json()["id"] == first.json()["id"]
-    assert second.json()["created_at"] > first.json()["created_at"]
-    assert second.json().items() >= (BODY | fields).items()
-
-
-async def test_a_task_deleted_during_a_repetition_is_created_again(
-    monkeypatch: pytest.MonkeyPatch, client: Client, tasks: str
-) -> None:
-    first = await post(client, tasks)
-    get_task = services.get_task
-
-    async def delete_first(*arguments: Any) -> Any:
+    async def test_the_key_of_a_deleted_task_creates_a_new_task_with_the_same_id(
+        self, client: Client, tasks: str
+    ) -> None:
+        first = await post(client, tasks)
         await client.delete(first.headers["Location"])
-        return await get_task(*arguments)
 
-    with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(services, "get_task", delete_first)
-        second = await post(client, tasks)
+        second, third = [await post(client, tasks, title="Buy soy milk") for _ in range(2)]
 
-    assert (second.status_code, replayed(second)) == (201, False)
-    assert second.json()["created_at"] > first.json()["created_at"]
+        assert (replayed(second), replayed(third)) == (False, True)
+        assert (second.json()["id"], second.json()["title"]) == (first.json()["id"], "Buy soy milk")
+        assert second.json()["created_at"] > first.json()["created_at"]
+
+    async def test_a_task_deleted_during_a_repetition_is_created_again(
+        self, monkeypatch: pytest.MonkeyPatch, client: Client, tasks: str
+    ) -> None:
+        first = await post(client, tasks)
+        get_task = services.get_task
+
+        async def delete_first(*arguments: Any) -> Any:
+            await client.delete(first.headers["Location"])
+            return await get_task(*arguments)
+
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(services, "get_task", delete_first)
+            second = await post(client, tasks)
+
+        assert not replayed(second)
+        assert second.json()["created_at"] > first.json()["created_at"]
+
+    @pytest.mark.parametrize(
+        ("body", "headers", "status"),
+        [
+            (b'{"title": ""}', {}, 422),
+            (b'{"title": "a", "priority": 1}', {"Prefer": "handling=strict"}, 422),
+            (b'{"title": "a"', {}, 400),
+            (b'{"title": "a"}', {"Content-Type": "text/plain"}, 415),
+        ],
+        ids=short,
+    )
+    async def test_a_refused_request_does_not_use_up_its_key(
+        self, client: Client, tasks: str, body: bytes, headers: dict[str, str], status: int
+    ) -> None:
+        headers = {"Idempotency-Key": KEY, "Content-Type": "application/json"} | headers
+        refused = await client.post(tasks, content=body, headers=headers)
+
+        assert refused.status_code == status
+        assert not replayed(await post(client, tasks))
+
+    async def test_a_repetition_also_names_ignored_fields(self, client: Client, tasks: str) -> None:
+        replies = [await post(client, tasks, priority="high") for _ in range(2)]
+
+        assert [reply.headers["Ignored-Fields"] for reply in replies] == ["priority"] * 2
 
 
 class TestKey:
     @hostile
     @given(key=keys)
-    @example(key="\\")
-    @example(key='"')
     @example(key='"' * 255)
     @example(key="\\" * 255)
     @example(key=" a ")
@@ -205,33 +190,15 @@ class TestKey:
         assert not replayed(first)
         assert replayed(await post(client, tasks, quoted(key)))
 
-    @pytest.mark.parametrize("key", ["a", "a" * 255, PRINTABLE.strip(), (PRINTABLE[1:] * 3)[:255], "a, b", "%00", "*"])
-    async def test_a_bare_key_equals_the_quoted_key(self, client: Client, tasks: str, key: str) -> None:
-        replies = [await post(client, tasks, spelled) for spelled in (key, quoted(key))]
-
-        assert [replayed(reply) for reply in replies] == [False, True]
-
     @pytest.mark.parametrize("line", [b" \tabc\t ", b'\t"abc" '])
     async def test_white_space_around_a_key_is_ignored(self, client: Client, tasks: str, line: bytes) -> None:
-        status, body = await send(client, tasks, line)
+        _, body = await send(client, tasks, line)
 
-        assert status == 201
         assert (await post(client, tasks, "abc", title="a")).content == body
 
     @pytest.mark.parametrize(
         ("key", "other"),
-        [
-            ("abc", "ABC"),
-            ("a b", "a  b"),
-            ("a b", "a+b"),
-            ("a", "%61"),
-            ("1", "01"),
-            ("a" * 254 + "b", "a" * 254 + "c"),
-            ("b" + "a" * 254, "c" + "a" * 254),
-            ("a" * 254, "a" * 255),
-            (r"a\b", r"a\\b"),
-            (KEY, KEY.replace("-", "")),
-        ],
+        [("abc", "ABC"), ("a b", "a  b"), ("a", "%61"), ("a" * 254 + "b", "a" * 254 + "c"), (r"a\b", r"a\\b")],
         ids=short,
     )
     async def test_slightly_different_keys_create_different_tasks(
@@ -242,13 +209,24 @@ class TestKey:
         assert not replayed(second)
         assert first.json()["id"] != second.json()["id"]
 
+    @pytest.mark.parametrize("between", ["", "-", "|"])
+    async def test_the_same_key_or_joined_text_of_two_users_creates_two_tasks(
+        self, client: Client, new_user: Callable[[], str], between: str
+    ) -> None:
+        user = new_user()
+        first = await post(client, f"/api/{user}/tasks", f"a{between}b")
+
+        for tasks, key in ((f"/api/{user}{between}a/tasks", "b"), (f"/api/{new_user()}/tasks", f"a{between}b")):
+            other = await post(client, tasks, key)
+            assert "Idempotent-Replayed" not in other.headers
+            assert other.json()["id"] != first.json()["id"]
+
     @pytest.mark.parametrize(
         "lines",
         [
-            *([b""], [b" \t "], [b'""'], [b"k" * 256], [b'"%s"' % (b"k" * 256)], [b"k" * 30_000]),
+            *([b""], [b" \t "], [b'""'], [b"k" * 256], [b'"%s"' % (b"k" * 256)]),
             *([b'"secret'], [b'"'], [b'"secret"secret"'], [b'"secret" secret'], [b'"secret\\"'], [b'"secret\\r"']),
-            *([b"secret\tkkkk"], [b'"secret\tkkkk"'], [b"secret\x80"], [b"secret\xff"], ["secret\u00ed".encode()]),
-            *([b"secret", b"secret"], [b"secret", b"other"], [b"", b"secret"], [b'"secret"', b'"secret"']),
+            *([b"secret", b"secret"], [b"", b"secret"], [b'"secret"', b'"other"']),
         ],
         ids=short,
     )
@@ -263,91 +241,14 @@ class TestKey:
         assert not re.search(b"secret|kkkk", body)
         assert (await client.get(tasks)).json() == []
 
-    @pytest.mark.parametrize("template", [b'"a%ca"', b"a%c"])
+    @pytest.mark.parametrize("template", [b'"a%ca"', b"a%ca"])
     async def test_a_key_with_a_byte_outside_printable_ascii_is_refused(
         self, client: Client, tasks: str, template: bytes
     ) -> None:
-        unprintable = set(range(256)) - set(PRINTABLE.encode()) - set(b"\t\r\n")
+        unprintable = set(range(256)) - set(PRINTABLE.encode()) - set(b"\r\n")
 
         replies = [await send(client, tasks, template % byte) for byte in unprintable]
 
         assert {status for status, _ in replies} == {400}
         assert all(b"malformed-header" in body or b"malformed-request" in body for _, body in replies)
         assert (await client.get(tasks)).json() == []
-
-
-class TestUsers:
-    async def test_the_same_key_of_two_users_creates_two_tasks(
-        self, client: Client, new_user: Callable[[], str]
-    ) -> None:
-        ada, bob = [f"/api/{new_user()}/tasks" for _ in range(2)]
-
-        first, second = [await post(client, tasks) for tasks in (ada, bob)]
-
-        assert (replayed(first), replayed(second)) == (False, False)
-        assert first.json()["id"] != second.json()["id"]
-        assert (await client.get(ada)).json() == [first.json()]
-        assert (await client.get(bob)).json() == [second.json()]
-
-    @pytest.mark.parametrize("between", ["", *"_-|.:@+=~"])
-    async def test_users_and_keys_that_join_to_the_same_text_do_not_collide(
-        self, client: Client, new_user: Callable[[], str], between: str
-    ) -> None:
-        user = new_user()
-
-        first = await post(client, f"/api/{user}/tasks", f"a{between}b")
-        second = await post(client, f"/api/{user}{between}a/tasks", "b")
-
-        assert first.json()["id"] != second.json()["id"]
-
-
-class TestRefusedRequest:
-    @pytest.mark.parametrize(
-        ("body", "headers", "status"),
-        [
-            (b'{"title": ""}', {}, 422),
-            (b"{}", {}, 422),
-            (b'{"title": "a", "priority": 1}', {"Prefer": "handling=strict"}, 422),
-            (b'{"title": "a"', {}, 400),
-            (b'{"title": "a"}', {"Content-Type": "text/plain"}, 415),
-            (b'{"title": "%s"}' % (b"a" * 70_000), {}, 413),
-        ],
-        ids=short,
-    )
-    async def test_a_refused_request_does_not_use_up_its_key(
-        self, client: Client, tasks: str, body: bytes, headers: dict[str, str], status: int
-    ) -> None:
-        headers = {"Idempotency-Key": KEY, "Content-Type": "application/json"} | headers
-        refusals = [await client.post(tasks, content=body, headers=headers) for _ in range(2)]
-
-        reply = await post(client, tasks)
-
-        assert [refusal.status_code for refusal in refusals] == [status] * 2
-        assert not replayed(reply)
-        assert (await client.get(tasks)).json() == [reply.json()]
-
-    async def test_an_unknown_field_is_refused_before_the_key_is_checked(self, client: Client, tasks: str) -> None:
-        await post(client, tasks)
-        headers = {"Idempotency-Key": KEY, "Prefer": "handling=strict"}
-
-        reply = await client.post(tasks, json={"title": "Buy soy milk", "priority": "high"}, headers=headers)
-
-        assert pointers(reply) == ["#/priority"]
-
-    async def test_a_repetition_also_names_ignored_fields(self, client: Client, tasks: str) -> None:
-        replies = [await post(client, tasks, priority="high") for _ in range(2)]
-
-        assert [replayed(reply) for reply in replies] == [False, True]
-        assert [reply.headers["Ignored-Fields"] for reply in replies] == ["priority"] * 2
-
-
-async def test_another_process_of_the_service_recognizes_the_key(
-    client: Client, settings: Settings, tasks: str
-) -> None:
-    first = await post(client, tasks)
-
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url) as elsewhere:
-        second = await post(elsewhere, tasks)
-
-    assert replayed(second)
-    assert second.content == first.content
