@@ -17,20 +17,6 @@ from app.routes import health, tasks
 from tests.support import token
 
 ROOT: Final = Path(__file__).parents[2]
-TASKS: Final = "/api/{user_id}/tasks"
-TASK: Final = "/api/{user_id}/tasks/{task_id}"
-BODY_ERRORS: Final = {"400", "413", "415"}
-ANY: Final = {"401", "403", "422", "500", "503"}
-OPERATIONS: Final = {
-    "list_tasks": ("get", TASKS, {"200", "304"} | ANY),
-    "create_task": ("post", TASKS, {"201"} | BODY_ERRORS | ANY),
-    "get_task": ("get", TASK, {"200", "304", "404", "412"} | ANY),
-    "update_task": ("put", TASK, {"200", "404", "412"} | BODY_ERRORS | ANY),
-    "complete_task": ("patch", f"{TASK}/complete", {"200", "404", "412"} | BODY_ERRORS | ANY),
-    "delete_task": ("delete", TASK, {"204", "404", "412"} | ANY),
-    "get_liveness": ("get", "/health/live", {"200", "500"}),
-    "get_readiness": ("get", "/health/ready", {"200", "500", "503"}),
-}
 _CHROMIUM: Final = shutil.which("chromium")
 _SWITCHES: Final = (
     "--no-sandbox",
@@ -44,14 +30,12 @@ _SWITCHES: Final = (
 
 
 class TestPage:
-    async def test_the_root_redirects_to_swagger_ui(self, client: httpx.AsyncClient) -> None:
-        reply = await client.get("/", follow_redirects=True)
+    async def test_the_root_redirects_to_swagger_ui_whose_assets_this_service_has(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        page = await client.get("/", follow_redirects=True)
 
-        assert (reply.status_code, reply.url.path) == (200, "/docs")
-
-    async def test_swagger_ui_loads_all_assets_from_this_service(self, client: httpx.AsyncClient) -> None:
-        page = await client.get("/docs")
-
+        assert (page.status_code, page.url.path) == (200, "/docs")
         parts = {}
         for address in re.findall(r"""(?:src|href)=["']([^"']+)""", page.text):
             assert re.match(r"/(?!/)", address)
@@ -68,6 +52,11 @@ class TestPage:
 
         assert "://" not in page.text
         assert not re.search(r"@import|url\(\s*[\"']?(https?:)?//", style.text)
+
+    async def test_an_unknown_asset_is_404(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/docs/assets/redoc.standalone.js")).json()["type"] == (
+            "urn:problem-type:route-not-found"
+        )
 
     @pytest.mark.parametrize("address", ["/docs", "/openapi.json"])
     async def test_a_frontend_may_read_swagger_ui_and_the_document(
@@ -128,6 +117,7 @@ async def visit(base_url: str, *, bypass_csp: bool = False) -> AsyncIterator[Vis
         await browser.close()
 
 
+@pytest.mark.ci
 class TestBrowser:
     async def test_try_it_out_creates_a_task_without_internet_access(
         self, client: httpx.AsyncClient, base_url: str, user: str
@@ -192,10 +182,10 @@ class TestDocument:
     async def test_the_document_equals_the_one_in_the_repository(self, document: dict[str, Any]) -> None:
         assert document == json.loads((ROOT / "docs" / "openapi.json").read_text())
 
-    async def test_only_operations_on_tasks_require_a_token(self, document: dict[str, Any]) -> None:
-        required = {operation["operationId"]: operation["security"] for _, _, operation in _operations(document)}
+    async def test_exactly_the_operations_under_api_require_a_token(self, document: dict[str, Any]) -> None:
+        for _, path, operation in _operations(document):
+            assert operation["security"] == ([{"bearer": []}] if path.startswith("/api/") else [])
 
-        assert required == {name: [{"bearer": []}] if "task" in name else [] for name in OPERATIONS}
         assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
     async def test_without_authentication_the_document_differs_only_in_an_optional_token(
@@ -206,47 +196,13 @@ class TestDocument:
 
         assert await fetch_document(base_url) == document
 
-    async def test_the_document_has_the_title_version_contact_and_license_of_the_service(
-        self, document: dict[str, Any]
-    ) -> None:
-        assert document["openapi"].startswith("3.1.")
-        assert document["info"]["title"] == "Tasks API"
+    async def test_the_document_has_the_version_of_the_service(self, document: dict[str, Any]) -> None:
         assert document["info"]["version"] == __version__
-        assert document["info"]["description"]
-        assert document["info"]["contact"]["name"]
-        assert document["info"]["license"]["identifier"] == "MIT"
-        assert all(tag["description"] for tag in document["tags"])
 
     async def test_each_operation_has_the_name_of_its_function(self, document: dict[str, Any]) -> None:
-        found = {operation["operationId"]: (method, path) for method, path, operation in _operations(document)}
+        names = {operation["operationId"] for _, _, operation in _operations(document)}
 
-        assert found == {name: (method, path) for name, (method, path, _) in OPERATIONS.items()}
-        assert found.keys() <= {*dir(tasks), *dir(health)}
-
-    async def test_each_operation_has_a_summary_a_description_and_a_known_tag(self, document: dict[str, Any]) -> None:
-        known = {tag["name"] for tag in document["tags"]}
-
-        for _, _, operation in _operations(document):
-            assert operation["summary"]
-            assert operation["description"]
-            assert set(operation["tags"]) <= known
-
-    async def test_each_operation_declares_the_statuses_that_it_answers(self, document: dict[str, Any]) -> None:
-        declared = {
-            operation["operationId"]: (method, path, operation["responses"].keys())
-            for method, path, operation in _operations(document)
-        }
-
-        assert declared == OPERATIONS
-
-    async def test_every_error_has_the_problem_schema(self, document: dict[str, Any]) -> None:
-        problem = {"$ref": "#/components/schemas/Problem"}
-
-        for _, _, operation in _operations(document):
-            for status, response in operation["responses"].items():
-                if status >= "400":
-                    assert response["content"]["application/problem+json"]["schema"] == problem
-                    assert len(response["content"]) == 1
+        assert names <= {*dir(tasks), *dir(health)}
 
     async def test_each_schema_has_an_example_with_its_own_fields(self, document: dict[str, Any]) -> None:
         for schema in document["components"]["schemas"].values():
@@ -259,11 +215,16 @@ class TestDocument:
         assert headers.keys() == {"If-Match", "If-None-Match", "Idempotency-Key", "Prefer"}
         assert not any(key.startswith("example") for header in headers.values() for key in [*header, *header["schema"]])
 
-    async def test_the_example_of_an_error_has_the_status_of_its_response(self, document: dict[str, Any]) -> None:
+    async def test_every_error_has_the_problem_schema_and_an_example_with_its_status(
+        self, document: dict[str, Any]
+    ) -> None:
         """Swagger UI shows the example under the status of the response."""
         default = document["components"]["schemas"]["Problem"]["example"]
 
         for _, _, operation in _operations(document):
             for status, response in operation["responses"].items():
-                content = response.get("content", {}).get("application/problem+json", {"example": {"status": status}})
-                assert str(content.get("example", default)["status"]) == status
+                if status >= "400":
+                    [(media_type, content)] = response["content"].items()
+                    assert media_type == "application/problem+json"
+                    assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+                    assert str(content.get("example", default)["status"]) == status
