@@ -172,11 +172,6 @@ class TestMatching:
         assert if_match.status_code == (200 if ("", "{}") in tags else 412)
         assert if_none_match.status_code == (304 if "{}" in [text for _, text in tags] else 200)
 
-    async def test_a_star_matches_every_version(self, client: Client, path: str, task: Task) -> None:
-        for read in READS:
-            check_not_modified(await read(client, path, {"If-None-Match": "*"}), task)
-        check_done(await DELETE(client, path, {"If-Match": "*"}))
-
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 class TestOperations:
@@ -188,7 +183,9 @@ class TestOperations:
         for line in (tag(task), "", "W/" + tag(current)):
             check_refused(await operation(client, path, {"If-Match": line}), current)
         assert (await client.get(path)).json() == current
-        check_done(await operation(client, path, {"If-Match": tag(current)}))
+        if operation is not DELETE:
+            check_done(await operation(client, path, {"If-Match": "*"}))
+        check_done(await operation(client, path, {"If-Match": (await HEAD(client, path)).headers["ETag"]}))
 
     async def test_if_none_match_refuses_the_current_tag_and_allows_a_stale_tag(
         self, client: Client, path: str, task: Task, operation: Operation
@@ -196,29 +193,22 @@ class TestOperations:
         current = (await TOGGLE(client, path)).json()
         check = check_not_modified if operation in READS else check_refused
 
-        for line in (tag(current), "W/" + tag(current), f'"a", {tag(current)}', "*", "*,"):
+        lines = ["*", tag(current), "W/" + tag(current), f'"a", {tag(current)}']
+        for line in lines if operation in READS else [*lines, "*, *"]:  # malformed, and so prevents a write
             check(await operation(client, path, {"If-None-Match": line}), current)
         assert (await client.get(path)).json() == current
         check_done(await operation(client, path, {"If-None-Match": tag(task)}))
 
-    async def test_a_star_in_a_list_is_malformed_and_prevents_a_write(
-        self, client: Client, path: str, operation: Operation
-    ) -> None:
-        reply = await operation(client, path, {"If-None-Match": "*, *"})
-
-        assert reply.status_code == (200 if operation in READS else 412)
-
     async def test_if_match_is_evaluated_before_if_none_match(
         self, client: Client, path: str, task: Task, operation: Operation
     ) -> None:
-        for none_match in (tag(task), OTHER_TAG, "*"):
-            refused = await operation(client, path, {"If-Match": OTHER_TAG, "If-None-Match": none_match})
-            check_refused(refused, task)
-        both_hold = {"If-Match": tag(task), "If-None-Match": OTHER_TAG}
-        only_first_holds = {"If-Match": tag(task), "If-None-Match": tag(task)}
+        async def send(match: str, none_match: str) -> httpx.Response:
+            return await operation(client, path, {"If-Match": match, "If-None-Match": none_match})
 
-        assert (await operation(client, path, only_first_holds)).status_code == (304 if operation in READS else 412)
-        check_done(await operation(client, path, both_hold))
+        for none_match in (tag(task), OTHER_TAG, "*"):
+            check_refused(await send(OTHER_TAG, none_match), task)
+        assert (await send(tag(task), tag(task))).status_code == (304 if operation in READS else 412)
+        check_done(await send(tag(task), OTHER_TAG))
 
     @pytest.mark.parametrize(
         ("headers", "status"),

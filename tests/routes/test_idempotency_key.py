@@ -66,16 +66,19 @@ def content(body: Task) -> tuple[object, ...]:
 
 class TestReplay:
     async def test_each_repetition_returns_the_first_task_and_creates_none(self, client: Client, tasks: str) -> None:
-        first, *others = [await post(client, tasks, description="The barista one") for _ in range(3)]
+        sent = {"description": "The barista one", "priority": "high"}
+        first, *others = [await post(client, tasks, **sent) for _ in range(3)]
 
         assert [replayed(reply) for reply in (first, *others)] == [False, True, True]
         assert first.json().items() >= {"title": "Buy oat milk", "description": "The barista one"}.items()
         assert {reply.content for reply in others} == {first.content}
+        assert {reply.headers["Ignored-Fields"] for reply in (first, *others)} == {"priority"}
         assert (await client.get(tasks)).json() == [first.json()]
 
     async def test_every_process_and_release_derives_the_same_id_from_user_and_key(
         self, client: Client, user: str, tasks: str
     ) -> None:
+        """No other user has this id, because the space between the two cannot be in a user id."""
         created = (await post(client, tasks)).json()
 
         assert created["id"] == str(uuid5(UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11"), f"{user} {KEY}"))
@@ -100,7 +103,9 @@ class TestReplay:
         else:
             assert pointers(second) == ["header/Idempotency-Key"]
             assert key not in second.text
-            assert (await client.get(first.headers["Location"])).json() == first.json()
+            unchanged = await client.put(first.headers["Location"], json={})  # does not count as a change
+            assert unchanged.json() == first.json()
+            assert pointers(await post(client, tasks, key, **again)) == ["header/Idempotency-Key"]
 
     @pytest.mark.parametrize("change", [{"completed": True}, BODY], ids=["other value", "same value"])
     async def test_a_repetition_with_any_content_returns_the_task_after_a_change(
@@ -113,12 +118,6 @@ class TestReplay:
             reply = await post(client, tasks, title=title)
             assert replayed(reply)
             assert reply.json() == changed
-
-    async def test_an_update_without_fields_does_not_count_as_a_change(self, client: Client, tasks: str) -> None:
-        path = (await post(client, tasks)).headers["Location"]
-        await client.put(path, json={})
-
-        assert pointers(await post(client, tasks, title="Buy soy milk")) == ["header/Idempotency-Key"]
 
     async def test_the_key_of_a_deleted_task_creates_a_new_task_with_the_same_id(
         self, client: Client, tasks: str
@@ -168,11 +167,6 @@ class TestReplay:
         assert refused.status_code == status
         assert not replayed(await post(client, tasks))
 
-    async def test_a_repetition_also_names_ignored_fields(self, client: Client, tasks: str) -> None:
-        replies = [await post(client, tasks, priority="high") for _ in range(2)]
-
-        assert [reply.headers["Ignored-Fields"] for reply in replies] == ["priority"] * 2
-
 
 class TestKey:
     @hostile
@@ -190,11 +184,10 @@ class TestKey:
         assert not replayed(first)
         assert replayed(await post(client, tasks, quoted(key)))
 
-    @pytest.mark.parametrize("line", [b" \tabc\t ", b'\t"abc" '])
-    async def test_white_space_around_a_key_is_ignored(self, client: Client, tasks: str, line: bytes) -> None:
-        _, body = await send(client, tasks, line)
+    async def test_white_space_around_a_key_is_ignored(self, client: Client, tasks: str) -> None:
+        bodies = [(await send(client, tasks, line))[1] for line in (b"abc", b" \tabc\t ", b'\t"abc" ')]
 
-        assert (await post(client, tasks, "abc", title="a")).content == body
+        assert len(set(bodies)) == len((await client.get(tasks)).json()) == 1
 
     @pytest.mark.parametrize(
         ("key", "other"),
@@ -208,18 +201,6 @@ class TestKey:
 
         assert not replayed(second)
         assert first.json()["id"] != second.json()["id"]
-
-    @pytest.mark.parametrize("between", ["", "-", "|"])
-    async def test_the_same_key_or_joined_text_of_two_users_creates_two_tasks(
-        self, client: Client, new_user: Callable[[], str], between: str
-    ) -> None:
-        user = new_user()
-        first = await post(client, f"/api/{user}/tasks", f"a{between}b")
-
-        for tasks, key in ((f"/api/{user}{between}a/tasks", "b"), (f"/api/{new_user()}/tasks", f"a{between}b")):
-            other = await post(client, tasks, key)
-            assert "Idempotent-Replayed" not in other.headers
-            assert other.json()["id"] != first.json()["id"]
 
     @pytest.mark.parametrize(
         "lines",
