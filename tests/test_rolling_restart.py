@@ -59,15 +59,6 @@ def start(own: str, tmp_path: Path) -> Iterator[StartService]:
 
 
 @asynccontextmanager
-async def connected(service: Service) -> AsyncIterator[Streams]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-
-
-@asynccontextmanager
 async def held(dsn: str) -> AsyncIterator[None]:
     """Lock all tasks: a request that changes a task has to wait."""
     connection = await asyncpg.connect(dsn)
@@ -79,11 +70,16 @@ async def held(dsn: str) -> AsyncIterator[None]:
         await connection.close()
 
 
+async def open_connection(service: Service) -> Streams:
+    return await asyncio.open_connection("127.0.0.1", service.port)
+
+
 async def is_refused(service: Service) -> bool:
     """Whether the service refuses new connections."""
     with suppress(ConnectionRefusedError):
-        async with connected(service):
-            return False
+        _, writer = await open_connection(service)
+        writer.close()
+        return False
     return True
 
 
@@ -101,14 +97,13 @@ async def rest_of(reader: asyncio.StreamReader) -> bytes:
     return b""
 
 
-async def restart(start: StartService, service: Service, workers: int) -> None:
-    """Return when another service has replaced `service` and has received requests."""
-    assert await end(service) == 0
-    successor = await asyncio.to_thread(start, service.port, workers)
-    await until(lambda: [line for line in successor.lines if line.get("method") == "POST"])
+async def until_served(service: Service) -> None:
+    """Wait until the service has received requests."""
+    await until(lambda: "POST" in service.stdout)
 
 
 @pytest.mark.ci
+@pytest.mark.timeout(600)
 class TestTwoServices:
     @pytest.mark.parametrize(
         ("workers", "changes", "are_lost"),
@@ -123,7 +118,9 @@ class TestTwoServices:
             async with Load(url).running() as load:
                 await load.full_round()
                 for service in services:
-                    await restart(start, service, workers)
+                    assert await end(service) == 0
+                    successor = await asyncio.to_thread(start, service.port, workers)
+                    await until_served(successor)
                     await load.full_round()
 
         assert bool(load.faults) == are_lost, load.faults[:5]
@@ -216,13 +213,14 @@ class TestEnd:
         self, start: StartService, workers: int
     ) -> None:
         service = await asyncio.to_thread(start, workers=workers)
-        async with connected(service) as (reader, writer):
-            writer.write(ASK)
-            await reader.readuntil(b"[]")
-            ended = asyncio.create_task(end(service))
-            await until(lambda: is_refused(service))
-            writer.write(ASK)
-            rest = await rest_of(reader)
+        reader, writer = await open_connection(service)
+        writer.write(ASK)
+        await reader.readuntil(b"[]")
+        ended = asyncio.create_task(end(service))
+        await until(lambda: is_refused(service))
+        writer.write(ASK)
+        rest = await rest_of(reader)
+        writer.close()
 
         assert rest == b"" or (rest.startswith(b"HTTP/1.1 200 OK") and rest.endswith(b"[]"))
         assert await ended == 0
@@ -231,15 +229,16 @@ class TestEnd:
         self, start: StartService, workers: int
     ) -> None:
         service = await asyncio.to_thread(start, workers=workers, shutdown_timeout=3)
-        async with connected(service) as (reader, writer):
-            writer.write(HEAD)
-            await reader.readuntil(b"100 Continue\r\n\r\n")
-            writer.write(b'{"title"')
-            ended = asyncio.create_task(end(service))
-            head, _, body = (await rest_of(reader)).partition(b"\r\n\r\n")
+        reader, writer = await open_connection(service)
+        writer.write(HEAD)
+        await reader.readuntil(b"100 Continue\r\n\r\n")
+        writer.write(b'{"title"')
+        ended = asyncio.create_task(end(service))
+        head, _, body = (await rest_of(reader)).partition(b"\r\n\r\n")
+        writer.close()
 
-        assert head.startswith(b"HTTP/1.1 503 ")
         problem = json.loads(body)
+        assert head.startswith(b"HTTP/1.1 503 ")
         assert problem["type"] == "urn:problem-type:shutting-down"
         assert f"\r\nx-request-id: {problem['instance']}\r\n" in head.decode().lower()
         assert await ended == 0
