@@ -138,7 +138,7 @@ class TestProxy:
     async def proxied(self, lost: Upstream, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         async with lost.listening() as one, lost.listening() as two:
             with haproxy(tmp_path, [one, two], WITHOUT_CHECKS) as url:
-                async with httpx.AsyncClient(base_url=url) as client:
+                async with httpx.AsyncClient(base_url=url, timeout=30) as client:
                     yield client
 
     @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ class TestProxy:
     async def test_a_request_without_any_service_is_answered_with_a_problem(self, tmp_path: Path) -> None:
         down = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
         with haproxy(tmp_path, down) as url:
-            async with httpx.AsyncClient(base_url=url) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
                 reply = await client.get(TASKS)
 
         assert (reply.status_code, reply.headers["Content-Type"]) == (503, "application/problem+json")

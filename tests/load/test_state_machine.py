@@ -38,7 +38,7 @@ _runs = count()
 
 
 def test_the_service_behaves_like_the_model(settings: Settings) -> None:
-    with serving_in_thread(settings) as url, httpx.Client(base_url=url) as TasksMachine.client:
+    with serving_in_thread(settings) as url, httpx.Client(base_url=url, timeout=30) as TasksMachine.client:
         run_state_machine_as_test(
             TasksMachine,
             settings=hypothesis_settings(

@@ -152,7 +152,7 @@ class TestBrowser:
 
 
 async def fetch_document(url: str) -> dict[str, Any]:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         reply = await client.get(f"{url}/openapi.json")
     assert reply.headers["Content-Type"] == "application/json"
     content: dict[str, Any] = reply.json()
