@@ -12,7 +12,7 @@ PARALLEL := --numprocesses=logical
 NODE_MODULES := tests/clients/node_modules
 export PYTHONPATH := backend
 
-.PHONY: help install run test ci measured slow pgbouncer several fastapi fuzz chaos check bench format migrate openapi clean
+.PHONY: help install run test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -62,6 +62,9 @@ several:
 	TEST_DEPLOYMENT=$(SEVERAL) $(PYTEST) -m "not ci" $(PARALLEL) $(OPERATIONS)
 fastapi:
 	TEST_DEPLOYMENT=fastapi $(PYTEST) -m "not ci" $(PARALLEL) $(UNLANED)
+
+mutants: install ## Plant known defects one after another, and check that a test fails with each
+	$(BIN)/python -m tests.mutants
 
 # 14 tests of cursors, keys, tags and URLs get a little over a million inputs. Tests of other parsers get a tenth.
 fuzz: install ## Test the parsers with a million generated inputs

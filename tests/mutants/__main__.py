@@ -1,0 +1,106 @@
+"""Plant each mutant in a copy of the project, and see which test fails: `python -m tests.mutants [PART OF A NAME]`."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Final, NamedTuple
+
+from tests.mutants.catalog import ROOT, Mutant, load, read_table, write_table
+
+_WORKERS: Final = int(os.environ.get("MUTANT_WORKERS", "2"))
+_RUN_TIMEOUT: Final = 300  # seconds for one run of pytest
+_TEST_TIMEOUT: Final = 60  # seconds for one test
+_TEST: Final = re.compile(r"^(?:FAILED|ERROR) (tests/[^\s:]+::[^\s\[]+)", re.MULTILINE)  # without its parameters
+
+
+class Verdict(NamedTuple):
+    """A mutant, the test that found it, and else the reason why none did."""
+
+    mutant: Mutant
+    test: str | None
+    reason: str = ""
+
+
+def main(parts: list[str]) -> None:
+    """Run the mutants whose names contain one of `parts`, or all. Exits with 1 if a mutant was not found."""
+    mutants = [mutant for mutant in load() if not parts or any(part in mutant.name for part in parts)]
+    started = monotonic()
+    with TemporaryDirectory(prefix="mutants-") as directory, ThreadPoolExecutor(_WORKERS) as pool:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(_WORKERS):
+            copies.put(_copy_to(Path(directory) / str(number)))
+        verdicts = [*pool.map(partial(_judge, copies, read_table()), mutants)]
+    if not parts:
+        write_table((mutant, test) for mutant, test, _ in verdicts if test)
+    missed = [verdict for verdict in verdicts if not verdict.test]
+    for mutant, _, reason in missed:
+        _print(f"NOT FOUND: {mutant.name}: {reason}")
+    minutes, seconds = divmod(round(monotonic() - started), 60)
+    _print(f"{len(verdicts) - len(missed)} of {len(verdicts)} found in {minutes} min {seconds} s")
+    sys.exit(bool(missed))
+
+
+def _copy_to(target: Path) -> Path:
+    """Copy every file that Git tracks or would track, and return the path of the copy."""
+    command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\0"):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    (target / ".temporary").mkdir()
+    return target
+
+
+def _judge(copies: "SimpleQueue[Path]", known: dict[str, str], mutant: Mutant) -> Verdict:
+    """Plant the mutant, and run the test that found it last time. If that does not fail, run all of its tests."""
+    copy = copies.get()
+    path = copy / mutant.file
+    original = path.read_text()
+    path.write_text(original.replace(mutant.was, mutant.now))
+    try:
+        verdict = _run(copy, mutant, [known[mutant.name]]) if mutant.name in known else None
+        if verdict is None or not verdict.test:
+            verdict = _run(copy, mutant, mutant.tests)
+    finally:
+        path.write_text(original)
+        copies.put(copy)
+    _print(f"{mutant.name}: {verdict.test or verdict.reason}")
+    return verdict
+
+
+def _run(copy: Path, mutant: Mutant, tests: Sequence[str]) -> Verdict:
+    command = (sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", f"--timeout={_TEST_TIMEOUT}", *tests)
+    paths = {"PYTHONPATH": str(copy / "backend"), "PYTEST_DEBUG_TEMPROOT": str(copy / ".temporary")}
+    environment = {**os.environ, **paths, "COLUMNS": "200"}
+    process = subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = process.communicate(timeout=_RUN_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # pytest then stops the servers of its fixtures
+        process.communicate()
+        return Verdict(mutant, None, "the run timed out")
+    if process.returncode > 1:  # a usage or import error is no failure of a test
+        return Verdict(mutant, None, f"pytest ended with {process.returncode}")
+    test = _TEST.search(output)
+    if test and "Timeout (>" in output:
+        return Verdict(mutant, None, f"{test[1]} timed out")
+    return Verdict(mutant, test[1]) if test else Verdict(mutant, None, "no test fails")
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
