@@ -167,6 +167,7 @@ class TestParameters:
             ("options=s3cret&sslmode=require&colour=s3cret", "has a parameter that is not supported: colour, options"),
             ("sslmode=require&sslmode=s3cret", "has a parameter that is there twice: sslmode"),
             ("s3cret/=1", "has a parameter that is not supported: its name is not shown"),
+            ("s3cret@db.example.com/tasks", "has a parameter that is not supported: its name is not shown"),
         ],
     )
     def test_a_wrong_parameter_is_named_and_its_value_is_not_quoted(self, query: str, message: str) -> None:
@@ -259,6 +260,9 @@ class TestEncryption:
     @pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1:5433", "[::1]", "%2Frun%2Fpostgresql"])
     def test_no_insecurity_is_reported_for_a_host_on_this_machine(self, host: str) -> None:
         assert insecurity(f"postgresql://ada@{host}/tasks") is None
+
+    def test_insecurity_is_reported_if_one_of_several_hosts_is_another_machine(self) -> None:
+        assert insecurity("postgresql://ada@localhost,db.example.com/tasks")
 
     @pytest.mark.parametrize(
         ("address", "message"),

@@ -216,7 +216,10 @@ class TestUsability:
                 "ALTER ROLE fit SET default_transaction_read_only = off",
                 "read-only",
             ),
-            ("REVOKE INSERT ON others FROM fit", "GRANT INSERT ON others TO fit", NO_RIGHT),
+            *(
+                (f"REVOKE {right} ON others FROM fit", f"GRANT {right} ON others TO fit", NO_RIGHT)
+                for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
+            ),
             ("ALTER TABLE others RENAME TO gone", "ALTER TABLE gone RENAME TO others", NO_RIGHT),
         ],
     )

@@ -128,6 +128,30 @@ class TestBounds:
         assert await second
         assert first.cancelled()
 
+    async def test_waiters_get_a_free_connection_in_the_order_of_their_arrival(
+        self, db: Database, server: asyncpg.Connection
+    ) -> None:
+        sleeping = asyncio.create_task(sleep_by_fetch(db))
+        await wait_for_sleep(server)
+        served: list[int] = []
+
+        async def wait(number: int) -> None:
+            await pid_of_fetch(db)
+            served.append(number)
+
+        waiting = [asyncio.create_task(wait(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        sleeping.cancel()
+        await asyncio.gather(*waiting)
+
+        assert served == [0, 1, 2]
+
+    async def test_the_most_recently_used_connection_is_used_next(self, make_database: MakeDatabase) -> None:
+        db = make_database(pool_size=3)
+
+        assert len(await pids(db)) == 3
+        assert len({await pid_of_fetch(db) for _ in range(4)}) == 1
+
     async def test_all_waiters_fail_when_connecting_fails(self, make_database: MakeDatabase) -> None:
         db = make_database("postgresql://ada@127.0.0.1:1/tasks")
 
@@ -138,15 +162,16 @@ class TestBounds:
 
 
 class TestDiscarded:
-    async def test_a_connection_that_the_server_closed_is_replaced_without_an_error(
-        self, db: Database, server: asyncpg.Connection
+    async def test_connections_that_the_server_closed_are_replaced_without_an_error(
+        self, make_database: MakeDatabase, server: asyncpg.Connection
     ) -> None:
-        async with db.session() as session:
-            driver = await driver_of(session)
-        await server.execute("SELECT pg_terminate_backend($1, 10000)", driver.get_server_pid())
-        await until(driver.is_closed)
+        db = make_database(pool_size=3)  # more than the attempts of one statement
+        async with db.session() as one, db.session() as two, db.session() as three:
+            drivers = [await driver_of(session) for session in (one, two, three)]
+        await server.execute(f"SELECT pg_terminate_backend(pid, 10000) {ACTIVITY}")
+        await until(lambda: all(driver.is_closed() for driver in drivers))
 
-        assert await pid_of_session(db) != driver.get_server_pid()
+        assert await pid_of_session(db) not in [driver.get_server_pid() for driver in drivers]
 
     @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
     async def test_after_an_unanswered_statement_older_connections_are_discarded(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -214,6 +215,24 @@ class TestBackground:
             await until_asked_again(issuer)
             await until_asked_again(issuer)
             assert (keys.generation, keys.ready) == (generation, True)
+
+    async def test_the_pause_before_the_next_fetch_depends_on_the_last_one(
+        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sleep, pauses = asyncio.sleep, [0.0]
+
+        async def shortened(seconds: float) -> None:
+            pauses[0] = max(seconds, 1)
+            await sleep(min(seconds, 0.01))
+
+        monkeypatch.setattr("app.core.security.jwks.asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": shortened}))
+        published, issuer.answer = issuer.answer, reply(b"", "500 Oops")
+        async with JwksClient(issuer.url, Timing(refresh=300, retry=30, first_retry=2)) as keys:
+            await until(lambda: pauses == [2])
+            issuer.answer = published
+            await until(lambda: keys.ready and pauses == [300])
+            issuer.answer = reply(b"", "500 Oops")
+            await until(lambda: pauses == [30])
 
     async def test_keys_stay_in_use_while_the_issuer_is_down(self, issuer: Issuer) -> None:
         async with fetched(issuer, OFTEN) as keys:
