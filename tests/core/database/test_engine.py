@@ -173,6 +173,7 @@ class TestRetry:
 
             with pytest.raises(DatabaseUnavailableError):
                 await pid_of_fetch(db)
+            await asyncio.sleep(0.1)  # in which no probe follows
 
             assert proxy.accepted == 4
 
