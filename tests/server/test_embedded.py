@@ -137,15 +137,16 @@ class TestServer:
 
     @pytest.mark.parametrize(
         "name",
-        ['it\'s "mine" $HOME `id`', "a,b:c;d 100%41 &=#?+ ü", "long" * 30],
-        ids=["quotes", "punctuation", "long"],
+        ['it\'s "mine" $HOME `id`', "a:b;c 100%41 &=#?+ ü", "a,b", "long" * 30],
+        ids=["quotes", "punctuation", "comma", "long"],
     )
-    def test_the_directory_may_have_any_name(self, created: Path, tmp_path: Path, name: str) -> None:
-        directory = copied(created, tmp_path / name)
+    def test_the_directory_may_have_any_name(self, created: Path, name: str) -> None:
+        with TemporaryDirectory() as short:  # a long path would be replaced by a link
+            directory = copied(created, Path(short) / name)
 
-        with embedded_postgres(directory) as dsn:
-            assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
-        assert not runs(directory)
+            with embedded_postgres(directory) as dsn:
+                assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
+            assert not runs(directory)
 
     @pytest.mark.parametrize("user", [0, NOBODY] if AM_ROOT else [os.geteuid()])
     def test_the_server_runs_for_root_and_ordinary_users_but_never_as_root_and_keeps_its_data(self, user: int) -> None:
