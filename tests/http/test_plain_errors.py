@@ -112,6 +112,11 @@ class TestProblem:
 
         assert [error["pointer"] for error in problem["errors"]] == ["query/filter"]
 
+    async def test_a_list_in_place_of_a_dictionary_is_refused(self, client: httpx.AsyncClient) -> None:
+        problem = problem_of(await client.post(f"{THINGS}/numbers", json=[]), 422)
+
+        assert problem["errors"] == [{"pointer": "#", "detail": "must be a JSON object"}]
+
     async def test_long_names_and_values_of_the_client_are_not_repeated(self, client: httpx.AsyncClient) -> None:
         sent = {"n" * 9_000: "s3cret"}
         reply = await client.post(f"{THINGS}/numbers", json=sent, params={"zone": "7654321"})
