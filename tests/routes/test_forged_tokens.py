@@ -283,7 +283,9 @@ class TestForged:
 
 class TestKeys:
     @pytest.mark.parametrize(
-        "key", [b"", SECRET[:-1].encode(), f"{SECRET}\n".encode(), SECRET.upper().encode(), bytes.fromhex(SECRET)]
+        "key",
+        [b"", SECRET[:-1].encode(), f"{SECRET}\n".encode(), SECRET.upper().encode(), bytes.fromhex(SECRET)],
+        ids=["empty", "too short", "with a line break", "in upper case", "decoded"],
     )
     async def test_a_token_signed_with_another_secret_is_refused(
         self, services: Services, refuse: Refuse, key: bytes

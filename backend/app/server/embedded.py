@@ -37,10 +37,9 @@ _INITDB: Final = (
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
     "--set=listen_addresses=",
-    "--set=statement_timeout=3s",  # the limits of docs/deploy-neon.md
-    "--set=lock_timeout=2s",
     "--set=unix_socket_directories=.",
 )
+_LIMITS: Final = "statement_timeout = 3s\nlock_timeout = 2s\n"  # those of docs/deploy-neon.md
 
 _logger = logging.getLogger(__name__)
 
@@ -127,6 +126,8 @@ class _Server:
         if result.returncode:
             message = f"The embedded PostgreSQL could not be created: {result.stdout.strip()}"
             raise StartupError(message)
+        with (unfinished / "postgresql.conf").open("a") as configuration:  # initdb itself would obey `--set`
+            configuration.write(_LIMITS)
         unfinished.rename(self.data)
 
     def _start(self) -> None:
