@@ -1,7 +1,6 @@
 """Health: the state in which the service last saw its database."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -9,11 +8,10 @@ from typing import Final
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import make_url
 
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
-from tests.support import make_settings, serving, until
+from tests.support import make_settings, new_database, serving, until
 
 LIVE: Final = "/health/live"
 READY: Final = "/health/ready"
@@ -27,6 +25,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with embedded_postgres(directory) as dsn:
         migrate(dsn)
     return directory
+
+
+@pytest.fixture
+def own(dsn: str) -> Iterator[str]:
+    """A database that only one service uses."""
+    with new_database(dsn, "health") as own:
+        migrate(own)
+        yield own
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +69,8 @@ class TestWithDatabase:
         assert (live.status_code, live.json()) == (200, {"status": "live"})
         assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 
-    async def test_a_health_request_runs_no_query(self, dsn: str, database: asyncpg.Connection) -> None:
+    async def test_a_health_request_runs_no_query(self, own: str, database: asyncpg.Connection) -> None:
         """A database that is queried all the time is never suspended."""
-        await database.execute("CREATE DATABASE health")
-        own = make_url(dsn).set(database="health").render_as_string(hide_password=False)
-        await asyncio.to_thread(migrate, own)
         queries = "SELECT pid, query_start, backend_xmin FROM pg_stat_activity WHERE datname = 'health'"
         async with client_of(own) as client:
             before = await database.fetch(queries)
