@@ -19,7 +19,7 @@ import pytest
 
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
-from tests.service import TASKS, Service
+from tests.service import BACKEND, TASKS, Service
 from tests.support import SECRET, bearer, execute, new_database
 
 OPEN_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tasks-api'"
@@ -146,11 +146,21 @@ class TestWorkers:
             while execute(dsn, OPEN_CONNECTIONS) != [(0,)]:
                 time.sleep(0.02)
 
+    @pytest.mark.ci
+    def test_a_worker_that_needs_long_to_start_is_not_replaced(self, directory: Path) -> None:
+        slow = "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv): time.sleep(8)\n"
+        (directory / "sitecustomize.py").write_text(slow)  # every Python process imports it first
+        path = os.pathsep.join(map(str, (directory, BACKEND)))
+
+        with Service(directory, {"WEB_CONCURRENCY": "2", "PYTHONPATH": path}) as service:
+            assert len(started(service, 2)) == 2
+
 
 def started(service: Service, number: int) -> list[int]:
     """Returns the process ids of the workers when all of them serve."""
     while service.messages.count("Application startup complete.") < number:
         assert service.process.poll() is None, service.stderr
+        assert not [message for message in service.messages if message.endswith("died")]
         time.sleep(0.02)
     return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", service.stdout)]
 
