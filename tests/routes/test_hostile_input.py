@@ -1,17 +1,14 @@
-"""No input causes a 5xx. Every refusal is a problem document. Stored values come back unchanged."""
+"""No input causes a 5xx. Every refusal is a problem document."""
 
 import json
-from typing import Any, Final, get_args
+from typing import Any, Final
 from urllib.parse import quote
-from uuid import UUID
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.schemas.task import Sort
-from app.services.cursors import Position, encode_cursor
 from tests.support import exchange
 
 JSON: Final = {"Content-Type": "application/json"}
@@ -31,7 +28,6 @@ any_json: Final = st.recursive(
 any_segment: Final = st.binary(max_size=150).map(lambda segment: quote(segment, safe="").replace(".", "%2E"))
 # Bytes that end a header are left out. Other bytes that are forbidden in a header are included.
 any_header: Final = st.binary(max_size=150).map(lambda value: value.translate(None, b"\r\n"))
-good_text: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
 
 
 def check(reply: httpx.Response, *statuses: int) -> None:
@@ -41,101 +37,42 @@ def check(reply: httpx.Response, *statuses: int) -> None:
     assert reply.status_code < 400 or reply.json()["status"] == reply.status_code
 
 
-class TestBody:
-    @hostile
-    @given(content=any_json.map(json.dumps).map(str.encode) | st.binary())
-    async def test_an_arbitrary_body_is_read_or_refused(
-        self, client: httpx.AsyncClient, task: dict[str, Any], content: bytes
-    ) -> None:
-        tasks = f"/api/{task['user_id']}/tasks"
-        path = f"{tasks}/{task['id']}"
+@hostile
+@given(content=any_json.map(json.dumps).map(str.encode) | st.binary())
+async def test_an_arbitrary_body_is_read_or_refused(
+    client: httpx.AsyncClient, task: dict[str, Any], content: bytes
+) -> None:
+    tasks = f"/api/{task['user_id']}/tasks"
+    path = f"{tasks}/{task['id']}"
 
-        check(await client.post(tasks, content=content, headers=JSON), 201, 400, 422)
-        check(await client.put(path, content=content, headers=JSON), 200, 400, 422)
-        check(await client.patch(f"{path}/complete", content=content, headers=JSON), 200, 400, 422)
-
-    @hostile
-    @given(title=good_text.filter(str.strip), description=good_text | st.none(), completed=st.booleans())
-    @example(title="\x01\t\n\x7f\x85\u200b\u202e\ufeff\ufffe\U0010ffff", description="", completed=True)
-    @example(title=" a ", description="\r\n", completed=False)
-    @example(title="\u00e9e\u0301", description="%_\\'\";--$1", completed=False)  # not normalized
-    @example(title="\U0001f418" * 200, description="\U0001f418" * 5_000, completed=False)
-    async def test_a_valid_text_comes_back_unchanged(
-        self, client: httpx.AsyncClient, task: dict[str, Any], title: str, description: str | None, completed: bool
-    ) -> None:
-        sent = {"title": title, "description": description, "completed": completed}
-        tasks = f"/api/{task['user_id']}/tasks"
-
-        created = (await client.post(tasks, json=sent)).json()
-        updated = (await client.put(f"{tasks}/{task['id']}", json=sent)).json()
-
-        assert created.items() >= sent.items()
-        assert updated.items() >= sent.items()
-        assert (await client.get(f"{tasks}/{created['id']}")).json() == created
-        assert (await client.get(f"{tasks}/{task['id']}")).json() == updated
-
-    @hostile
-    @given(
-        field=st.sampled_from(["title", "description", "completed"]),
-        before=any_text,
-        bad=st.sampled_from("\0\ud800\udbff\udc00\udfff"),
-        after=good_text,
-    )
-    async def test_a_text_that_postgresql_cannot_store_is_refused(
-        self, client: httpx.AsyncClient, task: dict[str, Any], *, field: str, before: str, bad: str, after: str
-    ) -> None:
-        tasks = f"/api/{task['user_id']}/tasks"
-        content = json.dumps({"title": "a"} | {field: before + bad + after})  # writes surrogates as escapes
-
-        check(await client.post(tasks, content=content, headers=JSON), 400, 422)
-        check(await client.put(f"{tasks}/{task['id']}", content=content, headers=JSON), 400, 422)
-        assert (await client.get(tasks)).json() == [task]
+    check(await client.post(tasks, content=content, headers=JSON), 201, 400, 422)
+    check(await client.put(path, content=content, headers=JSON), 200, 400, 422)
+    check(await client.patch(f"{path}/complete", content=content, headers=JSON), 200, 400, 422)
 
 
-class TestPathAndQuery:
-    @hostile
-    @given(owner=any_segment, task_id=any_segment, method=st.sampled_from(["GET", "PUT", "DELETE"]))
-    @example(owner="%FF%FE", task_id="%00", method="DELETE")
-    @example(owner="a", task_id="%7B019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa%7D", method="GET")
-    @example(owner="%2E%2E", task_id="%2E%2E", method="GET")
-    async def test_an_arbitrary_path_is_404_or_422_and_401_without_a_token(
-        self, client: httpx.AsyncClient, secured_url: str, owner: str, task_id: str, method: str
-    ) -> None:
-        check(await client.request(method, f"/api/{owner}/tasks/{task_id}"), 404, 422)
-        check(await client.request(method, f"/nope/{owner}/{task_id}"), 404)
-        check(await client.request(method, f"{secured_url}/api/{owner}/tasks/{task_id}"), 401, 404)
+@hostile
+@given(owner=any_segment, task_id=any_segment, method=st.sampled_from(["GET", "PUT", "DELETE"]))
+@example(owner="%FF%FE", task_id="%00", method="DELETE")
+@example(owner="a", task_id="%7B019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa%7D", method="GET")
+@example(owner="%2E%2E", task_id="%2E%2E", method="GET")
+async def test_an_arbitrary_path_is_404_or_422_and_401_without_a_token(
+    client: httpx.AsyncClient, secured_url: str, owner: str, task_id: str, method: str
+) -> None:
+    check(await client.request(method, f"/api/{owner}/tasks/{task_id}"), 404, 422)
+    check(await client.request(method, f"/nope/{owner}/{task_id}"), 404)
+    check(await client.request(method, f"{secured_url}/api/{owner}/tasks/{task_id}"), 401, 404)
 
-    @hostile
-    @given(
-        query=st.lists(
-            st.tuples(
-                st.sampled_from(["status", "completed", "search", "sort", "limit", "cursor"]) | any_segment,
-                st.sampled_from(["", "all", "true", "-title", "1", "-1", "1e3", "1_0", "%2B1", "NaN"]) | any_segment,
-            ),
-            max_size=8,
-        ),
-        separator=st.sampled_from("&;?=#"),
-    )
-    async def test_an_arbitrary_query_is_200_or_422(
-        self, client: httpx.AsyncClient, tasks: str, query: list[tuple[str, str]], separator: str
-    ) -> None:
-        check(await client.get(tasks + "?" + separator.join("=".join(pair) for pair in query)), 200, 422)
 
-    @hostile
-    @given(
-        key=any_text.map(lambda text: text.encode(errors="ignore").decode()) | st.datetimes().map(str),
-        sort=st.sampled_from(get_args(Sort)),
-    )
-    @example(key="0001-01-01T00:00:00+14:00", sort="created_at")
-    @example(key="9999-12-31T23:59:59.999999-14:00", sort="-created_at")
-    @example(key="a\0", sort="-title")
-    async def test_a_forged_cursor_with_an_arbitrary_position_is_200_or_422(
-        self, client: httpx.AsyncClient, task: dict[str, Any], key: str, sort: Sort
-    ) -> None:
-        owner = task["user_id"]
-        cursor = encode_cursor(Position(key, UUID(task["id"])), sort, repr((owner, {})))
+names: Final = st.sampled_from(["status", "completed", "search", "sort", "limit", "cursor"]) | any_segment
+values: Final = st.sampled_from(["", "all", "true", "-title", "1", "-1", "1e3", "1_0", "%2B1", "NaN"]) | any_segment
 
-        check(await client.get(f"/api/{owner}/tasks", params={"sort": sort, "cursor": cursor}), 200, 422)
+
+@hostile
+@given(query=st.lists(st.tuples(names, values).map("=".join), max_size=8), separator=st.sampled_from("&;?=#"))
+async def test_an_arbitrary_query_is_200_or_422(
+    client: httpx.AsyncClient, tasks: str, query: list[str], separator: str
+) -> None:
+    check(await client.get(tasks + "?" + separator.join(query)), 200, 422)
 
 
 @hostile
@@ -145,8 +82,7 @@ class TestPathAndQuery:
 @example(value=b"\x00")
 @example(value=b"\xff")
 @pytest.mark.parametrize(
-    "name",
-    ["Accept", "Authorization", "Content-Type", "Cookie", "Host", "If-Match", "Origin", "Prefer", "X-Request-ID"],
+    "name", ["Accept", "Authorization", "Content-Type", "Host", "If-Match", "Origin", "Prefer", "X-Request-ID"]
 )
 async def test_an_arbitrary_header_value_is_accepted_or_gets_a_problem(
     client: httpx.AsyncClient, tasks: str, name: str, value: bytes
