@@ -27,8 +27,6 @@ def sent(content: bytes, framing: str) -> bytes | AsyncIterator[bytes]:
 
 
 class TestOperation:
-    """Each operation with a body reads it in the same way."""
-
     @pytest.fixture(params=[("POST", ""), ("PUT", "/{id}"), ("PATCH", "/{id}/complete")], ids=lambda param: param[0])
     def operation(self, request: pytest.FixtureRequest, tasks: str, task: dict[str, Any]) -> tuple[str, str]:
         method, suffix = request.param
@@ -85,65 +83,45 @@ class TestMediaType:
         assert (await client.post(tasks, content=BODY, headers=headers)).status_code == 201
 
     @pytest.mark.parametrize(
-        "content_type",
+        "headers",
         [
-            None,
-            "",
-            "json",
-            "*/*",
-            "text/json",
-            "text/plain; charset=application/json",
-            "application/jsonp",
-            "application/json, application/json",
-            "application/x-www-form-urlencoded",
-            "multipart/form-data; boundary=x",
+            {},
+            *(
+                {"Content-Type": content_type}
+                for content_type in ("", "json", "*/*", "text/json", "text/plain; charset=application/json")
+            ),
+            *({"Content-Type": f"application/{subtype}"} for subtype in ("jsonp", "json, application/json")),
+            *(JSON | {"Content-Encoding": coding} for coding in ("GZIP", "br", "identity, gzip")),
         ],
     )
-    async def test_another_media_type_is_415_and_creates_no_task(
-        self, client: httpx.AsyncClient, tasks: str, content_type: str | None
+    async def test_another_media_type_and_a_compressed_body_are_415(
+        self, client: httpx.AsyncClient, tasks: str, headers: dict[str, str]
     ) -> None:
-        headers = {} if content_type is None else {"Content-Type": content_type}
-
         reply = await client.post(tasks, content=BODY, headers=headers)
 
         assert (reply.status_code, reply.headers["Accept"]) == (415, "application/json")
         assert reply.json()["type"] == "urn:problem-type:unsupported-media-type"
-        assert (await client.get(tasks)).json() == []
-
-    @pytest.mark.parametrize("coding", ["GZIP", "br", "identity, gzip"])
-    async def test_a_compressed_body_is_415(self, client: httpx.AsyncClient, tasks: str, coding: str) -> None:
-        reply = await client.post(tasks, content=BODY, headers=JSON | {"Content-Encoding": coding})
-
-        assert reply.status_code == 415
         assert "uncompressed" in reply.json()["detail"]
+        assert (await client.get(tasks)).json() == []
 
 
 MALFORMED: Final = {
     "truncated": b'{"title": "a"',
-    "truncated escape": b'{"title": "\\u00',
     "white space only": b" \n",
     "NaN": b'{"title": "a", "x": NaN}',
     "Infinity": b'{"title": "a", "x": -Infinity}',
     "lone surrogate": b'{"title": "\\ud800"}',
-    "surrogates in the wrong order": b'{"title": "\\ude00\\ud83d"}',
-    "lone surrogate in a name": b'{"title": "a", "\\ud800": 1}',
     "surrogate as UTF-8": b'{"title": "\xed\xa0\x80"}',
     "deep array": b"[" * 10_000 + b"]" * 10_000,
-    "deep array, unclosed": b"[" * 60_000,
     "deep object in a field": b'{"title": "a", "x": ' + b'{"x": ' * 5_000 + b"1" + b"}" * 5_000 + b"}",
     "latin-1": b'{"title": "\xe9"}',
     "UTF-16": '{"title": "a"}'.encode("utf-16"),
     "BOM": b"\xef\xbb\xbf" + BODY,
     "two values": BODY + BODY,
-    "trailing NUL": BODY + b"\0",
     "trailing comma": b'{"title": "a",}',
     "5,000 digits": b'{"title": "a", "x": ' + b"1" * 5_000 + b"}",
-    "leading zero": b'{"title": "a", "x": 01}',
-    "single quotes": b"{'title': 'a'}",
     "bare name": b"{hunter2: 1}",
-    "comment": b'{"title": "a" /* hunter2 */}',
     "raw newline in a string": b'{"title": "hunter2\nb"}',
-    "unknown escape": b'{"title": "hunter2\\x41"}',
     "a word": b"hunter2",
 }
 
@@ -160,7 +138,7 @@ class TestJson:
         assert "hunter2" not in reply.text
         assert (await client.get(tasks)).json() == []
 
-    @pytest.mark.parametrize("content", [b"[]", b'""', b"0", b"1e400", b"true", b"null"])
+    @pytest.mark.parametrize("content", [b'""', b"1e400", b"true", b"null"])
     async def test_json_other_than_an_object_is_422(
         self, client: httpx.AsyncClient, tasks: str, content: bytes
     ) -> None:
@@ -196,22 +174,22 @@ class TestJson:
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 class TestBodySize:
-    @pytest.mark.parametrize("size", [LIMIT + 1, 10_000_000])
     async def test_a_body_above_65536_bytes_is_413_and_creates_no_task(
-        self, client: httpx.AsyncClient, tasks: str, framing: str, size: int
+        self, client: httpx.AsyncClient, tasks: str, framing: str
     ) -> None:
-        reply = await client.post(tasks, content=sent(BODY.ljust(size), framing), headers=JSON)
+        reply = await client.post(tasks, content=sent(BODY.ljust(LIMIT + 1), framing), headers=JSON)
 
         assert (reply.status_code, reply.json()["type"]) == (413, "urn:problem-type:body-too-large")
         assert reply.json()["detail"] == "A request body may have 65,536 bytes at most."
         assert (await client.get(tasks)).json() == []
 
-    @pytest.mark.parametrize("content", [b"not json", b"x" * 10_000_000], ids=["text", "10 MB"])
     async def test_an_operation_without_a_body_ignores_a_sent_body(
-        self, client: httpx.AsyncClient, tasks: str, path: str, framing: str, content: bytes
+        self, client: httpx.AsyncClient, tasks: str, path: str, framing: str
     ) -> None:
+        content, headers = b"x" * 10_000_000, {"Prefer": "handling=strict"}
+
         replies = [
-            await client.request(method, url, content=sent(content, framing), headers={"Prefer": "handling=strict"})
+            await client.request(method, url, content=sent(content, framing), headers=headers)
             for method, url in (("GET", tasks), ("GET", path), ("DELETE", path), ("DELETE", path))
         ]
 

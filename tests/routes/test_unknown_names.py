@@ -1,6 +1,6 @@
 """Unknown fields and parameters: ignored and named in `Ignored-Fields`, or refused with `Prefer: handling=strict`."""
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -14,42 +14,37 @@ from tests.support import pointers
 STRICT: Final = {"Prefer": "handling=strict"}
 
 
-class Operation(NamedTuple):
-    """An operation, with the path below that of the user's tasks and with a valid body."""
-
-    method: str
-    path: str
-    body: dict[str, object] | None = None
-
-
-OPERATIONS: Final = (
-    Operation("GET", ""),
-    Operation("POST", "", {"title": "Other"}),
-    Operation("GET", "/{id}"),
-    Operation("PUT", "/{id}", {"title": "Other"}),
-    Operation("PATCH", "/{id}/complete", {"completed": True}),
-    Operation("DELETE", "/{id}"),
-)
+OPERATIONS: Final[list[tuple[str, str, dict[str, object] | None]]] = [
+    ("GET", "", None),
+    ("POST", "", {"title": "Other"}),
+    ("GET", "/{id}", None),
+    ("PUT", "/{id}", {"title": "Other"}),
+    ("PATCH", "/{id}/complete", {"completed": True}),
+    ("DELETE", "/{id}", None),
+]
 
 
 class TestOperation:
-    @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.method + operation.path)
+    @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
     async def test_each_operation_names_unknown_names_or_with_strict_handling_refuses_them(
-        self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any], operation: Operation
+        self,
+        client: httpx.AsyncClient,
+        tasks: str,
+        task: dict[str, Any],
+        method: str,
+        path: str,
+        body: dict[str, object] | None,
     ) -> None:
-        method, path, body = operation
-        url = tasks + path.format(**task)
+        url = tasks + path.format(**task) + "?verbose=1&q&verbose=2"
         wrong = body and body | {"priority": [{"x": "\0"}], "id": 1}
 
-        refused = await client.request(method, f"{url}?verbose=1&q&verbose=2", json=wrong, headers=STRICT)
+        refused = await client.request(method, url, json=wrong, headers=STRICT)
         unchanged = (await client.get(tasks)).json() == [task]
-        ignored = await client.request(method, f"{url}?verbose=1&q&verbose=2", json=wrong)
+        ignored = await client.request(method, url, json=wrong)
 
         assert pointers(refused) == [*(["#/priority", "#/id"] if body else []), "query/verbose", "query/q"]
-        assert (refused.headers["Preference-Applied"], "Ignored-Fields" in refused.headers) == (
-            "handling=strict",
-            False,
-        )
+        assert refused.headers["Preference-Applied"] == "handling=strict"
+        assert "Ignored-Fields" not in refused.headers
         assert (ignored.is_success, unchanged) == (True, True)
         assert ignored.headers["Ignored-Fields"] == ("priority, id, " if body else "") + "verbose, q"
         assert "Preference-Applied" not in ignored.headers
@@ -115,18 +110,14 @@ class TestPrefer:
     @pytest.mark.parametrize(
         ("lines", "applied"),
         [
-            (["handling=strict"], "strict"),
-            (["handling=lenient"], "lenient"),
             (['Handling = "STRICT"'], "strict"),
             (["handling=strict; level=9"], "strict"),
             (["return=minimal; x=y,, wait=5,handling=strict"], "strict"),
-            (["respond-async", "handling=strict"], "strict"),
             (["handling=strict, handling=lenient"], "strict"),
             (["handling=lenient", "handling=strict"], "lenient"),
             (["handling=loose, handling=strict"], None),
             (["handling"], None),
             (["nothandling=strict"], None),
-            (["strict"], None),
             ([""], None),
         ],
     )
