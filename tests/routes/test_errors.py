@@ -4,14 +4,14 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 import asyncpg
 import httpx
 import pytest
 from starlette.responses import StreamingResponse
 
-from tests.support import make_settings, serving
+from tests.support import make_settings, serving, short
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 TASKS: Final = "/api/ada/tasks"
@@ -20,22 +20,15 @@ COMPLETE: Final = f"{TASK}/complete"
 POINTER: Final = re.compile(r"#(/.*)?|(query|path)/.+")
 STRICT: Final = {"Prefer": "handling=strict"}
 
-
-class Call(NamedTuple):
-    """One request."""
-
-    method: str
-    path: str
-    content: str | None = None
-    headers: dict[str, str] | None = None
-
-    async def send(self, client: httpx.AsyncClient) -> httpx.Response:
-        headers = ({} if self.content is None else {"Content-Type": "application/json"}) | (self.headers or {})
-        return await client.request(self.method, self.path, content=self.content, headers=headers)
+Call = dict[str, Any]  # the arguments of `httpx.AsyncClient.request`
 
 
-def post(content: str, headers: dict[str, str] | None = None) -> Call:
-    return Call("POST", TASKS, content, headers)
+def get(url: str, **headers: str) -> Call:
+    return {"method": "GET", "url": url, "headers": headers}
+
+
+def post(content: str, method: str = "POST", url: str = TASKS, **headers: str) -> Call:
+    return {"method": method, "url": url, "content": content, "headers": {"Content-Type": "application/json"} | headers}
 
 
 def assert_problem(reply: httpx.Response, status: int, kind: str) -> None:
@@ -61,51 +54,50 @@ class TestProblemDetails:
         ("call", "status", "kind", "title"),
         [
             (post("{"), 400, "malformed-body", "Malformed body"),
-            (Call("POST", TASKS, headers={"Idempotency-Key": ""}), 400, "malformed-header", "Malformed header"),
-            (Call("GET", TASK), 404, "task-not-found", "Not found"),
-            (Call("PATCH", COMPLETE), 404, "task-not-found", "Not found"),
+            (post("{}", **{"Idempotency-Key": ""}), 400, "malformed-header", "Malformed header"),
+            (get(TASK), 404, "task-not-found", "Not found"),
             (post(" " * 65_537), 413, "body-too-large", "Body too large"),
-            (post("{}", {"Content-Type": "text/plain"}), 415, "unsupported-media-type", "Unsupported media type"),
+            (post("{}", **{"Content-Type": "text/plain"}), 415, "unsupported-media-type", "Unsupported media type"),
             (post("{}"), 422, "invalid-request", "Invalid request"),
         ],
+        ids=short,
     )
     async def test_each_kind_of_error_has_its_status_type_and_title(
         self, client: httpx.AsyncClient, call: Call, status: int, kind: str, title: str
     ) -> None:
-        reply = await call.send(client)
+        reply = await client.request(**call)
 
         assert_problem(reply, status, kind)
         assert reply.json()["title"] == title
 
     @pytest.mark.parametrize(
-        ("method", "path"),
+        "path",
         [
-            *(("GET", path) for path in ("/nope", "/api", "/api/ada", "/api//tasks", "//api/ada/tasks", f"{TASKS}/")),
-            *(("GET", path) for path in (f"{COMPLETE}/", f"{TASK}/nope", "/docs/", "/docs/assets/nope", "/health")),
-            *(("GET", path) for path in ("/docs/assets/%00", "/docs/assets/..%2F__init__.py", "/redoc")),
-            ("POST", f"{TASKS}/"),
+            *("/nope", "/api", "/api/ada", "/api//tasks", "//api/ada/tasks", f"{TASKS}/", f"{COMPLETE}/"),
+            *("/docs/", "/docs/assets/%00", "/docs/assets/..%2F__init__.py", "/health", "/redoc"),
         ],
     )
-    async def test_an_unknown_path_is_404(self, client: httpx.AsyncClient, method: str, path: str) -> None:
-        assert_problem(await client.request(method, path), 404, "route-not-found")
+    async def test_an_unknown_path_is_404(self, client: httpx.AsyncClient, path: str) -> None:
+        assert_problem(await client.get(path), 404, "route-not-found")
 
     @pytest.mark.parametrize(
         ("call", "pointer"),
         [
-            (Call("GET", "/api/%FF/tasks"), "path/user_id"),
-            (Call("DELETE", f"{TASKS}/1"), "path/task_id"),
-            (Call("GET", f"{TASKS}?limit={'9' * 5_000}"), "query/limit"),
-            (Call("GET", f"{TASKS}?nope=1", headers=STRICT), "query/nope"),
-            (Call("POST", TASKS), "#"),
-            (Call("PATCH", COMPLETE, "1"), "#"),
+            (get("/api/%FF/tasks"), "path/user_id"),
+            (get(f"{TASKS}/1"), "path/task_id"),
+            (get(f"{TASKS}?limit={'9' * 5_000}"), "query/limit"),
+            (get(f"{TASKS}?nope=1", **STRICT), "query/nope"),
+            (post(""), "#"),
+            (post("1", "PATCH", COMPLETE), "#"),
             (post('{"title": 1e400}'), "#/title"),
-            (post('{"title": "a", "a/b~c d": 1}', STRICT), "#/a~1b~0c%20d"),
+            (post('{"title": "a", "a/b~c d": 1}', **STRICT), "#/a~1b~0c%20d"),
         ],
+        ids=short,
     )
     async def test_an_invalid_request_is_422_and_points_to_the_field(
         self, client: httpx.AsyncClient, call: Call, pointer: str
     ) -> None:
-        reply = await call.send(client)
+        reply = await client.request(**call)
 
         assert_problem(reply, 422, "invalid-request")
         [error] = reply.json()["errors"]
@@ -118,10 +110,7 @@ class TestProblemDetails:
         assert_problem(reply, 422, "invalid-request")
         pointers = [error["pointer"] for error in reply.json()["errors"]]
         assert pointers == ["path/user_id", "#/title", "#/description", "#/completed"]
-        details = {error["detail"] for error in reply.json()["errors"][1:]}
-        assert details == {"must be a valid string", "must be a valid boolean"}
-        told = re.findall(r"(\w+): ", reply.json()["detail"])
-        assert told == ["user_id", "title", "description"]
+        assert re.findall(r"(\w+): ", reply.json()["detail"]) == ["user_id", "title", "description"]
 
 
 ALLOWED: Final = {
@@ -166,8 +155,6 @@ def logged_errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 class TestDefect:
-    """An unexpected exception: a 500 for the client, a stack trace for the operator."""
-
     async def test_a_defect_is_500_and_only_the_log_has_its_stack(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -216,18 +203,18 @@ class TestUnavailable:
         async with serving(settings) as url, httpx.AsyncClient(base_url=url) as client:
             yield client
 
-    @pytest.mark.parametrize("call", [Call("GET", TASKS), post('{"title": "a"}'), Call("GET", "/health/ready")])
+    @pytest.mark.parametrize("call", [get(TASKS), post('{"title": "a"}'), get("/health/ready")], ids=short)
     async def test_an_unavailable_database_is_503_with_retry_after_and_without_the_dsn(
         self, without_database: httpx.AsyncClient, call: Call, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
-        reply = await call.send(without_database)
+        reply = await without_database.request(**call)
 
         assert_problem(reply, 503, "database-unavailable")
         assert reply.headers["Retry-After"] == "1"
         assert not re.search(r"zq9|127\.0\.0\.1|postgresql|asyncpg|refused", reply.text)
         assert "zq9" not in caplog.text
-        assert (await post("{}").send(without_database)).status_code == 422
+        assert (await without_database.request(**post("{}"))).status_code == 422
 
     async def test_a_request_that_waits_too_long_for_a_connection_is_503(
         self, dsn: str, database: asyncpg.Connection, path: str, caplog: pytest.LogCaptureFixture

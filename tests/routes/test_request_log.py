@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from logging.config import DictConfigurator
 from typing import Any, Final, NoReturn
+from urllib.parse import quote
 
 import httpx
-import jwt
 import pytest
 
 from app.core.logging import log_config
@@ -89,25 +89,15 @@ class TestLine:
         }
         assert len(log.lines) == 1
 
-    async def test_a_request_writes_no_log_line_at_level_warning(
-        self, client: httpx.AsyncClient, log: Log, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        caplog.set_level(logging.WARNING, "app.requests")
-        await client.get(LIVE)
-        caplog.set_level(logging.INFO, "app.requests")
-        reply = await client.get(LIVE)
-
-        assert (await log.request())["request_id"] == reply.headers["X-Request-ID"]
-
     async def test_a_refused_request_has_the_request_id_of_its_reply_in_the_log(
         self, client: httpx.AsyncClient, log: Log
     ) -> None:
         _, head, _ = await exchange(client.base_url, b"nonsense\r\n\r\n")
 
         line = json.loads(log.lines[0])
-        assert line["logger"] == "app.requests"
+        assert (line["logger"], line["status"]) == ("app.requests", 400)
         assert line["message"] == "refused before it was read: 400 malformed-request"
-        assert (line["status"], f"x-request-id: {line['request_id']}\r\n".encode() in head) == (400, True)
+        assert f"x-request-id: {line['request_id']}\r\n".encode() in head
 
     async def test_a_defect_writes_a_separate_log_line_with_the_same_request_id(
         self, client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch
@@ -123,14 +113,14 @@ class TestLine:
         assert (first["level"], first["request_id"], second["request_id"]) == ("ERROR", "mine", "mine")
         assert first["exc_info"].endswith("RuntimeError: first line\nsecond line")
 
-    @pytest.mark.parametrize("body", [b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n64\r\n{"])
+    @pytest.mark.parametrize("framing", [b"Content-Length: 99\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n64\r\n"])
     @pytest.mark.parametrize("is_abrupt", [False, True])
     async def test_a_client_that_disconnects_during_its_body_creates_no_task_and_is_logged_as_400(
-        self, client: httpx.AsyncClient, log: Log, tasks: str, body: bytes, *, is_abrupt: bool
+        self, client: httpx.AsyncClient, log: Log, tasks: str, framing: bytes, *, is_abrupt: bool
     ) -> None:
         _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         head = f"POST {tasks} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        writer.write(head.encode() + body)
+        writer.write(head.encode() + framing + b'{"title": "a"}')
         await writer.drain()
         alive = await client.get(tasks)
         writer.transport.abort() if is_abrupt else writer.close()
@@ -143,18 +133,12 @@ class TestLine:
 # Text that could end a line, colour a terminal, or imitate a separate line or field.
 NASTY: Final = (
     "a\r\nb",
-    "a\nb",
     "\x1b[31mred\x1b[2J\x9b31m\x07\x7f",
     "a\u2028b\u2029c\x85d\x0be\x0cf\u202eg",
     "\0",
-    '", "level": "ERROR',
     '\n{"level": "ERROR"}\n',
     "%s %d %(message)s {0}\\r\\n",
 )
-
-
-def escaped(text: str) -> bytes:
-    return "".join(f"%{byte:02X}" for byte in text.encode()).encode()
 
 
 def assert_well_formed(log: Log) -> None:
@@ -174,11 +158,9 @@ class TestHostileText:
         "template",
         [
             b"GET /api/%s/tasks HTTP/1.1\r\n",
-            b"GET /api/ada/tasks/%s HTTP/1.1\r\n",
             b"GET /api/ada/tasks?%s=%s HTTP/1.1\r\n",
             b"GET /%s HTTP/1.1\r\n",
             b"%s / HTTP/1.1\r\n",
-            b"GET / %s\r\n",
             b"GET / HTTP/1.1\r\n%s: a\r\n",
             b"GET /nope HTTP/1.1\r\nX-Request-ID: %s\r\n",
             b"GET /api/ada/tasks HTTP/1.1\r\nAuthorization: Bearer %s\r\n",
@@ -191,7 +173,7 @@ class TestHostileText:
         self, secured_url: str, log: Log, template: bytes
     ) -> None:
         for nasty in NASTY:
-            for value in (nasty.encode(), nasty.encode("latin-1", "replace"), escaped(nasty)):
+            for value in (nasty.encode(), nasty.encode("latin-1", "replace"), quote(nasty).encode()):
                 request = template.replace(b"%s", value) + b"Host: localhost\r\nConnection: close\r\n\r\n"
                 status, _, _ = await exchange(httpx.URL(secured_url), request)
                 assert 200 <= status < 500
@@ -205,59 +187,48 @@ class TestHostileText:
             assert_well_formed(log)
 
 
-# Values that a user sends to the service. Each value is unique.
-NAMES: Final = ("owner", "title", "description", "search", "key", "header")
-OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER = (f"zq9{name}{secrets.token_hex(8)}" for name in NAMES)
+# A word that a user sends to the service in every place.
+WORD: Final = f"zq9{secrets.token_hex(8)}"
 
 
 def found(sent: str, log: Log, replies: list[httpx.Response]) -> list[str]:
     """The secrets that occur in a log line or in an error. A token is secret as a whole and in its parts."""
-    hidden = [SECRET, OWNER, TITLE, DESCRIPTION, SEARCH, KEY, HEADER, sent, *sent.split(".")[1:]]
     refusals = [f"{reply.headers} {reply.text}" for reply in replies if reply.is_error]
     said = "\n".join([*log.lines, *log.shown, *refusals])
-    return [secret for secret in hidden if secret in said]
+    return [secret for secret in (SECRET, WORD, sent, *sent.split(".")[1:]) if secret in said]
 
 
 async def ask_everything(url: str, authorization: str) -> list[httpx.Response]:
-    """Sends every operation with every kind of secret, in valid and invalid requests."""
-    tasks, missing = f"/api/{OWNER}/tasks", f"/api/{OWNER}/tasks/{MISSING}"
-    task = {"title": TITLE, "description": DESCRIPTION, "priority": TITLE}
-    always = {
-        "Authorization": authorization,
-        "Cookie": f"a={HEADER}",
-        "User-Agent": HEADER,
-        "X-Request-ID": f"{HEADER}!",
-    }
+    """Sends every operation with the word in every place, in valid and invalid requests."""
+    always = {"Authorization": authorization, "Cookie": WORD, "User-Agent": WORD, "X-Request-ID": f"{WORD}!"}
+    tasks, task = f"/api/{WORD}/tasks", {"title": WORD, "description": WORD}
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        *(("POST", tasks, {"json": task | {"title": title}}) for title in (WORD * 15, [WORD], {WORD: 1})),
+        ("POST", tasks, {"json": task | {"completed": WORD}}),
+        ("POST", tasks, {"content": WORD, "headers": JSON}),
+        ("POST", tasks, {"content": WORD * 9_000, "headers": JSON}),
+        ("POST", tasks, {"content": WORD}),
+        ("POST", tasks, {"json": task, "headers": {"Idempotency-Key": WORD * 15}}),
+        ("GET", tasks, {"params": {"search": WORD}}),
+        ("GET", tasks, {"params": {"search": WORD * 30, **dict.fromkeys(("limit", "cursor", "sort"), WORD)}}),
+        ("GET", f"{tasks}/{WORD}", {}),
+        ("PUT", f"{tasks}/{{id}}", {"json": task, "headers": {"If-Match": f'"{WORD}"', "Prefer": WORD}}),
+        ("PUT", f"{tasks}/{{id}}", {"json": {"title": None, "description": WORD * 300}}),
+        ("PATCH", f"{tasks}/{{id}}/complete", {"json": {"completed": WORD}}),
+        ("DELETE", f"{tasks}/{{id}}", {"headers": {"Idempotency-Key": WORD}}),
+        *(("GET", path, {}) for path in (f"/docs/assets/{WORD}", f"/api/{WORD}%20/tasks")),
+        ("OPTIONS", tasks, {"headers": {"Origin": WORD, "Access-Control-Request-Method": WORD}}),
+        (WORD, tasks, {}),
+    ]
     async with httpx.AsyncClient(base_url=url, headers=always) as client:
-        created = await client.post(tasks, json=task)
-        path = f"{tasks}/{created.json()['id']}" if created.is_success else missing
-        return [
-            created,
-            *[await client.post(tasks, json={**task, "title": title}) for title in (TITLE * 9, [TITLE], {TITLE: 1})],
-            await client.post(tasks, json={**task, "completed": TITLE}),
-            await client.post(tasks, content=TITLE, headers=JSON),
-            await client.post(tasks, content=TITLE * 9_000, headers=JSON),
-            await client.post(tasks, content=TITLE),
-            await client.post(tasks, json=task, headers={"Idempotency-Key": KEY * 9}),
-            await client.get(tasks, params={"search": SEARCH}),
-            await client.get(tasks, params={"search": SEARCH * 30, "limit": SEARCH, "cursor": SEARCH, "sort": SEARCH}),
-            await client.put(path, json=task, headers={"If-Match": f'"{KEY}"', "Prefer": KEY}),
-            await client.put(path, json={"title": None, "description": DESCRIPTION * 200}),
-            *[
-                await client.get(path)
-                for path in (f"{tasks}/{SEARCH}", f"/docs/assets/{SEARCH}", f"/api/{OWNER}%20/tasks")
-            ],
-            await client.patch(f"{path}/complete", json={"completed": TITLE}),
-            await client.delete(path, headers={"Idempotency-Key": KEY}),
-            await client.post(f"/{SEARCH}", json=task),
-            await client.options(tasks, headers={"Origin": HEADER, "Access-Control-Request-Method": HEADER}),
-            await client.request(HEADER, tasks),
-        ]
+        created = await client.post(tasks, json={**task, WORD: WORD})
+        id_ = created.json().get("id", MISSING)
+        return [created, *[await client.request(method, path.format(id=id_), **sent) for method, path, sent in calls]]
 
 
 class TestSecrets:
     async def test_no_log_line_and_no_error_reveals_what_a_user_sends(self, secured_url: str, log: Log) -> None:
-        sent = token(OWNER)
+        sent = token(WORD)
 
         replies = await ask_everything(secured_url, f"Bearer {sent}")
 
@@ -268,14 +239,12 @@ class TestSecrets:
         ("scheme", "sent", "status"),
         [
             ("Bearer", token("another"), 403),
-            ("Bearer", jwt.encode({"sub": OWNER, "exp": 2**32}, secrets.token_hex(), "HS256"), 401),
-            ("Bearer", token(OWNER, exp=1), 401),
-            ("Bearer", token(OWNER).replace(".", ".-"), 401),
-            ("Bearer", token(OWNER, name="a" * 9_000), 401),
-            ("Basic", token(OWNER), 401),
-            ("bearer:", token(OWNER), 401),
+            ("Bearer", token(WORD, exp=1), 401),
+            ("Bearer", token(WORD).replace(".", ".-"), 401),
+            ("Bearer", token(WORD, name="a" * 9_000), 401),
+            ("Basic", token(WORD), 401),
         ],
-        ids=["another user", "forged", "expired", "garbled", "huge", "another scheme", "a wrong scheme"],
+        ids=["another user", "expired", "garbled", "huge", "another scheme"],
     )
     async def test_a_refused_token_is_not_revealed(
         self, secured_url: str, log: Log, scheme: str, sent: str, status: int
@@ -287,6 +256,6 @@ class TestSecrets:
 
     async def test_the_search_finds_a_revealed_secret(self, log: Log) -> None:
         sent = token("ada")
-        logging.getLogger("app").info("told: %s", TITLE)
+        logging.getLogger("app").info("told: %s", WORD)
 
-        assert found(sent, log, [httpx.Response(500, text=sent)]) == [TITLE, sent, *sent.split(".")[1:]]
+        assert found(sent, log, [httpx.Response(500, text=sent)]) == [WORD, sent, *sent.split(".")[1:]]

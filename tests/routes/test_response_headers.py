@@ -45,7 +45,7 @@ class TestEveryReply:
         assert [reply.status_code for reply in replies] == [*(status for *_, status in REPLIES), 304, 401, 200, 400]
         return replies
 
-    async def test_every_reply_has_each_header_once_and_does_not_name_the_server(
+    async def test_every_reply_has_the_browser_headers_once_and_does_not_name_the_server(
         self, replies: list[httpx.Response]
     ) -> None:
         for reply in replies:
@@ -53,6 +53,8 @@ class TestEveryReply:
             assert len(names) == len(set(names))
             check_browser_headers(reply.headers)
             assert MADE.fullmatch(reply.headers["X-Request-ID"])
+            cached = "public, max-age=3600" if "assets" in reply.url.path else "private, no-cache"
+            assert reply.headers["Cache-Control"] == ("no-store" if reply.is_error else cached)
         assert len({reply.headers["X-Request-ID"] for reply in replies}) == len(replies)
 
     async def test_only_the_docs_may_load_resources_and_no_reply_may_be_framed(
@@ -64,14 +66,6 @@ class TestEveryReply:
         assert set(policies.values()) == {LOCKED}
         assert docs.startswith("default-src 'self'")
         assert docs.endswith("frame-ancestors 'none'")
-
-    async def test_errors_are_not_cached_and_replies_other_than_assets_are_revalidated(
-        self, replies: list[httpx.Response]
-    ) -> None:
-        for reply in replies:
-            is_asset = "assets" in reply.url.path
-            expected = "public, max-age=3600" if is_asset else "private, no-cache"
-            assert reply.headers["Cache-Control"] == ("no-store" if reply.is_error else expected)
 
     async def test_a_refusal_by_the_server_itself_has_the_browser_headers(self, secured_url: str) -> None:
         _, head, _ = await exchange(httpx.URL(secured_url), b"nonsense\r\n\r\n")
@@ -91,24 +85,22 @@ def check_browser_headers(headers: Mapping[str, Any]) -> None:
 
 class TestRequestId:
     @pytest.mark.parametrize("sent", ["a", "a" * 128, "01K9-z_Z.=@+", MISSING])
-    async def test_a_valid_request_id_is_kept(self, client: httpx.AsyncClient, sent: str) -> None:
-        replies = [await client.get(path, headers={"X-Request-ID": sent}) for path in (f"{TASKS}/{MISSING}", "/docs")]
+    async def test_a_valid_request_id_is_kept_and_a_second_one_ignored(
+        self, client: httpx.AsyncClient, sent: str
+    ) -> None:
+        headers = [("X-Request-ID", sent), ("X-Request-ID", "second")]
+        replies = [await client.get(path, headers=headers) for path in (f"{TASKS}/{MISSING}", "/docs")]
 
         assert [reply.headers.get_list("X-Request-ID") for reply in replies] == [[sent], [sent]]
         assert replies[0].json()["instance"] == sent
 
-    @pytest.mark.parametrize("sent", [b"", b"a" * 129, b"a b", b"a,b", b"a/b", b'"a"', "é".encode("latin-1")])
+    @pytest.mark.parametrize("sent", [b"", b"a" * 129, b"a b", b"a/b", b'"a"', b"\xe9"])
     async def test_an_invalid_request_id_is_replaced(self, client: httpx.AsyncClient, sent: bytes) -> None:
         reply = await client.get(f"{TASKS}/{MISSING}", headers=[(b"X-Request-ID", sent)])
 
         [made] = reply.headers.get_list("X-Request-ID")
         assert MADE.fullmatch(made)
         assert reply.json()["instance"] == made
-
-    async def test_the_first_of_two_request_ids_is_used(self, client: httpx.AsyncClient) -> None:
-        reply = await client.get(f"{TASKS}/{MISSING}", headers=[("X-Request-ID", "one"), ("X-Request-ID", "two")])
-
-        assert (reply.headers.get_list("X-Request-ID"), reply.json()["instance"]) == (["one"], "one")
 
 
 @pytest.mark.parametrize(
