@@ -99,16 +99,17 @@ class Proxy(NamedTuple):
         url = f"https://127.0.0.1:{self.port}"
         return httpx.AsyncClient(base_url=url, verify=self.trust, headers={"Host": NAME}, timeout=30)
 
-    async def exchange(self, request: bytes) -> tuple[int, str, bytes]:
-        """Send these bytes. Returns the status, the head and the body of the only reply, or 0 if there is none."""
+    async def exchange(self, request: bytes) -> tuple[bytes, bytes]:
+        """Send these bytes. Returns the head and the body of the only reply, which are empty if there is none."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust, server_hostname=NAME)
         writer.write(request)
-        head, body = b"HTTP/1.1 0", b""
+        content = b""
         async with asyncio.timeout(10):
             with suppress(ConnectionError):
-                head, _, body = (await reader.read() or head).partition(b"\r\n\r\n")
+                content = await reader.read()
         writer.close()
-        return int(head.split()[1]), head.decode(), body
+        head, _, body = content.partition(b"\r\n\r\n")
+        return head, body
 
     def logs(self) -> str:
         """The contents of all logs of nginx."""
@@ -116,14 +117,15 @@ class Proxy(NamedTuple):
 
     async def logged(self, **members: str) -> dict[str, str]:
         """The only line with these members. nginx writes a line after the reply."""
-        await until(lambda: self._lines(members))
-        [line] = self._lines(members)
-        return line
 
-    def _lines(self, members: Mapping[str, str]) -> list[dict[str, str]]:
-        whole = (self.directory / "tasks-access.log").read_text().splitlines(keepends=True)
-        lines = [json.loads(line) for line in whole if line.endswith("\n")]
-        return [line for line in lines if line.items() >= members.items()]
+        def lines() -> list[dict[str, str]]:
+            whole = (self.directory / "tasks-access.log").read_text().rpartition("\n")[0]
+            parsed = [json.loads(line) for line in whole.splitlines()]
+            return [line for line in parsed if line.items() >= members.items()]
+
+        await until(lines)
+        [line] = lines()
+        return line
 
 
 @asynccontextmanager

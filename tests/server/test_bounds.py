@@ -53,23 +53,15 @@ async def test_a_flood_is_431_before_it_ends(base_url: str, pieces: list[bytes])
     await assert_alive(base_url)
 
 
-class TestTrailer:
-    @pytest.mark.parametrize(("size", "status"), [(32_768, 422), (32_769, 431)])
-    async def test_a_trailer_in_one_piece_with_the_body_may_have_32768_bytes(
-        self, base_url: str, size: int, status: int
-    ) -> None:
-        body = b'c\r\n{"title":""}\r\n0\r\nX: %s\r\n\r\n' % (b"a" * (size - 1))
+@pytest.mark.parametrize(("size", "status"), [(32_768, 422), (32_769, 431)])
+async def test_each_trailer_in_one_piece_with_its_body_may_have_32768_bytes(
+    base_url: str, size: int, status: int
+) -> None:
+    connection = Connection(base_url)
+    requests = [post(CHUNKED) + b'c\r\n{"title":""}\r\n0\r\nX: %s\r\n\r\n' % (b"a" * (n - 1)) for n in (20_000, size)]
 
-        [reply] = await converse(base_url, post(CHUNKED, CLOSE) + body)
-
-        assert reply.status_code == status
-
-    async def test_two_bodies_on_one_connection_have_a_trailer_each(self, base_url: str) -> None:
-        request = post(CHUNKED) + b'c\r\n{"title":""}\r\n0\r\nX: %s\r\n\r\n' % (b"a" * 20_000)
-        connection = Connection(base_url)
-
-        assert [(await connection.ask(request)).status_code for _ in range(2)] == [422, 422]
-        connection.socket.close()
+    assert [(await connection.ask(request)).status_code for request in requests] == [422, status]
+    connection.socket.close()
 
 
 @pytest.mark.parametrize(
