@@ -258,29 +258,33 @@ class TestRefusal:
 
 
 class TestForwarding:
-    async def test_a_path_is_forwarded_unchanged(self, tmp_path: Path) -> None:
+    async def test_a_path_is_forwarded_unchanged_without_a_forged_address(self, tmp_path: Path) -> None:
         target = b"/api/auth0%7Cada/tasks/a%2Fb//c%20/%c3%a9?search=%25%20+%00&cursor=a;b"
+        names = (
+            "X-Forwarded-For",
+            "X-Forwarded-Host",
+            "X-Forwarded-Port",
+            "X-Forwarded-Proto",
+            "X-Real-IP",
+            "Forwarded",
+        )
+        forged = "".join(f"{name}: 192.0.2.1\r\n" for name in names).encode()
+        lines = b"Host: tasks.example.com:8443\r\nX-Request-ID: mine\r\nConnection: close\r\n" + forged
         upstream = Upstream(OK)
         async with upstream.listening() as url, nginx(tmp_path, url) as proxy:
-            await proxy.exchange(b"GET %s HTTP/1.1\r\nHost: tasks.example.com\r\nConnection: close\r\n\r\n" % target)
-
-        [arrived] = upstream.arrived
-        assert arrived.startswith(b"GET %s HTTP/1.1\r\n" % target)
-        assert b"\r\nconnection:" not in arrived.lower()
-
-    async def test_a_client_cannot_forge_its_address(self, tmp_path: Path, tasks: str) -> None:
-        names = {*("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-IP", "Forwarded")}
-        upstream = Upstream(OK)
-        async with upstream.listening() as url, nginx(tmp_path, url) as proxy, proxy.client() as client:
-            sent = dict.fromkeys({*names, "X-Forwarded-Proto"}, "192.0.2.1")
-            await client.get(tasks, headers={**sent, "X-Request-ID": "mine"})
+            await proxy.exchange(b"GET %s HTTP/1.1\r\n%s\r\n" % (target, lines))
             logged = await proxy.logged(request_id="mine")
 
         [arrived] = upstream.arrived
-        headers = dict(line.decode().split(": ", 1) for line in arrived.split(b"\r\n")[1:-2])
-        assert {name: headers[name] for name in names & headers.keys()} == {"X-Forwarded-For": "127.0.0.1"}
-        assert (headers["X-Forwarded-Proto"], headers["Host"], logged["address"]) == ("https", NAME, "127.0.0.1")
-        assert b"192.0.2.1" not in arrived
+        request, *fields = arrived.decode().split("\r\n")[:-2]
+        assert request == f"GET {target.decode()} HTTP/1.1"
+        assert dict(field.split(": ", 1) for field in fields) == {
+            "Host": "tasks.example.com:8443",
+            "X-Request-ID": "mine",
+            "X-Forwarded-For": "127.0.0.1",
+            "X-Forwarded-Proto": "https",
+        }
+        assert logged["address"] == "127.0.0.1"
 
     async def test_an_invalid_request_id_is_replaced(self, tmp_path: Path, tasks: str) -> None:
         invalid = ("", "a b", "a" * 129, '"}', "a\x7fb")
@@ -318,7 +322,6 @@ class TestLogs:
         ("path", "logged"),
         [
             (f"/api/zq9/tasks/{MISSING}", f"/api/-/tasks/{MISSING}"),
-            ("/docs", "/docs"),
             ("/api/zq9", "/api/-"),
             ("/nope/%2F", "/nope/%2F"),
         ],

@@ -78,36 +78,13 @@ class TestProblemDetails:
     async def test_an_unknown_path_is_404(self, client: httpx.AsyncClient, path: str) -> None:
         assert_problem(await client.get(path), 404, "route-not-found")
 
-    @pytest.mark.parametrize(
-        ("call", "pointer"),
-        [
-            (get("/api/%FF/tasks"), "path/user_id"),
-            (get(f"{TASKS}/1"), "path/task_id"),
-            (get(f"{TASKS}?limit={'9' * 5_000}"), "query/limit"),
-            (get(f"{TASKS}?nope=1", **STRICT), "query/nope"),
-            (post(""), "#"),
-            (post("1", "PATCH", COMPLETE), "#"),
-            (post('{"title": 1e400}'), "#/title"),
-            (post('{"title": "a", "a/b~c d": 1}', **STRICT), "#/a~1b~0c%20d"),
-        ],
-        ids=short,
-    )
-    async def test_an_invalid_request_is_422_and_points_to_the_field(
-        self, client: httpx.AsyncClient, call: Call, pointer: str
-    ) -> None:
-        reply = await client.request(**call)
-
-        assert_problem(reply, 422, "invalid-request")
-        [error] = reply.json()["errors"]
-        assert error["pointer"] == pointer
-        assert reply.json()["detail"].endswith(f": {error['detail']}")
-
     async def test_a_422_points_to_every_invalid_field_and_tells_three_of_them(self, client: httpx.AsyncClient) -> None:
         reply = await client.post("/api/a b/tasks", json={"title": 1, "description": 2, "completed": 3})
 
         assert_problem(reply, 422, "invalid-request")
         pointers = [error["pointer"] for error in reply.json()["errors"]]
         assert pointers == ["path/user_id", "#/title", "#/description", "#/completed"]
+        assert reply.json()["detail"].endswith("description: must be a valid string")
         assert re.findall(r"(\w+): ", reply.json()["detail"]) == ["user_id", "title", "description"]
 
 

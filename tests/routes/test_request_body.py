@@ -1,7 +1,6 @@
 """How the body of a request is read: media types, JSON, and its size."""
 
 import asyncio
-import gzip
 import re
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -26,54 +25,10 @@ def sent(content: bytes, framing: str) -> bytes | AsyncIterator[bytes]:
     return content if framing == "length" else chunks()
 
 
-class TestOperation:
-    @pytest.fixture(params=[("POST", ""), ("PUT", "/{id}"), ("PATCH", "/{id}/complete")], ids=lambda param: param[0])
-    def operation(self, request: pytest.FixtureRequest, tasks: str, task: dict[str, Any]) -> tuple[str, str]:
-        method, suffix = request.param
-        return method, tasks + suffix.format(**task)
-
-    @pytest.mark.parametrize(
-        ("content", "headers", "status"),
-        [
-            (BODY[:-1], {}, 400),
-            (BODY, {"Content-Type": "text/plain"}, 415),
-            (gzip.compress(BODY), {"Content-Encoding": "gzip"}, 415),
-            (BODY.ljust(LIMIT + 1), {}, 413),
-            (b"[%s]" % BODY, {}, 422),
-        ],
-        ids=["malformed", "text", "compressed", "too large", "an array"],
-    )
-    async def test_an_unreadable_body_is_refused_and_changes_nothing(
-        self,
-        client: httpx.AsyncClient,
-        operation: tuple[str, str],
-        task: dict[str, Any],
-        *,
-        content: Any,
-        headers: Any,
-        status: int,
-    ) -> None:
-        reply = await client.request(*operation, content=content, headers=JSON | headers)
-
-        assert (reply.status_code, reply.headers["Content-Type"]) == (status, "application/problem+json")
-        assert status != 422 or reply.json()["detail"] == "body: must be a JSON object"
-        assert (await client.get(f"/api/{task['user_id']}/tasks")).json() == [task]
-
-    @pytest.mark.parametrize("framing", ["length", "chunked"])
-    async def test_a_body_of_65536_bytes_is_read(
-        self, client: httpx.AsyncClient, operation: tuple[str, str], framing: str
-    ) -> None:
-        content, headers = sent(BODY.ljust(LIMIT), framing), {"Content-Type": "application/merge-patch+json"}
-
-        reply = await client.request(*operation, content=content, headers=headers)
-
-        assert (reply.is_success, reply.json()["completed"]) == (True, True)
-
-
 class TestMediaType:
     @pytest.mark.parametrize(
         "content_type",
-        ["Application/JSON", 'application/json;charset="UTF-8"', "application/json ;", "application/vnd.api+json"],
+        ["Application/JSON", 'application/json;charset="UTF-8"', "application/json ;", "application/merge-patch+json"],
     )
     async def test_a_json_media_type_is_accepted(
         self, client: httpx.AsyncClient, tasks: str, content_type: str
@@ -138,14 +93,14 @@ class TestJson:
         assert "hunter2" not in reply.text
         assert (await client.get(tasks)).json() == []
 
-    @pytest.mark.parametrize("content", [b'""', b"1e400", b"true", b"null"])
+    @pytest.mark.parametrize("content", [b"[%s]" % BODY, b'""', b"1e400", b"true", b"null"])
     async def test_json_other_than_an_object_is_422(
         self, client: httpx.AsyncClient, tasks: str, content: bytes
     ) -> None:
         reply = await client.post(tasks, content=content, headers=JSON)
 
         assert pointers(reply) == ["#"]
-        assert content == b"null" or reply.json()["errors"][0]["detail"] == "must be a JSON object"
+        assert content == b"null" or reply.json()["detail"] == "body: must be a JSON object"
 
     async def test_the_last_of_duplicate_names_wins(self, client: httpx.AsyncClient, tasks: str) -> None:
         content = b'{"title": 1, "completed": true, "title": "first", "title": "last", "completed": false}'
@@ -174,14 +129,20 @@ class TestJson:
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 class TestBodySize:
-    async def test_a_body_above_65536_bytes_is_413_and_creates_no_task(
-        self, client: httpx.AsyncClient, tasks: str, framing: str
-    ) -> None:
-        reply = await client.post(tasks, content=sent(BODY.ljust(LIMIT + 1), framing), headers=JSON)
+    async def test_a_body_of_65536_bytes_is_read(self, client: httpx.AsyncClient, tasks: str, framing: str) -> None:
+        reply = await client.post(tasks, content=sent(BODY.ljust(LIMIT), framing), headers=JSON)
 
-        assert (reply.status_code, reply.json()["type"]) == (413, "urn:problem-type:body-too-large")
-        assert reply.json()["detail"] == "A request body may have 65,536 bytes at most."
-        assert (await client.get(tasks)).json() == []
+        assert (reply.status_code, reply.json()["completed"]) == (201, True)
+
+    async def test_a_body_above_65536_bytes_is_413_and_changes_nothing(
+        self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any], framing: str
+    ) -> None:
+        for method, url in (("POST", tasks), ("PUT", f"{tasks}/{task['id']}")):
+            reply = await client.request(method, url, content=sent(BODY.ljust(LIMIT + 1), framing), headers=JSON)
+
+            assert (reply.status_code, reply.json()["type"]) == (413, "urn:problem-type:body-too-large")
+            assert reply.json()["detail"] == "A request body may have 65,536 bytes at most."
+        assert (await client.get(tasks)).json() == [task]
 
     async def test_an_operation_without_a_body_ignores_a_sent_body(
         self, client: httpx.AsyncClient, tasks: str, path: str, framing: str

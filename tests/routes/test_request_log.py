@@ -6,13 +6,12 @@ import logging
 import secrets
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from logging.config import DictConfigurator
 from typing import Any, Final, NoReturn
 
 import httpx
 import pytest
 
-from app.core.logging import log_config
+from app.core.logging import JsonFormatter
 from tests.support import SECRET, exchange, handling, token
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -23,20 +22,16 @@ LIVE: Final = "/health/live"
 
 
 class Log(logging.Handler):
-    """Keeps the lines in the production format and in the terminal format."""
+    """Keeps the lines in the production format."""
 
     def __init__(self) -> None:
         super().__init__()
-        configure = DictConfigurator({}).configure_formatter
-        self._json, self._terminal = (configure(log_config()["formatters"][name]) for name in ("json", "terminal"))
+        self.setFormatter(JsonFormatter())
         self.lines: list[str] = []
-        self.shown: list[str] = []
         self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self._json.format(record))
-        if not record.exc_info:  # a traceback has several lines
-            self.shown.append(self._terminal.format(record))
+        self.lines.append(self.format(record))
         if hasattr(record, "duration_ms"):
             self._requests.put_nowait(json.loads(self.lines[-1]))
 
@@ -135,7 +130,7 @@ WORD: Final = f"zq9{secrets.token_hex(8)}"
 def found(sent: str, log: Log, replies: list[httpx.Response]) -> list[str]:
     """The secrets that occur in a log line or in an error. A token is secret as a whole and in its parts."""
     refusals = [f"{reply.headers} {reply.text}" for reply in replies if reply.is_error]
-    said = "\n".join([*log.lines, *log.shown, *refusals])
+    said = "\n".join([*log.lines, *refusals])
     return [secret for secret in (SECRET, WORD, sent, *sent.split(".")[1:]) if secret in said]
 
 
