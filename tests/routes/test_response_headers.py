@@ -29,58 +29,45 @@ REPLIES: Final = [
 ]
 
 
-class TestEveryReply:
-    @pytest.fixture
-    async def replies(self, secured_url: str) -> list[httpx.Response]:
-        headers = {**bearer("ada"), "Content-Type": "application/json"}
-        async with httpx.AsyncClient(base_url=secured_url, headers=headers) as client:
-            replies = [await client.request(method, path, content=content) for method, path, content, _ in REPLIES]
-            preflight = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "PUT"}
-            replies += [
-                await client.get(TASKS, headers={"If-None-Match": "*"}),
-                await client.get(TASKS, headers={"Authorization": "Bearer a"}),
-                await client.options(TASKS, headers=preflight),
-                await client.options(TASKS, headers={**preflight, "Origin": "https://evil.example"}),
-            ]
-        assert [reply.status_code for reply in replies] == [*(status for *_, status in REPLIES), 304, 401, 200, 400]
-        return replies
-
-    async def test_every_reply_has_the_browser_headers_once_and_does_not_name_the_server(
-        self, replies: list[httpx.Response]
-    ) -> None:
-        for reply in replies:
-            names = [name.lower() for name, _ in reply.headers.raw]
-            assert len(names) == len(set(names))
-            check_browser_headers(reply.headers)
-            assert MADE.fullmatch(reply.headers["X-Request-ID"])
-            cached = "public, max-age=3600" if "assets" in reply.url.path else "private, no-cache"
-            assert reply.headers["Cache-Control"] == ("no-store" if reply.is_error else cached)
-        assert len({reply.headers["X-Request-ID"] for reply in replies}) == len(replies)
-
-    async def test_only_the_docs_may_load_resources_and_no_reply_may_be_framed(
-        self, replies: list[httpx.Response]
-    ) -> None:
-        policies = {reply.url.path: reply.headers["Content-Security-Policy"] for reply in replies}
-
-        docs = policies.pop("/docs")
-        assert set(policies.values()) == {LOCKED}
-        assert docs.startswith("default-src 'self'")
-        assert docs.endswith("frame-ancestors 'none'")
-
-    async def test_a_refusal_by_the_server_itself_has_the_browser_headers(self, secured_url: str) -> None:
-        _, head, _ = await exchange(httpx.URL(secured_url), b"nonsense\r\n\r\n")
-
-        headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
-        check_browser_headers({**headers, "vary": headers["vary"].title()})
-        assert headers["content-security-policy"] == LOCKED
-        assert headers["cache-control"] == "no-store"
-
-
 def check_browser_headers(headers: Mapping[str, Any]) -> None:
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert {*headers["vary"].split(", ")} >= {"Origin", "Authorization"}
     assert "server" not in headers
+
+
+async def test_every_reply_has_the_browser_headers_once_and_does_not_name_the_server(secured_url: str) -> None:
+    headers = {**bearer("ada"), "Content-Type": "application/json"}
+    preflight = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "PUT"}
+    async with httpx.AsyncClient(base_url=secured_url, headers=headers) as client:
+        replies = [await client.request(method, path, content=content) for method, path, content, _ in REPLIES]
+        replies += [
+            await client.get(TASKS, headers={"If-None-Match": "*"}),
+            await client.get(TASKS, headers={"Authorization": "Bearer a"}),
+            await client.options(TASKS, headers=preflight),
+            await client.options(TASKS, headers={**preflight, "Origin": "https://evil.example"}),
+        ]
+
+    assert [reply.status_code for reply in replies] == [*(status for *_, status in REPLIES), 304, 401, 200, 400]
+    for reply in replies:
+        names = [name.lower() for name, _ in reply.headers.raw]
+        assert len(names) == len(set(names))
+        check_browser_headers(reply.headers)
+        assert MADE.fullmatch(reply.headers["X-Request-ID"])
+        cached = "public, max-age=3600" if "assets" in reply.url.path else "private, no-cache"
+        assert reply.headers["Cache-Control"] == ("no-store" if reply.is_error else cached)
+        policy = reply.headers["Content-Security-Policy"]
+        assert (policy == LOCKED) == (reply.url.path != "/docs")
+        assert re.fullmatch(r"default-src '(none|self)'; .*frame-ancestors 'none'", policy)
+    assert len({reply.headers["X-Request-ID"] for reply in replies}) == len(replies)
+
+
+async def test_a_refusal_by_the_server_itself_has_the_browser_headers(secured_url: str) -> None:
+    _, head, _ = await exchange(httpx.URL(secured_url), b"nonsense\r\n\r\n")
+
+    headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+    check_browser_headers({**headers, "vary": headers["vary"].title()})
+    assert (headers["content-security-policy"], headers["cache-control"]) == (LOCKED, "no-store")
 
 
 class TestRequestId:
