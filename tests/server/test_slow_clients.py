@@ -135,49 +135,43 @@ async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
 
 class TestTimers:
     @pytest.fixture
-    def loop(self) -> Mock:
-        return Mock()
-
-    @pytest.fixture
-    def connection(self, loop: Mock) -> BoundedProtocol:
+    def connection(self) -> Any:
+        """A connection whose event loop and transport only record their calls."""
         transport = Mock(**{"get_extra_info.return_value": None, "is_closing.return_value": False})
-        connection = BoundedProtocol(uvicorn.Config(Mock(), log_config=None), ServerState(), {}, _loop=loop)
+        connection = BoundedProtocol(uvicorn.Config(Mock(), log_config=None), ServerState(), {}, _loop=Mock())
         connection.connection_made(transport)
         return connection
 
-    def test_a_client_has_30_seconds_to_send_a_request_and_60_to_read_on(
-        self, loop: Mock, connection: BoundedProtocol
-    ) -> None:
-        loop.call_later.assert_called_once_with(30, ANY)
+    def test_a_client_has_30_seconds_to_send_a_request_and_60_to_read_on(self, connection: Any) -> None:
+        call_later = connection.loop.call_later
+        call_later.assert_called_once_with(30, ANY)
         connection.pause_writing()
 
-        loop.call_later.assert_called_with(60, connection.transport.abort)
-        loop.call_later().cancel.assert_not_called()
+        call_later.assert_called_with(60, connection.transport.abort)
+        call_later().cancel.assert_not_called()
         assert connection.flow.write_paused
         connection.resume_writing()
-        loop.call_later().cancel.assert_called_once()
+        call_later().cancel.assert_called_once()
         assert not connection.flow.write_paused
 
     @pytest.mark.parametrize("end", [BoundedProtocol.on_response_complete, BoundedProtocol.timeout_keep_alive_handler])
     def test_a_client_has_60_seconds_to_read_the_rest_of_a_connection_that_the_service_closes(
-        self, loop: Mock, connection: BoundedProtocol, end: Callable[[BoundedProtocol], None]
+        self, connection: Any, end: Callable[[BoundedProtocol], None]
     ) -> None:
-        loop.reset_mock()
-        transport: Any = connection.transport
+        call_later, transport = connection.loop.call_later, connection.transport
+        call_later.reset_mock()
         transport.is_closing.return_value = True
         end(connection)
         connection.pause_writing()
         connection.resume_writing()
 
         transport.close.assert_called_once()
-        loop.call_later.assert_called_once_with(60, transport.abort)
-        loop.call_later().cancel.assert_not_called()
+        call_later.assert_called_once_with(60, transport.abort)
+        call_later().cancel.assert_not_called()
         connection.connection_lost(ConnectionResetError())
-        loop.call_later().cancel.assert_called()
+        call_later().cancel.assert_called()
 
-    def test_the_connection_of_a_request_in_progress_ends_with_its_reply_at_shutdown(
-        self, connection: BoundedProtocol
-    ) -> None:
+    def test_the_connection_of_a_request_in_progress_ends_with_its_reply_at_shutdown(self, connection: Any) -> None:
         connection.cycle = Mock(response_complete=False, keep_alive=True)
 
         connection.shutdown()
