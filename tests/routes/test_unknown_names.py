@@ -14,18 +14,18 @@ from tests.support import pointers
 STRICT: Final = {"Prefer": "handling=strict"}
 
 
-OPERATIONS: Final[list[tuple[str, str, dict[str, object] | None]]] = [
-    ("GET", "", None),
-    ("POST", "", {"title": "Other"}),
-    ("GET", "/{id}", None),
-    ("PUT", "/{id}", {"title": "Other"}),
-    ("PATCH", "/{id}/complete", {"completed": True}),
-    ("DELETE", "/{id}", None),
-]
-
-
 class TestOperation:
-    @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("GET", "", None),
+            ("POST", "", {"title": "Other"}),
+            ("GET", "/{id}", None),
+            ("PUT", "/{id}", {"title": "Other"}),
+            ("PATCH", "/{id}/complete", {"completed": True}),
+            ("DELETE", "/{id}", None),
+        ],
+    )
     async def test_each_operation_names_unknown_names_or_with_strict_handling_refuses_them(
         self,
         client: httpx.AsyncClient,

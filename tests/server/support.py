@@ -98,12 +98,6 @@ def assert_refusal(reply: httpx.Response, status: int) -> None:
     assert reply.headers["Connection"] == "close"
 
 
-async def assert_alive(url: str) -> None:
-    """Check that another client is still served."""
-    [reply] = await converse(url, head(b"GET", LIVE, CLOSE))
-    assert (reply.status_code, reply.content) == (200, b'{"status":"live"}')
-
-
 async def waits_for_a_lock(database: asyncpg.Connection) -> None:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'tasks-api'"
     await until(lambda: database.fetchval(query))
