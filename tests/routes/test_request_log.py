@@ -161,31 +161,24 @@ async def ask_everything(url: str, authorization: str) -> list[httpx.Response]:
 
 
 class TestSecrets:
-    async def test_no_log_line_and_no_error_reveals_what_a_user_sends(self, secured_url: str, log: Log) -> None:
-        sent = token(WORD)
-
-        replies = await ask_everything(secured_url, f"Bearer {sent}")
-
-        assert {reply.status_code for reply in replies} == {200, 201, 204, 400, 403, 404, 412, 413, 415, 422}
-        assert found(sent, log, replies) == []
-
     @pytest.mark.parametrize(
-        ("scheme", "sent", "status"),
+        ("scheme", "sent", "statuses"),
         [
-            ("Bearer", token("another"), 403),
-            ("Bearer", token(WORD, exp=1), 401),
-            ("Bearer", token(WORD).replace(".", ".-"), 401),
-            ("Bearer", token(WORD, name="a" * 9_000), 401),
-            ("Basic", token(WORD), 401),
+            ("Bearer", token(WORD), {200, 201, 204, 400, 403, 404, 412, 413, 415, 422}),
+            ("Bearer", token("another"), {400, 403, 404}),
+            ("Bearer", token(WORD, exp=1), {400, 401, 404}),
+            ("Bearer", token(WORD).replace(".", ".-"), {400, 401, 404}),
+            ("Bearer", token(WORD, name="a" * 9_000), {400, 401, 404}),
+            ("Basic", token(WORD), {400, 401, 404}),
         ],
-        ids=["another user", "expired", "garbled", "huge", "another scheme"],
+        ids=["valid", "another user", "expired", "garbled", "huge", "another scheme"],
     )
-    async def test_a_refused_token_is_not_revealed(
-        self, secured_url: str, log: Log, scheme: str, sent: str, status: int
+    async def test_no_log_line_and_no_error_reveals_what_a_user_sends(
+        self, secured_url: str, log: Log, scheme: str, sent: str, statuses: set[int]
     ) -> None:
         replies = await ask_everything(secured_url, f"{scheme} {sent}")
 
-        assert {reply.status_code for reply in replies} == {status, 400, 404}
+        assert {reply.status_code for reply in replies} == statuses
         assert found(sent, log, replies) == []
 
     async def test_the_search_finds_a_revealed_secret(self, log: Log) -> None:
