@@ -9,7 +9,6 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any, Final
@@ -17,7 +16,7 @@ from typing import Any, Final
 import pytest
 import uvicorn
 import uvloop
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from app.core.config import Settings
@@ -43,21 +42,6 @@ class Wire(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return False
-
-
-class Layer:
-    """Middleware that makes a hundred calls without effect for each request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for _ in range(100):
-            self.idle()
-        await self._app(scope, receive, send)
-
-    def idle(self) -> None:
-        pass
 
 
 class Client:
@@ -96,10 +80,10 @@ def note(calls: Counter[str], frame: FrameType, event: str, function: Any) -> No
         calls[frame.f_code.co_qualname if event == "call" else function.__qualname__] += 1
 
 
-async def count_all(settings: Settings, wrap: Callable[[ASGIApp], ASGIApp]) -> dict[str, Counter[str]]:
+async def count_all(settings: Settings) -> dict[str, Counter[str]]:
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
-        client = Client(wrap(app), dict(state or {}))
+        client = Client(app, dict(state or {}))
         tasks = "/api/counted/tasks"
         task = f"{tasks}/{(await client.send(f'POST {tasks}', NEW_TASK))['id']}"
         return {
@@ -110,19 +94,17 @@ async def count_all(settings: Settings, wrap: Callable[[ASGIApp], ASGIApp]) -> d
         }
 
 
-def test_no_operation_makes_more_calls_than_allowed_and_an_additional_layer_is_counted(
+def test_no_operation_makes_more_calls_than_allowed_or_so_few_that_the_limit_would_miss_a_layer(
     dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = logging.StreamHandler(io.StringIO())  # as in production
     handler.setFormatter(JsonFormatter())
     monkeypatch.setattr("logging.root.handlers", [handler])
     caplog.set_level(logging.INFO)
-    settings = make_settings(dsn, auth_jwt_secret=SECRET)
 
-    counted, layered = [uvloop.run(count_all(settings, wrap)) for wrap in (lambda app: app, Layer)]
+    counted = uvloop.run(count_all(make_settings(dsn, auth_jwt_secret=SECRET)))
 
     for operation, most in MOST_CALLS.items():
-        assert counted[operation].total() <= most, f"{operation}: {counted[operation].most_common(30)}"
-        assert counted[operation]["StringIO.write"] == 1  # the log line
-        assert layered[operation]["Layer.idle"] == 100
-        assert layered[operation].total() > most
+        calls = counted[operation]
+        assert 0.8 * most < calls.total() <= most, f"{operation}: {calls.most_common(30)}"
+        assert calls["StringIO.write"] == 1  # the log line

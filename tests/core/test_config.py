@@ -44,14 +44,10 @@ class TestSources:
     def test_an_empty_variable_means_the_default(self, name: str) -> None:
         assert load(**{name.upper(): ""}) == Settings.model_construct()
 
-    def test_a_dotenv_file_is_read_and_its_other_variables_are_ignored(self) -> None:
+    def test_the_environment_takes_precedence_over_a_dotenv_file_with_any_variables(self) -> None:
         Path(".env").write_text("PORT=9000\nDATABASE_COLOUR=blue\n")
 
         assert load().port == 9000
-
-    def test_the_environment_takes_precedence_over_a_dotenv_file(self) -> None:
-        Path(".env").write_text("PORT=9000\n")
-
         assert load(PORT="9001").port == 9001
 
     def test_a_dotenv_file_that_is_not_text_is_refused(self) -> None:
@@ -109,13 +105,11 @@ class TestHost:
         assert load(HOST=host).host == host
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "tasks.internal"])
-    @pytest.mark.parametrize("authentication", [{"AUTH_JWT_SECRET": SECRET}, JWKS], ids=["secret", "jwks"])
-    def test_another_address_is_accepted_only_with_authentication(
-        self, host: str, authentication: dict[str, str]
-    ) -> None:
-        assert load(HOST=host, **authentication).host == host
-
+    def test_another_address_is_accepted_only_with_authentication(self, host: str) -> None:
         assert "must be a loopback address" in refusals(HOST=host)["HOST"]
+
+        for authentication in ({"AUTH_JWT_SECRET": SECRET}, JWKS):
+            assert load(HOST=host, **authentication).host == host
 
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "AUTH_JWKS_URL"])
     def test_authentication_that_is_invalid_is_not_also_reported_as_missing(self, name: str) -> None:
@@ -133,16 +127,11 @@ class TestAuthentication:
         assert not load().authenticates
 
     def test_auth_jwt_secret_takes_precedence_over_better_auth_secret(self) -> None:
-        settings = load(AUTH_JWT_SECRET=SECRET, BETTER_AUTH_SECRET=SECRET[::-1])
-
-        assert settings.auth_jwt_secret == SecretStr(SECRET)
+        assert load(AUTH_JWT_SECRET=SECRET, BETTER_AUTH_SECRET=SECRET[::-1]).auth_jwt_secret == SecretStr(SECRET)
 
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
-    def test_a_weak_secret_is_refused(self, name: str) -> None:
+    def test_a_weak_secret_and_a_secret_together_with_a_jwks_url_are_refused(self, name: str) -> None:
         assert "must have at least 32 bytes" in refusals(**{name: "s3cret"})["AUTH_JWT_SECRET"]
-
-    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET"])
-    def test_a_secret_together_with_a_jwks_url_is_refused(self, name: str) -> None:
         assert "unset one of them" in refusals(**JWKS, **{name: SECRET})["AUTH_JWKS_URL"]
 
     @pytest.mark.parametrize("url", ["http://auth.example.com/jwks", "https://ada:s3cret@auth.example.com/jwks"])
@@ -160,12 +149,11 @@ class TestAuthentication:
     def test_another_authentication_setting_requires_a_secret_or_a_jwks_url(self, name: str) -> None:
         assert refusals(**{name: "10"}) == {name: "needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it"}
 
-    @pytest.mark.parametrize("claim", ["user.id", "https://example/id", "a.b.c"])
-    def test_a_claim_may_be_a_path(self, claim: str) -> None:
-        assert load(AUTH_JWT_SECRET=SECRET, AUTH_USER_ID_CLAIM=claim).auth_user_id_claim == claim
+    @pytest.mark.parametrize("claim", ["user.", ".id", "user..id", "user id", "user.i d"])
+    def test_a_claim_may_be_a_path_without_an_empty_part_or_a_space(self, claim: str) -> None:
+        for path in ("https://example/id", "a.b.c"):
+            assert load(AUTH_JWT_SECRET=SECRET, AUTH_USER_ID_CLAIM=path).auth_user_id_claim == path
 
-    @pytest.mark.parametrize("claim", [".", "user.", ".id", "user..id", "user id", "user.i d"])
-    def test_a_claim_with_an_empty_part_or_a_space_is_refused(self, claim: str) -> None:
         assert refusals(AUTH_JWT_SECRET=SECRET, AUTH_USER_ID_CLAIM=claim).keys() == {"AUTH_USER_ID_CLAIM"}
 
 
@@ -185,17 +173,14 @@ class TestCorsOrigins:
         "text",
         [
             "*",
-            "https://*.example.com",
             "https://app.example.com,*",
             "https://app.example.com/",
             "https://App.example.com",
             "https://ada@app.example.com",
-            "https://app.example.com:https",
             "https://app.example.com:123456",
             "https://a.example.com https://b.example.com",
             "https://",
             "ftp://app.example.com",
-            "null",
         ],
     )
     def test_a_value_that_no_browser_sends_as_an_origin_is_refused(self, text: str) -> None:
@@ -234,10 +219,7 @@ class TestDatabaseUrl:
     def test_an_unpooled_url_requires_database_url(self) -> None:
         assert refusals(DATABASE_URL_UNPOOLED=DSN) == {"DATABASE_URL_UNPOOLED": "needs DATABASE_URL beside it"}
 
-    def test_an_invalid_database_url_is_not_also_reported_as_missing(self) -> None:
-        assert refusals(DATABASE_URL="mysql://s3cret", DATABASE_URL_UNPOOLED=DSN).keys() == {"DATABASE_URL"}
-
     @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_URL_UNPOOLED"])
     @pytest.mark.parametrize("dsn", [DSN.replace("postgresql", "mysql"), f"{DSN}?sslmode=s3cret"])
-    def test_an_invalid_url_is_refused_and_not_quoted(self, name: str, dsn: str) -> None:
-        assert refusals(**{"DATABASE_URL": DSN, name: dsn}).keys() == {name}
+    def test_only_an_invalid_url_is_refused_and_it_is_not_quoted(self, name: str, dsn: str) -> None:
+        assert refusals(**{"DATABASE_URL": DSN, "DATABASE_URL_UNPOOLED": DSN, name: dsn}).keys() == {name}

@@ -1,51 +1,15 @@
 """What `statement()` refuses when a module is imported, and what it compiles runs with the values that it is given."""
 
 import enum
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import pytest
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    BigInteger,
-    Boolean,
-    Column,
-    Enum,
-    Float,
-    Integer,
-    MetaData,
-    Numeric,
-    Table,
-    Text,
-    Uuid,
-    bindparam,
-    case,
-    cast,
-    column,
-    delete,
-    false,
-    func,
-    intersect,
-    literal_column,
-    null,
-    select,
-    text,
-    true,
-    tuple_,
-    union,
-    union_all,
-    update,
-    values,
-)
-from sqlalchemy.dialects.postgresql import array, dialect, distinct_on, insert
-from sqlalchemy.orm import with_loader_criteria
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import dialect, distinct_on, insert
 from sqlalchemy.schema import CreateTable
-from sqlmodel import col
 
 from app.core.database import Database, statement
-from app.models.task import Task
 from tests.support import execute, new_database
 
 
@@ -54,50 +18,44 @@ class Color(enum.Enum):
     GREEN = "g"
 
 
-META: Final = MetaData()
-COLOR: Final = Enum(Color, name="color")
-ITEMS: Final = Table(
+META: Final = sa.MetaData()
+COLOR: Final = sa.Enum(Color, name="color")
+ITEMS: Final = sa.Table(
     "items",
     META,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("name", Text, server_default="nameless"),
-    Column("size", Integer),
-    Column("done", Boolean, nullable=False, server_default=false()),
-    Column("color", COLOR),
-    Column("colors", ARRAY(COLOR)),
-    Column("data", JSON(none_as_null=True)),
-    Column("tags", ARRAY(Text)),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, server_default="nameless"),
+    sa.Column("size", sa.Integer),
+    sa.Column("done", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("color", COLOR),
+    sa.Column("colors", sa.ARRAY(COLOR)),
+    sa.Column("data", sa.JSON(none_as_null=True)),
+    sa.Column("tags", sa.ARRAY(sa.Text)),
 )
-COMPUTED: Final = Table(
+COMPUTED: Final = sa.Table(
     "computed",
     META,
-    Column("id", Integer),
-    Column("constant", Integer, default=3),
-    Column("called", Text, default=lambda: "x"),
-    Column("touched", Integer, onupdate=4),
-    Column("sequel", Integer, default=select(func.max(ITEMS.c.id)).scalar_subquery(), onupdate=func.random()),
+    sa.Column("id", sa.Integer),
+    sa.Column("constant", sa.Integer, default=3),
+    sa.Column("called", sa.Text, default=lambda: "x"),
+    sa.Column("touched", sa.Integer, onupdate=4),
+    sa.Column(
+        "sequel", sa.Integer, default=sa.select(sa.func.max(ITEMS.c.id)).scalar_subquery(), onupdate=sa.func.random()
+    ),
 )
 C: Final = ITEMS.c
-SIZED: Final = update(ITEMS).values(size=bindparam("new_size"))
-NEW: Final = insert(ITEMS).values(id=bindparam("new_id"))
-A, B, T = bindparam("a", type_=Integer), bindparam("b", type_=Integer), bindparam("t", type_=Text)
+SIZED: Final = sa.update(ITEMS).values(size=sa.bindparam("new_size"))
+NEW: Final = insert(ITEMS).values(id=sa.bindparam("new_id"))
+A, B, T = sa.bindparam("a", type_=sa.Integer), sa.bindparam("b", type_=sa.Integer), sa.bindparam("t", type_=sa.Text)
 LITERALS: Final[dict[str, tuple[str, Any]]] = {
-    "==": ("'x'", select(C.id).where(C.name == "x")),
-    "tuple": ("5", select(C.id).where(tuple_(C.id, C.size) > tuple_(5, bindparam("low")))),
-    "LIMIT": ("10", select(C.id).limit(10)),
-    "cast": ("5", select(cast(5, Text))),
-    "DISTINCT ON": ("2", select(C.id).ext(distinct_on(C.size % 2))),
-    "VALUES": ("5", select(values(column("n", Integer), name="v").data([(5,)]))),
-    "CTE": ("5", select(select(C.id).where(C.size == 5).cte())),
-    "text()": ("5", select(C.id).where(text("size = :size").bindparams(size=5))),
-    "bindparam with a value": ("5", select(bindparam("size", 5))),
-    "bindparam with None": ("None", select(bindparam("size", None))),
-    "required bindparam with a value": ("5", select(bindparam("size", 5, required=True))),
-    "bindparam with a function": ("None", select(bindparam("size", callable_=lambda: 5))),
+    "==": ("'x'", sa.select(C.id).where(C.name == "x")),
+    "bindparam with a value": ("5", sa.select(sa.bindparam("size", 5))),
+    "bindparam with None": ("None", sa.select(sa.bindparam("size", None))),
+    "required bindparam with a value": ("5", sa.select(sa.bindparam("size", 5, required=True))),
+    "bindparam with a function": ("None", sa.select(sa.bindparam("size", callable_=lambda: 5))),
     "INSERT of None": ("None", NEW.values(size=None)),
-    "INSERT of several rows": ("5", insert(ITEMS).values([{"id": bindparam("a")}, {"id": 5}])),
+    "INSERT of several rows": ("5", insert(ITEMS).values([{"id": sa.bindparam("a")}, {"id": 5}])),
     "DO UPDATE": ("5", NEW.on_conflict_do_update(index_elements=["id"], set_={"size": 5})),
-    "UPDATE": ("True", update(ITEMS).values(done=True)),
     "RETURNING": ("1", NEW.returning(C.size + 1)),
 }
 
@@ -105,61 +63,51 @@ LITERALS: Final[dict[str, tuple[str, Any]]] = {
 class TestLiterals:
     @pytest.mark.parametrize(("value", "clause"), LITERALS.values(), ids=LITERALS)
     def test_a_literal_is_refused_by_its_name_and_value(self, value: str, clause: Any) -> None:
-        with pytest.raises(ValueError, match="is the literal") as caught:
+        problem = (
+            rf"^(\w+) is the literal {value}: write `bindparam\('\1'\)` and pass .* use a Session for this statement: "
+        )
+        with pytest.raises(ValueError, match=problem):
             statement(clause, reads=False)
-
-        problem = re.match(r"(\w+) is the literal (.+): write `bindparam\('(\w+)'\)` and pass", str(caught.value))
-        assert problem
-        assert problem.group(2) == value
-        assert problem.group(1) == problem.group(3)
-        assert "use a Session for this statement: " in str(caught.value)
 
     @pytest.mark.parametrize(
         ("condition", "problem"),
         [
-            (C.size == bindparam("size", literal_execute=True), "size would be written into the SQL at each execution"),
+            (
+                C.size == sa.bindparam("size", literal_execute=True),
+                "size would be written into the SQL at each execution",
+            ),
             (C.id.in_([1, 2]), r"id_1 is a list for IN: write `== any_\(bindparam\('id_1', type_=ARRAY"),
-            (C.id.in_([]), "id_1 is a list for IN"),
-            (C.id.in_(bindparam("ids")), "ids is a list for IN"),
+            (C.id.in_(sa.bindparam("ids")), "ids is a list for IN"),
         ],
         ids=str,
     )
     def test_a_parameter_that_changes_the_sql_of_each_execution_is_refused(self, condition: Any, problem: str) -> None:
         with pytest.raises(ValueError, match=problem):
-            statement(select(C.id).where(condition), reads=True)
+            statement(sa.select(C.id).where(condition), reads=True)
 
 
 # Clauses that may change rows, each as a query of one column of integers.
 CHANGES: Final[dict[str, Any]] = {
-    "UPDATE": select(SIZED.returning(C.id).cte()),
-    "DELETE": select(delete(ITEMS).returning(C.id).cte()),
-    "INSERT": select(insert(ITEMS).from_select(["id"], select(C.id)).returning(C.id).cte()),
-    "added CTE": select(C.id).add_cte(delete(ITEMS).cte()),
-    "SELECT in text()": select(text("DELETE FROM items RETURNING id").columns(C.id).cte()),
-    "condition in text()": select(C.id).where(text("lo_unlink(size) = 1")),
-    "prefix": select(C.id).prefix_with("DISTINCT"),
+    "UPDATE": sa.select(SIZED.returning(C.id).cte()),
+    "DELETE": sa.select(sa.delete(ITEMS).returning(C.id).cte()),
+    "INSERT": sa.select(insert(ITEMS).from_select(["id"], sa.select(C.id)).returning(C.id).cte()),
+    "added CTE": sa.select(C.id).add_cte(sa.delete(ITEMS).cte()),
+    "SELECT in text()": sa.select(sa.text("DELETE FROM items RETURNING id").columns(C.id).cte()),
+    "condition in text()": sa.select(C.id).where(sa.text("lo_unlink(size) = 1")),
 }
 READS: Final[dict[str, Any]] = {
-    "SELECT": select(C.id).where(C.size == bindparam("size")),
-    "FOR UPDATE": select(C.id).with_for_update(),
-    "UNION": union_all(select(C.id), select(C.size)),
-    "VALUES": select(values(column("n", Integer)).data([(bindparam("n", type_=Integer),)])),
+    "SELECT": sa.select(C.id).where(C.size == sa.bindparam("size")),
+    "FOR UPDATE": sa.select(C.id).with_for_update(),
+    "UNION": sa.union_all(sa.select(C.id), sa.select(C.size)),
 }
 # Queries of one column of integers that have another in them.
 AROUND: Final[dict[str, Callable[[Any], Any]]] = {
-    "subquery": lambda query: select(query.subquery()),
-    "CTE of a CTE": lambda query: select(select(query.cte()).cte()),
-    "added CTE": lambda query: select(C.id).add_cte(query.cte()),
-    "EXISTS": lambda query: select(C.id).where(query.exists()),
-    "ON": lambda query: select(C.id).join(ITEMS.alias(), query.exists()),
-    "ORDER BY": lambda query: select(C.id).order_by(query.scalar_subquery()),
-    "DISTINCT ON": lambda query: select(C.id).ext(distinct_on(query.scalar_subquery())),
-    "LIMIT of a UNION": lambda query: union(select(C.id), select(C.size)).limit(query.scalar_subquery()),
-    "CASE": lambda query: select(case((query.exists(), C.id), else_=C.size)),
-    "function in FROM": lambda query: select(func.unnest(array([query.scalar_subquery()])).column_valued()),
-    "CTE of VALUES": lambda query: select(values(column("n", Integer)).data([(query.scalar_subquery(),)]).cte()),
-    "INTERSECT": lambda query: intersect(select(C.id), query),
-    "option": lambda query: select(col(Task.id)).options(with_loader_criteria(Task, query.exists())),
+    "subquery": lambda query: sa.select(query.subquery()),
+    "CTE of a CTE": lambda query: sa.select(sa.select(query.cte()).cte()),
+    "added CTE": lambda query: sa.select(C.id).add_cte(query.cte()),
+    "EXISTS": lambda query: sa.select(C.id).where(query.exists()),
+    "ORDER BY": lambda query: sa.select(C.id).order_by(query.scalar_subquery()),
+    "DISTINCT ON": lambda query: sa.select(C.id).ext(distinct_on(query.scalar_subquery())),
 }
 
 
@@ -183,11 +131,10 @@ class TestReads:
         [
             SIZED.returning(C.id),
             NEW,
-            delete(ITEMS),
-            text("SELECT 1"),
-            text("SELECT 1 AS id").columns(C.id),
-            values(column("n", Integer)).data([(bindparam("n"),)]),
-            C.id == bindparam("id"),
+            sa.delete(ITEMS),
+            sa.text("SELECT 1"),
+            sa.values(sa.column("n", sa.Integer)).data([(sa.bindparam("n"),)]),
+            C.id == sa.bindparam("id"),
             CreateTable(ITEMS),
         ],
         ids=lambda clause: type(clause).__name__,
@@ -201,10 +148,10 @@ class TestDefaults:
     @pytest.mark.parametrize(
         ("clause", "columns"),
         [
-            (insert(COMPUTED).values(id=bindparam("new_id")), ["computed.constant", "computed.called"]),
-            (insert(COMPUTED).values([{"id": bindparam("a")}, {"id": bindparam("b")}]), ["computed.constant"]),
-            (insert(COMPUTED).from_select(["id"], select(C.id)), ["computed.constant", "computed.called"]),
-            (update(COMPUTED).values(id=bindparam("new_id")), ["computed.touched"]),
+            (insert(COMPUTED).values(id=sa.bindparam("new_id")), ["computed.constant", "computed.called"]),
+            (insert(COMPUTED).values([{"id": sa.bindparam("a")}, {"id": sa.bindparam("b")}]), ["computed.constant"]),
+            (insert(COMPUTED).from_select(["id"], sa.select(C.id)), ["computed.constant", "computed.called"]),
+            (sa.update(COMPUTED).values(id=sa.bindparam("new_id")), ["computed.touched"]),
         ],
     )
     def test_a_default_that_python_computes_is_refused_by_its_column(self, clause: Any, columns: list[str]) -> None:
@@ -218,8 +165,8 @@ class TestDefaults:
         "clause",
         [
             NEW,
-            insert(COMPUTED).values(id=null(), constant=bindparam("one"), called=bindparam("other")),
-            update(COMPUTED).values(touched=bindparam("new")),
+            insert(COMPUTED).values(id=sa.null(), constant=sa.bindparam("one"), called=sa.bindparam("other")),
+            sa.update(COMPUTED).values(touched=sa.bindparam("new")),
         ],
         ids=str,
     )
@@ -229,22 +176,21 @@ class TestDefaults:
 
 CONVERTED: Final[dict[str, Any]] = {
     "Enum": COLOR,
-    "Enum as VARCHAR": Enum(Color, native_enum=False),
-    "JSON": JSON(),
-    "UUID as text": Uuid(as_uuid=False),
-    "numeric as float": Numeric(asdecimal=False),
-    "float as Decimal": Float(asdecimal=True),
-    "array of JSON": ARRAY(JSON, dimensions=2),
-    "array as tuple": ARRAY(Text, as_tuple=True),
-    "variant of an array": ARRAY(Text).with_variant(JSON(), "postgresql"),
+    "Enum as VARCHAR": sa.Enum(Color, native_enum=False),
+    "JSON": sa.JSON(),
+    "UUID as text": sa.Uuid(as_uuid=False),
+    "numeric as float": sa.Numeric(asdecimal=False),
+    "float as Decimal": sa.Float(asdecimal=True),
+    "array of JSON": sa.ARRAY(sa.JSON, dimensions=2),
+    "array as tuple": sa.ARRAY(sa.Text, as_tuple=True),
+    "variant of an array": sa.ARRAY(sa.Text).with_variant(sa.JSON(), "postgresql"),
 }
-PLAIN: Final[dict[str, Any]] = {
-    "integer": BigInteger(),
-    "numeric": Numeric(10, 2),
-    "float": Float(),
-    "array": ARRAY(Text, dimensions=2),
-    "variant of an array": Text().with_variant(ARRAY(Text), "postgresql"),
-}
+PLAIN: Final = [
+    sa.Numeric(10, 2),
+    sa.Float(),
+    sa.ARRAY(sa.Text, dimensions=2),
+    sa.Text().with_variant(sa.ARRAY(sa.Text), "postgresql"),
+]
 
 
 class TestResultColumns:
@@ -252,28 +198,24 @@ class TestResultColumns:
     @pytest.mark.parametrize(
         "clause",
         [
-            select,
-            lambda value: select(select(value).scalar_subquery().label("v")),
-            lambda value: union_all(select(value), select(value)),
+            sa.select,
+            lambda value: sa.select(sa.select(value).scalar_subquery().label("v")),
+            lambda value: sa.union_all(sa.select(value), sa.select(value)),
             NEW.returning,
-            lambda value: text("SELECT 1 AS v").columns(value),
+            lambda value: sa.text("SELECT 1 AS v").columns(value),
         ],
     )
-    def test_a_column_that_sqlalchemy_would_convert_is_refused_by_its_name(
+    def test_a_column_that_sqlalchemy_would_convert_is_refused_by_its_name_and_accepted_as_text(
         self, clause: Callable[[Any], Any], type_: Any
     ) -> None:
         with pytest.raises(ValueError, match=r"SQLAlchemy would convert the column v of .+ cast it to Text"):
-            statement(clause(column("v", type_)), reads=False)
+            statement(clause(value := sa.column("v", type_)), reads=False)
 
-    @pytest.mark.parametrize("type_", CONVERTED.values(), ids=CONVERTED)
-    def test_a_converted_column_is_accepted_as_text_or_where_it_is_no_result(self, type_: Any) -> None:
-        value = column("v", type_)
+        assert statement(sa.select(sa.cast(value, sa.Text)).where(value.is_not(sa.null())), reads=True).sql
 
-        assert statement(select(cast(value, Text)).where(value.is_not(null())), reads=True).sql
-
-    @pytest.mark.parametrize("type_", PLAIN.values(), ids=PLAIN)
+    @pytest.mark.parametrize("type_", PLAIN)
     def test_a_column_that_asyncpg_returns_as_sqlalchemy_would_is_accepted(self, type_: Any) -> None:
-        assert statement(select(column("v", type_)), reads=True).sql
+        assert statement(sa.select(sa.column("v", type_)), reads=True).sql
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +230,7 @@ def own_dsn(dsn: str) -> Iterator[str]:
 @pytest.fixture
 async def db(own_dsn: str) -> AsyncIterator[Database]:
     db = Database(own_dsn, pool_size=1, pool_timeout=10, concurrency_limit=10)
-    await db.fetch(statement(delete(ITEMS), reads=False))
+    await db.fetch(statement(sa.delete(ITEMS), reads=False))
     yield db
     await db.close()
 
@@ -301,13 +243,12 @@ class TestExecution:
     @pytest.mark.parametrize(
         ("clause", "given", "rows"),
         [
-            (select(true(), false(), null()), {}, [(True, False, None)]),
-            (select(A % B), {"a": 7, "b": 4}, [(3,)]),
-            (select(T.like(literal_column("'5\\% %'"))), {"t": "5% of $1 :all"}, [(True,)]),
-            (union_all(select(A), select(B)), {"b": 2, "a": 1}, [(1,), (2,)]),
-            (select(bindparam("a b%(c)s", type_=Text)), {"a b%(c)s": "odd name"}, [("odd name",)]),
-            (select(bindparam("self", type_=Text)), {"self": "name of an argument"}, [("name of an argument",)]),
-            (select(bindparam("query", type_=Text)), {"query": "name of an argument"}, [("name of an argument",)]),
+            (sa.select(sa.true(), sa.false(), sa.null()), {}, [(True, False, None)]),
+            (sa.select(A % B), {"a": 7, "b": 4}, [(3,)]),
+            (sa.select(T.like(sa.literal_column("'5\\% %'"))), {"t": "5% of $1 :all"}, [(True,)]),
+            (sa.union_all(sa.select(A), sa.select(B)), {"b": 2, "a": 1}, [(1,), (2,)]),
+            (sa.select(sa.bindparam("a b%(c)s", type_=sa.Text)), {"a b%(c)s": "odd name"}, [("odd name",)]),
+            (sa.select(*(sa.bindparam(name) for name in ("self", "query"))), {"self": "a", "query": "b"}, [("a", "b")]),
         ],
         ids=lambda value: str(value)[:24],
     )
@@ -330,7 +271,7 @@ class TestExecution:
     )
     async def test_a_value_is_converted_by_its_type(self, db: Database, name: str, value: Any, stored: Any) -> None:
         own = ITEMS.c[name]
-        create = NEW.values({own: bindparam("value")}).returning(cast(own, Text))
+        create = NEW.values({own: sa.bindparam("value")}).returning(sa.cast(own, sa.Text))
 
         assert await fetched(db, create, reads=False, new_id=1, value=value) == [(stored,)]
 
@@ -342,11 +283,11 @@ class TestExecution:
             ({"mark": 1, "colour": "RED"}, "missing: color; unknown: colour"),
         ],
     )
-    @pytest.mark.parametrize("type_", [Text(), COLOR], ids=["plain", "converted"])
+    @pytest.mark.parametrize("type_", [sa.Text(), COLOR], ids=["plain", "converted"])
     async def test_a_missing_or_unknown_name_of_a_value_is_a_type_error(
         self, db: Database, given: dict[str, Any], fault: str, type_: Any
     ) -> None:
-        condition = C.name == cast(bindparam("color", type_=type_), Text)
+        condition = C.name == sa.cast(sa.bindparam("color", type_=type_), sa.Text)
 
         with pytest.raises(TypeError, match=f"{fault}; in the values for 'SELECT items.id"):
-            await fetched(db, select(C.id).where(C.size == bindparam("mark"), condition), **given)
+            await fetched(db, sa.select(C.id).where(C.size == sa.bindparam("mark"), condition), **given)
