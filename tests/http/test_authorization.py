@@ -49,7 +49,9 @@ def with_routes(app: FastAPI) -> None:
     parent.include_router(router, prefix="/{user_id}")
     app.include_router(parent, prefix="/api")
     app.add_route("/api/{user_id}/starlette", lambda _: PlainTextResponse("reached"))
-    app.mount("/api/{user_id}/mount", PlainTextResponse("reached"))
+    mounted = FastAPI()
+    mounted.get("/x")(unchecked)
+    app.mount("/api/{user_id}/mount", mounted)
 
 
 class Rewrite:

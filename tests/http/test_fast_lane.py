@@ -231,18 +231,6 @@ class TestRoute:
 
         apps: list[FastAPI] = []
         async with extended(secured, apps.append) as client:
-            before = await client.get("/api/ada/tasks")
+            assert (await client.get("/api/ada/tasks")).status_code == 200
             apps[0].dependency_overrides = {get_database: fail}
-            after = await client.get("/api/ada/tasks")
-
-        assert (before.status_code, problem_of(after, 418)["title"]) == (200, "I'm a Teapot")
-
-    @pytest.mark.parametrize("enabled", [True, False])
-    @pytest.mark.parametrize("media_type", ["application/a/b+json", "application/json/x"])
-    async def test_a_media_type_with_two_slashes_is_415(
-        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, media_type: str, *, enabled: bool
-    ) -> None:
-        monkeypatch.setattr(FastLane, "enabled", enabled)
-        reply = await client.post("/api/ada/tasks", content=b'{"title": "x"}', headers={"Content-Type": media_type})
-
-        assert reply.status_code == 415
+            assert problem_of(await client.get("/api/ada/tasks"), 418)["title"] == "I'm a Teapot"

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from enum import Enum
 from typing import Annotated, Any
 
@@ -13,44 +12,30 @@ from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import main
 from app.core.config import Settings
 from app.core.errors import StartupError
 from app.http.authorization import NotStartedError, public
 from app.main import create_app
-from app.routes.deps import Db, get_database
 from tests.http.support import BASE, extended, problem_of
 from tests.support import SECRET, bearer
 
 
-class Layer:
-    """Middleware that adds a header to each reply."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_header(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-layer", b"seen")]
-            await send(message)
-
-        await self._app(scope, receive, send_with_header)
-
-
 class TestMiddleware:
-    async def test_added_middleware_sees_every_reply_but_a_500_as_a_response(self, secured: Settings) -> None:
+    async def test_added_middleware_sees_every_reply_but_a_500_and_its_own_exception_is_a_problem(
+        self, secured: Settings
+    ) -> None:
         async def fail(status: int) -> None:
             raise HTTPException(status) if status < 500 else RuntimeError
 
         def extend(app: FastAPI) -> None:
             app.get(f"{BASE}/{{status}}")(fail)
-            app.add_middleware(Layer)
 
             @app.middleware("http")
             async def time(request: Request, call_next: Any) -> Response:
+                if request.url.path == "/health/live":
+                    raise RuntimeError
                 response: Response = await call_next(request)
                 response.headers["X-Time"] = "1"
                 return response
@@ -58,20 +43,12 @@ class TestMiddleware:
         async with extended(secured, extend) as client:
             urls = ("/api/ada/things/409", "/api/ada/things/none", "/api/ada/tasks", "/api/eve/tasks", "/none")
             replies = [await client.get(url) for url in urls]
-            defect = await client.get("/api/ada/things/500")
+            defects = [await client.get(url) for url in ("/api/ada/things/500", "/health/live")]
 
         assert [reply.status_code for reply in replies] == [409, 422, 200, 403, 404]
         for reply in replies:
-            assert (reply.headers["X-Layer"], reply.headers["X-Time"]) == ("seen", "1")
-            assert reply.headers["X-Content-Type-Options"] == "nosniff"
-        assert problem_of(defect, 500)
-
-    async def test_an_exception_in_added_middleware_is_a_problem(self, secured: Settings) -> None:
-        async def fail(_request: Request, _next: Any) -> Response:
-            raise RuntimeError
-
-        async with extended(secured, lambda app: app.middleware("http")(fail)) as client:
-            assert problem_of(await client.get("/health/live"), 500)
+            assert (reply.headers["X-Time"], reply.headers["X-Content-Type-Options"]) == ("1", "nosniff")
+        assert all(problem_of(defect, 500) for defect in defects)
 
     async def test_a_reply_varies_by_origin_and_token_once_whatever_a_layer_or_a_route_adds(
         self, secured: Settings
@@ -90,38 +67,10 @@ class TestMiddleware:
         assert values == ["Accept-Encoding, Origin, Authorization", "Authorization, Origin, Accept-Encoding"]
 
 
-class TestRouters:
-    async def test_dependency_overrides_apply_to_added_routes_and_to_those_of_tasks(self, secured: Settings) -> None:
-        async def handler(_: Db) -> str:
-            return "x"
-
-        def fail() -> None:
-            raise HTTPException(418)
-
-        def extend(app: FastAPI) -> None:
-            app.get(BASE)(handler)
-            app.dependency_overrides[get_database] = fail
-
-        async with extended(secured, extend) as client:
-            for path in ("/api/ada/things", "/api/ada/tasks"):
-                assert problem_of(await client.get(path), 418)
-
+class TestMount:
     async def test_a_mounted_application_is_served_below_its_path(self, secured: Settings) -> None:
-        files = FastAPI()
-
-        @files.get("/name")
-        async def get_name() -> str:
-            return "file"
-
-        def extend(app: FastAPI) -> None:
-            app.mount("/api/{user_id}/files", files)
-            app.mount("/site", public(PlainTextResponse("open")))
-
-        async with extended(secured, extend) as client:
-            owned, foreign = [await client.get(f"/api/{user}/files/name") for user in ("ada", "eve")]
-            site = await client.get("/site/", headers={"Authorization": ""})
-
-        assert (owned.json(), foreign.status_code, site.text) == ("file", 403, "open")
+        async with extended(secured, lambda app: app.mount("/site", public(PlainTextResponse("open")))) as client:
+            assert (await client.get("/site/", headers={"Authorization": ""})).text == "open"
 
 
 class Colour(Enum):
@@ -164,11 +113,8 @@ class TestDocument:
         assert post["responses"].keys() == {"200", "400", "401", "403", "409", "413", "422", "500", "503"}
         for status, response in post["responses"].items():
             if status != "200":
-                [(media_type, content)] = response["content"].items()
-                assert (media_type, content["schema"]["$ref"]) == (
-                    "application/problem+json",
-                    "#/components/schemas/Problem",
-                )
+                assert response["content"].keys() == {"application/problem+json"}
+                assert "#/components/schemas/Problem" in str(response["content"])
                 assert response["headers"].keys() <= {"X-Request-ID", "WWW-Authenticate", "Retry-After"}
         assert get["responses"].keys() == {"200", "401", "403", "422", "500", "503"}
 
@@ -193,18 +139,14 @@ class TestStart:
             with pytest.raises(NotStartedError, match="with TestClient"):
                 await client.get(path)
 
-    @pytest.fixture
-    def _no_app(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def test_a_server_may_import_the_application_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
         vars(main).pop("app", None)
-        yield
-        vars(main).pop("app", None)
 
-    @pytest.mark.usefixtures("_no_app")
-    def test_a_server_may_import_the_application_by_name(self) -> None:
         assert isinstance(main.app, FastAPI)
         assert main.app is main.app
         assert "app" in dir(main)
+        del main.app
         with pytest.raises(AttributeError, match="has no attribute 'apps'"):
             _ = main.apps
 

@@ -45,7 +45,10 @@ class TestMediaType:
                 {"Content-Type": content_type}
                 for content_type in ("", "json", "*/*", "text/json", "text/plain; charset=application/json")
             ),
-            *({"Content-Type": f"application/{subtype}"} for subtype in ("jsonp", "json, application/json")),
+            *(
+                {"Content-Type": f"application/{subtype}"}
+                for subtype in ("jsonp", "json/x", "a/b+json", "json, application/json")
+            ),
             *(JSON | {"Content-Encoding": coding} for coding in ("GZIP", "br", "identity, gzip")),
         ],
     )
