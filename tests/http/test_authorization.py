@@ -19,8 +19,10 @@ from app.routes.deps import CurrentUser, get_session
 from tests.http.support import Extend, extended
 from tests.support import bearer
 
+Client = httpx.AsyncClient
 
-async def statuses(client: httpx.AsyncClient, path: str, method: str = "GET") -> list[int]:
+
+async def statuses(client: Client, path: str, method: str = "GET") -> list[int]:
     """Returns the statuses without a token, with a malformed one, with another user's, and with ada's."""
     headers = [{"Authorization": ""}, {"Authorization": "Bearer a.b.c"}, bearer("eve"), bearer("ada")]
     return [(await client.request(method, path, headers=each)).status_code for each in headers]
@@ -66,26 +68,20 @@ class Rewrite:
 
 class TestUncheckedRoute:
     @pytest.fixture(scope="class")
-    async def client(self, secured: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async def client(self, secured: Settings) -> AsyncIterator[Client]:
         async with extended(secured, with_routes) as client:
             yield client
 
     @pytest.mark.parametrize("path", ["nested", "token-user", "numbers/9", "starlette", "mount/x"])
-    async def test_only_the_owner_reaches_a_route_that_does_not_check_who_asks(
-        self, client: httpx.AsyncClient, path: str
-    ) -> None:
+    async def test_only_the_owner_reaches_a_route_that_does_not_check_who_asks(self, client: Client, path: str) -> None:
         assert await statuses(client, f"/api/ada/{path}") == [401, 401, 403, 200]
 
     @pytest.mark.parametrize("path", ["none", f"numbers/{'9' * 5_000}"], ids=["unknown", "5,000 digits"])
-    async def test_an_unknown_path_is_404_and_an_unknown_method_405_for_everybody(
-        self, client: httpx.AsyncClient, path: str
-    ) -> None:
+    async def test_an_unknown_path_is_404_and_an_unknown_method_405_for_all(self, client: Client, path: str) -> None:
         assert await statuses(client, f"/api/ada/{path}") == [404] * 4
         assert await statuses(client, "/api/ada/nested", "DELETE") == [405] * 4
 
-    async def test_only_the_owner_reaches_a_default_application_and_a_path_that_middleware_rewrites(
-        self, secured: Settings
-    ) -> None:
+    async def test_only_the_owner_reaches_a_default_application_and_a_rewritten_path(self, secured: Settings) -> None:
         def extend(app: FastAPI) -> None:
             with_router(app)
             app.add_middleware(Rewrite)
@@ -138,13 +134,11 @@ def with_token_user(app: FastAPI) -> None:
 
 
 class TestTokenUser:
-    async def test_a_route_that_takes_the_current_user_is_a_401_without_authentication(
-        self, settings: Settings
-    ) -> None:
+    async def test_a_route_with_the_current_user_is_a_401_without_authentication(self, settings: Settings) -> None:
         async with extended(settings, with_token_user) as client:
             assert (await client.get("/api/me/projects")).status_code == 401
 
-    async def test_a_route_that_takes_the_current_user_may_come_before_a_route_of_users_with_the_same_path(
+    async def test_a_route_with_the_current_user_may_come_before_one_that_takes_its_path(
         self, secured: Settings
     ) -> None:
         async with extended(secured, with_token_user) as client:
@@ -154,7 +148,7 @@ class TestTokenUser:
         assert [reply.status_code for reply in replies] == [200, 200, 403]
         assert [reply.json() for reply in replies[:2]] == ["ada", "reached"]
 
-    def test_a_route_that_takes_the_current_user_behind_a_route_of_users_with_the_same_path_is_refused(
+    def test_a_route_with_the_current_user_behind_a_route_that_takes_its_path_is_refused(
         self, secured: Settings
     ) -> None:
         app = create_app(secured)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Json
 from app.core.config import Settings
 from tests.http.support import BASE, extended, problem_of
 
+Client = httpx.AsyncClient
 THINGS: Final = "/api/ada/things"
 BECAUSE: Final = {"X-Reason": "because", "Content-Type": "text/html", "Content-Length": "1"}
 # The argument `detail` of an HTTPException, and the members `detail` and `data` of the problem.
@@ -65,15 +66,15 @@ def with_routes(app: FastAPI) -> None:
 
 
 @pytest.fixture(scope="module")
-async def client(secured: Settings) -> AsyncIterator[httpx.AsyncClient]:
+async def client(secured: Settings) -> AsyncIterator[Client]:
     async with extended(secured, with_routes) as client:
         yield client
 
 
 class TestProblem:
     @pytest.mark.parametrize("status", [404, 405, 418, 599])
-    async def test_an_http_exception_is_a_problem_with_its_status_detail_and_headers(
-        self, client: httpx.AsyncClient, status: int
+    async def test_an_http_exception_is_a_problem_with_its_detail_and_headers(
+        self, client: Client, status: int
     ) -> None:
         reply = await client.get(f"{THINGS}/raise/{status}")
 
@@ -82,35 +83,31 @@ class TestProblem:
         assert reply.headers["X-Reason"] == "because"
 
     @pytest.mark.parametrize("name", DETAILS)
-    async def test_a_detail_that_is_no_text_is_kept_beside_a_detail_for_people(
-        self, client: httpx.AsyncClient, name: str
-    ) -> None:
+    async def test_a_detail_that_is_no_text_is_kept_beside_one_for_people(self, client: Client, name: str) -> None:
         problem = problem_of(await client.get(f"{THINGS}/raise/{name}"), 409)
 
         assert (problem["detail"], problem.get("data")) == DETAILS[name][1:]
 
-    async def test_an_http_exception_without_a_body_stays_without_one(self, client: httpx.AsyncClient) -> None:
+    async def test_an_http_exception_without_a_body_stays_without_one(self, client: Client) -> None:
         reply = await client.get(f"{THINGS}/raise/304")
 
         assert (reply.status_code, reply.content, reply.headers["ETag"]) == (304, b"", '"1"')
 
     @pytest.mark.parametrize("name", ["empty", "pointless", "words", "json"])
-    async def test_validation_errors_that_a_handler_raises_are_a_422(
-        self, client: httpx.AsyncClient, name: str
-    ) -> None:
+    async def test_validation_errors_that_a_handler_raises_are_a_422(self, client: Client, name: str) -> None:
         assert problem_of(await client.get(f"{THINGS}/raise/{name}"), 422)
 
-    async def test_malformed_json_in_the_query_is_not_reported_as_the_body(self, client: httpx.AsyncClient) -> None:
+    async def test_malformed_json_in_the_query_is_not_reported_as_the_body(self, client: Client) -> None:
         problem = problem_of(await client.get(f"{THINGS}/json", params={"filter": "{"}), 422)
 
         assert [error["pointer"] for error in problem["errors"]] == ["query/filter"]
 
-    async def test_a_list_in_place_of_a_dictionary_is_refused(self, client: httpx.AsyncClient) -> None:
+    async def test_a_list_in_place_of_a_dictionary_is_refused(self, client: Client) -> None:
         problem = problem_of(await client.post(f"{THINGS}/numbers", json=[]), 422)
 
         assert problem["errors"] == [{"pointer": "#", "detail": "must be a JSON object"}]
 
-    async def test_long_names_and_values_of_the_client_are_not_repeated(self, client: httpx.AsyncClient) -> None:
+    async def test_long_names_and_values_of_the_client_are_not_repeated(self, client: Client) -> None:
         sent = {"n" * 9_000: "s3cret"}
         reply = await client.post(f"{THINGS}/numbers", json=sent, params={"zone": "7654321"})
 

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Final, Literal
 
 import httpx
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, Header, HTTPException, Query, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
 
 from app.core.config import Settings
@@ -17,6 +17,7 @@ from tests.support import until
 
 plain: Final = APIRouter(prefix="/api/{user_id}/plain")
 as_json: Final = APIRouter(prefix="/api/{user_id}/json", route_class=JSONRoute)
+Client = httpx.AsyncClient
 Endpoint = Callable[..., Any]
 
 
@@ -32,17 +33,13 @@ def route(path: str, method: str = "GET", **options: Any) -> Callable[[Endpoint]
 
 
 @pytest.fixture(scope="module")
-async def service(secured: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    def extend(app: FastAPI) -> None:
-        app.include_router(plain)
-        app.include_router(as_json)
-
-    async with extended(secured, extend) as client:
+async def service(secured: Settings) -> AsyncIterator[Client]:
+    async with extended(secured, lambda app: [*map(app.include_router, (plain, as_json))]) as client:
         yield client
 
 
 @pytest.fixture(params=["plain", "json"])
-def client(service: httpx.AsyncClient, request: pytest.FixtureRequest) -> Iterator[httpx.AsyncClient]:
+def client(service: Client, request: pytest.FixtureRequest) -> Iterator[Client]:
     """The client with the path of one router."""
     root, service.base_url = service.base_url, service.base_url.join(f"/api/ada/{request.param}/")
     yield service
@@ -54,14 +51,6 @@ class Thing(BaseModel):
 
     name: str = Field(max_length=5)
     kind: Literal["a", "b"] = "a"
-
-    @field_validator("name")
-    @classmethod
-    def _is_not_bad(cls, name: str) -> str:
-        if name == "bad":
-            message = "must not be bad"
-            raise ValueError(message)
-        return name
 
 
 @route("/parameters")
@@ -80,7 +69,7 @@ async def add_thing(thing: Thing) -> Thing:
 
 
 class TestArguments:
-    async def test_headers_cookies_and_scalar_query_parameters_are_read(self, client: httpx.AsyncClient) -> None:
+    async def test_headers_cookies_and_scalar_query_parameters_are_read(self, client: Client) -> None:
         headers = {"X-Token": "t", "Cookie": "session=s"}
         reply = await client.get("parameters", headers=headers, params={"archived": "true"})
         refused = await client.get("parameters", params={"limit": "101", "archived": "maybe"})
@@ -93,14 +82,14 @@ class TestArguments:
         ("body", "status", "errors"),
         [
             (b'{"name": "s3cret s3cret"}', 422, {"#/name": "must have at most 5 characters"}),
-            (b'{"name": "bad", "kind": "s3cret"}', 422, {"#/name": "is not valid", "#/kind": "must be 'a' or 'b'"}),
+            (b'{"name": "x", "kind": "s3cret"}', 422, {"#/kind": "must be 'a' or 'b'"}),
             (b'["s3cret"]', 422, {"#": "must be a JSON object"}),
             (b"", 422, {"#": "is required"}),
             (b'{"name": "s3cret', 400, {}),
         ],
     )
     async def test_a_body_is_refused_with_a_problem_that_repeats_no_value(
-        self, client: httpx.AsyncClient, body: bytes, status: int, errors: dict[str, str]
+        self, client: Client, body: bytes, status: int, errors: dict[str, str]
     ) -> None:
         reply = await client.post("things", content=body, headers={"Content-Type": "application/json"})
 
@@ -119,7 +108,7 @@ class TestBodyLimit:
     @pytest.mark.parametrize(("path", "limit"), [("size", 65_536), ("limited", 1_000)])
     @pytest.mark.parametrize("chunked", [False, True])
     async def test_a_plain_route_has_the_limit_of_the_service_or_its_own(
-        self, service: httpx.AsyncClient, path: str, limit: int, *, chunked: bool
+        self, service: Client, path: str, limit: int, *, chunked: bool
     ) -> None:
         async def parts(length: int) -> AsyncIterator[bytes]:
             yield b"x" * (length - 1)
@@ -182,9 +171,7 @@ class TestReplies:
     def _nothing_done(self) -> None:
         done.clear()
 
-    async def test_the_value_of_a_handler_is_answered_as_its_model_and_only_a_json_200_has_an_etag(
-        self, client: httpx.AsyncClient
-    ) -> None:
+    async def test_a_value_is_answered_as_its_model_and_only_a_json_200_has_an_etag(self, client: Client) -> None:
         reply, created = await client.get("filtered"), await client.get("created")
 
         assert (reply.status_code, reply.json()) == (200, {"name": "x", "kind": "b"})
@@ -192,26 +179,24 @@ class TestReplies:
         assert ("ETag" in reply.headers) == ("json" in client.base_url.path)
         assert "ETag" not in created.headers
 
-    async def test_background_tasks_run_after_the_reply(self, client: httpx.AsyncClient) -> None:
+    async def test_background_tasks_run_after_the_reply(self, client: Client) -> None:
         assert (await client.get("background")).json() == "[]"
         await until(lambda: done == ["background"])
 
-    async def test_a_reply_may_be_streamed(self, client: httpx.AsyncClient) -> None:
+    async def test_a_reply_may_be_streamed(self, client: Client) -> None:
         reply = await client.get("stream")
 
         assert (reply.text, reply.headers["Content-Type"]) == ("abc", "text/plain; charset=utf-8")
         assert "ETag" not in reply.headers
 
-    async def test_a_dependency_that_yields_is_closed_and_sees_the_exception(self, client: httpx.AsyncClient) -> None:
+    async def test_a_dependency_that_yields_is_closed_and_sees_the_exception(self, client: Client) -> None:
         good = await client.get("resource")
         bad = await client.get("resource", params={"fail": True})
 
         assert (good.json(), problem_of(bad, 409)["detail"]) == ("open", "Conflict")
         await until(lambda: done == ["closed", "error 409", "closed"])
 
-    async def test_a_304_keeps_the_headers_that_caches_need_and_runs_the_background_task(
-        self, service: httpx.AsyncClient
-    ) -> None:
+    async def test_a_304_keeps_the_headers_for_caches_and_runs_the_background_task(self, service: Client) -> None:
         reply = await service.get("/api/ada/json/tagged", headers={"If-None-Match": 'W/"1"'})
 
         assert (reply.status_code, reply.content, reply.headers["ETag"]) == (304, b"", '"1"')
