@@ -100,14 +100,11 @@ class TestSources:
 
 
 class TestHost:
-    @pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
-    def test_a_loopback_address_is_accepted_without_authentication(self, host: str) -> None:
-        assert load(HOST=host).host == host
-
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "tasks.internal"])
-    def test_another_address_is_accepted_only_with_authentication(self, host: str) -> None:
+    def test_another_than_a_loopback_address_is_accepted_only_with_authentication(self, host: str) -> None:
         assert "must be a loopback address" in refusals(HOST=host)["HOST"]
 
+        assert load(HOST="::1").host == "::1"
         for authentication in ({"AUTH_JWT_SECRET": SECRET}, JWKS):
             assert load(HOST=host, **authentication).host == host
 
@@ -134,8 +131,8 @@ class TestAuthentication:
         assert "must have at least 32 bytes" in refusals(**{name: "s3cret"})["AUTH_JWT_SECRET"]
         assert "unset one of them" in refusals(**JWKS, **{name: SECRET})["AUTH_JWKS_URL"]
 
-    @pytest.mark.parametrize("url", ["http://auth.example.com/jwks", "https://ada:s3cret@auth.example.com/jwks"])
-    def test_an_insecure_jwks_url_is_refused(self, url: str) -> None:
+    def test_an_insecure_jwks_url_is_refused(self) -> None:
+        url = "https://ada:s3cret@auth.example.com/jwks"
         assert "must look like https://" in refusals(AUTH_JWKS_URL=url, **UNCHECKED)["AUTH_JWKS_URL"]
 
     @pytest.mark.parametrize("missing", UNCHECKED)

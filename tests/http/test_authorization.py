@@ -7,13 +7,13 @@ from typing import Annotated, Any, Final
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, WebSocket, WebSocketDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.config import Settings
 from app.core.errors import StartupError
-from app.http.authorization import check_routes, public
+from app.http.authorization import POLICY_VIOLATION, check_routes, public
 from app.main import create_app
 from app.routes.deps import CurrentUser, get_session
 from tests.http.support import Extend, extended
@@ -92,40 +92,31 @@ class TestUncheckedRoute:
             assert await statuses(client, "/api/ada/none") == [404, 404, 404, 200]
 
 
+LIVE: Final = "ws://localhost/api/ada/live"
+
+
+async def accept(socket: WebSocket) -> None:
+    await socket.accept()
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
 class TestWebsocket:
-    @staticmethod
-    async def handshakes(settings: Settings, *headers: dict[str, str]) -> list[str]:
-        """Returns the first message of the service to each handshake. The tests have no client for websockets."""
-        app = create_app(settings)
+    @pytest.mark.parametrize("authenticates", [True, False])
+    def test_a_websocket_is_closed_without_a_token_of_its_user_or_without_authentication_for_a_foreign_host(
+        self, secured: Settings, settings: Settings, *, authenticates: bool
+    ) -> None:
+        from fastapi.testclient import TestClient  # noqa: PLC0415  # it warns at import
 
-        @app.websocket("/api/{user_id}/live")
-        async def live(socket: WebSocket) -> None:
-            await socket.accept()
-
-        sent: list[str] = []
-
-        async def receive() -> Any:
-            return {"type": "websocket.connect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message["type"])
-
-        async with app.router.lifespan_context(app) as state:
-            scope = {"type": "websocket", "path": "/api/ada/live", "query_string": b"", "server": ("127.0.0.1", 1)}
-            for each in headers:
-                raw = [(name.lower().encode(), value.encode()) for name, value in each.items()]
-                await app({**scope, "headers": raw, "state": {**(state or {})}}, receive, send)
-        return sent
-
-    async def test_a_websocket_is_closed_without_a_token_of_its_user(self, secured: Settings) -> None:
-        replies = await self.handshakes(secured, {}, bearer("eve"), bearer("ada"))
-
-        assert replies == ["websocket.close", "websocket.close", "websocket.accept"]
-
-    async def test_a_websocket_without_authentication_is_closed_for_a_foreign_host(self, settings: Settings) -> None:
-        replies = await self.handshakes(settings, {"Host": "evil.example"}, {"Host": "localhost"})
-
-        assert replies == ["websocket.close", "websocket.accept"]
+        app = create_app(secured if authenticates else settings)
+        app.websocket("/api/{user_id}/live")(accept)
+        refused = [{}, bearer("eve")] if authenticates else [{"Host": "evil.example"}]
+        with TestClient(app, base_url="http://localhost") as client:
+            for headers in refused:
+                with pytest.raises(WebSocketDisconnect) as caught, client.websocket_connect(LIVE, headers=headers):
+                    raise AssertionError
+                assert caught.value.code == POLICY_VIOLATION
+            with client.websocket_connect(LIVE, headers=bearer("ada")):
+                pass
 
 
 def with_token_user(app: FastAPI) -> None:

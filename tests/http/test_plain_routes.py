@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 
 import httpx
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, Header, HTTPException, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
@@ -53,31 +53,12 @@ class Thing(BaseModel):
     kind: Literal["a", "b"] = "a"
 
 
-@route("/parameters")
-async def get_parameters(
-    x_token: Annotated[str, Header()],
-    session: Annotated[str, Cookie()],
-    archived: bool = False,  # noqa: FBT002
-    limit: Annotated[int, Query(le=100)] = 20,
-) -> list[Any]:
-    return [x_token, session, archived, limit]
-
-
 @route("/things", "POST")
 async def add_thing(thing: Thing) -> Thing:
     return thing
 
 
 class TestArguments:
-    async def test_headers_cookies_and_scalar_query_parameters_are_read(self, client: Client) -> None:
-        headers = {"X-Token": "t", "Cookie": "session=s"}
-        reply = await client.get("parameters", headers=headers, params={"archived": "true"})
-        refused = await client.get("parameters", params={"limit": "101", "archived": "maybe"})
-
-        assert reply.json() == ["t", "s", True, 20]
-        pointers = {error["pointer"] for error in problem_of(refused, 422)["errors"]}
-        assert pointers == {"query/limit", "query/archived", "header/x-token", "cookie/session"}
-
     @pytest.mark.parametrize(
         ("body", "status", "errors"),
         [

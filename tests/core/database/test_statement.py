@@ -53,10 +53,7 @@ LITERALS: Final[dict[str, tuple[str, Any]]] = {
     "bindparam with None": ("None", sa.select(sa.bindparam("size", None))),
     "required bindparam with a value": ("5", sa.select(sa.bindparam("size", 5, required=True))),
     "bindparam with a function": ("None", sa.select(sa.bindparam("size", callable_=lambda: 5))),
-    "INSERT of None": ("None", NEW.values(size=None)),
     "INSERT of several rows": ("5", insert(ITEMS).values([{"id": sa.bindparam("a")}, {"id": 5}])),
-    "DO UPDATE": ("5", NEW.on_conflict_do_update(index_elements=["id"], set_={"size": 5})),
-    "RETURNING": ("1", NEW.returning(C.size + 1)),
 }
 
 
@@ -114,19 +111,7 @@ class TestReads:
         with pytest.raises(TypeError, match=r"reads=True, but this may change rows.* pass reads=False for "):
             statement(put(change), reads=True)
 
-    @pytest.mark.parametrize(
-        "clause",
-        [
-            SIZED.returning(C.id),
-            NEW,
-            sa.delete(ITEMS),
-            sa.text("SELECT 1"),
-            sa.values(sa.column("n", sa.Integer)).data([(sa.bindparam("n"),)]),
-            C.id == sa.bindparam("id"),
-            CreateTable(ITEMS),
-        ],
-        ids=lambda clause: type(clause).__name__,
-    )
+    @pytest.mark.parametrize("clause", [NEW, sa.text("SELECT 1"), C.id == sa.bindparam("id"), CreateTable(ITEMS)])
     def test_reads_is_refused_for_all_but_a_select_without_text(self, clause: Any) -> None:
         with pytest.raises(TypeError, match="reads=True, but this may change rows"):
             statement(clause, reads=True)
@@ -158,7 +143,6 @@ class TestDefaults:
 
 CONVERTED: Final[dict[str, Any]] = {
     "Enum": COLOR,
-    "Enum as VARCHAR": sa.Enum(Color, native_enum=False),
     "JSON": sa.JSON(),
     "UUID as text": sa.Uuid(as_uuid=False),
     "numeric as float": sa.Numeric(asdecimal=False),
@@ -178,14 +162,7 @@ PLAIN: Final = [
 class TestResultColumns:
     @pytest.mark.parametrize("type_", CONVERTED.values(), ids=CONVERTED)
     @pytest.mark.parametrize(
-        "clause",
-        [
-            sa.select,
-            lambda value: sa.select(sa.select(value).scalar_subquery().label("v")),
-            lambda value: sa.union_all(sa.select(value), sa.select(value)),
-            NEW.returning,
-            lambda value: sa.text("SELECT 1 AS v").columns(value),
-        ],
+        "clause", [sa.select, NEW.returning, lambda value: sa.text("SELECT 1 AS v").columns(value)]
     )
     def test_a_column_that_sqlalchemy_would_convert_is_refused_by_its_name_and_accepted_as_text(
         self, clause: Callable[[Any], Any], type_: Any
