@@ -61,24 +61,16 @@ class Issuer:
         self.answer = answer
         self.requests: list[str] = []
         self.connections = 0
-        self._port = 0
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/.well-known/jwks.json"
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.stop()
         await until(lambda: self.connections == 0)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/.well-known/jwks.json"
-
-    async def start(self) -> None:
-        """Listen. Another start uses the same port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
         """Refuse new connections."""

@@ -10,8 +10,7 @@ from typing import Any, Final
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from jwt.algorithms import ECAlgorithm
 
 from app.core.security.jwks import JwksClient, Timing
 from app.core.security.tokens import Key
@@ -21,7 +20,7 @@ from tests.tokens import base64url, new_signer
 
 Jwk = dict[str, Any]
 
-GIGABYTE: Final = 2**30
+FLOOD: Final = 2**26  # bytes; the kernel buffers some megabytes for both sides
 SIZE_MAX: Final = 65_536
 KEYS_MAX: Final = 32
 OFTEN: Final = Timing(refresh=0.01, retry=0.01, first_retry=0.01)
@@ -29,12 +28,6 @@ OLD: Final = new_signer("EdDSA", "old")
 NEW: Final = new_signer("EdDSA", "new")
 HEADER: Final = {"kid": "old", "alg": "EdDSA"}
 GOOD: Final = json.dumps({"keys": [OLD.jwk]}).encode()
-CHUNKED: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def essential(jwk: Jwk) -> Jwk:
-    """The key as Better Auth publishes it: without `alg`, `use` and `key_ops`."""
-    return {name: jwk[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in jwk}
 
 
 def rsa(bits: int, exponent: str = "AQAB") -> Jwk:
@@ -42,14 +35,10 @@ def rsa(bits: int, exponent: str = "AQAB") -> Jwk:
     return {"kty": "RSA", "n": base64url((2 ** (bits - 1) + 1).to_bytes(bits // 8 + 1, "big")), "e": exponent}
 
 
-def elliptic(curve: ec.EllipticCurve) -> Jwk:
-    return essential(ECAlgorithm.to_jwk(ec.generate_private_key(curve).public_key(), as_dict=True))
-
-
-ED: Final = essential(OLD.jwk)
-EC: Final = elliptic(ec.SECP256R1())
+ED: Final = {name: OLD.jwk[name] for name in ("kty", "crv", "x")}  # as Better Auth publishes it
+EC: Final = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
+P384: Final = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP384R1()).public_key(), as_dict=True)
 RSA: Final = rsa(2_048)
-ED448: Final = essential(OKPAlgorithm.to_jwk(Ed448PrivateKey.generate().public_key(), as_dict=True))
 
 
 @pytest.fixture
@@ -64,9 +53,7 @@ class TestRequest:
         async with JwksClient(issuer.url) as keys:
             await keys.find(HEADER)
 
-        lines = issuer.requests[0].lower().split("\r\n")
-        assert lines[0] == "get /.well-known/jwks.json http/1.1"
-        assert {"accept-encoding: identity", "accept: application/json"} < {*lines}
+        assert {"accept-encoding: identity", "accept: application/json"} < {*issuer.requests[0].lower().split("\r\n")}
 
     async def test_a_cookie_of_the_issuer_is_not_kept(self, issuer: Issuer) -> None:
         """A server that sets a new cookie in each reply would fill the memory."""
@@ -77,28 +64,23 @@ class TestRequest:
 
         assert not any("cookie" in request.lower() for request in issuer.requests)
 
-    @pytest.fixture
-    async def proxy(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Issuer]:
-        """A proxy that the environment names for every address."""
+    async def test_only_an_issuer_elsewhere_is_asked_through_the_proxy_of_the_environment(
+        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Plain HTTP is allowed on this machine because it does not leave the machine."""
         async with Issuer(key_set(NEW.jwk)) as proxy:
             for name in ("http_proxy", "https_proxy"):
                 monkeypatch.setenv(name, proxy.url)
             for name in ("NO_PROXY", "no_proxy"):
                 monkeypatch.delenv(name, raising=False)
-            yield proxy
 
-    async def test_an_issuer_on_this_machine_is_asked_without_a_proxy(self, issuer: Issuer, proxy: Issuer) -> None:
-        """Plain HTTP is allowed there because it does not leave the machine."""
-        async with JwksClient(issuer.url) as keys:
-            assert await keys.find(HEADER)
+            async with JwksClient(issuer.url) as keys:
+                assert await keys.find(HEADER)
+            assert proxy.requests == []
 
-        assert proxy.requests == []
-
-    async def test_an_issuer_elsewhere_is_asked_through_the_proxy_of_the_environment(self, proxy: Issuer) -> None:
-        async with JwksClient("https://auth.example.com/jwks"):
-            await until(lambda: proxy.requests)
-
-        assert proxy.requests[0].startswith("CONNECT auth.example.com:443 ")
+            async with JwksClient("https://auth.example.com/jwks"):
+                await until(lambda: proxy.requests)
+            assert proxy.requests[0].startswith("CONNECT auth.example.com:443 ")
 
     async def test_a_redirect_is_not_followed(self, issuer: Issuer) -> None:
         async with Issuer(key_set(OLD.jwk)) as target, JwksClient(issuer.url, OFTEN) as keys:
@@ -113,21 +95,16 @@ BAD: Final[dict[str, tuple[Answer, str]]] = {
     "nothing": (raw(b""), "RemoteProtocolError"),
     "not HTTP": (raw(b"SSH-2.0-OpenSSH_s3cret\r\n\r\n" + GOOD), "RemoteProtocolError"),
     "half a body": (reply(GOOD, content_length=str(len(GOOD) + 1)), "RemoteProtocolError"),
-    "half of the chunks": (raw(CHUNKED + b"%x\r\n" % len(GOOD) + GOOD + b"\r\n"), "RemoteProtocolError"),
     "one byte too long": (reply(GOOD.ljust(SIZE_MAX + 1)), "more than 65,536 bytes"),
     "one key too many": (key_set(*[{}] * KEYS_MAX, OLD.jwk), "no set of at most 32 keys"),
     "compressed": (reply(gzip.compress(GOOD), content_encoding="gzip"), "status 200"),
     "HTML": (reply(b"<!doctype html><title>s3cret</title>", content_type="text/html"), "ValueError"),
-    "a byte after the JSON": (reply(GOOD + b"}"), "ValueError"),
     "not UTF-8": (reply(GOOD[:-1] + b', "\xff": 1}'), "ValueError"),
     "deeply nested": (reply(b'{"keys":' + b"[" * 60_000), "ValueError"),
     "not an object": (reply(b"[%s]" % GOOD), "no set of at most 32 keys"),
-    "no keys": (reply(b'{"s3cret": 1}'), "no set of at most 32 keys"),
     "keys in an object": (reply(json.dumps({"keys": {"a": OLD.jwk}}).encode()), "no set of at most 32 keys"),
     "no usable key": (key_set(ED | {"kid": "s3cret", "x": "s3cret"}, {}, "s3cret"), "no usable key"),
     "another 2xx": (reply(GOOD, "201 s3cret", s3cret="s3cret"), "status 201"),
-    "a redirect": (reply(GOOD, "302 Elsewhere"), "status 302"),
-    "503": (reply(GOOD, "503 Unavailable"), "status 503"),
 }
 
 
@@ -144,14 +121,12 @@ class TestReply:
     @pytest.mark.parametrize(
         "answer",
         [
-            raw(CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in GOOD) + b"0\r\n\r\n"),
             raw(b"HTTP/1.0 200 OK\r\n\r\n" + GOOD),
-            raw(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + GOOD),
             reply(GOOD.ljust(SIZE_MAX), content_type="text/plain"),
             key_set(*[{}] * (KEYS_MAX - 1), OLD.jwk),
             key_set(None, [], "a", 1, {}, OLD.jwk, NEW.jwk | {"kid": 1}),
         ],
-        ids=["in chunks", "HTTP/1.0", "interim response", "largest size", "largest number", "among unusable members"],
+        ids=["HTTP/1.0", "largest size", "largest number", "among unusable members"],
     )
     async def test_a_valid_reply_gives_its_keys(self, issuer: Issuer, answer: Answer) -> None:
         issuer.answer = answer
@@ -173,12 +148,8 @@ class TestReply:
             issuer.answer = key_set(NEW.jwk)
             await until(lambda: keys.generation == 2)
 
-        again = "keys of the issuer fetched"
-        assert [record.getMessage() for record in caplog.records] == [
-            again,
-            f"keys of the issuer not fetched: {reason}",
-            again,
-        ]
+        fetched, failed = "keys of the issuer fetched", f"keys of the issuer not fetched: {reason}"
+        assert [record.getMessage() for record in caplog.records] == [fetched, failed, fetched]
         assert "s3cret" not in caplog.text
 
     @pytest.mark.parametrize("answer", [hang, drip])
@@ -187,40 +158,24 @@ class TestReply:
         async with JwksClient(issuer.url, Timing(timeout=0.1, first_retry=0.01)):
             await until(lambda: len(issuer.requests) == 2)
 
-    @pytest.mark.parametrize("status", [b"200 OK", b"500 Oops"])
-    async def test_the_client_stops_reading_a_reply_of_a_gigabyte(self, issuer: Issuer, status: bytes) -> None:
-        """The kernel buffers some megabytes for both sides."""
-        issuer.answer = flood = Flood(status)
+    async def test_only_a_client_without_limits_reads_all_of_a_reply_of_64_megabytes(self, issuer: Issuer) -> None:
+        sent: list[int] = []
 
+        async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            for _chunk in range(FLOOD // SIZE_MAX):
+                writer.write(bytes(SIZE_MAX))
+                await writer.drain()
+                sent.append(SIZE_MAX)
+
+        issuer.answer = flood
         async with JwksClient(issuer.url) as keys:
             await until(lambda: issuer.requests and not issuer.connections)
-
         assert not keys.ready
-        assert flood.sent < GIGABYTE / 32
+        assert sum(sent) < FLOOD / 2
 
-    async def test_a_client_without_limits_reads_a_reply_of_a_gigabyte(self, issuer: Issuer) -> None:
-        """The positive control of the test above."""
-        issuer.answer = flood = Flood(b"200 OK")
-
-        async with httpx.AsyncClient() as client, client.stream("GET", issuer.url) as stream:
-            pieces = stream.aiter_raw()
-            while flood.sent < GIGABYTE / 16:
-                await anext(pieces)
-
-
-class Flood:
-    """Sends a gigabyte unless the client stops reading, and counts the bytes."""
-
-    def __init__(self, status: bytes) -> None:
-        self._status = status
-        self.sent = 0
-
-    async def __call__(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 %s\r\n\r\n" % self._status)
-        while self.sent < GIGABYTE:
-            writer.write(bytes(SIZE_MAX))
-            await writer.drain()
-            self.sent += SIZE_MAX
+        async with httpx.AsyncClient() as client:  # a control
+            assert len((await client.get(issuer.url)).content) == FLOOD
 
 
 UNUSABLE: Final[dict[str, Jwk]] = {
@@ -228,29 +183,22 @@ UNUSABLE: Final[dict[str, Jwk]] = {
     "for encryption": RSA | {"use": "enc"},
     "for more than verifying": ED | {"key_ops": ["verify", "sign"]},
     "with its private half": ED | {"d": base64url(OLD.key.private_bytes_raw())},
-    "with null for the private half": ED | {"d": None},
     "RSA of 2,047 bits": rsa(2_047),
     "RSA of 8,193 bits": rsa(8_193),
     "RSA with exponent 1": rsa(2_048, "AQ"),
-    "RSA on a curve": RSA | {"crv": "P-256"},
-    "RSA on an empty curve": RSA | {"crv": {}},
-    "P-384": elliptic(ec.SECP384R1()),
-    "P-384 called P-256": elliptic(ec.SECP384R1()) | {"crv": "P-256"},
+    "RSA on a curve that is no text": RSA | {"crv": {}},
+    "P-384": P384,
+    "P-384 called P-256": P384 | {"crv": "P-256"},
     "EC without a curve": {name: EC[name] for name in ("kty", "x", "y")},
     "EC off the curve": EC | {"x": EC["y"]},
     "EC with a number for x": EC | {"x": 1},
-    "Ed448": ED448,
-    "Ed448 called Ed25519": ED448 | {"crv": "Ed25519"},
     "X25519": ED | {"crv": "X25519"},
     "Ed25519 of 31 bytes": ED | {"x": base64url(bytes(31))},
     "Ed25519 without x": {"kty": "OKP", "crv": "Ed25519"},
     "with a list for a kind": ED | {"kty": ["OKP"]},
     "with a number as name": ED | {"kid": 1},
-    "called HS256": ED | {"alg": "HS256"},
     "called ES256": ED | {"alg": "ES256"},
-    "RSA called PS256": RSA | {"alg": "PS256"},
     "EC called Ed25519": EC | {"alg": "Ed25519"},
-    "empty": {},
 }
 
 
