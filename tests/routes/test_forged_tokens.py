@@ -2,9 +2,8 @@
 
 import json
 import logging
-from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import httpx
 import pytest
@@ -32,21 +31,12 @@ def head(key: Signer) -> bytes:
 
 
 # Each of these functions makes a token that is valid except in one respect.
-def claims(**changes: object) -> Forge:
-    return lambda key: key.issue(valid_claims() | changes)
-
-
-def without(name: str) -> Forge:
-    return lambda key: key.issue({claim: value for claim, value in valid_claims().items() if claim != name})
+def claims(*, without: str = "", **changes: object) -> Forge:
+    return lambda key: key.issue({name: value for name, value in (valid_claims() | changes).items() if name != without})
 
 
 def payload(make: Callable[[bytes], bytes]) -> Forge:
     return lambda key: key.sign(head(key), make(json.dumps(valid_claims()).encode()))
-
-
-def appended(member: str) -> Forge:
-    """A payload with JSON at its end that Python would not write."""
-    return payload(lambda good: good[:-1] + b", " + member.encode() + b"}")
 
 
 def header(**changes: object) -> Forge:
@@ -57,6 +47,10 @@ def raw_header(make: Callable[[bytes], bytes]) -> Forge:
     return lambda key: key.sign(make(head(key)), json.dumps(valid_claims()).encode())
 
 
+def rewritten(make: Callable[[str], str]) -> Forge:
+    return lambda key: make(key.issue(valid_claims()))
+
+
 def resigned(make: Callable[[bytes], bytes]) -> Forge:
     """A signature that is derived from the valid one."""
 
@@ -65,10 +59,6 @@ def resigned(make: Callable[[bytes], bytes]) -> Forge:
         return f"{text}.{base64url(make(key.signature(text.encode())))}"
 
     return forge
-
-
-def rewritten(make: Callable[[str], str]) -> Forge:
-    return lambda key: make(key.issue(valid_claims()))
 
 
 def with_length(length: int) -> Forge:
@@ -85,63 +75,51 @@ def with_length(length: int) -> Forge:
 
 # Forgeries by the reason in the log.
 FORGED: Final[dict[str, dict[str, Forge]]] = {
-    "no exp": {"no exp": without("exp")},
-    "expired": {"exp 0": claims(exp=0), "exp past": claims(exp=1_000_000_000)},
+    "no exp": {"no exp": claims(without="exp")},
+    "expired": {"exp past": claims(exp=1_000_000_000)},
     "not valid yet": {"nbf future": claims(nbf=FAR), "iat future": claims(iat=FAR)},
     "user id": {
-        "no sub": without("sub"),
+        "no sub": claims(without="sub"),
         "sub empty": claims(sub=""),
         "sub with a line feed at the end": claims(sub="mia\n"),
-        "sub with a space before": claims(sub=" mia"),
         "sub with a lone surrogate": claims(sub="mia\ud800"),
         "sub of 129 characters": claims(sub="a" * 129),
         "sub with a slash": claims(sub="eve/../mia"),
         "sub with a digit of another script": claims(sub="mia\u0661"),
     },
-    "no iss": {"no iss": without("iss")},
+    "no iss": {"no iss": claims(without="iss")},
     "issuer": {
-        "iss of another": claims(iss="https://evil.example"),
         "iss with a slash": claims(iss="https://auth.example.com/"),
         "iss in a list": claims(iss=["https://auth.example.com"]),
     },
-    "no aud": {"no aud": without("aud"), "aud empty": claims(aud=[])},
+    "no aud": {"no aud": claims(without="aud")},
     "audience": {
-        "aud of another": claims(aud="other"),
         "aud cut short": claims(aud="task"),
         "aud of others": claims(aud=["other", "tasks2"]),
         "aud in a nested list": claims(aud=[["tasks"]]),
     },
     "malformed": {
-        "exp null": claims(exp=None),
         "exp text": claims(exp="4102444800"),
         "exp true": claims(exp=True),
         "exp negative": claims(exp=-1),
         "exp in the year 10000": claims(exp=253_402_300_800),
         "exp NaN": claims(exp=float("nan")),
         "exp of 5,000 digits": payload(lambda good: good.replace(b'"exp": ', b'"exp": ' + b"9" * 5_000)),
-        "exp twice": appended(f'"exp": {FAR}'),
-        "nbf false": claims(nbf=False),
-        "nbf text": claims(nbf="0"),
+        "nbf null": claims(nbf=None),
         "iat text": claims(iat="0"),
         "sub number": claims(sub=1),
         "sub twice": payload(lambda good: b'{"sub": "eve", ' + good[1:]),
-        "sub twice, once escaped": appended(r'"\u0073ub": "mia"'),
-        "nested claim twice": appended('"user": {"id": "mia", "id": "eve"}'),
-        "jti number": claims(jti=1),
+        "sub twice, once escaped": payload(lambda good: good[:-1] + rb', "\u0073ub": "mia"}'),
+        "nested claim twice": payload(lambda good: good[:-1] + b', "user": {"id": "mia", "id": "eve"}}'),
         "payload in a list": payload(lambda good: b"[" + good + b"]"),
-        "payload empty": payload(lambda _: b""),
         "payload cut short": payload(lambda good: good[:-1]),
         "payload with trailing data": payload(lambda good: good + b"{}"),
         "payload not UTF-8": payload(lambda good: good[:-1] + b', "a": "\xff"}'),
-        "payload in UTF-16": payload(lambda good: good.decode().encode("utf-16")),
         "payload deeply nested": payload(lambda _: b"[" * 2_800 + b"]" * 2_800),
         "kid number": header(kid=1),
         "crit unknown": header(crit=["a"], a=1),
-        "crit empty": header(crit=[]),
         "b64 false": header(b64=False, crit=["b64"]),
         "header in a list": raw_header(lambda good: b"[" + good + b"]"),
-        "header empty": raw_header(lambda _: b""),
-        "header cut short": raw_header(lambda good: good[:-1]),
         "header not UTF-8": raw_header(lambda good: good[:-1] + b', "a": "\xff"}'),
         "header deeply nested": raw_header(lambda _: b"[" * 2_800 + b"]" * 2_800),
         "header with 4,500 digits": raw_header(lambda good: good[:-1] + b', "a": ' + b"9" * 4_500 + b"}"),
@@ -150,17 +128,13 @@ FORGED: Final[dict[str, dict[str, Forge]]] = {
         "with padding": rewritten(lambda token: token + "="),
         "with a changed unused bit": rewritten(lambda token: token[:-1] + chr(ord(token[-1]) + 1)),
         "with a space within": rewritten(lambda token: f"{token[:-3]} {token[-3:]}"),
-        "with a byte that is not ASCII": rewritten(lambda token: token + "\xe9"),
         "with a comma": rewritten(lambda token: f"{token}, Bearer {token}"),
-        "with a trailing dot": rewritten(lambda token: f"{token}."),
         "in five parts, like an encrypted token": rewritten(lambda token: f"{token}.e30.e30"),
         "with a detached payload": rewritten(lambda token: "..".join(token.split(".")[::2])),
-        "after a second scheme": rewritten(lambda token: f"Bearer {token}"),
         "too long": with_length(8_193),
     },
     "algorithm": {
-        **{f"alg {alg}": header(alg=alg) for alg in ("none", "nOnE", "", "HS384", "HS512", "PS256", "ES256K")},
-        "alg null": header(alg=None),
+        **{f"alg {alg}": header(alg=alg) for alg in ("none", "nOnE", "HS512", "PS256", None)},
         "alg in a list": lambda key: key.issue(valid_claims(), alg=[key.algorithm]),
         "alg in lower case": lambda key: key.issue(valid_claims(), alg=key.algorithm.lower()),
         "alg of another kind of key": lambda key: key.issue(
@@ -174,38 +148,23 @@ FORGED: Final[dict[str, dict[str, Forge]]] = {
         "of other claims": lambda key: (
             key.issue(valid_claims()).rpartition(".")[0] + "." + key.issue({"sub": "eve"}).rpartition(".")[2]
         ),
-        "one byte shorter": resigned(lambda good: good[:-1]),
         "one byte longer": resigned(lambda good: good + b"\0"),
-        "with a changed bit": resigned(lambda good: good[:-1] + bytes([good[-1] ^ 1])),
         "all zero": resigned(lambda good: bytes(len(good))),
     },
 }
-
-
 every_algorithm: Final = pytest.mark.parametrize("algorithm", ALGORITHMS)
 Refuse = Callable[..., Awaitable[str]]
 
 
-class Services(NamedTuple):
-    """A service with a secret, one with the keys of an issuer, and a forger's server of keys."""
-
-    of_secret: httpx.URL
-    of_keys: httpx.URL
-    forger: Issuer
-
-    def trusting(self, algorithm: str) -> httpx.URL:
-        return self.of_secret if algorithm == "HS256" else self.of_keys
-
-
 @pytest.fixture(scope="module")
-async def services(dsn: str) -> AsyncIterator[Services]:
+async def urls(dsn: str) -> AsyncIterator[dict[str, httpx.URL]]:
+    """The service that trusts the keys of each algorithm."""
     async with (
         Issuer(key_set(*(signer(algorithm).jwk for algorithm in ALGORITHMS[1:]))) as issuer,
-        Issuer(key_set()) as forger,
         serving(make_settings(dsn, auth_jwt_secret=SECRET, **EXPECTED)) as of_secret,
         serving(make_settings(dsn, auth_jwks_url=issuer.url, **EXPECTED)) as of_keys,
     ):
-        yield Services(httpx.URL(of_secret), httpx.URL(of_keys), forger)
+        yield {name: httpx.URL(of_secret if name == "HS256" else of_keys) for name in ALGORITHMS}
 
 
 async def ask(url: httpx.URL, *sent: bytes) -> tuple[int, bytes, bytes]:
@@ -240,10 +199,10 @@ class TestControl:
     @every_algorithm
     @pytest.mark.parametrize("forge", [claims(), with_length(8_192)], ids=["short", "longest"])
     async def test_a_valid_token_is_accepted_and_its_database_connection_is_counted(
-        self, services: Services, algorithm: str, forge: Forge
+        self, urls: dict[str, httpx.URL], algorithm: str, forge: Forge
     ) -> None:
         with counted_checkouts() as checkouts:
-            status, _, _ = await ask(services.trusting(algorithm), header_of(forge(signer(algorithm))))
+            status, _, _ = await ask(urls[algorithm], header_of(forge(signer(algorithm))))
 
         assert (status, len(checkouts)) == (200, 1)
 
@@ -255,12 +214,12 @@ class TestForged:
         [pytest.param(reason, forge, id=name) for reason, made in FORGED.items() for name, forge in made.items()],
     )
     async def test_a_token_that_is_wrong_in_one_respect_is_refused_for_this_reason(
-        self, services: Services, refuse: Refuse, reason: str, forge: Forge, algorithm: str
+        self, urls: dict[str, httpx.URL], refuse: Refuse, reason: str, forge: Forge, algorithm: str
     ) -> None:
         if reason == "algorithm" and algorithm != "HS256":  # a key of an issuer is found by its algorithm
             reason = "unknown key"
 
-        assert await refuse(services.trusting(algorithm), header_of(forge(signer(algorithm)))) == reason
+        assert await refuse(urls[algorithm], header_of(forge(signer(algorithm)))) == reason
 
     @pytest.mark.parametrize(
         ("reason", "make"),
@@ -270,62 +229,54 @@ class TestForged:
             ("malformed", lambda good: [good.replace(b" ", b" \t")]),
             ("several", lambda good: [good, good]),
             ("several", lambda good: [b"Basic bWlhOmE=", good]),
-            ("several", lambda good: [b"", good]),
         ],
     )
     async def test_a_valid_token_in_a_malformed_authorization_header_is_refused(
-        self, services: Services, refuse: Refuse, reason: str, make: Callable[[bytes], list[bytes]]
+        self, urls: dict[str, httpx.URL], refuse: Refuse, reason: str, make: Callable[[bytes], list[bytes]]
     ) -> None:
         sent = make(header_of(signer("HS256").issue(valid_claims())))
 
-        assert await refuse(services.of_secret, *sent) == reason
+        assert await refuse(urls["HS256"], *sent) == reason
 
 
 class TestKeys:
-    @pytest.mark.parametrize(
-        "key",
-        [b"", SECRET[:-1].encode(), f"{SECRET}\n".encode(), SECRET.upper().encode(), bytes.fromhex(SECRET)],
-        ids=["empty", "too short", "with a line break", "in upper case", "decoded"],
-    )
-    async def test_a_token_signed_with_another_secret_is_refused(
-        self, services: Services, refuse: Refuse, key: bytes
+    @pytest.mark.parametrize("key", [b"", bytes.fromhex(SECRET)], ids=["empty", "decoded"])
+    async def test_a_token_signed_with_another_form_of_the_secret_is_refused(
+        self, urls: dict[str, httpx.URL], refuse: Refuse, key: bytes
     ) -> None:
         forged = Signer("HS256", None, key).issue(valid_claims())
 
-        assert await refuse(services.of_secret, header_of(forged)) == "signature"
+        assert await refuse(urls["HS256"], header_of(forged)) == "signature"
 
     @pytest.mark.parametrize("algorithm", ALGORITHMS[1:])
     async def test_a_token_signed_with_a_public_key_as_secret_is_refused(
-        self, services: Services, refuse: Refuse, algorithm: str
+        self, urls: dict[str, httpx.URL], refuse: Refuse, algorithm: str
     ) -> None:
         key = signer(algorithm)
         pem = key.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         confused = Signer("HS256", key.kid, pem)
 
-        assert await refuse(services.of_keys, header_of(confused.issue(valid_claims()))) == "unknown key"
-        assert await refuse(services.of_keys, header_of(confused.issue(valid_claims(), alg=algorithm))) == "signature"
+        assert await refuse(urls["EdDSA"], header_of(confused.issue(valid_claims()))) == "unknown key"
+        assert await refuse(urls["EdDSA"], header_of(confused.issue(valid_claims(), alg=algorithm))) == "signature"
 
-    @pytest.mark.parametrize("kid", ["key-0", "", "key-RS256", "../../dev/null", "\ud800", "a" * 5_000])
+    @pytest.mark.parametrize("kid", ["", "key-RS256", "\ud800", "a" * 5_000])
     async def test_a_token_with_the_key_id_of_no_key_of_its_algorithm_is_refused(
-        self, services: Services, refuse: Refuse, kid: str
+        self, urls: dict[str, httpx.URL], refuse: Refuse, kid: str
     ) -> None:
         forged = signer("EdDSA").issue(valid_claims(), kid=kid)
 
-        assert await refuse(services.of_keys, header_of(forged)) == "unknown key"
+        assert await refuse(urls["EdDSA"], header_of(forged)) == "unknown key"
 
-    @pytest.mark.parametrize("member", ["jwk", "jku", "x5u", "x5c"])
     @every_algorithm
     async def test_a_key_in_a_token_header_is_neither_used_nor_fetched(
-        self, services: Services, refuse: Refuse, member: str, algorithm: str
+        self, urls: dict[str, httpx.URL], refuse: Refuse, algorithm: str
     ) -> None:
-        key, url = new_signer(algorithm, signer(algorithm).kid), services.forger.url
-        services.forger.answer = key_set(key.jwk)
-        brought = {"jwk": key.jwk, "jku": url, "x5u": url, "x5c": [b64encode(b"certificate").decode()]}
+        key = new_signer(algorithm, signer(algorithm).kid)
+        async with Issuer(key_set(key.jwk)) as forger:
+            forged = key.issue(valid_claims(), jwk=key.jwk, jku=forger.url, x5u=forger.url, x5c=["Y2VydA=="])
 
-        forged = key.issue(valid_claims(), **{member: brought[member]})
-
-        assert await refuse(services.trusting(algorithm), header_of(forged)) == "signature"
-        assert services.forger.requests == []
+            assert await refuse(urls[algorithm], header_of(forged)) == "signature"
+            assert forger.requests == []
 
 
 @every_algorithm
@@ -333,7 +284,7 @@ class TestKeys:
 @given(start=st.floats(0, 1), length=st.integers(0, 40), inserted=st.binary(max_size=4) | st.text(".=-_A,", max_size=2))
 @example(start=0, length=0, inserted=b"")
 async def test_a_token_is_accepted_only_unchanged(
-    services: Services, start: float, length: int, inserted: bytes | str, algorithm: str
+    urls: dict[str, httpx.URL], start: float, length: int, inserted: bytes | str, algorithm: str
 ) -> None:
     """A part of the token is replaced. Some characters end a header, or are stripped from its value."""
     token = signer(algorithm).issue(valid_claims()).encode()
@@ -341,6 +292,6 @@ async def test_a_token_is_accepted_only_unchanged(
     inserted = inserted.encode() if isinstance(inserted, str) else inserted.translate(None, b"\r\n\t ")
     changed = token[:first] + inserted + token[first + length :]
 
-    status, _, _ = await ask(services.trusting(algorithm), b"Bearer " + changed)
+    status, _, _ = await ask(urls[algorithm], b"Bearer " + changed)
 
     assert status in ({200} if changed == token else {400, 401})
