@@ -12,7 +12,6 @@ from tests.support import SECRET, make_settings, serving
 from tests.tokens import carrying, claims_of, signer
 
 CHALLENGE: Final = 'Bearer realm="tasks", error="invalid_token", error_description='
-EXPECTED: Final = {"auth_issuer": "a", "auth_audience": "b"}
 
 Ask = Callable[[Mapping[str, object]], Awaitable[httpx.Response]]
 
@@ -31,14 +30,9 @@ async def zoe_at(dsn: str, **authentication: Any) -> AsyncIterator[Ask]:
         ({}, [{}, {"iss": "any", "aud": ["any"]}], []),
         ({"auth_issuer": "unchecked", "auth_audience": "unchecked"}, [{}, {"iss": "any", "aud": "any"}], []),
         ({"auth_issuer": "a"}, [{"iss": "a", "aud": "any"}], [{}, {"iss": "b"}]),
-        ({"auth_audience": "b"}, [{"aud": "b", "iss": "any"}], [{}, {"aud": "c"}]),
-        (
-            EXPECTED,
-            [{"iss": "a", "aud": "b"}, {"iss": "a", "aud": ["other", "b"]}],
-            [{}, {"iss": "a"}, {"aud": "b"}, {"iss": "a/", "aud": "b"}, {"iss": "a", "aud": "bb"}],
-        ),
+        ({"auth_audience": "b"}, [{"aud": "b"}, {"aud": ["other", "b"], "iss": "any"}], [{}, {"aud": "c"}]),
     ],
-    ids=["unset", "unchecked", "issuer alone", "audience alone", "issuer and audience"],
+    ids=["unset", "unchecked", "issuer", "audience"],
 )
 async def test_issuer_and_audience_are_checked_independently(
     dsn: str, settings: dict[str, str], accepted: list[dict[str, Any]], refused: list[dict[str, Any]]
@@ -49,7 +43,7 @@ async def test_issuer_and_audience_are_checked_independently(
 
 
 async def test_a_dotted_claim_path_names_the_user_instead_of_the_subject(dsn: str) -> None:
-    wrong: list[object] = [None, "zoe", ["zoe"], 1, {}, {"ID": "zoe"}, {"id": None}, {"id": 1}, {"id": {"id": "zoe"}}]
+    wrong: list[object] = [None, "zoe", ["zoe"], {}, {"ID": "zoe"}, {"id": 1}, {"id": {"id": "zoe"}}]
     async with zoe_at(dsn, auth_user_id_claim="user.id") as ask:
         assert (await ask({"user": {"id": "zoe"}, "exp": int(time()) + 600})).status_code == 200
         assert (await ask(claims_of("zoe", user={"id": "eve"}))).status_code == 403
