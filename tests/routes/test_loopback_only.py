@@ -32,12 +32,6 @@ def checkouts() -> Iterator[list[None]]:
         yield checkouts
 
 
-@pytest.fixture(params=["off", "on"])
-def url(request: pytest.FixtureRequest, base_url: str, secured_url: str) -> httpx.URL:
-    """A service without authentication, and one with it."""
-    return httpx.URL(secured_url if request.param == "on" else base_url)
-
-
 async def ask(
     url: httpx.URL,
     *fields: bytes,
@@ -109,11 +103,9 @@ class TestHost:
         assert b"\r\naccess-control-allow-origin: http://localhost:3000" in loopback[1]
         assert b"access-control-" not in other[1]
 
-    @pytest.mark.parametrize("content", [b"{", b"a" * 70_000], ids=["malformed", "long"])
-    async def test_the_body_of_a_misdirected_request_is_not_read(
-        self, client: httpx.AsyncClient, content: bytes
-    ) -> None:
-        assert (await ask(client.base_url, b"Host: evil.example", method=b"POST", content=content))[0] == 421
+    async def test_the_body_of_a_misdirected_request_is_not_read(self, client: httpx.AsyncClient) -> None:
+        for content in (b"{", b"a" * 70_000):
+            assert (await ask(client.base_url, b"Host: evil.example", method=b"POST", content=content))[0] == 421
 
     @pytest.mark.parametrize(
         ("fields", "version", "target"),
@@ -162,11 +154,11 @@ class TestFraming:
         ids=short,
     )
     async def test_a_request_without_exactly_one_well_formed_host_header_is_400(
-        self, url: httpx.URL, checkouts: list[None], version: str, fields: tuple[bytes, ...]
+        self, base_url: str, secured_url: str, checkouts: list[None], version: str, fields: tuple[bytes, ...]
     ) -> None:
-        status, _, body = await ask(url, *fields, version=version)
-
-        assert (status, kind(body), checkouts) == (400, "malformed-request", [])
+        for url in (base_url, secured_url):
+            status, _, body = await ask(httpx.URL(url), *fields, version=version)
+            assert (status, kind(body), checkouts) == (400, "malformed-request", [])
 
 
 async def test_every_host_is_answered_with_authentication(secured_url: str) -> None:
