@@ -3,7 +3,7 @@
 import json
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from time import time
@@ -20,6 +20,12 @@ from app.core.database.pool import SlotPool
 from tests.support import SECRET
 
 _ALGORITHMS: Final[dict[str, Any]] = get_default_algorithms()
+_NEW_KEYS: Final[dict[str, Callable[[], Any]]] = {
+    "HS256": lambda: secrets.token_hex(32).encode(),
+    "EdDSA": Ed25519PrivateKey.generate,
+    "ES256": lambda: generate_ec_key(SECP256R1()),
+    "RS256": lambda: generate_rsa_key(65_537, 2_048),
+}
 
 
 class Signer(NamedTuple):
@@ -56,15 +62,7 @@ class Signer(NamedTuple):
 
 def new_signer(algorithm: str, kid: str | None = None) -> Signer:
     """Returns a signer with a new key."""
-    match algorithm:
-        case "HS256":
-            return Signer(algorithm, kid, secrets.token_hex(32).encode())
-        case "EdDSA":
-            return Signer(algorithm, kid, Ed25519PrivateKey.generate())
-        case "ES256":
-            return Signer(algorithm, kid, generate_ec_key(SECP256R1()))
-        case _:
-            return Signer(algorithm, kid, generate_rsa_key(65_537, 2_048))
+    return Signer(algorithm, kid, _NEW_KEYS[algorithm]())
 
 
 @cache
