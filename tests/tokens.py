@@ -43,11 +43,7 @@ class Signer(NamedTuple):
     def sign(self, header: bytes, payload: bytes) -> str:
         """Returns a token with exactly these bytes as header and payload."""
         signed = f"{base64url(header)}.{base64url(payload)}"
-        return f"{signed}.{base64url(self.signature(signed.encode()))}"
-
-    def signature(self, message: bytes) -> bytes:
-        signed: bytes = _ALGORITHMS[self.algorithm].sign(message, self.key)
-        return signed
+        return f"{signed}.{base64url(_ALGORITHMS[self.algorithm].sign(signed.encode(), self.key))}"
 
     @property
     def public_key(self) -> Any:

@@ -1,7 +1,6 @@
 """The package that openapi-python-client generates from the document."""
 
 import json
-import sys
 from collections.abc import AsyncIterator
 from importlib import import_module
 from inspect import signature
@@ -16,23 +15,20 @@ from tests.support import token
 PACKAGE = "generated_tasks_client"
 
 
-@pytest.fixture(scope="module")
-async def document(client: httpx.AsyncClient) -> dict[str, Any]:
-    content: dict[str, Any] = (await client.get("/openapi.json")).json()
-    return content
-
-
 @pytest.fixture(scope="module", autouse=True)
-async def _package(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[None]:
-    """Generate the package and make it importable."""
+async def document(
+    client: httpx.AsyncClient, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[str, Any]]:
+    """The document of a package that has been generated and can be imported."""
     workspace = tmp_path_factory.mktemp("python_client")
-    make_workspace(workspace, json.dumps(document).encode())
+    content = (await client.get("/openapi.json")).content
+    make_workspace(workspace, content)
     options = ("--path=openapi.json", f"--output-path={PACKAGE}", "--meta=none", "--fail-on-warning")
     generator = await run(workspace, "openapi-python-client", "generate", *options)
     assert generator.returncode == 0, generator.stdout
-    sys.path.insert(0, str(workspace))
-    yield
-    sys.path.remove(str(workspace))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(workspace)
+        yield json.loads(content)
 
 
 async def call(base_url: str, operation: str, *arguments: Any, **options: Any) -> Any:

@@ -57,13 +57,12 @@ class Observation(NamedTuple):
     statements: int
 
 
-class Thief:
+class Thief(NamedTuple):
     """Tries to reach the tasks of an owner with a token of its own."""
 
-    def __init__(self, client: Client, thief: str, owner: str) -> None:
-        self._client = client
-        self._thief = thief
-        self._owner = owner
+    client: Client
+    name: str
+    owner: str
 
     async def try_everything(self, task: Task) -> None:
         """Every attempt has the result that it would have if the owner's task did not exist."""
@@ -74,10 +73,10 @@ class Thief:
             foreign, unknown, forbidden, forbidden_unknown, nobody = [
                 await self.observe(method, f"{user}/tasks/{item}{suffix}", content, headers)
                 for user, item in (
-                    (self._thief, task["id"]),
-                    (self._thief, missing),
-                    (self._owner, task["id"]),
-                    (self._owner, missing),
+                    (self.name, task["id"]),
+                    (self.name, missing),
+                    (self.owner, task["id"]),
+                    (self.owner, missing),
                     ("nobody", missing),
                 )
             ]
@@ -88,16 +87,16 @@ class Thief:
 
     async def try_the_list(self, cursor: str) -> None:
         """The thief's list does not contain the owner's tasks, and the owner's list is forbidden."""
-        secret = await self.observe("GET", f"{self._thief}/tasks?search=secret of {self._owner}")
-        assert secret == await self.observe("GET", f"{self._thief}/tasks?search=a word that no title has")
+        secret = await self.observe("GET", f"{self.name}/tasks?search=secret of {self.owner}")
+        assert secret == await self.observe("GET", f"{self.name}/tasks?search=a word that no title has")
         assert secret.content == b"[]"
 
-        foreign = await self.observe("GET", f"{self._thief}/tasks?limit=1&cursor={cursor}")
-        assert foreign == await self.observe("GET", f"{self._thief}/tasks?limit=1&cursor={cursor[::-1]}")
+        foreign = await self.observe("GET", f"{self.name}/tasks?limit=1&cursor={cursor}")
+        assert foreign == await self.observe("GET", f"{self.name}/tasks?limit=1&cursor={cursor[::-1]}")
         assert (foreign.status, foreign.statements) == (422, 0)
 
         for method, content in (("GET", None), ("HEAD", None), ("POST", {"title": "Planted"})):
-            forbidden = await self.observe(method, f"{self._owner}/tasks", content)
+            forbidden = await self.observe(method, f"{self.owner}/tasks", content)
             assert forbidden == await self.observe(method, "nobody/tasks", content)
             assert (forbidden.status, forbidden.statements) == (403, 0)
 
@@ -105,9 +104,9 @@ class Thief:
         self, method: str, path: str, content: Any = None, headers: dict[str, str] | None = None
     ) -> Observation:
         """Returns the reply without the parts that differ in every reply."""
-        sent = bearer(self._thief) | (headers or {})
+        sent = bearer(self.name) | (headers or {})
         with counted_checkouts() as checkouts:
-            reply = await self._client.request(method, f"/api/{path}", json=content, headers=sent)
+            reply = await self.client.request(method, f"/api/{path}", json=content, headers=sent)
         kept = [item for item in sorted(reply.headers.items()) if item[0] not in {"date", "x-request-id"}]
         body = reply.content.replace(reply.headers["X-Request-ID"].encode(), b"")
         return Observation(reply.status_code, kept, body, len(checkouts))
