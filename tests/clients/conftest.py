@@ -1,14 +1,14 @@
 """The OpenAPI document of the running service, in a folder for the tools."""
 
 import json
-from collections.abc import AsyncIterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.clients.support import FOLDER, make_workspace
+from tests.clients.support import FOLDER, NODE_MODULES
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
@@ -19,22 +19,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ci)
 
 
-@pytest.fixture(scope="session")
-def base_url(secured_url: str) -> str:
-    """The service of these tests has authentication, as in production."""
-    return secured_url
-
-
-@pytest.fixture(scope="session")
-async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
-        yield client
-
-
 @pytest.fixture
-async def workspace(client: httpx.AsyncClient, tmp_path: Path) -> Path:
-    """A folder with the document in `openapi.json`."""
-    make_workspace(tmp_path, (await client.get("/openapi.json")).content)
+async def workspace(secured_url: str, tmp_path: Path) -> Path:
+    """A folder with the configuration of the tools, and with the document in `openapi.json`."""
+    shutil.copytree(
+        FOLDER, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "__*", "test_*")
+    )
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    async with httpx.AsyncClient(base_url=secured_url) as client:
+        (tmp_path / "openapi.json").write_bytes((await client.get("/openapi.json")).content)
     return tmp_path
 
 

@@ -1,7 +1,6 @@
 """Runs the tools that read the OpenAPI document."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +19,6 @@ needs_node = pytest.mark.skipif(
 
 _PATH: Final = os.pathsep.join([str(Path(sys.executable).parent), str(NODE_MODULES / ".bin"), os.environ["PATH"]])
 _QUIET: Final = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
-
-
-def make_workspace(path: Path, document: bytes) -> None:
-    """Put the document and the configuration of the tools into `path`, so that they generate their files there."""
-    shutil.copytree(FOLDER, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "__*", "test_*"))
-    (path / "node_modules").symlink_to(NODE_MODULES)
-    (path / "openapi.json").write_bytes(document)
 
 
 async def run(workspace: Path, *command: str) -> subprocess.CompletedProcess[str]:

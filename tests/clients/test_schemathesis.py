@@ -20,8 +20,8 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_no_reply_contradicts_the_document(workspace: Path, document: dict[str, Any], base_url: str) -> None:
-    report = await run(workspace, *RUN, "--phases=examples,coverage,fuzzing,stateful", f"--url={base_url}")
+async def test_no_reply_contradicts_the_document(workspace: Path, document: dict[str, Any], secured_url: str) -> None:
+    report = await run(workspace, *RUN, "--phases=examples,coverage,fuzzing,stateful", f"--url={secured_url}")
 
     assert report.returncode == 0, report.stdout
     calls = successes(workspace / "report.json")
@@ -30,12 +30,12 @@ async def test_no_reply_contradicts_the_document(workspace: Path, document: dict
 
 
 async def test_schemathesis_finds_a_limit_that_differs_from_the_document(
-    workspace: Path, document: dict[str, Any], base_url: str
+    workspace: Path, document: dict[str, Any], secured_url: str
 ) -> None:
     document["components"]["schemas"]["TaskCreate"]["properties"]["title"]["maxLength"] += 1
     (workspace / "openapi.json").write_text(json.dumps(document))
 
-    options = ("--phases=coverage", "--include-operation-id=create_task", f"--url={base_url}")
+    options = ("--phases=coverage", "--include-operation-id=create_task", f"--url={secured_url}")
     report = await run(workspace, *RUN, *options)
 
     assert report.returncode == 1

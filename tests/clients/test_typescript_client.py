@@ -19,12 +19,12 @@ async def compiled(workspace: Path) -> tuple[bool, str]:
 
 
 async def test_a_strict_typescript_program_compiles_and_can_use_every_operation(
-    workspace: Path, base_url: str, user: str
+    workspace: Path, secured_url: str, user: str
 ) -> None:
     fits, errors = await compiled(workspace)
     assert fits, errors
 
-    program = await run(workspace, "node", "client.mjs", base_url, user, token(user))
+    program = await run(workspace, "node", "client.mjs", secured_url, user, token(user))
 
     assert program.returncode == 0, program.stdout
 

@@ -1,7 +1,6 @@
 """A service with AUTH_JWKS_URL: the keys of its issuer change, are not there yet, or cannot be fetched."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -15,20 +14,21 @@ from tests.tokens import Signer, carrying, claims_of, new_signer
 
 OLD: Final = new_signer("EdDSA", "old")
 NEW: Final = new_signer("EdDSA", "new")
-ANY: Final = {"auth_issuer": "unchecked", "auth_audience": "unchecked"}
 
 
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
-    """An issuer that publishes the key OLD."""
-    async with Issuer(key_set(OLD.jwk)) as issuer:
+    """An issuer that has not published any key."""
+    async with Issuer(key_set()) as issuer:
         yield issuer
 
 
-@asynccontextmanager
-async def client_of(dsn: str, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
-    """Yields a client of a service that trusts this issuer."""
-    settings = make_settings(dsn, auth_jwks_url=issuer.url, **ANY)
+@pytest.fixture
+async def client(dsn: str, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service that trusts this issuer."""
+    soon = partial(JwksClient, timing=Timing(first_retry=0.01))
+    monkeypatch.setattr("app.core.security.jwks.JwksClient", soon)
+    settings = make_settings(dsn, auth_jwks_url=issuer.url, auth_issuer="unchecked", auth_audience="unchecked")
     async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
         yield client
 
@@ -44,35 +44,28 @@ def kind_of(refusal: httpx.Response) -> tuple[int, str]:
     return refusal.status_code, kind.removeprefix("urn:problem-type:")
 
 
-async def test_a_token_of_a_new_key_is_accepted_and_a_cached_token_of_the_withdrawn_key_is_not(
-    dsn: str, issuer: Issuer, user: str
+async def test_every_token_is_503_and_the_service_is_live_but_not_ready_while_it_has_no_keys(
+    client: httpx.AsyncClient, user: str
 ) -> None:
-    async with client_of(dsn, issuer) as client:
-        assert [(await ask(client, user, OLD)).status_code for _ in range(2)] == [200, 200]
-        issuer.answer = key_set(NEW.jwk)
-        assert (await ask(client, user, NEW)).status_code == 200
-        assert kind_of(await ask(client, user, OLD)) == (401, "token-invalid")
+    for refusal in (await ask(client, user, OLD), await ask(client, user, NEW), await client.get("/health/ready")):
+        assert kind_of(refusal) == (503, "issuer-unavailable")
+        assert int(refusal.headers["Retry-After"]) > 0
+        assert "WWW-Authenticate" not in refusal.headers
+    assert (await client.get("/health/live")).status_code == 200
+    assert kind_of(await client.get(f"/api/{user}/tasks")) == (401, "token-missing")
+    assert kind_of(await client.get(f"/api/{user}/tasks", headers=carrying("a.b"))) == (401, "token-invalid")
 
 
-async def test_every_token_is_503_and_the_service_is_live_but_not_ready_until_it_has_keys(
-    dsn: str, issuer: Issuer, user: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_token_is_accepted_from_the_publication_of_its_key_until_the_key_is_withdrawn(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
 ) -> None:
-    soon = Timing(first_retry=0.01)
-    monkeypatch.setattr("app.core.security.jwks.JwksClient", partial(JwksClient, timing=soon))
-    issuer.answer = key_set()
-    async with client_of(dsn, issuer) as client:
-        for refusal in (await ask(client, user, OLD), await ask(client, user, NEW), await client.get("/health/ready")):
-            assert kind_of(refusal) == (503, "issuer-unavailable")
-            assert int(refusal.headers["Retry-After"]) > 0
-            assert "WWW-Authenticate" not in refusal.headers
-        assert (await client.get("/health/live")).status_code == 200
-        assert kind_of(await client.get(f"/api/{user}/tasks")) == (401, "token-missing")
-        assert kind_of(await client.get(f"/api/{user}/tasks", headers=carrying("a.b"))) == (401, "token-invalid")
+    async def is_ready() -> bool:
+        return (await client.get("/health/ready")).is_success
 
-        issuer.answer = key_set(OLD.jwk)
+    issuer.answer = key_set(OLD.jwk)
+    await until(is_ready)
+    assert [(await ask(client, user, OLD)).status_code for _ in range(2)] == [200, 200]  # the second one is cached
 
-        async def is_ready() -> bool:
-            return (await client.get("/health/ready")).is_success
-
-        await until(is_ready)
-        assert (await ask(client, user, OLD)).status_code == 200
+    issuer.answer = key_set(NEW.jwk)
+    assert (await ask(client, user, NEW)).status_code == 200
+    assert kind_of(await ask(client, user, OLD)) == (401, "token-invalid")
