@@ -1,7 +1,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -9,7 +9,8 @@ import pytest
 
 from app.core.database import Database
 from tests.core.database.support import ACTIVITY
-from tests.support import execute, new_database
+from tests.faults import FaultProxy, fault_proxy
+from tests.support import connected, execute, new_database
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +25,26 @@ def own_dsn(dsn: str) -> Iterator[str]:
 @pytest.fixture
 async def server(own_dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """A direct connection to `own_dsn`. At the end the statements of the service end."""
-    connection = await asyncpg.connect(own_dsn)
-    yield connection
-    await connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {ACTIVITY}")
-    await connection.close()
+    async with connected(own_dsn) as connection:
+        yield connection
+        await connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {ACTIVITY}")
+
+
+@pytest.fixture
+def proxy(own_dsn: str) -> Iterator[FaultProxy]:
+    with fault_proxy(own_dsn) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def stored(server: asyncpg.Connection) -> Callable[[], Awaitable[list[str]]]:
+    """Returns the names in `item`, a table of the module that is empty at first."""
+    await server.execute("TRUNCATE item")
+
+    async def stored() -> list[str]:
+        return [name for [name] in await server.fetch("SELECT name FROM item ORDER BY name")]
+
+    return stored
 
 
 @pytest.fixture

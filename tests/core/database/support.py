@@ -39,6 +39,16 @@ async def states(server: asyncpg.Connection) -> list[str]:
     return [state for [state] in await server.fetch(f"SELECT state {ACTIVITY}")]
 
 
+async def until_idle(server: asyncpg.Connection, at_most: int = 1) -> None:
+    """Wait until the service has no more connections than these, and all are idle."""
+
+    async def are_idle() -> bool:
+        found = await states(server)
+        return set(found) <= {"idle"} and len(found) <= at_most
+
+    await until(are_idle)
+
+
 async def wait_for(server: asyncpg.Connection, condition: str) -> int:
     """Returns the process of the service's connection that meets the condition, as soon as one does."""
     found: list[int] = []

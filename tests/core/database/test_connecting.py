@@ -1,7 +1,6 @@
 """How connections are opened while the network or the database does not respond."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
@@ -9,25 +8,13 @@ import pytest
 
 from app.core.database.connecting import connect
 from app.core.database.dsn import parse_dsn
+from tests.core.database.support import until_idle
 from tests.faults import FaultProxy, fault_proxy
 from tests.support import until
 
 
-@pytest.fixture
-def proxy(dsn: str) -> Iterator[FaultProxy]:
-    with fault_proxy(dsn) as proxy:
-        yield proxy
-
-
 def options(proxy: FaultProxy, **others: Any) -> dict[str, Any]:
-    settings = {"server_settings": {"application_name": f"connecting-{id(proxy)}"}}
-    return {**parse_dsn(proxy.dsn), **settings, "interval": 0.1, **others}
-
-
-async def until_open(database: asyncpg.Connection, proxy: FaultProxy, number: int) -> None:
-    """Wait until the server has this number of connections from this test."""
-    query = "SELECT count(*) = $1 FROM pg_stat_activity WHERE application_name = $2"
-    await until(lambda: database.fetchval(query, number, f"connecting-{id(proxy)}"))
+    return {**parse_dsn(proxy.dsn), "interval": 0.1, **others}
 
 
 class TestAttempts:
@@ -54,7 +41,7 @@ class TestAttempts:
             await opening
 
     async def test_one_of_three_connections_that_open_at_the_same_moment_is_kept(
-        self, proxy: FaultProxy, database: asyncpg.Connection
+        self, proxy: FaultProxy, server: asyncpg.Connection
     ) -> None:
         proxy.hold()
         opening = asyncio.create_task(connect(**options(proxy)))
@@ -65,31 +52,29 @@ class TestAttempts:
         connection = await opening
 
         assert proxy.accepted == 3
-        await until_open(database, proxy, 1)
+        await until_idle(server)
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
 
     async def test_a_refused_attempt_does_not_end_one_that_waits(self) -> None:
         async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             accepted.append(writer)
-            if len(accepted) == 1:
-                await third.wait()
+            if len(accepted) > 1:
+                writer.close()
             if len(accepted) == 3:
-                third.set()
-            writer.close()
+                accepted[0].close()
 
         accepted: list[asyncio.StreamWriter] = []
-        third = asyncio.Event()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
 
         with pytest.raises(ConnectionError):
             await connect(**parse_dsn(f"postgresql://ada@127.0.0.1:{port}/tasks"), interval=0.1)
-        assert third.is_set()
+        assert len(accepted) == 3
         server.close()
 
-    async def test_another_host_is_tried_beside_an_unresponsive_one(self, proxy: FaultProxy, dsn: str) -> None:
-        with fault_proxy(dsn) as unresponsive:
+    async def test_another_host_is_tried_beside_an_unresponsive_one(self, proxy: FaultProxy, own_dsn: str) -> None:
+        with fault_proxy(own_dsn) as unresponsive:
             unresponsive.hold()
             ports = [*options(unresponsive)["port"], *options(proxy)["port"]]
 
@@ -105,7 +90,7 @@ class TestFailure:
             await connect(**parse_dsn("postgresql://ada@127.0.0.1:1/tasks"), interval=60)
 
     async def test_a_cancelled_attempt_leaves_no_connection_behind(
-        self, proxy: FaultProxy, database: asyncpg.Connection
+        self, proxy: FaultProxy, server: asyncpg.Connection
     ) -> None:
         proxy.hold()
         opening = asyncio.create_task(connect(**options(proxy)))
@@ -115,4 +100,5 @@ class TestFailure:
             await opening
         proxy.heal()
 
-        await until_open(database, proxy, 0)
+        await until(lambda: not proxy.connections)
+        await until_idle(server, 0)

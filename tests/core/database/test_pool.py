@@ -21,9 +21,10 @@ from tests.core.database.support import (
     pid_of_fetch,
     pid_of_session,
     states,
+    until_idle,
     wait_for_sleep,
 )
-from tests.faults import fault_proxy
+from tests.faults import FaultProxy
 from tests.support import until
 
 PAIR: Final = table("pair", column("name"), column("half"))
@@ -86,32 +87,20 @@ class TestBounds:
 
         assert await states(server) == []
 
-    async def test_a_waiter_waits_longer_while_connections_are_opened(
-        self, make_database: MakeDatabase, own_dsn: str
+    @pytest.mark.parametrize(("opening", "ends"), [(10, {int}), (0.1, {int, OverloadedError})])
+    async def test_a_waiter_waits_for_the_opening_timeout_while_connections_are_opened(
+        self, make_database: MakeDatabase, proxy: FaultProxy, opening: float, ends: set[type]
     ) -> None:
-        with fault_proxy(own_dsn) as proxy:
-            db = make_database(proxy.dsn, pool_timeout=0.01)
-            proxy.hold()
-            running = [asyncio.create_task(pid_of_fetch(db)) for _ in range(3)]
-            done, _ = await asyncio.wait(running, timeout=0.1)
-            assert not done
-            proxy.heal()
+        db = make_database(proxy.dsn, pool_timeout=0.01, timeouts=Timeouts(opening=opening))
+        proxy.hold()
+        running = [asyncio.create_task(pid_of_fetch(db)) for _ in range(3)]
+        done, _ = await asyncio.wait(
+            running, timeout=opening / 10 if ends == {int} else None, return_when="FIRST_COMPLETED"
+        )
+        proxy.heal()
 
-            assert len({*await asyncio.gather(*running)}) == 1
-
-    async def test_a_waiter_is_overloaded_after_the_opening_timeout(
-        self, make_database: MakeDatabase, own_dsn: str
-    ) -> None:
-        with fault_proxy(own_dsn) as proxy:
-            db = make_database(proxy.dsn, pool_timeout=0.01, timeouts=Timeouts(opening=0.1))
-            proxy.hold()
-            first = asyncio.create_task(pid_of_fetch(db))
-            await until(lambda: proxy.accepted)
-
-            with pytest.raises(OverloadedError):
-                await pid_of_fetch(db)
-            proxy.heal()
-            assert await first
+        assert bool(done) is (OverloadedError in ends)
+        assert {type(end) for end in await asyncio.gather(*running, return_exceptions=True)} == ends
 
     async def test_the_next_waiter_gets_the_slot_of_a_waiter_cancelled_on_receiving_it(
         self, db: Database, server: asyncpg.Connection
@@ -186,26 +175,8 @@ class TestDiscarded:
         assert caplog.messages == ["database unavailable: TimeoutError "]
         assert before.isdisjoint(await pids(db))
         assert len(before) == 3
-
-        async def has_ended() -> bool:
-            return "PgSleep" not in [event for [event] in await server.fetch(f"SELECT wait_event {ACTIVITY}")]
-
-        await until(has_ended)
+        await until_idle(server, 3)
         await until(lambda: db.usable)
-
-    async def test_a_statement_whose_packets_are_lost_times_out_and_frees_its_slot_within_its_session(
-        self, make_database: MakeDatabase, own_dsn: str
-    ) -> None:
-        with fault_proxy(own_dsn) as proxy:
-            db = make_database(proxy.dsn, timeouts=Timeouts(statement=1))
-            pid = await pid_of_fetch(db)
-            async with db.session() as session:
-                proxy.lose()
-                with pytest.raises(TimedOutError):
-                    await session.exec(SELECT_PID)
-                proxy.heal()
-                assert await pid_of_fetch(db) != pid
-                await session.rollback()
 
     @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
     async def test_a_cancelled_statement_ends_at_the_server_and_keeps_its_slot_usable(
@@ -218,11 +189,7 @@ class TestDiscarded:
         with pytest.raises(asyncio.CancelledError):
             await sleeping
         assert pid not in {await pid_of_fetch(db), await pid_of_session(db)}
-
-        async def is_idle() -> bool:
-            return await states(server) == ["idle"]
-
-        await until(is_idle)
+        await until_idle(server)
 
     async def test_a_connection_is_closed_at_its_maximum_age(
         self, make_database: MakeDatabase, server: asyncpg.Connection
@@ -230,11 +197,7 @@ class TestDiscarded:
         db = make_database(timeouts=Timeouts(age=-1))
 
         assert await pid_of_fetch(db) != await pid_of_session(db)
-
-        async def one_is_open() -> bool:
-            return len(await states(server)) == 1
-
-        await until(one_is_open)
+        await until_idle(server)
 
     async def test_closing_the_database_waits_until_its_connections_are_closed(self, db: Database) -> None:
         async with db.session() as session:
@@ -307,7 +270,7 @@ class TestDiscarded:
     @pytest.mark.parametrize("pool_timeout", [1, 0.003])
     @pytest.mark.parametrize("resets", [False, True])
     async def test_calls_that_are_cancelled_at_any_moment_leave_the_pool_whole_and_store_all_or_nothing(
-        self, own_dsn: str, server: asyncpg.Connection, pool_timeout: float, *, resets: bool
+        self, proxy: FaultProxy, server: asyncpg.Connection, pool_timeout: float, *, resets: bool
     ) -> None:
         async def create_two(name: str) -> None:
             async with db.session() as session:
@@ -318,27 +281,24 @@ class TestDiscarded:
         acknowledged: set[str] = set()
         chance = random.Random(pool_timeout)  # noqa: S311  # nobody gains by guessing it
         await server.execute("DROP TABLE IF EXISTS pair; CREATE TABLE pair (name text, half text)")
-        with fault_proxy(own_dsn) as proxy:
-            db = Database(proxy.dsn, pool_size=2, pool_timeout=pool_timeout, concurrency_limit=100)
-            for turn in range(60):
-                calls: list[Coroutine[Any, Any, Any]] = [create_two(f"{turn}-{each}") for each in range(3)]
-                calls += [pid_of_fetch(db), pid_of_fetch(db)]
-                chance.shuffle(calls)
-                tasks = [asyncio.create_task(call) for call in calls]
-                _, late = await asyncio.wait(tasks, timeout=chance.uniform(0, 0.03))
-                if resets and turn % 3 == 0:
-                    proxy.reset()
-                for task in late:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            await until(lambda: proxy.connections <= 2)
-            await create_two("last")
-            ends = await asyncio.gather(*(pid_of_session(db) for _ in range(8)), return_exceptions=True)
-            answered = {end for end in ends if isinstance(end, int)}
-            kept = await server.fetch(f"SELECT state {ACTIVITY} AND pid = ANY($1)", answered)
-            assert 1 <= len(answered) <= 2
-            assert {state for [state] in kept} == {"idle"}
-            await db.close()
+        db = Database(proxy.dsn, pool_size=2, pool_timeout=pool_timeout, concurrency_limit=100)
+        for turn in range(60):
+            calls: list[Coroutine[Any, Any, Any]] = [create_two(f"{turn}-{each}") for each in range(3)]
+            calls += [pid_of_fetch(db), pid_of_fetch(db)]
+            chance.shuffle(calls)
+            tasks = [asyncio.create_task(call) for call in calls]
+            _, late = await asyncio.wait(tasks, timeout=chance.uniform(0, 0.03))
+            if resets and turn % 3 == 0:
+                proxy.reset()
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: proxy.connections <= 2)
+        await create_two("last")
+        ends = await asyncio.gather(*(pid_of_session(db) for _ in range(8)), return_exceptions=True)
+        assert 1 <= len({end for end in ends if isinstance(end, int)}) <= 2
+        await until_idle(server, 2)
+        await db.close()
 
         stored = await server.fetch("SELECT name, string_agg(half, '' ORDER BY half) AS halves FROM pair GROUP BY name")
         assert {record["halves"] for record in stored} <= {"ab"}

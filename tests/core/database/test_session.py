@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import asyncpg
@@ -17,7 +17,7 @@ from app.core.database.migrations import migrate
 from app.core.errors import OverloadedError
 from app.routes.deps import Session
 from tests.core.database.support import wait_for
-from tests.support import SECRET, bearer, execute, make_settings, serving, until
+from tests.support import SECRET, bearer, connected, execute, make_settings, serving, until
 
 ITEM: Final = table("item", column("name"), column("code"), column("amount"))
 
@@ -53,27 +53,6 @@ async def start(own_dsn: str, user: str) -> AsyncIterator[Start]:
         yield start
 
 
-@pytest.fixture
-async def stored(server: asyncpg.Connection) -> Stored:
-    """Returns the names of all items."""
-    await server.execute("TRUNCATE item")
-
-    async def stored() -> list[str]:
-        return [name for [name] in await server.fetch("SELECT name FROM item ORDER BY name")]
-
-    return stored
-
-
-@asynccontextmanager
-async def held_commit(dsn: str) -> AsyncIterator[None]:
-    """Have the COMMIT of an item with the code `held` wait for another transaction, which is rolled back at the end."""
-    connection = await asyncpg.connect(dsn)
-    await connection.execute("BEGIN")
-    await connection.execute("INSERT INTO item VALUES ('other', 'held')")
-    yield
-    await connection.close()
-
-
 def outcome(reply: httpx.Response) -> str:
     """Returns the status, and the kind of a problem. No reply may quote what was sent or asked."""
     for secret in ("s3cret", "INSERT", "item", "postgres"):
@@ -96,7 +75,8 @@ class TestCommit:
     ) -> None:
         client = await start(create)
 
-        async with held_commit(own_dsn):
+        async with connected(own_dsn) as other:
+            await other.execute("BEGIN; INSERT INTO item VALUES ('other', 'held')")  # rolled back at the end
             request = asyncio.create_task(client.post("item", params={"name": "milk", "code": "held"}))
             await wait_for(server, "wait_event = 'transactionid' AND query = 'COMMIT;'")
             assert not request.done()
@@ -108,31 +88,26 @@ class TestCommit:
         assert request.cancelled() or outcome(request.result()) == "201"
 
     @pytest.mark.parametrize(
-        ("error", "expected"),
+        ("result", "expected"),
         [
             (HTTPException(404), "404 about:blank"),
             (RuntimeError("defect"), "500 internal-error"),
             (OverloadedError(), "503 overloaded"),
+            ("no number", "500 internal-error"),
         ],
     )
-    async def test_an_exception_rolls_back(self, start: Start, stored: Stored, error: Exception, expected: str) -> None:
-        async def fail(session: Session) -> None:
+    async def test_an_exception_or_a_response_that_is_not_valid_rolls_back(
+        self, start: Start, stored: Stored, result: Any, expected: str
+    ) -> None:
+        async def fail(session: Session) -> int:
             await create(session, "milk")
-            raise error
+            if isinstance(result, Exception):
+                raise result
+            return result  # type: ignore[no-any-return]
 
         client = await start(fail)
 
         assert outcome(await client.post("item")) == expected
-        assert await stored() == []
-
-    async def test_a_response_that_is_not_valid_rolls_back(self, start: Start, stored: Stored) -> None:
-        async def lie(session: Session) -> int:
-            await create(session, "milk")
-            return "no number"  # type: ignore[return-value]
-
-        client = await start(lie)
-
-        assert outcome(await client.post("item")) == "500 internal-error"
         assert await stored() == []
 
 
