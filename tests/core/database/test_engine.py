@@ -14,7 +14,7 @@ from app.core.database import Database, Statement, statement
 from app.core.database.pool import Timeouts
 from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementError, TimedOutError
 from tests.core.database.support import ACTIVITY, pid_of_fetch, wait_for_sleep
-from tests.faults import fault_proxy
+from tests.faults import FaultProxy
 from tests.support import execute, until
 
 TO_NUMBER: Final = statement(select(cast(bindparam("value", type_=Text), Integer)), reads=True)
@@ -61,11 +61,6 @@ async def fit(make_database: MakeDatabase, own_dsn: str, server: asyncpg.Connect
     dsn = make_url(own_dsn).set(username="fit").render_as_string(hide_password=False)
     yield make_database(dsn, tables=("things", "others"))
     await server.execute("DROP TABLE things, others; DROP ROLE fit")
-
-
-@pytest.fixture
-def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
 
 
 def fails_first(*, reads: bool) -> Statement:
@@ -148,75 +143,59 @@ class TestRetry:
         assert await server.fetchval("SELECT nextval($1::text::regclass)", sequence) <= 2
 
     async def test_a_change_has_an_unknown_outcome_if_its_retry_finds_the_database_down(
-        self, make_database: MakeDatabase, own_dsn: str, server: asyncpg.Connection, sequence: str
+        self, make_database: MakeDatabase, proxy: FaultProxy, server: asyncpg.Connection, sequence: str
     ) -> None:
-        with fault_proxy(own_dsn) as proxy:
-            db = make_database(proxy.dsn)
-            fetch = asyncio.create_task(db.fetch(fails_first(reads=False), idempotent=True, name=sequence, state=""))
-            await wait_for_sleep(server)
-            proxy.refuses = True
-            proxy.reset()
+        db = make_database(proxy.dsn)
+        fetch = asyncio.create_task(db.fetch(fails_first(reads=False), idempotent=True, name=sequence, state=""))
+        await wait_for_sleep(server)
+        proxy.refuses = True
+        proxy.reset()
 
-            with pytest.raises(OutcomeUnknownError):
-                await fetch
+        with pytest.raises(OutcomeUnknownError):
+            await fetch
 
     async def test_a_statement_makes_one_attempt_while_the_database_is_down(
-        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str
+        self, monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, proxy: FaultProxy
     ) -> None:
         monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (60,))
-        with fault_proxy(own_dsn) as proxy:
-            db = make_database(proxy.dsn)
-            proxy.refuses = True
-            with pytest.raises(DatabaseUnavailableError):
-                await pid_of_fetch(db)
-            await until(lambda: proxy.accepted == 3)  # two attempts and a probe
+        db = make_database(proxy.dsn)
+        proxy.refuses = True
+        with pytest.raises(DatabaseUnavailableError):
+            await pid_of_fetch(db)
+        await until(lambda: proxy.accepted == 3)  # two attempts and a probe
 
-            with pytest.raises(DatabaseUnavailableError):
-                await pid_of_fetch(db)
-            await asyncio.sleep(0.1)  # in which no probe follows
+        with pytest.raises(DatabaseUnavailableError):
+            await pid_of_fetch(db)
+        await asyncio.sleep(0.1)  # in which no probe follows
 
-            assert proxy.accepted == 4
+        assert proxy.accepted == 4
 
 
 class TestUsability:
-    async def test_a_database_is_not_usable_before_its_first_answer(self, db: Database) -> None:
-        assert not db.usable
-        assert await db.check()
-        assert db.usable
-
     async def test_an_outage_is_logged_once_without_the_address(
         self, make_database: MakeDatabase, caplog: pytest.LogCaptureFixture
     ) -> None:
         db = make_database("postgresql://ada:s3cret@127.0.0.1:1/tasks")
 
-        with pytest.raises(DatabaseUnavailableError):
-            await pid_of_fetch(db)
-        assert not await db.check()
-        assert not db.usable
+        for _ in range(2):
+            assert not await db.check()
         assert caplog.messages == ["database unavailable: ConnectionRefusedError "]
 
     async def test_closing_interrupts_a_probe_that_waits_for_an_unresponsive_server(
-        self, make_database: MakeDatabase, own_dsn: str, caplog: pytest.LogCaptureFixture
+        self, make_database: MakeDatabase, proxy: FaultProxy
     ) -> None:
-        with fault_proxy(own_dsn) as proxy:
-            proxy.hold()
-            db = make_database(f"{proxy.dsn}&connect_timeout=1")
-            with pytest.raises(DatabaseUnavailableError):
-                await pid_of_fetch(db)
-            assert (proxy.accepted, caplog.messages) == (1, ["database unavailable: TimeoutError "])
-            await until(lambda: proxy.accepted == 2)
+        proxy.hold()
+        db = make_database(f"{proxy.dsn}&connect_timeout=1")
+        with pytest.raises(DatabaseUnavailableError):
+            await pid_of_fetch(db)
+        await until(lambda: proxy.accepted == 2)
 
-            await asyncio.wait_for(db.close(), 30)
+        await asyncio.wait_for(db.close(), 30)
 
-    @pytest.mark.usefixtures("quick_probes")
     @pytest.mark.parametrize(
         ("withdraw", "restore", "reason"),
         [
-            (
-                "ALTER ROLE fit SET default_transaction_read_only = on",
-                "ALTER ROLE fit SET default_transaction_read_only = off",
-                "read-only",
-            ),
+            ("ALTER ROLE fit SET default_transaction_read_only = on", "ALTER ROLE fit RESET ALL", "read-only"),
             *(
                 (f"REVOKE {right} ON others FROM fit", f"GRANT {right} ON others TO fit", NO_RIGHT)
                 for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -229,11 +208,14 @@ class TestUsability:
         fit: Database,
         server: asyncpg.Connection,
         caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
         withdraw: str,
         restore: str,
         reason: str,
     ) -> None:
+        monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
         caplog.set_level(logging.INFO)
+        assert not fit.usable
         assert await fit.check()
         await server.execute(withdraw)
         await server.execute(END)

@@ -85,27 +85,6 @@ class TestLostConnection:
         await until(lambda: db.usable)
         assert await stored() == []
 
-    @pytest.mark.parametrize("names", [["lost"], []])
-    async def test_a_block_that_swallows_the_loss_raises_at_its_end(
-        self, db: Database, proxy: FaultProxy, server: asyncpg.Connection, stored: Stored, names: list[str]
-    ) -> None:
-        async def swallow() -> None:
-            async with db.session() as session:
-                session.add_all([Item(name=name) for name in names])
-                with pytest.raises(DatabaseUnavailableError):
-                    await session.exec(SLEEP)
-                lost.set()
-
-        lost = asyncio.Event()
-        swallowing = asyncio.create_task(swallow())
-        await wait_for_sleep(server)
-        proxy.reset()
-
-        [end] = await asyncio.gather(swallowing, return_exceptions=True)
-        assert isinstance(end, Exception)
-        assert lost.is_set()
-        assert await stored() == []
-
     async def test_a_connection_that_is_lost_between_statements_is_unavailable(
         self, db: Database, server: asyncpg.Connection, stored: Stored
     ) -> None:
