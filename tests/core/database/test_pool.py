@@ -8,7 +8,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 from sqlalchemy import column, insert, table
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
 
 from app.core.database import Database, statement
 from app.core.database.pool import Timeouts
@@ -252,6 +252,14 @@ class TestDiscarded:
 
         assert await pid_of_fetch(db)
         assert await states(server) == ["idle"]
+
+    async def test_tasks_that_share_a_session_leave_the_pool_whole(self, db: Database) -> None:
+        with pytest.raises(IllegalStateChangeError):
+            async with db.session() as session:
+                await asyncio.gather(session.exec(SLEEP), session.exec(SLEEP))
+
+        assert await pid_of_fetch(db)
+        assert await pid_of_session(db)
 
     @pytest.mark.parametrize("pool_timeout", [1, 0.003])
     @pytest.mark.parametrize("resets", [False, True])

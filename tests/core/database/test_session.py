@@ -17,7 +17,7 @@ from app.core.database.migrations import migrate
 from app.core.errors import OverloadedError
 from app.routes.deps import Session
 from tests.core.database.support import wait_for
-from tests.support import SECRET, bearer, connected, execute, make_settings, serving, until
+from tests.support import connected, execute, make_settings, serving, until
 
 ITEM: Final = table("item", column("name"), column("code"), column("amount"))
 
@@ -39,16 +39,15 @@ def _tables(own_dsn: str) -> None:
 
 @pytest.fixture
 async def start(own_dsn: str, user: str) -> AsyncIterator[Start]:
-    """Starts a service that has the handler at `/`, and returns a client with the token of the user."""
+    """Starts a service that has the handler at `/item`, and returns a client."""
     async with AsyncExitStack() as stack:
 
         async def start(handler: Handler) -> httpx.AsyncClient:
             def extend(app: FastAPI) -> None:
                 app.post("/api/{user_id}/item", status_code=201)(handler)
 
-            url = await stack.enter_async_context(serving(make_settings(own_dsn, auth_jwt_secret=SECRET), extend))
-            client = httpx.AsyncClient(base_url=f"{url}/api/{user}", headers=bearer(user), timeout=30)
-            return await stack.enter_async_context(client)
+            url = await stack.enter_async_context(serving(make_settings(own_dsn), extend))
+            return await stack.enter_async_context(httpx.AsyncClient(base_url=f"{url}/api/{user}", timeout=30))
 
         yield start
 
