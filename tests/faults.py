@@ -1,7 +1,6 @@
 """A proxy between the service and its database that can imitate faults of a network."""
 
 import asyncio
-import math
 import socket
 import struct
 import threading
@@ -12,7 +11,6 @@ from typing import Final
 from sqlalchemy import make_url
 
 _CHUNK: Final = 65_536
-_IDLE_CHECK: Final = 0.02  # seconds between two searches for idle connections
 _RST: Final = struct.pack("ii", 1, 0)  # as SO_LINGER: close() sends RST
 
 
@@ -22,7 +20,6 @@ class _Link:
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.ends = [client]
         self.task = asyncio.current_task()
-        self.used = math.inf  # time of the last message; before the first one, a connection is not idle
         self.answer_is_cut = False
 
     def close(self) -> None:
@@ -47,7 +44,6 @@ class FaultProxy:
         self.delay = 0.0  # seconds before a new connection is forwarded: a cold start
         self.refuses = False  # whether new connections are reset at once
         self.latency = 0.0  # seconds by which each message is delayed
-        self.idle = math.inf  # seconds without traffic after which a connection is closed
         self._database = make_url(dsn)
         self._cuts = 0
         self._links: set[_Link] = set()
@@ -72,9 +68,13 @@ class FaultProxy:
         self._call(self._passable.set)
         self._call(self._end_lost)
 
+    def close(self) -> None:
+        """Close every connection, as some databases do with idle ones."""
+        self._call(lambda: self._end(_Link.close))
+
     def reset(self) -> None:
         """Send RST to both ends of every connection."""
-        self._call(self._reset)
+        self._call(lambda: self._end(_Link.reset))
 
     def cut(self, statements: int) -> None:
         """Forward the next statements, but reset their connections when the server answers."""
@@ -95,21 +95,17 @@ class FaultProxy:
         self._passable = asyncio.Event()
         self._passable.set()
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.dsn = self._through(server.sockets[0].getsockname()[1])
-        dropping = asyncio.create_task(self._drop_idle())
+        query = {name: value for name, value in self._database.query.items() if name not in {"host", "port"}}
+        here = self._database.set(host="127.0.0.1", port=server.sockets[0].getsockname()[1], query=query)
+        self.dsn = here.render_as_string(hide_password=False)
         started.set()
         await self._stopping.wait()
-        dropping.cancel()
         # asyncio loses track of a connection that it accepts at the moment of close().
         self._loop.remove_reader(server.sockets[0].fileno())
-        await asyncio.sleep(_IDLE_CHECK)
+        await asyncio.sleep(0.02)
         server.close()
         for link in (*self._links, *self._lost):
             link.reset()
-
-    def _through(self, port: int) -> str:
-        query = {name: value for name, value in self._database.query.items() if name not in {"host", "port"}}
-        return self._database.set(host="127.0.0.1", port=port, query=query).render_as_string(hide_password=False)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -122,10 +118,9 @@ class FaultProxy:
     async def _forward(self, link: _Link, reader: asyncio.StreamReader) -> None:
         await asyncio.sleep(self.delay)
         await self._passable.wait()
-        if self.refuses:
-            link.reset()
-            return
         try:
+            if self.refuses:
+                raise ConnectionResetError
             server_reader, server_writer = await self._connect()
         except OSError:
             link.reset()
@@ -147,7 +142,6 @@ class FaultProxy:
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(_CHUNK):
-                link.used = self._loop.time()
                 self.messages += not answers
                 await asyncio.sleep(self.latency)
                 await self._passable.wait()
@@ -163,9 +157,9 @@ class FaultProxy:
         await self._passable.wait()
         link.close()
 
-    def _reset(self) -> None:
+    def _end(self, how: Callable[[_Link], None]) -> None:
         for link in self._links:
-            link.reset()
+            how(link)
 
     def _forget(self) -> None:
         self._lost += self._links
@@ -178,13 +172,6 @@ class FaultProxy:
         for link in self._lost:
             for end in link.ends[1:]:
                 end.transport.abort()
-
-    async def _drop_idle(self) -> None:
-        while True:
-            await asyncio.sleep(_IDLE_CHECK)
-            for link in self._links:
-                if self._loop.time() - link.used > self.idle:
-                    link.close()
 
 
 @contextmanager

@@ -188,17 +188,17 @@ class Client:
         start, reply = monotonic(), None
         try:
             reply = await self._http.request(method, path, **options)
-            outcome = _outcome(reply)
+            result = outcome(reply)
         except CONNECTION_ERRORS as error:
-            outcome = type(error).__name__
-        self._outcomes[outcome] += 1
-        if outcome in ANSWERS:
-            return Answer(start, monotonic(), outcome, reply)
-        if reply and outcome not in REFUSALS | UNKNOWN:
-            self._user.unexpected.append(f"{method} {path} was answered {outcome}: {reply.text}")
+            result = type(error).__name__
+        self._outcomes[result] += 1
+        if result in ANSWERS:
+            return Answer(start, monotonic(), result, reply)
+        if reply and result not in REFUSALS | UNKNOWN:
+            self._user.unexpected.append(f"{method} {path} was answered {result}: {reply.text}")
         self._failed = True
         await asyncio.sleep(PAUSE)
-        return Answer(start, monotonic(), outcome, None)
+        return Answer(start, monotonic(), result, None)
 
 
 # A cycle sends each once. The service may repeat the first ones, so a slow database causes no error.
@@ -262,7 +262,8 @@ def _name(task: Task) -> str:
     return task.title.split()[0]
 
 
-def _outcome(reply: httpx.Response) -> str:
+def outcome(reply: httpx.Response) -> str:
+    """Returns the status, with the type of a 503 that says when to try again."""
     if reply.status_code != 503 or not reply.headers.get("Retry-After", "").isdigit():
         return str(reply.status_code)
     assert reply.headers["Content-Type"] == "application/problem+json"

@@ -1,16 +1,12 @@
 """The clients record what proves a defect. Each defect is planted in the service."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 from uuid import UUID
 
-import asyncpg
-import httpx
 import pytest
 
 from app.core.database import Database
-from app.core.database.pool import SlotPool
 from app.models.task import WireTask
 from app.schemas.task import UNCONDITIONAL, Conditions, TaskUpdate
 from app.services import tasks as services
@@ -71,60 +67,33 @@ async def test_a_history_of_the_service_has_no_fault(network: FaultProxy, user: 
     assert await recorded(network, user) == []
 
 
-async def test_a_toggle_that_is_lost_between_two_statements_is_found(
-    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
+@pytest.mark.parametrize(
+    ("target", "name", "defect", "requests"),
+    [
+        pytest.param(services, "complete_task", read_then_set, [Client.toggle] * 5, id="lost_between_two_statements"),
+        pytest.param(Database, "_may_retry", lambda *_, **__: True, [Client.toggle], id="retried_after_a_lost_answer"),
+        pytest.param(services, "get_task", caching(), [Client.rename, Client.get], id="stale_cache"),
+        pytest.param(
+            services,
+            "update_task",
+            compare_then_set,
+            [Client.rename, Client.rename_if_match],
+            id="overwrites_another",
+        ),
+    ],
+)
+async def test_a_planted_defect_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+    network: FaultProxy,
+    user: str,
+    target: object,
+    name: str,
+    defect: Callable[..., Any],
+    requests: list[Request],
 ) -> None:
-    monkeypatch.setattr(services, "complete_task", read_then_set)
+    monkeypatch.setattr(target, name, defect)
 
-    assert await recorded(network, user, [Client.toggle] * 5)
-
-
-async def test_a_toggle_that_is_retried_after_a_lost_answer_is_found(
-    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
-) -> None:
-    monkeypatch.setattr(Database, "_may_retry", lambda *_, **__: True)
-
-    assert await recorded(network, user, [Client.toggle])
-
-
-async def test_a_read_from_a_stale_cache_is_found(
-    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
-) -> None:
-    monkeypatch.setattr(services, "get_task", caching())
-
-    assert await recorded(network, user, [Client.rename, Client.get])
-
-
-async def test_a_conditional_change_that_overwrites_another_is_found(
-    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, user: str
-) -> None:
-    monkeypatch.setattr(services, "update_task", compare_then_set)
-
-    assert await recorded(network, user, [Client.rename, Client.rename_if_match])
-
-
-async def test_a_change_that_the_service_retries_may_take_effect_twice(
-    monkeypatch: pytest.MonkeyPatch, network: FaultProxy, tasks: str
-) -> None:
-    fetch, seen = SlotPool.fetch, asyncio.Event()
-
-    async def retry_later(pool: SlotPool, sql: str, values: list[Any], *, reads: bool) -> list[asyncpg.Record]:
-        if sql.startswith("UPDATE") and network.cut_off:
-            await seen.wait()
-        return await fetch(pool, sql, values, reads=reads)
-
-    monkeypatch.setattr(SlotPool, "fetch", retry_later)
-    async with serving(make_settings(network.dsn)) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
-        path = (await client.post(tasks, json={"title": "Buy oat milk"})).headers["Location"]
-        network.cut(1)
-        changing = asyncio.create_task(client.put(path, json={"title": "Drink it"}))
-        await until(lambda: network.cut_off)
-        first = (await client.get(path)).json()
-        seen.set()
-        second = (await changing).json()
-
-    assert first == {**second, "updated_at": first["updated_at"]}
-    assert first["updated_at"] < second["updated_at"]
+    assert await recorded(network, user, requests)
 
 
 def test_a_task_that_a_list_has_twice_or_that_nobody_sent_is_found() -> None:
