@@ -4,6 +4,7 @@ tests/test_documentation.py compares names, defaults and descriptions with the R
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -155,29 +156,19 @@ class TestAuthentication:
 
 
 class TestCorsOrigins:
-    @pytest.mark.parametrize(
-        ("text", "origins"),
-        [
-            (" https://a.example.com , http://localhost:3000, ", ("https://a.example.com", "http://localhost:3000")),
-            ("http://[::1]:3000", ("http://[::1]:3000",)),
-            (",", ()),
-        ],
-    )
-    def test_origins_are_separated_by_commas(self, text: str, origins: tuple[str, ...]) -> None:
-        assert load(CORS_ORIGINS=text).cors_origins == origins
+    def test_origins_are_separated_by_commas(self) -> None:
+        several = load(CORS_ORIGINS=" https://a.example.com , http://[::1]:3000, ")
+
+        assert several.cors_origins == ("https://a.example.com", "http://[::1]:3000")
+        assert load(CORS_ORIGINS=",").cors_origins == ()
 
     @pytest.mark.parametrize(
         "text",
         [
             "*",
             "https://app.example.com,*",
-            "https://app.example.com/",
-            "https://App.example.com",
-            "https://ada@app.example.com",
-            "https://app.example.com:123456",
-            "https://a.example.com https://b.example.com",
-            "https://",
             "ftp://app.example.com",
+            *(f"https://{end}" for end in ("", "a.example/", "A.example", "ada@a.example", "a.example:123456", "a b")),
         ],
     )
     def test_a_value_that_no_browser_sends_as_an_origin_is_refused(self, text: str) -> None:
@@ -195,9 +186,7 @@ class TestDatabaseUrl:
         ],
         ids=["embedded", "the only URL, with white space", "both URLs", "Neon's pooler"],
     )
-    def test_migrations_use_the_unpooled_url_or_the_direct_host(
-        self, variables: dict[str, str], dsn: str | None
-    ) -> None:
+    def test_migrations_use_the_unpooled_url_or_the_direct_host(self, variables: Any, dsn: str | None) -> None:
         assert load(**variables).migration_dsn == dsn
 
     @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_URL_UNPOOLED"])

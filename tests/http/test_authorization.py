@@ -57,8 +57,6 @@ def with_routes(app: FastAPI) -> None:
 
 
 class Rewrite:
-    """Middleware that changes the path."""
-
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 

@@ -23,8 +23,6 @@ JSON: Final = {"Content-Type": "application/json"}
 
 
 class Thing(BaseModel):
-    """A body, or query parameters."""
-
     name: str
 
 
@@ -34,9 +32,7 @@ Closed: Final[Any] = create_model("Closed", __config__={"extra": "forbid"}, name
 
 
 class Looking(BaseModel):
-    """Query parameters that look at names which are not theirs."""
-
-    seen: Any = None
+    seen: Any = None  # every name in the query
 
     @model_validator(mode="before")
     @classmethod
@@ -45,8 +41,6 @@ class Looking(BaseModel):
 
 
 class Audited(JSONRoute):
-    """A route class that is derived from the service's, as FastAPI's documentation shows."""
-
     def get_route_handler(self) -> Callable[[Request], Any]:
         async def refuse(_: Request) -> Response:
             raise HTTPException(403)
@@ -55,8 +49,6 @@ class Audited(JSONRoute):
 
 
 class Upper(StringConvertor):
-    """A path convertor that changes its value."""
-
     def convert(self, value: str) -> str:
         return value.upper()
 

@@ -18,14 +18,10 @@ from tests.http.support import BASE, extended, problem_of
 
 @dataclass
 class Data:
-    """A body."""
-
     first: int
 
 
 class Aliased(BaseModel):
-    """A body whose field has several names."""
-
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     name: str = Field(validation_alias=AliasChoices("title", AliasPath("label", 0)))

@@ -63,15 +63,11 @@ class TestMiddleware:
         assert values == ["Accept-Encoding, Origin, Authorization", "Authorization, Origin, Accept-Encoding"]
 
 
-class Colour(Enum):
-    """A schema without properties."""
-
+class Colour(Enum):  # a schema without properties
     RED = "red"
 
 
-class ValidationError(BaseModel):
-    """A schema with the name of one of FastAPI's."""
-
+class ValidationError(BaseModel):  # a schema with the name of one of FastAPI's
     colour: Colour
 
 

@@ -47,8 +47,6 @@ def client(service: Client, request: pytest.FixtureRequest) -> Iterator[Client]:
 
 
 class Thing(BaseModel):
-    """A body and a reply."""
-
     name: str = Field(max_length=5)
     kind: Literal["a", "b"] = "a"
 

@@ -27,8 +27,6 @@ class Price(enum.Enum):
 
 @dataclass
 class Row:
-    """A row with a column of any type."""
-
     id: UUID
     value: Any
 
