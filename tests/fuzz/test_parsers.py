@@ -209,8 +209,8 @@ key_members: Final = {
     for name in ("kty", "crv", "use", "key_ops", "kid", "alg", "x", "y", "n", "e", "d", "k")
 }
 any_key: Final = st.fixed_dictionaries({}, optional=key_members)
-spoilt_key: Final = any_key.map(lambda members: {**GOOD_KEY, **members})
-key_sets: Final = st.fixed_dictionaries({"keys": st.lists(any_key | spoilt_key | any_json, max_size=4) | any_json})
+any_keys: Final = st.lists(any_key | any_key.map(lambda members: GOOD_KEY | members) | any_json, max_size=4)
+key_sets: Final = st.fixed_dictionaries({"keys": any_keys | any_json})
 
 
 class TestKeySet:

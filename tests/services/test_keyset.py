@@ -40,6 +40,8 @@ class Crossed(enum.Enum):
 _MOMENT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 31, 23, 59, 59, 999_999)  # noqa: DTZ001  # so asyncpg reads and writes `infinity`
 _UUIDS: Final = (UUID(int=0), UUID(int=1), UUID(int=2**128 - 1))
+_NUMBERS: Final = [*map(Decimal, ("-Infinity", "-0.5", "1E-16383", "1.1", "1.10", "1E+3", "9E+131071", "NaN"))]
+_CROSSED: Final = sa.Enum(Crossed, name="crossed", values_callable=lambda members: [each.value for each in members])
 # Types of keys, with values in ascending order.
 KINDS: Final[dict[str, tuple[Any, Sequence[Any]]]] = {
     "timestamptz": (sa.DateTime(timezone=True), [_MOMENT, _MOMENT.replace(microsecond=1), _LAST]),
@@ -50,15 +52,9 @@ KINDS: Final[dict[str, tuple[Any, Sequence[Any]]]] = {
     "smallint": (sa.SmallInteger(), [-(2**15), -1, 0, 2**15 - 1]),
     "bigint": (sa.BigInteger(), [-(2**63), 0, 2**63 - 1]),
     "boolean": (sa.Boolean(), [False, True]),
-    "numeric": (
-        sa.Numeric(),
-        [*map(Decimal, ("-Infinity", "-0.5", "1E-16383", "1.1", "1.10", "1E+3", "9E+131071", "NaN"))],
-    ),
+    "numeric": (sa.Numeric(), _NUMBERS),
     "enum": (sa.Enum(Size, name="size"), ["SMALL", "MEDIUM", "LARGE"]),
-    "enum of values": (
-        sa.Enum(Crossed, name="crossed", values_callable=lambda members: [member.value for member in members]),
-        ["two", "one"],
-    ),
+    "enum of values": (_CROSSED, ["two", "one"]),
     "enum of texts": (sa.Enum("b", "a", name="letters", native_enum=False), ["a", "b"]),
     "uuid": (sa.Uuid(), _UUIDS),
     "uuid as text": (sa.Uuid(as_uuid=False), _UUIDS),
