@@ -102,7 +102,7 @@ class TestSources:
 
 class TestHost:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "tasks.internal"])
-    def test_another_than_a_loopback_address_is_accepted_only_with_authentication(self, host: str) -> None:
+    def test_an_address_other_than_loopback_is_accepted_only_with_authentication(self, host: str) -> None:
         assert "must be a loopback address" in refusals(HOST=host)["HOST"]
 
         assert load(HOST="::1").host == "::1"
