@@ -39,27 +39,18 @@ def mine(user: str) -> Headers:
 
 class TestValidToken:
     @pytest.mark.parametrize("scheme", ["bearer ", "bEaReR ", "Bearer  "])
-    async def test_the_bearer_scheme_is_case_insensitive(
-        self, client: httpx.AsyncClient, tasks: str, mine: Headers, scheme: str
-    ) -> None:
-        sent = {"Authorization": mine["Authorization"].replace("Bearer ", scheme)}
-
-        assert (await client.get(tasks, headers=sent)).status_code == 200
-
     @pytest.mark.parametrize("owner", ["auth0|5f7c", "zoe+home=~@example.org", ".", "a" * 128], ids=short)
-    async def test_a_token_may_name_any_allowed_user_id(self, client: httpx.AsyncClient, owner: str) -> None:
+    async def test_any_allowed_user_id_is_accepted_and_the_case_of_the_bearer_scheme_is_ignored(
+        self, client: httpx.AsyncClient, scheme: str, owner: str
+    ) -> None:
         path = f"/api/{quote(owner, safe='').replace('.', '%2E')}/tasks"
+        sent = {"Authorization": issued(owner)["Authorization"].replace("Bearer ", scheme)}
 
-        assert (await client.get(path, headers=issued(owner))).status_code == 200
+        assert (await client.get(path, headers=sent)).status_code == 200
 
     @pytest.mark.parametrize(
         "claims",
-        [
-            {"exp": 4_102_444_800.5},
-            {"exp": 253_402_300_799},
-            {"jti": "a", "iss": "c", "user": {"id": "eve"}, "a": [{}]},
-        ],
-        ids=["a fraction of a second", "the year 9999", "unknown claims"],
+        [{"exp": 4_102_444_800.5}, {"exp": 253_402_300_799}, {"jti": "a", "iss": "c", "user": {"id": "eve"}}],
     )
     async def test_a_token_may_have_any_expiry_up_to_the_year_9999_and_unknown_claims_and_header_parameters(
         self, client: httpx.AsyncClient, tasks: str, user: str, claims: dict[str, object]

@@ -157,13 +157,7 @@ class TestBackground:
 
     @pytest.mark.parametrize(
         ("members", "generation"),
-        [
-            ([OLD.jwk | {"name": "x"}], 1),
-            ([OLD.jwk, NEW.jwk], 2),
-            ([NEW.jwk | {"kid": "old"}], 2),
-            ([OLD.jwk | {"kid": "new"}], 2),
-            ([], 2),
-        ],
+        [([OLD.jwk | {"name": "x"}], 1), ([NEW.jwk | {"kid": "old"}], 2), ([OLD.jwk | {"kid": "new"}], 2), ([], 2)],
     )
     async def test_the_generation_changes_once_with_the_keys(
         self, issuer: Issuer, members: list[dict[str, Any]], generation: int
