@@ -24,9 +24,13 @@ async def test_no_reply_contradicts_the_document(workspace: Path, document: dict
     report = await run(workspace, *RUN, "--phases=examples,coverage,fuzzing,stateful", f"--url={secured_url}")
 
     assert report.returncode == 0, report.stdout
-    calls = successes(workspace / "report.json")
-    assert {(method, parts) for method, parts, _ in calls} == operations(document)
-    assert {user for _, parts, user in calls if parts > 3} >= {"ada", "grace"}
+    entries = json.loads((workspace / "report.json").read_text())["log"]["entries"]
+    done = [entry["request"] for entry in entries if entry["response"]["status"] < 300]
+    calls = [(request["method"], urlsplit(request["url"]).path) for request in done]
+    assert {(method, path.count("/")) for method, path in calls} == {
+        (method.upper(), path.count("/")) for path, methods in document["paths"].items() for method in methods
+    }
+    assert {path.split("/")[2] for _, path in calls if path.count("/") > 3} >= {"ada", "grace"}
 
 
 async def test_schemathesis_finds_a_limit_that_differs_from_the_document(
@@ -40,16 +44,3 @@ async def test_schemathesis_finds_a_limit_that_differs_from_the_document(
 
     assert report.returncode == 1
     assert "Schema-valid request rejected" in report.stdout
-
-
-def operations(document: dict[str, Any]) -> set[tuple[str, int]]:
-    """The method of each operation, and the number of parts of its path."""
-    return {(method.upper(), path.count("/")) for path, methods in document["paths"].items() for method in methods}
-
-
-def successes(report: Path) -> set[tuple[str, int, str]]:
-    """The method, the number of parts of the path, and the user of each successful request."""
-    entries = json.loads(report.read_text())["log"]["entries"]
-    done = [entry["request"] for entry in entries if entry["response"]["status"] < 300]
-    paths = [(request["method"], urlsplit(request["url"]).path.split("/")) for request in done]
-    return {(method, len(path) - 1, path[2]) for method, path in paths}

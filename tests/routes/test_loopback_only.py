@@ -9,7 +9,6 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.core.config import Settings
 from app.main import create_app
 from tests.support import SECRET, exchange, make_settings, short
 from tests.tokens import counted_checkouts
@@ -158,41 +157,32 @@ async def test_every_host_is_answered_with_authentication(secured_url: str) -> N
 
 
 class TestAddress:
-    """Our server listens where the settings say. Another server, started by hand, may listen on every address."""
-
-    @staticmethod
-    async def status_of(settings: Settings, server: tuple[str, int | None], host: str) -> int:
-        """Returns the status of a request that came to this address, without a server."""
-        app = create_app(settings)
-        async with app.router.lifespan_context(app) as state:
-
-            async def at_address(scope: Scope, receive: Receive, send: Send) -> None:
-                await app({**scope, "server": server, "state": dict(state or {})}, receive, send)
-
-            transport = httpx.ASGITransport(at_address)
-            async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
-                return (await client.get(TASKS)).status_code
-
     @pytest.mark.parametrize(
-        ("server", "host", "expected"),
+        ("server", "host", "authentication", "expected"),
         [
-            (("127.3.2.1", 8000), "localhost", 200),
-            (("::1", 8000), "localhost", 200),
-            (("/run/tasks", None), "localhost", 200),
-            (("192.0.2.1", 8000), "localhost", 421),
-            (("127.0.0.1", 8000), "evil.example", 421),
-            (("/run/tasks", None), "evil.example", 421),
+            (("127.3.2.1", 8000), "localhost", {}, 200),
+            (("::1", 8000), "localhost", {}, 200),
+            (("/run/tasks", None), "localhost", {}, 200),
+            (("192.0.2.1", 8000), "localhost", {}, 421),
+            (("127.0.0.1", 8000), "evil.example", {}, 421),
+            (("/run/tasks", None), "evil.example", {}, 421),
+            (("192.0.2.1", 8000), "tasks.example.com", {"auth_jwt_secret": SECRET}, 401),
         ],
     )
-    async def test_a_request_needs_a_loopback_host_and_a_loopback_address_or_a_unix_socket(
-        self, settings: Settings, server: tuple[str, int | None], host: str, expected: int
+    async def test_without_authentication_a_request_needs_a_loopback_host_and_a_loopback_address_or_a_unix_socket(
+        self, dsn: str, server: tuple[str, int | None], host: str, authentication: dict[str, str], expected: int
     ) -> None:
-        assert await self.status_of(settings, server, host) == expected
+        """Our server listens where the settings say. Another server, started by hand, may listen on every address."""
+        app = create_app(make_settings(dsn, **authentication))
 
-    async def test_a_foreign_host_and_address_are_accepted_with_authentication(self, dsn: str) -> None:
-        settings = make_settings(dsn, auth_jwt_secret=SECRET)
+        async def at_address(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "server": server, "state": dict(state or {})}, receive, send)
 
-        assert await self.status_of(settings, ("192.0.2.1", 8000), "tasks.example.com") == 401
+        async with (
+            app.router.lifespan_context(app) as state,
+            httpx.AsyncClient(transport=httpx.ASGITransport(at_address), base_url=f"http://{host}") as client,
+        ):
+            assert (await client.get(TASKS)).status_code == expected
 
 
 class TestRebinding:
