@@ -72,6 +72,7 @@ FORGED: Final[dict[str, dict[str, Forge]]] = {
         "sub with a line feed at the end": claims(sub="mia\n"),
         "sub with a lone surrogate": claims(sub="mia\ud800"),
         "sub of 129 characters": claims(sub="a" * 129),
+        "sub with a slash": claims(sub="eve/../mia"),
         "sub with a digit of another script": claims(sub="mia\u0661"),
     },
     "no iss": {"no iss": claims(without="iss")},

@@ -9,7 +9,7 @@ import jwt
 import pytest
 
 from app.core.errors import TokenInvalidError
-from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier, check_secret
+from app.core.security.tokens import SharedSecret, TokenVerifier, check_secret
 from app.models.task import USER_ID_PATTERN
 from tests.support import SECRET, short
 from tests.tokens import claims_of, new_signer, signer
@@ -37,15 +37,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return tokens
 
 
-def verifier_with(keys: KeySource, leeway: float = 0) -> TokenVerifier:
-    return TokenVerifier(
-        keys, user_id_pattern=USER_ID_PATTERN, user_id_claim="sub", issuer=None, audience=None, leeway=leeway
-    )
+@pytest.fixture
+def keys() -> SharedSecret:
+    return SharedSecret(SECRET)
 
 
 @pytest.fixture
-def verifier() -> TokenVerifier:
-    return verifier_with(SharedSecret(SECRET))
+def verifier(keys: SharedSecret) -> TokenVerifier:
+    return TokenVerifier(
+        keys, user_id_pattern=USER_ID_PATTERN, user_id_claim="sub", issuer=None, audience=None, leeway=30
+    )
 
 
 class TestSecret:
@@ -99,9 +100,8 @@ class TestCache:
             await verifier.user_id_of(forged)
 
     async def test_a_token_is_verified_each_time_after_its_expiry_and_refused_after_the_leeway(
-        self, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+        self, verifier: TokenVerifier, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        verifier = verifier_with(SharedSecret(SECRET), leeway=30)
         end = int(time()) + 100
         token = signer("HS256").issue(claims_of("ada", exp=end))
 
@@ -129,13 +129,12 @@ class TestCache:
         assert [await verifier.user_id_of(tokens[user]) for user in users] == users
         assert decoded == [tokens[user] for user in ("ada", "bob", "eve", "ada")]
 
-    async def test_every_token_is_verified_again_once_after_the_keys_changed(self, decoded: list[str]) -> None:
-        keys = SharedSecret(SECRET)
-        verifier, token = verifier_with(keys), signer("HS256").issue(claims_of("ada"))
-        await verifier.user_id_of(token)
-
-        keys.generation += 1
-        await verifier.user_id_of(token)
-        await verifier.user_id_of(token)
+    async def test_every_token_is_verified_again_once_after_the_keys_changed(
+        self, keys: SharedSecret, verifier: TokenVerifier, decoded: list[str]
+    ) -> None:
+        token = signer("HS256").issue(claims_of("ada"))
+        for generation in (0, 1, 1):
+            keys.generation = generation
+            await verifier.user_id_of(token)
 
         assert decoded == [token, token]
