@@ -30,7 +30,7 @@ BENCHMARKS: Final = {
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, "subprocess.Popen[str]"]]]:
-    """A page for each benchmark, and the benchmark, which has started. All run at once to save time."""
+    """A page and a running benchmark for each name. All run at once to save time."""
     started = {}
     for name, (command, _) in BENCHMARKS.items():
         page = tmp_path_factory.mktemp(name) / "performance.md"

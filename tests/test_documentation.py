@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,7 +14,6 @@ import httpx
 import playwright
 import pytest
 from dotenv import dotenv_values
-from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 
@@ -76,30 +75,24 @@ def _table(document: str, first_column: str) -> list[list[str]]:
 
 class TestCommands:
     @pytest.fixture(scope="class")
-    async def unready_url(self) -> AsyncIterator[str]:
-        """The address of a service whose database is down."""
-        async with serving(make_settings("postgresql://postgres@127.0.0.1:1/postgres")) as url:
-            yield url
-
-    @pytest.fixture(scope="class")
     async def printed(
-        self, base_url: str, secured_url: str, unready_url: str, tmp_path_factory: pytest.TempPathFactory
+        self, base_url: str, secured_url: str, tmp_path_factory: pytest.TempPathFactory
     ) -> dict[tuple[str, int], str]:
         """The output of each document's commands, which run one after the other in one shell."""
         directory = tmp_path_factory.mktemp("printed")
         printed = {}
-        for document, examples in EXAMPLES.items():
-            url = secured_url if document == "docs/auth.md" else base_url
-            address = [unready_url if example.status == "503" else url for example in examples]
-            commands = "".join(
-                f"{{\n{_with_address(example.commands, address[number])}}} >{directory / str(number)}\n"
-                for number, example in enumerate(examples)
-            )
-            environment = {**os.environ, "AUTH_JWT_SECRET": SECRET}
-            await anyio.run_process(["bash", "-euo", "pipefail", "-c", commands], cwd=ROOT, env=environment)
-            for number in range(len(examples)):
-                output = (directory / str(number)).read_bytes().decode()
-                printed[document, number] = output.replace("reader-", "").replace("\r\n", "\n")
+        async with serving(make_settings("postgresql://postgres@127.0.0.1:1/postgres")) as unready_url:
+            for document, examples in EXAMPLES.items():
+                url = secured_url if document == "docs/auth.md" else base_url
+                commands = "".join(
+                    f"{{\n{_with_address(example, unready_url if example.status == '503' else url)}}} >{number}\n"
+                    for number, example in enumerate(examples)
+                )
+                environment = {**os.environ, "AUTH_JWT_SECRET": SECRET}
+                await anyio.run_process(["bash", "-euo", "pipefail", "-c", commands], cwd=directory, env=environment)
+                for number in range(len(examples)):
+                    output = (directory / str(number)).read_bytes().decode()
+                    printed[document, number] = output.replace("reader-", "").replace("\r\n", "\n")
         return printed
 
     @pytest.mark.parametrize(("document", "number"), REPLIES)
@@ -138,9 +131,9 @@ class TestCommands:
         assert finished.stdout.decode().split("\n") == ["Task 4", "Task 3", "Task 2", "Task 1", "Task 0", ""]
 
 
-def _with_address(commands: str, address: str) -> str:
-    """Returns `commands` with the address of the service replaced, and with users that no other test has."""
-    changed = commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
+def _with_address(example: Example, address: str) -> str:
+    """Returns the commands with the address of the service replaced, and with users that no other test has."""
+    changed = example.commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
     return changed.replace('"sub": "', '"sub": "reader-').replace(".venv/bin/python", sys.executable)
 
 
@@ -165,17 +158,16 @@ class TestSettings:
 
         assert _table(README, "Name") == expected
 
-    def test_env_example_lists_every_setting_with_its_meaning_and_changes_none(self) -> None:
+    def test_env_example_changes_no_setting_and_lists_each_with_its_meaning_and_default(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         listed = re.findall(r"^# (.*)\n#([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE)
-
         assert listed == [(field.description, name.upper()) for name, field in Settings.model_fields.items()]
         assert dotenv_values(stream=StringIO(ENV_EXAMPLE)) == {}
 
-    def test_env_example_without_its_comment_signs_has_the_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
         example = re.sub(r"^#(?=[A-Z])", "", ENV_EXAMPLE, flags=re.MULTILINE)
         example = example.replace("AUTH_JWT_SECRET=", f"AUTH_JWT_SECRET={SECRET}")  # other settings require it
         loaded = _loaded(example, monkeypatch).model_dump()
-
         assert loaded.pop("auth_jwt_secret").get_secret_value() == SECRET
         for name in ("database_url", "database_url_unpooled"):  # examples, as there is no default
             assert "neon.tech" in loaded.pop(name).get_secret_value()
@@ -208,16 +200,18 @@ class TestRecipes:
 
 
 class TestTables:
-    @pytest.fixture
-    def app(self) -> FastAPI:
-        return create_app(make_settings("postgresql://postgres@127.0.0.1/postgres"))
+    async def test_the_readme_lists_every_route_with_its_status(self, client: httpx.AsyncClient) -> None:
+        app = create_app(make_settings("postgresql://postgres@127.0.0.1/postgres"))
+        expected = {
+            f"{method.upper()} {path}": min(operation["responses"])
+            for path, operations in app.openapi()["paths"].items()
+            for method, operation in operations.items()
+        }
+        for path in [str(route.path) for route in iter_route_contexts(app.routes) if not route.include_in_schema]:
+            page = await client.get(path.replace("{name}", "swagger-ui.css"))
+            expected[f"GET {path}"] = str(page.status_code)
 
-    async def test_the_readme_lists_every_route_with_its_status(self, client: httpx.AsyncClient, app: FastAPI) -> None:
-        paths = [str(route.path) for route in iter_route_contexts(app.routes) if not route.include_in_schema]
-        replies = {path: await client.get(path.replace("{name}", "swagger-ui.css")) for path in paths}
-        pages = {f"GET {path}": str(reply.status_code) for path, reply in replies.items()}
-
-        assert {call: status for call, _, status in _table(README, "Call")} == _operations(app) | pages
+        assert {call: status for call, _, status in _table(README, "Call")} == expected
 
     def test_the_parameters_of_lists_are_as_listed(self) -> None:
         expected = [(name, _text(field.default)) for name, field in TaskQuery.model_fields.items()]
@@ -228,15 +222,6 @@ class TestTables:
         expected = {(f"urn:problem-type:{error.kind}", str(error.status)) for error in _errors(AppError)}
 
         assert {(kind, status) for kind, status, _ in _table(API, "Type")} == expected
-
-
-def _operations(app: FastAPI) -> dict[str, str]:
-    """Returns the status of success of every operation in the OpenAPI document."""
-    return {
-        f"{method.upper()} {path}": min(operation["responses"])
-        for path, operations in app.openapi()["paths"].items()
-        for method, operation in operations.items()
-    }
 
 
 def _errors(base: type[AppError]) -> Iterator[type[AppError]]:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -40,30 +39,20 @@ def directory(created: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service after its first start, one task, and its end."""
-    with Service(tmp_path_factory.mktemp("finished")) as service:
-        service.ready().create("Buy oat milk")
-        service.end()
-        yield service
-
-
 class TestLife:
-    def test_the_service_exits_with_0_and_no_error_output_and_stops_its_postgres(self, finished: Service) -> None:
-        assert (finished.process.returncode, finished.stderr, finished.postgres_runs) == (0, "", False)
+    def test_the_first_start_logs_json_with_the_address_and_a_warning_and_its_end_stops_postgres(
+        self, tmp_path: Path
+    ) -> None:
+        with Service(tmp_path) as service:
+            service.ready().create("Buy oat milk")
+            assert (service.end(), service.stderr, service.postgres_runs) == (0, "", False)
 
-    def test_the_log_has_the_address_of_the_docs_and_warns_that_authentication_is_off(self, finished: Service) -> None:
-        assert f"docs will be at {finished.url}/docs" in finished.messages
-        assert "authentication is off: whoever reaches the port may name any user" in finished.messages
-
-    def test_every_log_line_is_json_with_time_level_and_message(self, finished: Service) -> None:
-        lines = finished.lines
-
-        assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in lines)
-        assert {line["level"] for line in lines} == {"INFO", "WARNING"}
-        assert all(line["message"] for line in lines)
-        [request] = [line for line in lines if line.get("method") == "POST"]
+        assert f"docs will be at {service.url}/docs" in service.messages
+        assert "authentication is off: whoever reaches the port may name any user" in service.messages
+        assert all(service.messages)
+        assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in service.lines)
+        assert {line["level"] for line in service.lines} == {"INFO", "WARNING"}
+        [request] = [line for line in service.lines if line.get("method") == "POST"]
         assert (request["route"], request["status"]) == ("/api/{user_id}/tasks", 201)
 
     def test_log_lines_in_a_terminal_are_for_people_and_ctrl_c_ends_the_service(self, directory: Path) -> None:
@@ -121,7 +110,7 @@ class TestWorkers:
         self, directory: Path
     ) -> None:
         with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
-            workers = started(service, 2)
+            workers = started(service)
             service.create("Buy oat milk")
             for pid in workers:
                 os.kill(pid, signal.SIGSTOP)
@@ -138,7 +127,7 @@ class TestWorkers:
             Service(directory, {"WEB_CONCURRENCY": "2"}) as service,
             embedded_postgres(directory / ".data" / "postgres") as dsn,
         ):
-            started(service, 2)
+            started(service)
             assert execute(dsn, OPEN_CONNECTIONS) == [(2,)]
 
             service.end(signal.SIGKILL)
@@ -156,9 +145,9 @@ class TestWorkers:
             assert len(started(service, 2)) == 2
 
 
-def started(service: Service, number: int) -> list[int]:
-    """Returns the process ids of the workers when all of them serve."""
-    while service.messages.count("Application startup complete.") < number:
+def started(service: Service) -> list[int]:
+    """Returns the process ids of both workers when they serve."""
+    while service.messages.count("Application startup complete.") < 2:
         assert service.process.poll() is None, service.stderr
         assert not [message for message in service.messages if message.endswith("died")]
         time.sleep(0.02)

