@@ -27,11 +27,6 @@ CUTS: Final = 20
 MESSAGES: Final = 30  # between two resets
 DURABLE: Final = "SHOW fsync; SHOW synchronous_commit; SHOW full_page_writes"
 WRITER: Final = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
-ENDS: Final = pytest.mark.parametrize(
-    "end",
-    [Postgres.kill, Postgres.stop, lambda database: database.stop("immediate")],
-    ids=["killed", "stopped", "stopped immediately"],
-)
 
 
 @pytest.fixture
@@ -90,7 +85,11 @@ class TestDatabase:
         with two_workers(tmp_path_factory.mktemp("service"), DATABASE_URL=database.dsn) as service:
             yield service
 
-    @ENDS
+    @pytest.mark.parametrize(
+        "end",
+        [Postgres.kill, Postgres.stop, lambda database: database.stop("immediate")],
+        ids=["killed", "stopped", "stopped immediately"],
+    )
     async def test_every_answer_around_a_restart_of_the_database_is_explained(
         self, run: Run, history: History, database: Postgres, end: Callable[[Postgres], None]
     ) -> None:

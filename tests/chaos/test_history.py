@@ -18,6 +18,7 @@ from tests.support import make_settings, serving, until
 CUTS: Final = 5
 
 get_task, update_task, complete_task = services.get_task, services.update_task, services.complete_task
+cache: dict[UUID, WireTask] = {}
 
 
 async def read_then_set(db: Database, user: str, task_id: UUID, completed: bool | None, found: Conditions) -> WireTask:
@@ -33,16 +34,11 @@ async def compare_then_set(db: Database, user: str, task_id: UUID, new: TaskUpda
     return await update_task(db, user, task_id, new, UNCONDITIONAL)
 
 
-def caching() -> Callable[..., Any]:
+async def get_cached(db: Database, user: str, task_id: UUID, found: Conditions) -> WireTask:
     """Reads each task once from the database, and then from a cache that no change clears."""
-    cache: dict[UUID, WireTask] = {}
-
-    async def get(db: Database, user: str, task_id: UUID, found: Conditions) -> WireTask:
-        if task_id not in cache:
-            cache[task_id] = await get_task(db, user, task_id, found)
-        return cache[task_id]
-
-    return get
+    if task_id not in cache:
+        cache[task_id] = await get_task(db, user, task_id, found)
+    return cache[task_id]
 
 
 @pytest.fixture
@@ -72,7 +68,7 @@ async def test_a_history_of_the_service_has_no_fault(network: FaultProxy, user: 
     [
         pytest.param(services, "complete_task", read_then_set, [Client.toggle] * 5, id="lost_between_two_statements"),
         pytest.param(Database, "_may_retry", lambda *_, **__: True, [Client.toggle], id="retried_after_a_lost_answer"),
-        pytest.param(services, "get_task", caching(), [Client.rename, Client.get], id="stale_cache"),
+        pytest.param(services, "get_task", get_cached, [Client.rename, Client.get], id="stale_cache"),
         pytest.param(
             services,
             "update_task",
