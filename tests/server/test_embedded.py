@@ -86,14 +86,20 @@ class TestServer:
             second.close()
             assert not runs(directory)
 
-    def test_four_concurrent_starts_on_a_new_machine_share_one_server(self, tmp_path: Path) -> None:
+    def test_four_concurrent_starts_on_a_new_machine_replace_an_unfinished_directory_and_share_one_server(
+        self, tmp_path: Path
+    ) -> None:
         directory, account = tmp_path / "postgres", "embedded_pg_test"  # an account that root has to create
+        unfinished = tmp_path / "postgres.unfinished"  # as a killed start leaves it
+        unfinished.mkdir(mode=0o700)
+        (unfinished / "PG_VERSION").write_text("18\n")
         try:
             with ExitStack() as leases, ThreadPoolExecutor(4) as pool:
                 start = partial(embedded_postgres, account=account)
                 dsns = pool.map(lambda _: leases.enter_context(start(directory)), range(4))
                 assert len(set(dsns)) == 1
                 assert not AM_ROOT or directory.owner() == account
+                assert not unfinished.exists()
             assert not runs(directory)
         finally:
             subprocess.run(["userdel", account], check=False, capture_output=True)
@@ -157,15 +163,6 @@ class TestRecovery:
             with embedded_postgres(directory) as dsn:
                 assert execute(dsn, "SELECT word FROM kept") == [("kept",)]
             assert other.poll() is None
-
-    def test_the_unfinished_directory_of_a_killed_start_is_replaced(self, tmp_path: Path) -> None:
-        unfinished = tmp_path / "postgres.unfinished"
-        unfinished.mkdir(mode=0o700)
-        (unfinished / "PG_VERSION").write_text("18\n")
-
-        use(tmp_path / "postgres")
-
-        assert not unfinished.exists()
 
     def test_a_failed_start_names_the_log_kills_no_other_program_and_can_be_repeated(self, directory: Path) -> None:
         configuration = directory / "postgresql.conf"
