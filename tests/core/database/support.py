@@ -18,24 +18,20 @@ ACTIVITY: Final = "FROM pg_stat_activity WHERE application_name = 'tasks-api' AN
 
 
 async def pid_of_fetch(db: Database) -> int:
-    """Returns the process of the server that answers `fetch`."""
     [[pid]] = await db.fetch(PID)
     return int(pid)
 
 
 async def pid_of_session(db: Database) -> int:
-    """Returns the process of the server that answers a new session."""
     async with db.session() as session:
         return int((await session.exec(SELECT_PID)).one())
 
 
 async def driver_of(session: AsyncSession) -> asyncpg.Connection:
-    """Returns the connection that the session uses."""
     return cast("asyncpg.Connection", (await (await session.connection()).get_raw_connection()).driver_connection)
 
 
 async def states(server: asyncpg.Connection) -> list[str]:
-    """Returns the states of the service's connections."""
     return [state for [state] in await server.fetch(f"SELECT state {ACTIVITY}")]
 
 
@@ -62,5 +58,4 @@ async def wait_for(server: asyncpg.Connection, condition: str) -> int:
 
 
 async def wait_for_sleep(server: asyncpg.Connection) -> int:
-    """Returns the process of the service's connection that runs SLEEP."""
     return await wait_for(server, "wait_event = 'PgSleep'")

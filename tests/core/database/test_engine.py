@@ -56,8 +56,11 @@ async def sequence(server: asyncpg.Connection, new_user: Callable[[], str]) -> s
 
 
 @pytest.fixture
-async def fit(make_database: MakeDatabase, own_dsn: str, server: asyncpg.Connection) -> AsyncIterator[Database]:
-    """A database that is used with the role `fit` and needs two tables."""
+async def fit(
+    monkeypatch: pytest.MonkeyPatch, make_database: MakeDatabase, own_dsn: str, server: asyncpg.Connection
+) -> AsyncIterator[Database]:
+    """A database that is used with the role `fit`, needs two tables, and is probed often."""
+    monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
     await server.execute("CREATE TABLE things (); CREATE TABLE others (); CREATE ROLE fit LOGIN")
     await server.execute("GRANT ALL ON things, others TO fit")
     dsn = make_url(own_dsn).set(username="fit").render_as_string(hide_password=False)
@@ -203,15 +206,8 @@ class TestUsability:
         ],
     )
     async def test_a_database_is_usable_while_it_is_writable_and_the_role_has_rights_to_all_tables(
-        self,
-        fit: Database,
-        server: asyncpg.Connection,
-        caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
-        withdraw: str,
-        reason: str,
+        self, fit: Database, server: asyncpg.Connection, caplog: pytest.LogCaptureFixture, withdraw: str, reason: str
     ) -> None:
-        monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
         assert not fit.usable
         assert await fit.check()
         await server.execute(withdraw)

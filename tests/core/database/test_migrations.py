@@ -99,25 +99,20 @@ class TestSchema:
 
 
 class TestMigrate:
-    @pytest.mark.parametrize(("outage", "reason"), [("refuses", ""), ("hold", "TimeoutError: no answer")])
     def test_a_migration_waits_for_the_database_and_logs_it_without_the_password(
-        self, empty: str, caplog: pytest.LogCaptureFixture, outage: str, reason: str
+        self, empty: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         with fault_proxy(empty) as proxy, ThreadPoolExecutor(1) as threads:
             url = make_url(proxy.dsn).set(password="s3cret").update_query_dict({"connect_timeout": "1"})  # noqa: S106
-            proxy.refuses = outage == "refuses"
-            if outage == "hold":
-                proxy.hold()
+            proxy.hold()
             migration = threads.submit(migrate, url.render_as_string(hide_password=False))
             while not caplog.messages:
                 assert not migration.done()
                 time.sleep(0.01)
-            proxy.refuses = False
             proxy.heal()
             migration.result()
 
-        assert caplog.messages[0].startswith(f"waiting for the database: {reason}")
-        assert "s3cret" not in caplog.text
+        assert {*caplog.messages} == {"waiting for the database: TimeoutError: no answer"}
         assert execute(empty, "SELECT count(*) FROM tasks") == [(0,)]
 
     def test_an_impossible_host_is_reported_in_one_line_without_the_password(self) -> None:

@@ -102,38 +102,25 @@ class TestBounds:
         assert bool(done) is (OverloadedError in ends)
         assert {type(end) for end in await asyncio.gather(*running, return_exceptions=True)} == ends
 
-    async def test_the_next_waiter_gets_the_slot_of_a_waiter_cancelled_on_receiving_it(
+    async def test_waiters_get_a_slot_in_the_order_of_their_arrival_although_the_first_is_cancelled_on_receiving_it(
         self, db: Database, server: asyncpg.Connection
     ) -> None:
-        sleeping = asyncio.create_task(sleep_by_fetch(db))
-        await wait_for_sleep(server)
-        first, second = (asyncio.create_task(pid_of_fetch(db)) for _ in range(2))
-        await asyncio.sleep(0)
-        sleeping.cancel()
-        await asyncio.sleep(0)  # the first waiter owns the slot, but has not run yet
-
-        first.cancel()
-
-        assert await second
-        assert first.cancelled()
-
-    async def test_waiters_get_a_free_connection_in_the_order_of_their_arrival(
-        self, db: Database, server: asyncpg.Connection
-    ) -> None:
-        sleeping = asyncio.create_task(sleep_by_fetch(db))
-        await wait_for_sleep(server)
-        served: list[int] = []
-
         async def wait(number: int) -> None:
             await pid_of_fetch(db)
             served.append(number)
 
-        waiting = [asyncio.create_task(wait(number)) for number in range(3)]
+        served: list[int] = []
+        sleeping = asyncio.create_task(sleep_by_fetch(db))
+        await wait_for_sleep(server)
+        first, *others = (asyncio.create_task(wait(number)) for number in range(4))
         await asyncio.sleep(0)
         sleeping.cancel()
-        await asyncio.gather(*waiting)
+        await asyncio.sleep(0)  # the first waiter owns the slot, but has not run yet
+        first.cancel()
+        await asyncio.gather(*others)
 
-        assert served == [0, 1, 2]
+        assert first.cancelled()
+        assert served == [1, 2, 3]
 
     async def test_the_most_recently_used_connection_is_used_next(self, make_database: MakeDatabase) -> None:
         db = make_database(pool_size=3)
