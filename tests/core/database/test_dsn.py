@@ -191,6 +191,7 @@ class TestPreparedStatements:
             ("aws-0-eu-west-1.Pooler.supabase.com/tasks", None, False),
             ("pgbouncer/tasks", None, False),
             ("a,b:6543/tasks", None, False),
+            ("h:6432/tasks", None, False),
             ("h:6432/tasks", True, True),
             ("h/tasks", False, False),
         ],
