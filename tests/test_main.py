@@ -140,7 +140,7 @@ class TestWorkers:
         path = os.pathsep.join(map(str, (directory, BACKEND)))
 
         with Service(directory, {"WEB_CONCURRENCY": "2", "PYTHONPATH": path}) as service:
-            assert len(started(service, 2)) == 2
+            assert len(started(service)) == 2
 
 
 def started(service: Service) -> list[int]:
