@@ -70,17 +70,24 @@ async def held(dsn: str) -> AsyncIterator[None]:
         await connection.close()
 
 
-async def open_connection(service: Service) -> Streams:
-    return await asyncio.open_connection("127.0.0.1", service.port)
+@asynccontextmanager
+async def connected(service: Service) -> AsyncIterator[Streams]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
 
 
 async def is_refused(service: Service) -> bool:
     """Whether the service refuses new connections."""
-    with suppress(ConnectionRefusedError):
-        _, writer = await open_connection(service)
-        writer.close()
-        return False
-    return True
+    with suppress(ConnectionResetError):  # the port was closed before the connection was accepted
+        try:
+            async with connected(service):
+                return False
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 async def end(service: Service) -> int:
@@ -213,14 +220,13 @@ class TestEnd:
         self, start: StartService, workers: int
     ) -> None:
         service = await asyncio.to_thread(start, workers=workers)
-        reader, writer = await open_connection(service)
-        writer.write(ASK)
-        await reader.readuntil(b"[]")
-        ended = asyncio.create_task(end(service))
-        await until(lambda: is_refused(service))
-        writer.write(ASK)
-        rest = await rest_of(reader)
-        writer.close()
+        async with connected(service) as (reader, writer):
+            writer.write(ASK)
+            await reader.readuntil(b"[]")
+            ended = asyncio.create_task(end(service))
+            await until(lambda: is_refused(service))
+            writer.write(ASK)
+            rest = await rest_of(reader)
 
         assert rest == b"" or (rest.startswith(b"HTTP/1.1 200 OK") and rest.endswith(b"[]"))
         assert await ended == 0
@@ -229,13 +235,12 @@ class TestEnd:
         self, start: StartService, workers: int
     ) -> None:
         service = await asyncio.to_thread(start, workers=workers, shutdown_timeout=3)
-        reader, writer = await open_connection(service)
-        writer.write(HEAD)
-        await reader.readuntil(b"100 Continue\r\n\r\n")
-        writer.write(b'{"title"')
-        ended = asyncio.create_task(end(service))
-        head, _, body = (await rest_of(reader)).partition(b"\r\n\r\n")
-        writer.close()
+        async with connected(service) as (reader, writer):
+            writer.write(HEAD)
+            await reader.readuntil(b"100 Continue\r\n\r\n")
+            writer.write(b'{"title"')
+            ended = asyncio.create_task(end(service))
+            head, _, body = (await rest_of(reader)).partition(b"\r\n\r\n")
 
         problem = json.loads(body)
         assert head.startswith(b"HTTP/1.1 503 ")
