@@ -104,7 +104,7 @@ class Proxy(NamedTuple):
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust, server_hostname=NAME)
         writer.write(request)
         content = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with suppress(ConnectionError):
                 content = await reader.read()
         writer.close()

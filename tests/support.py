@@ -102,7 +102,7 @@ async def exchange(url: httpx.URL, request: bytes) -> tuple[int, bytes, bytes]:
     """Send bytes that httpx would refuse or correct. Returns the status, the head in lower case, and the body."""
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(request)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()

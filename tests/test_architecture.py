@@ -31,7 +31,7 @@ async def test_a_patch_runs_the_files_and_functions_of_the_table_in_their_order(
 
     monkeypatch.setattr("logging.root.handlers", [])  # the test's own handlers would format the log line
     tasks = f"/api/{user}/tasks"
-    async with httpx.AsyncClient(base_url=secured_url, headers=bearer(user)) as client:
+    async with httpx.AsyncClient(base_url=secured_url, headers=bearer(user), timeout=30) as client:
         task = (await client.post(tasks, json={"title": "Buy oat milk"})).json()
         for _ in range(2):  # the first request fills caches
             calls.clear()

@@ -103,7 +103,7 @@ class TestPassage:
         given = {**bearer(user), "X-Request-ID": user, **headers}
 
         through = await proxied.get(url, headers=given)
-        async with httpx.AsyncClient(base_url=service) as client:
+        async with httpx.AsyncClient(base_url=service, timeout=30) as client:
             direct = await client.get(url, headers=given)
 
         assert (through.status_code, through.content) == (direct.status_code, direct.content)
@@ -173,7 +173,7 @@ class TestRefusal:
         assert json.loads(body)["type"] == f"urn:problem-type:{kind}"
 
     async def test_plain_http_on_the_port_of_https_is_400(self, proxy: Proxy) -> None:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             check_problem(await client.get(f"http://127.0.0.1:{proxy.port}/"), 400, "malformed-request")
 
     async def test_too_many_requests_of_one_address_are_429(
@@ -343,7 +343,7 @@ class TestLogs:
         self, proxy: Proxy, user: str
     ) -> None:
         headers = {"Host": "evil.example", "X-Request-ID": f"plain-{user}"}
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             url = f"http://127.0.0.1:{proxy.plain_port}/api/auth0%7Cada/tasks?search=zq9"
             reply = await client.post(url, headers=headers)
 

@@ -26,7 +26,7 @@ async def workspace(secured_url: str, tmp_path: Path) -> Path:
         FOLDER, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "__*", "test_*")
     )
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
-    async with httpx.AsyncClient(base_url=secured_url) as client:
+    async with httpx.AsyncClient(base_url=secured_url, timeout=30) as client:
         (tmp_path / "openapi.json").write_bytes((await client.get("/openapi.json")).content)
     return tmp_path
 

@@ -17,7 +17,10 @@ BASE: Final = "/api/{user_id}/things"
 @asynccontextmanager
 async def extended(settings: Settings, extend: Extend) -> AsyncIterator[httpx.AsyncClient]:
     """Yields a client, with ada's token, of a service that `extend` adds to."""
-    async with serving(settings, extend) as url, httpx.AsyncClient(base_url=url, headers=bearer("ada")) as client:
+    async with (
+        serving(settings, extend) as url,
+        httpx.AsyncClient(base_url=url, headers=bearer("ada"), timeout=30) as client,
+    ):
         yield client
 
 

@@ -197,7 +197,7 @@ class TestConnection:
             await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
             return int(head.split()[1])
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for headers, status in (({}, 401), (issued("eve"), 403)):
                 assert await status_of("POST", headers, len(content)) == status
                 writer.write(content)

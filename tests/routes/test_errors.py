@@ -149,7 +149,7 @@ async def test_an_unavailable_database_is_503_with_retry_after_and_without_the_d
 ) -> None:
     caplog.set_level(logging.INFO)
     settings = make_settings("postgresql://zq9account:zq9password@127.0.0.1:1/zq9name", database_pool_timeout=1)
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
         for call in (get(TASKS), post('{"title": "a"}'), get("/health/ready")):
             reply = await client.request(**call)
 

@@ -74,7 +74,7 @@ class TestPath:
 
 async def test_no_header_overrides_method_path_or_user(secured_url: str, user: str, task: dict[str, Any]) -> None:
     tasks, headers = f"/api/{user}/tasks", {**bearer(user), "X-Request-ID": user}
-    async with httpx.AsyncClient(base_url=secured_url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=secured_url, headers=headers, timeout=30) as client:
         plain = await client.get(tasks)
         reply = await client.get(tasks, headers=OVERRIDES)
         created = await client.post(tasks, headers=OVERRIDES, json={"title": "a"})

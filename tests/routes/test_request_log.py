@@ -37,7 +37,7 @@ class Log(logging.Handler):
 
     async def request(self) -> dict[str, Any]:
         """Returns the parsed line of the next request."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self._requests.get()
 
 
@@ -154,7 +154,7 @@ async def ask_everything(url: str, authorization: str) -> list[httpx.Response]:
         ("OPTIONS", tasks, {"headers": {"Origin": WORD, "Access-Control-Request-Method": WORD}}),
         (WORD, tasks, {}),
     ]
-    async with httpx.AsyncClient(base_url=url, headers=always) as client:
+    async with httpx.AsyncClient(base_url=url, headers=always, timeout=30) as client:
         created = await client.post(tasks, json={**task, WORD: WORD})
         id_ = created.json().get("id", MISSING)
         return [created, *[await client.request(method, path.format(id=id_), **sent) for method, path, sent in calls]]

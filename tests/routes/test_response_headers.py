@@ -39,7 +39,7 @@ def check_browser_headers(headers: Mapping[str, Any]) -> None:
 async def test_every_reply_has_the_browser_headers_once_and_does_not_name_the_server(secured_url: str) -> None:
     headers = {**bearer("ada"), "Content-Type": "application/json"}
     preflight = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "PUT"}
-    async with httpx.AsyncClient(base_url=secured_url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=secured_url, headers=headers, timeout=30) as client:
         replies = [await client.request(method, path, content=content) for method, path, content, _ in REPLIES]
         replies += [
             await client.get(TASKS, headers={"If-None-Match": "*"}),

@@ -170,7 +170,7 @@ class TestReply:
         assert not keys.ready
         assert sum(sent) < FLOOD / 2
 
-        async with httpx.AsyncClient() as client:  # a control
+        async with httpx.AsyncClient(timeout=30) as client:  # a control
             assert len((await client.get(issuer.url)).content) == FLOOD
 
 
