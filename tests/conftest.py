@@ -110,7 +110,9 @@ async def secured_url(configure: Callable[..., Settings], serve: Serve) -> Async
 
 @pytest.fixture(scope="session")
 async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+    """A client that opens a connection for each request. The service could close an idle one at the wrong moment."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=base_url, timeout=30, limits=limits) as client:
         yield client
 
 
