@@ -174,6 +174,7 @@ class TestNeon:
             await migrator.execute("SELECT pg_advisory_lock($1)", int(lock))
             migration = asyncio.create_task(asyncio.to_thread(migrate, connecting_as("hasty", project.app)))
             await until(lambda: migration.done() or migrator.fetchval(waits))
+            assert not migration.done()
 
         await migration
 
