@@ -1,14 +1,17 @@
 """`python -m app` with one more route. It changes a task in two statements of one transaction of a `Session`."""
 
+from functools import partial
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 from sqlmodel import col, update
 
-import app.core.database.engine
 import app.main
 from app.__main__ import main
+from app.core.database import Database
+from app.core.database.pool import Timeouts
 from app.core.errors import TaskNotFoundError
 from app.models.task import WIRE_COLUMNS, Task, WireTask
 from app.routes.deps import Session, TaskId, UserId
@@ -36,8 +39,9 @@ def create_bounded_app() -> FastAPI:
     return extended
 
 
-app.core.database.engine.STATEMENT_TIMEOUT = 2  # type: ignore[attr-defined]  # seconds; half, because tests wait for it
-app.main.create_bounded_app = create_bounded_app  # also in each worker, which imports this module
+# Half of the usual timeout, because tests wait for it. Also in each worker, which imports this module.
+pytest.MonkeyPatch().setattr("app.main.Database", partial(Database, timeouts=Timeouts(statement=2)))
+app.main.create_bounded_app = create_bounded_app
 
 if __name__ == "__main__":
     main()
