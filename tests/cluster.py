@@ -11,11 +11,9 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import make_url
-
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
-from tests.support import execute
+from tests.support import execute, new_database
 
 _ROOT: Final = Path(__file__).parents[1]
 _CLUSTERS: Final = _ROOT / ".data/tests"
@@ -35,8 +33,8 @@ def migrated_database() -> Iterator[str]:
             execute(dsn, drop)
         if not execute(dsn, "SELECT FROM pg_database WHERE datname = $1", template):
             _create_template(dsn, template)
-        execute(dsn, f"CREATE DATABASE tests TEMPLATE {template}")
-        yield _named(dsn, "tests")
+        with new_database(dsn, "tests", template) as migrated:
+            yield migrated
 
 
 @contextmanager
@@ -61,13 +59,9 @@ def _digest() -> str:
 
 
 def _create_template(dsn: str, name: str) -> None:
-    """Create it under another name first, because a run may end while it migrates."""
+    """Migrate another database first, because a run may end meanwhile."""
     execute(dsn, "ALTER SYSTEM SET fsync = off")  # the data of tests need not survive a power cut
     execute(dsn, "SELECT pg_reload_conf()")
-    execute(dsn, "CREATE DATABASE unfinished")
-    migrate(_named(dsn, "unfinished"))
-    execute(dsn, f"ALTER DATABASE unfinished RENAME TO {name}")
-
-
-def _named(dsn: str, database: str) -> str:
-    return make_url(dsn).set(database=database).render_as_string(hide_password=False)
+    with new_database(dsn, "unfinished") as unfinished:
+        migrate(unfinished)
+        execute(dsn, f"CREATE DATABASE {name} TEMPLATE unfinished")

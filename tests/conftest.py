@@ -15,7 +15,9 @@ import httpx
 import pytest
 
 from app.core.config import Settings
+from app.core.database import Database
 from app.core.database.migrations import migrate
+from app.core.database.pool import Timeouts
 from app.http.fast_lane import FastLane
 from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
@@ -41,11 +43,12 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_settings() -> Iterator[None]:
-    """Tests depend on no setting in the environment of the developer."""
+def _environment() -> Iterator[None]:
+    """No setting of the developer has an effect, and a statement may take any time, because the machine may be busy."""
     with pytest.MonkeyPatch.context() as environment:
         for name in (*Settings.model_fields, "better_auth_secret"):
             environment.delenv(name.upper(), raising=False)
+        environment.setattr("app.main.Database", partial(Database, timeouts=Timeouts(statement=3_600)))
         yield
 
 

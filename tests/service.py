@@ -123,4 +123,4 @@ class Service:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal. Returns the exit code."""
         self.process.send_signal(number)
-        return self.process.wait()
+        return self.process.wait(timeout=30)

@@ -49,7 +49,7 @@ async def serving(settings: Settings, extend: Callable[[FastAPI], object] = lamb
     """Yields the address of a service that runs in this process, with a real HTTP server. `extend` adds to it."""
     app = create_app(settings, bounded=True)
     extend(app)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **SERVER_OPTIONS))
+    server = _server(app)
     running = asyncio.create_task(server.serve())
     while not server.started:
         assert not running.done(), running
@@ -65,9 +65,7 @@ async def serving(settings: Settings, extend: Callable[[FastAPI], object] = lamb
 @contextmanager
 def serving_in_thread(settings: Settings) -> Iterator[str]:
     """Yields the address of a service in a thread. Hypothesis runs its state machines without an event loop."""
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, bounded=True), port=0, log_config=None, **SERVER_OPTIONS)
-    )
+    server = _server(create_app(settings, bounded=True))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -79,6 +77,11 @@ def serving_in_thread(settings: Settings) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def _server(app: FastAPI) -> uvicorn.Server:
+    """It ends although a failed test has left an incomplete request."""
+    return uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10, **SERVER_OPTIONS))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -130,9 +133,14 @@ def execute(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def new_database(dsn: str, name: str) -> Iterator[str]:
-    """Yields the connection string of an empty database on the server of `dsn`. It is dropped at the end."""
-    execute(dsn, f"CREATE DATABASE {name}")
+def new_database(dsn: str, name: str, template: str = "template1") -> Iterator[str]:
+    """Yields the connection string of a copy of a database on the server of `dsn`. It is dropped at the end.
+
+    The server ends no statement there early, because the machine may be busy.
+    """
+    execute(dsn, f"CREATE DATABASE {name} TEMPLATE {template}")
+    for timeout in ("statement_timeout", "lock_timeout"):
+        execute(dsn, f"ALTER DATABASE {name} SET {timeout} = '1h'")
     yield make_url(dsn).set(database=name).render_as_string(hide_password=False)
     execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
 

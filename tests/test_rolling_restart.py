@@ -15,7 +15,7 @@ from tests.deployments import WITHOUT_CHECKS, Load, haproxy
 from tests.nginx import Upstream
 from tests.servers import free_port
 from tests.service import TASKS, Service
-from tests.support import execute, new_database, until
+from tests.support import connected, new_database, until
 
 # Disables the lines of docs/haproxy.cfg that handle the end of a service.
 WITHOUT_RETRIES: Final = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
@@ -36,10 +36,8 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
-    """An empty database that the services migrate. A statement may wait there for any time."""
+    """An empty database that the services migrate."""
     with new_database(dsn, "restarts") as own:
-        for setting in ("statement_timeout", "lock_timeout"):
-            execute(dsn, f"ALTER DATABASE restarts SET {setting} = 0")
         yield own
 
 
@@ -61,17 +59,13 @@ def start(own: str, tmp_path: Path) -> Iterator[StartService]:
 @asynccontextmanager
 async def held(dsn: str) -> AsyncIterator[None]:
     """Lock all tasks: a request that changes a task has to wait."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        async with connection.transaction():
-            await connection.execute("SELECT FROM tasks FOR UPDATE")
-            yield
-    finally:
-        await connection.close()
+    async with connected(dsn) as connection, connection.transaction():
+        await connection.execute("SELECT FROM tasks FOR UPDATE")
+        yield
 
 
 @asynccontextmanager
-async def connected(service: Service) -> AsyncIterator[Streams]:
+async def opened(service: Service) -> AsyncIterator[Streams]:
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     try:
         yield reader, writer
@@ -83,7 +77,7 @@ async def is_refused(service: Service) -> bool:
     """Whether the service refuses new connections."""
     with suppress(ConnectionResetError):  # the port was closed before the connection was accepted
         try:
-            async with connected(service):
+            async with opened(service):
                 return False
         except ConnectionRefusedError:
             return True
@@ -220,7 +214,7 @@ class TestEnd:
         self, start: StartService, workers: int
     ) -> None:
         service = await asyncio.to_thread(start, workers=workers)
-        async with connected(service) as (reader, writer):
+        async with opened(service) as (reader, writer):
             writer.write(ASK)
             await reader.readuntil(b"[]")
             ended = asyncio.create_task(end(service))
@@ -235,7 +229,7 @@ class TestEnd:
         self, start: StartService, workers: int
     ) -> None:
         service = await asyncio.to_thread(start, workers=workers, shutdown_timeout=3)
-        async with connected(service) as (reader, writer):
+        async with opened(service) as (reader, writer):
             writer.write(HEAD)
             await reader.readuntil(b"100 Continue\r\n\r\n")
             writer.write(b'{"title"')

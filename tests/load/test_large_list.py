@@ -10,6 +10,7 @@ import pytest
 from app.schemas.task import Sort
 from app.services.cursors import Position
 from app.services.tasks import _page  # the statement that the service runs
+from tests.support import connected
 
 COUNT: Final = 20_000
 LIMIT: Final = 200
@@ -30,14 +31,11 @@ INSERT: Final = """
 @pytest.fixture(scope="module")
 async def collection(dsn: str) -> list[Position]:
     """The positions of the tasks, newest first. Some were created at the same moment. The ids are random."""
-    connection = await asyncpg.connect(dsn, server_settings={"statement_timeout": "0"})
-    try:
+    async with connected(dsn) as connection:
         await connection.execute(INSERT, OWNER, COUNT)
         await connection.execute("VACUUM ANALYZE tasks")
         query = "SELECT created_at, id FROM tasks WHERE user_id = $1 ORDER BY created_at DESC, id DESC"
         return [Position(*row) for row in await connection.fetch(query, OWNER)]
-    finally:
-        await connection.close()
 
 
 class Cost(NamedTuple):

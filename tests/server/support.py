@@ -45,12 +45,12 @@ class Connection:
     async def end(self, *sending: asyncio.Task[None]) -> list[httpx.Response]:
         """Returns the replies until the service closes the connection. The last one has to be complete."""
         content = bytearray()
-        async with asyncio.timeout(20):
-            with suppress(ConnectionError):  # the service did not read the rest
-                while data := await self._receive():
-                    content += data
-            await asyncio.gather(*sending)  # which fails now
-        self.socket.close()
+        with self.socket:
+            async with asyncio.timeout(20):
+                with suppress(ConnectionError):  # the service did not read the rest
+                    while data := await self._receive():
+                        content += data
+                await asyncio.gather(*sending)  # which fails now
         replies, rest = _parse(bytes(content))
         assert rest == b""
         return replies

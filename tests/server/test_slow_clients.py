@@ -78,10 +78,12 @@ class TestRequestTimeout:
         await connection.send(beginning)
         sending = asyncio.create_task(drip(connection))
 
-        [reply] = await connection.end()
+        try:
+            [reply] = await connection.end()
+        finally:
+            sending.cancel()
 
         assert_refusal(reply, 408)
-        sending.cancel()
 
     @pytest.mark.parametrize(
         ("request_bytes", "rest"), [(post(b"Content-Length: 2\r\n"), b"{}"), (head(b"GET", LIVE), b"\r\n")], ids=short

@@ -10,15 +10,13 @@ import pytest
 from app.core.database import Database
 from tests.core.database.support import ACTIVITY
 from tests.faults import FaultProxy, fault_proxy
-from tests.support import connected, execute, new_database
+from tests.support import connected, new_database
 
 
 @pytest.fixture(scope="module")
 def own_dsn(dsn: str) -> Iterator[str]:
-    """An empty database for one module. Its server ends no statement early."""
+    """An empty database for one module."""
     with new_database(dsn, "own") as own:
-        for timeout in ("statement_timeout", "lock_timeout"):
-            execute(own, f"ALTER DATABASE own SET {timeout} = '60s'")
         yield own
 
 
