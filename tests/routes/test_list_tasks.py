@@ -6,24 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.routes.support import add, listed, titles_of
 from tests.support import pointers, short
-
-Tasks = list[dict[str, Any]]
-
-
-async def _add(client: httpx.AsyncClient, tasks: str, *titles: str, **others: object) -> Tasks:
-    return [(await client.post(tasks, json={"title": title, **others})).json() for title in titles]
-
-
-async def _list(client: httpx.AsyncClient, tasks: str, **query: object) -> Tasks:
-    reply = await client.get(tasks, params={name: str(value) for name, value in query.items()})
-    assert reply.status_code == 200, reply.text
-    listed: Tasks = reply.json()
-    return listed
-
-
-async def _titles(client: httpx.AsyncClient, tasks: str, **query: object) -> list[str]:
-    return [task["title"] for task in await _list(client, tasks, **query)]
 
 
 class TestReply:
@@ -31,7 +15,7 @@ class TestReply:
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
         empty = await client.get(tasks)
-        [task] = await _add(client, tasks, "Buy oat milk")
+        [task] = await add(client, tasks, "Buy oat milk")
         reply = await client.get(tasks)
 
         assert (empty.status_code, reply.status_code) == (200, 200)
@@ -43,10 +27,10 @@ class TestReply:
         self, client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str, task: dict[str, Any]
     ) -> None:
         other = f"/api/{new_user()}/tasks"
-        theirs = await _add(client, other, task["title"])
+        theirs = await add(client, other, task["title"])
 
-        assert await _list(client, tasks, search=task["title"]) == [task]
-        assert await _list(client, other, search=task["title"]) == theirs
+        assert await listed(client, tasks, search=task["title"]) == [task]
+        assert await listed(client, other, search=task["title"]) == theirs
 
     async def test_a_malformed_user_id_is_refused(self, client: httpx.AsyncClient) -> None:
         assert pointers(await client.get("/api/a%20b/tasks")) == ["path/user_id"]
@@ -54,28 +38,28 @@ class TestReply:
 
 class TestOrder:
     async def test_the_newest_task_comes_first_by_default(self, client: httpx.AsyncClient, tasks: str) -> None:
-        added = await _add(client, tasks, *"abc")
+        added = await add(client, tasks, *"abc")
 
-        assert await _list(client, tasks) == added[::-1]
-        assert await _list(client, tasks, sort="-created_at") == added[::-1]
-        assert await _list(client, tasks, sort="created_at") == added
+        assert await listed(client, tasks) == added[::-1]
+        assert await listed(client, tasks, sort="-created_at") == added[::-1]
+        assert await listed(client, tasks, sort="created_at") == added
 
     async def test_the_last_changed_task_comes_first_in_descending_order_of_updated_at(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
-        first, second, _ = await _add(client, tasks, *"abc")
+        first, second, _ = await add(client, tasks, *"abc")
         await client.patch(f"{tasks}/{second['id']}/complete")
         await client.put(f"{tasks}/{first['id']}", json={"description": "changed last"})
 
-        assert await _titles(client, tasks, sort="-updated_at") == ["a", "b", "c"]
-        assert await _titles(client, tasks, sort="updated_at") == ["c", "b", "a"]
+        assert await titles_of(client, tasks, sort="-updated_at") == ["a", "b", "c"]
+        assert await titles_of(client, tasks, sort="updated_at") == ["c", "b", "a"]
 
     async def test_titles_sort_by_code_point(self, client: httpx.AsyncClient, tasks: str) -> None:
         titles = ["10", "2", "A", "Z", "_", "a", "a b", "a-b", "aa", "b", "\xc4pfel", "\xe9", "\uff5e", "\U0001f600"]
-        await _add(client, tasks, *reversed(titles))
+        await add(client, tasks, *reversed(titles))
 
-        assert await _titles(client, tasks, sort="title") == titles
-        assert await _titles(client, tasks, sort="-title") == titles[::-1]
+        assert await titles_of(client, tasks, sort="title") == titles
+        assert await titles_of(client, tasks, sort="-title") == titles[::-1]
 
 
 class TestFilters:
@@ -98,8 +82,8 @@ class TestFilters:
         self, client: httpx.AsyncClient, tasks: str, query: str, titles: list[str]
     ) -> None:
         for food in ("cake", "pie"):
-            await _add(client, tasks, f"open {food}")
-            await _add(client, tasks, f"done {food}", completed=True)
+            await add(client, tasks, f"open {food}")
+            await add(client, tasks, f"done {food}", completed=True)
 
         assert [task["title"] for task in (await client.get(f"{tasks}?{query}")).json()] == titles
 
@@ -130,17 +114,17 @@ class TestFilters:
     async def test_a_search_finds_a_substring_in_any_case_and_has_no_wildcards(
         self, client: httpx.AsyncClient, tasks: str, search: str, titles: list[str]
     ) -> None:
-        await _add(client, tasks, "Buy oat milk", description="The Barista one")
-        await _add(client, tasks, "100% sure", "snake_case", "C:\\temp", "it's")
-        await _add(client, tasks, "CAF\xc9\nlatte", "\u0416\u0423\u041a", "\u540d\u524d")
+        await add(client, tasks, "Buy oat milk", description="The Barista one")
+        await add(client, tasks, "100% sure", "snake_case", "C:\\temp", "it's")
+        await add(client, tasks, "CAF\xc9\nlatte", "\u0416\u0423\u041a", "\u540d\u524d")
 
-        assert await _titles(client, tasks, search=search) == titles
+        assert await titles_of(client, tasks, search=search) == titles
 
     @pytest.mark.parametrize("search", ["\U0001f600" * 200, "%" * 200, "\\" * 200], ids=short)
     async def test_a_search_may_have_200_characters(self, client: httpx.AsyncClient, tasks: str, search: str) -> None:
-        await _add(client, tasks, search, "other")
+        await add(client, tasks, search, "other")
 
-        assert await _titles(client, tasks, search=search) == [search]
+        assert await titles_of(client, tasks, search=search) == [search]
 
     @pytest.mark.parametrize(
         ("name", "value"),

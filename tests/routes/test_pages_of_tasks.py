@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import AsyncIterator, Callable
-from typing import Any, get_args
+from typing import get_args
 from uuid import UUID
 
 import asyncpg
@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from app.schemas.task import Sort
+from tests.routes.support import Tasks, add, listed, titles_of
 from tests.support import pointers
 
 _SORTS = get_args(Sort)
@@ -21,23 +22,6 @@ SELECT $1, gen_random_uuid(), 'Task ' || n % 5, n % 2 = 0,
        '2026-11-23Z'::timestamptz + n % 7 * interval '1 second'
 FROM generate_series(1, $2) AS n
 """
-
-Tasks = list[dict[str, Any]]
-
-
-async def _add(client: httpx.AsyncClient, tasks: str, *titles: str, **others: object) -> Tasks:
-    return [(await client.post(tasks, json={"title": title, **others})).json() for title in titles]
-
-
-async def _list(client: httpx.AsyncClient, tasks: str, **query: object) -> Tasks:
-    reply = await client.get(tasks, params={name: str(value) for name, value in query.items()})
-    assert reply.status_code == 200, reply.text
-    listed: Tasks = reply.json()
-    return listed
-
-
-async def _titles(client: httpx.AsyncClient, tasks: str, **query: object) -> list[str]:
-    return [task["title"] for task in await _list(client, tasks, **query)]
 
 
 async def _pages(client: httpx.AsyncClient, tasks: str, **query: object) -> AsyncIterator[Tasks]:
@@ -71,7 +55,7 @@ class TestLink:
     async def test_a_list_has_a_next_link_only_if_there_are_more_tasks(
         self, client: httpx.AsyncClient, tasks: str, limit: int, number: int, more: bool
     ) -> None:
-        added = await _add(client, tasks, *"abc")
+        added = await add(client, tasks, *"abc")
 
         reply = await client.get(tasks, params={"limit": limit})
 
@@ -81,7 +65,7 @@ class TestLink:
     async def test_the_next_link_is_relative_and_keeps_the_other_parameters(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
-        await _add(client, tasks, "50% & more = \xe9", "50% & less = \xe9", completed=True)
+        await add(client, tasks, "50% & more = \xe9", "50% & less = \xe9", completed=True)
         query = {"status": "completed", "completed": "true", "search": "50% & ", "sort": "title", "limit": "1"}
 
         reply = await client.get(tasks, params=query)
@@ -95,7 +79,7 @@ class TestLink:
     async def test_the_next_link_omits_unknown_parameters_and_the_previous_cursor(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
-        await _add(client, tasks, *"abc")
+        await add(client, tasks, *"abc")
         query = {"limit": "1", "cursor": await _cursor(client, tasks), "verbose": "x" * 9_000}
 
         reply = await client.get(tasks, params=query)
@@ -110,7 +94,7 @@ class TestLink:
         self, client: httpx.AsyncClient, user: str, shape: str
     ) -> None:
         tasks = "/api/" + "".join(f"%{ord(letter):02X}" for letter in shape.format(user)) + "/tasks"
-        added = await _add(client, tasks, *"abc")
+        added = await add(client, tasks, *"abc")
 
         pages = [page async for page in _pages(client, tasks, limit=1)]
         url = (await client.get(tasks, params={"limit": 1})).links["next"]["url"]
@@ -127,28 +111,28 @@ class TestCursor:
     async def test_a_cursor_of_another_filter_or_order_is_refused(
         self, client: httpx.AsyncClient, tasks: str, query: dict[str, str]
     ) -> None:
-        await _add(client, tasks, "aa", "ab")
+        await add(client, tasks, "aa", "ab")
         with_query, without = await _cursor(client, tasks, **query), await _cursor(client, tasks)
 
         assert pointers(await client.get(tasks, params={"cursor": with_query})) == ["query/cursor"]
         assert pointers(await client.get(tasks, params={"cursor": without, **query})) == ["query/cursor"]
-        assert await _titles(client, tasks, cursor=without) == ["aa"]
+        assert await titles_of(client, tasks, cursor=without) == ["aa"]
 
     async def test_a_cursor_of_another_search_or_another_user_is_refused(
         self, client: httpx.AsyncClient, new_user: Callable[[], str], tasks: str
     ) -> None:
         other = f"/api/{new_user()}/tasks"
-        await _add(client, other, "aa", "ab")
+        await add(client, other, "aa", "ab")
         cursor = await _cursor(client, other, search="a")
 
-        assert await _titles(client, other, cursor=cursor, search="a") == ["aa"]
+        assert await titles_of(client, other, cursor=cursor, search="a") == ["aa"]
         assert pointers(await client.get(other, params={"cursor": cursor, "search": "b"})) == ["query/cursor"]
         assert pointers(await client.get(tasks, params={"cursor": cursor, "search": "a"})) == ["query/cursor"]
 
     async def test_a_changed_shortened_or_lengthened_cursor_is_refused(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
-        await _add(client, tasks, "a", "b")
+        await add(client, tasks, "a", "b")
         cursor = await _cursor(client, tasks)
         swapped = [cursor[:at] + ("B" if letter == "A" else "A") + cursor[at + 1 :] for at, letter in enumerate(cursor)]
         changed = [*swapped, cursor[1:], cursor[:-1], *(cursor + more for more in ("=", "A", "AAAA", " ", "\n", "\0"))]
@@ -160,15 +144,15 @@ class TestCursor:
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
         longest = "\U0001f600" * 200
-        await _add(client, tasks, longest, *"abcd")
+        await add(client, tasks, longest, *"abcd")
         cursor = await _cursor(client, tasks, cursor="", sort="-title")
 
-        assert await _titles(client, tasks, limit=3, cursor=cursor, sort="-title") == ["d", "c", "b"]
+        assert await titles_of(client, tasks, limit=3, cursor=cursor, sort="-title") == ["d", "c", "b"]
 
 
 async def _churn(client: httpx.AsyncClient, tasks: str, touched: list[str]) -> None:
     """Insert three tasks, update two, delete one, which moves others in the list. "!" sorts before them, "~" after."""
-    touched += [task["id"] for task in await _add(client, tasks, "!", "~", "~")]
+    touched += [task["id"] for task in await add(client, tasks, "!", "~", "~")]
     await client.put(f"{tasks}/{touched.pop(0)}", json={"title": f"! {len(touched)}"})
     await client.patch(f"{tasks}/{touched.pop(0)}/complete")
     await client.delete(f"{tasks}/{touched.pop(0)}")
@@ -181,7 +165,7 @@ class TestWalk:
     ) -> Tasks:
         """60 tasks of this user, many with the same title and times."""
         await database.execute(_INSERT, user, 60)
-        return await _list(client, tasks)
+        return await listed(client, tasks)
 
     @staticmethod
     def ordered(tasks: Tasks, sort: str) -> Tasks:
@@ -193,7 +177,7 @@ class TestWalk:
     async def test_the_pages_have_every_task_once_and_tasks_with_equal_keys_in_the_order_of_their_ids(
         self, client: httpx.AsyncClient, tasks: str, sixty_tasks: Tasks, sort: str, query: dict[str, str]
     ) -> None:
-        matching = await _list(client, tasks, **query)
+        matching = await listed(client, tasks, **query)
 
         pages = [page async for page in _pages(client, tasks, limit=7, sort=sort, **query)]
 
@@ -223,7 +207,7 @@ class TestWalk:
         touched, walked = [task["id"] for task in sixty_tasks[::3]], []
 
         for offset in range(0, 70, 7):
-            walked += (await _list(client, tasks))[offset : offset + 7]
+            walked += (await listed(client, tasks))[offset : offset + 7]
             await _churn(client, tasks, touched)
 
         assert [task for task in walked if task in untouched] != untouched
