@@ -3,10 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Final
+
+import asyncpg
+from sqlalchemy import make_url
 
 from app.core.config import Settings
-from tests.support import serving, until
+from tests.support import make_settings, serving, until
 
+OWN: Final = "FROM pg_stat_activity WHERE application_name = 'shutdown'"
 BEGINNING, REST = b"GET /health/live HTTP/1.1\r\nHost: loc", b"alhost\r\n\r\n"
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -78,3 +83,13 @@ async def test_a_request_begun_on_an_idle_connection_is_served_after_idle_connec
             return b"connection: close" in await answer(begun)
 
     await until(is_served)  # on a busy machine, the beginning may be sent too late
+
+
+async def test_the_connections_to_the_database_are_closed(dsn: str, database: asyncpg.Connection) -> None:
+    named = make_url(dsn).update_query_dict({"application_name": "shutdown"})
+    async with serving(make_settings(named.render_as_string(hide_password=False))):
+        assert await database.fetchval(f"SELECT count(*) {OWN}") == 1
+    try:
+        await until(lambda: database.fetchval(f"SELECT count(*) = 0 {OWN}"))
+    finally:
+        await database.execute(f"SELECT pg_terminate_backend(pid) {OWN}")  # an open one would keep the event loop open

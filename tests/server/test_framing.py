@@ -1,9 +1,16 @@
 """Where a request begins and ends: an ambiguous one is refused, and its connection is closed."""
 
+import asyncio
+from unittest.mock import Mock
+
 import asyncpg
 import httpx
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from app.server.protocol import BoundedProtocol
 from tests.server.support import (
     CHUNKED,
     CLOSE,
@@ -148,6 +155,24 @@ class TestPipelining:
         await connection.send(rest)
 
         assert (first.status_code, await connection.end()) == (401, [])
+
+    async def test_a_request_refused_in_its_body_does_not_also_get_the_reply_of_the_application(self) -> None:
+        async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await asyncio.sleep(0)  # until the body is refused
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        config = uvicorn.Config(app, log_config=None)
+        config.load()
+        connection = BoundedProtocol(config, ServerState(), {})
+        transport = Mock(**{"get_extra_info.return_value": None, "is_closing.return_value": False})
+        connection.connection_made(transport)  # the client reads slowly, so that closing takes a while
+
+        connection.data_received(post(CHUNKED) + b"ZZ\r\n")
+        await asyncio.gather(*connection.tasks)
+
+        transport.write.assert_called_once()
+        connection.connection_lost(None)
 
 
 @pytest.mark.parametrize(
