@@ -104,7 +104,7 @@ class TestFilters:
             ("1%e", []),
             ("\\%", []),
             ("'", ["it's"]),
-            (".", []),
+            *((pattern, []) for pattern in (".", "^b", "milk$", "(?i)milk", "***=milk", "[", "*", "m{1}ilk", "\\y")),
             ("caf\xe9", ["CAF\xc9\nlatte"]),
             ("\xc9\nLATTE", ["CAF\xc9\nlatte"]),
             ("\u0436\u0443", ["\u0416\u0423\u041a"]),

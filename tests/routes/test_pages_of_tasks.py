@@ -3,11 +3,13 @@
 import string
 from collections.abc import AsyncIterator, Callable
 from typing import get_args
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.schemas.task import Sort
 from tests.routes.support import Tasks, add, listed, titles_of
@@ -101,6 +103,45 @@ class TestLink:
 
         assert pages == [[task] for task in reversed(added)]
         assert set(url) <= set(string.ascii_letters + string.digits + "/?&=%._~-")
+
+
+class TestWeight:
+    async def test_a_page_ends_with_the_task_that_makes_its_texts_larger_than_1_mib(
+        self, database: asyncpg.Connection, client: httpx.AsyncClient, user: str, tasks: str
+    ) -> None:
+        await database.execute(_INSERT, user, 60)
+        await database.execute("UPDATE tasks SET description = repeat('\U0001f600', 5000) WHERE user_id = $1", user)
+
+        pages = [page async for page in _pages(client, tasks)]
+
+        assert [len(page) for page in pages] == [53, 7]  # 20,006 bytes each
+        assert len({task["id"] for page in pages for task in page}) == 60
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(sizes=st.lists(st.integers(1, 30), max_size=12), sort=st.sampled_from(_SORTS), limit=st.integers(1, 12))
+    async def test_pages_are_as_large_as_the_limits_allow_and_have_every_task_once(
+        self,
+        database: asyncpg.Connection,
+        client: httpx.AsyncClient,
+        new_user: Callable[[], str],
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        sizes: list[int],
+        sort: str,
+        limit: int,
+    ) -> None:
+        monkeypatch.setattr("app.services.tasks.PAGE_MAX", 40)
+        user, insert = new_user(), "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, $2, $3, $4)"
+        texts = [(uuid4(), "\xe9" * (size // 3 + 1), "d" * (size // 2) or None) for size in sizes]
+        await database.executemany(insert, [(user, *text) for text in texts])
+
+        pages = [page async for page in _pages(client, f"/api/{user}/tasks", sort=sort, limit=limit)]
+
+        assert sorted(task["id"] for page in pages for task in page) == sorted(str(text[0]) for text in texts)
+        for page in pages:
+            weights = [len((task["title"] + (task["description"] or "")).encode()) for task in page]
+            assert sum(weights[:-1]) <= 40
+            assert page is pages[-1] or len(page) == limit or sum(weights) > 40
 
 
 class TestCursor:

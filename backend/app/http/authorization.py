@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.core.database import USER
 from app.core.errors import (
     AppError,
     ForbiddenError,
@@ -161,8 +162,10 @@ class AuthorizationMiddleware:
         if "tokens" not in state:
             raise NotStartedError
         if state["tokens"] is None:  # authentication is off
+            USER.set(path.removeprefix("/api/").partition("/")[0])
             return
         user_id = await state["tokens"].user_id_of(_bearer_token(scope))
+        USER.set(user_id)
         scope["state"] = {**state, "user_id": user_id}  # of this request alone
         is_owner = f"{path}/".startswith(f"/api/{user_id}/")
         if not is_owner and not _acts_for_token_user(self._matching_route(scope)):

@@ -1,6 +1,5 @@
 """The six operations on tasks. Each runs one SQL statement, restricted to the owner's rows."""
 
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
@@ -11,6 +10,7 @@ from sqlalchemy import (
     ARRAY,
     Boolean,
     DateTime,
+    Select,
     Text,
     all_,
     any_,
@@ -19,9 +19,11 @@ from sqlalchemy import (
     cast,
     delete,
     func,
+    literal_column,
     or_,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -102,12 +104,14 @@ _DELETE: Final = statement(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE
 _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradict each other
     "status": col(Task.completed) == bindparam("status", type_=Boolean),
     "completed": col(Task.completed) == bindparam("completed", type_=Boolean),
+    # A regular expression costs at most in proportion to the text. ILIKE compares again at each of its positions.
     "search": or_(
-        col(Task.title).ilike(bindparam("search", type_=Text)),
-        col(Task.description).ilike(bindparam("search", type_=Text)),
+        col(Task.title).regexp_match(bindparam("search", type_=Text), "i"),
+        col(Task.description).regexp_match(bindparam("search", type_=Text), "i"),
     ),
 }
-_WILDCARDS: Final = re.compile(r"[\\%_]")
+_LITERAL: Final = "***="  # the rest is no pattern (PostgreSQL manual, 9.7.3.4)
+PAGE_MAX: Final = 1_048_576  # bytes of titles and descriptions. The task that exceeds it is the last one of its page
 # COLLATE "C" sorts by code point on every server. Cursors stay valid when the server's locales are upgraded.
 SORT_KEYS: Final[dict[str, SortKey]] = {
     "created_at": sort_key(col(Task.created_at)),
@@ -132,16 +136,19 @@ class TaskPage(NamedTuple):
 
 
 async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
-    """Returns one page of the user's tasks. Raises InvalidRequestError for an invalid cursor."""
+    """Returns one page of the user's tasks. Raises InvalidRequestError for an invalid cursor.
+
+    The page ends early if its texts would exceed `PAGE_MAX`.
+    """
     filters = _filters(query)
     scope = repr((user_id, filters))
-    values = {"owner": user_id, "limit": query.limit + 1, **filters}
+    values = {"owner": user_id, "limit": query.limit + 1, "page_max": PAGE_MAX, **filters}
     if query.cursor:
         position = decode_cursor(query.cursor, query.sort, scope, SORT_KEYS[query.sort.removeprefix("-")])
         values |= {"after_key": position.key, "after_id": position.id}
     records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
-    tasks = [WireTask(*record) for record in records[: query.limit]]
-    if len(records) == len(tasks):
+    tasks = [WireTask(*record[:-1]) for record in records[: query.limit]]
+    if not tasks or not records[len(tasks) - 1]["has_next"]:
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
 
@@ -272,7 +279,7 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
     if query.completed is not None:
         asked["completed"] = query.completed
     if query.search:
-        asked["search"] = "%" + _WILDCARDS.sub(r"\\\g<0>", query.search) + "%"
+        asked["search"] = _LITERAL + query.search
     return asked
 
 
@@ -282,7 +289,18 @@ def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
     query = select(*WIRE_COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
     key, descending = SORT_KEYS[sort.removeprefix("-")], sort.startswith("-")
     ordered = page_after(query, key, col(Task.id), descending=descending, resumed=resumed)
-    return statement(ordered.limit(bindparam("limit")), reads=True)
+    return statement(_bounded(ordered.limit(bindparam("limit"))), reads=True)
+
+
+def _bounded(page: Select[Any]) -> Select[Any]:
+    """Returns the rows of the page up to `page_max` bytes. Each has `has_next`: whether another row follows it."""
+    rows = page.subquery()
+    size = func.octet_length(rows.c.title) + func.coalesce(func.octet_length(rows.c.description), literal_column("0"))
+    before = func.sum(size).over(rows=(None, 0)) - size
+    has_next = func.lead(true()).over(rows=(None, 0))
+    weighed = select(rows, before.label("before"), has_next.label("has_next")).subquery()
+    columns = (weighed.c[column.name] for column in WIRE_COLUMNS)
+    return select(*columns, weighed.c.has_next).where(weighed.c.before <= bindparam("page_max"))
 
 
 def _position(task: WireTask, sort: Sort) -> Position:

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from typing import Any, Final
 
 import asyncpg
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy import column, insert, table
 from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
 
-from app.core.database import Database, statement
+from app.core.database import USER, Database, statement
 from app.core.database.pool import Timeouts
 from app.core.errors import DatabaseUnavailableError, OverloadedError, TimedOutError
 from tests.core.database.support import (
@@ -30,7 +31,7 @@ from tests.support import until
 PAIR: Final = table("pair", column("name"), column("half"))
 
 MakeDatabase = Callable[..., Database]
-Run = Callable[[Database], Awaitable[Any]]
+Run = Callable[[Database], Coroutine[Any, Any, Any]]
 
 
 async def sleep_by_fetch(db: Database) -> None:
@@ -45,6 +46,13 @@ async def sleep_by_session(db: Database) -> None:
 async def pids(db: Database) -> set[int]:
     """Returns the processes of the server that answer three calls at the same time."""
     return {*await asyncio.gather(*(pid_of_fetch(db) for _ in range(3)))}
+
+
+def run_for(user: str, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Start `call` in a task for `user`."""
+    context = copy_context()
+    context.run(USER.set, user)
+    return asyncio.get_running_loop().create_task(call, context=context)
 
 
 class TestBounds:
@@ -123,7 +131,7 @@ class TestBounds:
         assert served == [1, 2, 3]
 
     async def test_the_most_recently_used_connection_is_used_next(self, make_database: MakeDatabase) -> None:
-        db = make_database(pool_size=3)
+        db = make_database(pool_size=5)
 
         assert len(await pids(db)) == 3
         assert len({await pid_of_fetch(db) for _ in range(4)}) == 1
@@ -137,11 +145,62 @@ class TestBounds:
         assert {type(end) for end in ends} == {DatabaseUnavailableError}
 
 
+class TestShares:
+    @pytest.mark.parametrize("sleep", [sleep_by_fetch, sleep_by_session])
+    async def test_a_user_holds_at_most_half_of_the_connections_while_others_are_served(
+        self, make_database: MakeDatabase, server: asyncpg.Connection, sleep: Run
+    ) -> None:
+        async def two_sleep() -> bool:
+            return await server.fetchval(f"SELECT count(*) = 2 {ACTIVITY} AND wait_event = 'PgSleep'")  # type: ignore[no-any-return]
+
+        db = make_database(pool_size=4)
+        greedy = [run_for("greedy", sleep(db)) for _ in range(9)]
+        await until(two_sleep)
+
+        for run in (pid_of_fetch, pid_of_session):
+            assert await run_for("other", run(db))
+        assert await two_sleep()
+        for call in greedy:
+            call.cancel()
+        await asyncio.wait(greedy)
+
+    async def test_waiting_users_are_served_in_turn(self, db: Database, server: asyncpg.Connection) -> None:
+        async def wait(name: str) -> None:
+            await pid_of_fetch(db)
+            served.append(name)
+
+        served: list[str] = []
+        sleeping = asyncio.create_task(sleep_by_fetch(db))
+        await wait_for_sleep(server)
+        waiting = [run_for(name[0], wait(name)) for name in ("a1", "a2", "a3", "b1", "b2", "c1")]
+        await asyncio.sleep(0)
+        sleeping.cancel()
+        await asyncio.gather(*waiting)
+
+        assert served == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+    @pytest.mark.parametrize("run", [pid_of_fetch, pid_of_session])
+    async def test_at_most_half_of_the_waiters_are_of_one_user(
+        self, make_database: MakeDatabase, server: asyncpg.Connection, run: Run
+    ) -> None:
+        db = make_database(concurrency_limit=8)
+        sleeping = run_for("greedy", sleep_by_fetch(db))
+        await wait_for_sleep(server)
+        greedy = [run_for("greedy", run(db)) for _ in range(7)]
+        refused, waiting = await asyncio.wait(greedy, return_when=asyncio.FIRST_EXCEPTION)
+        other = run_for("other", run(db))
+        await asyncio.sleep(0)
+        sleeping.cancel()
+
+        assert {type(call.exception()) for call in refused} == {OverloadedError}
+        assert len(await asyncio.gather(other, *waiting)) == 5
+
+
 class TestDiscarded:
     async def test_connections_that_the_server_closed_are_replaced_without_an_error(
         self, make_database: MakeDatabase, server: asyncpg.Connection
     ) -> None:
-        db = make_database(pool_size=3)  # more than the attempts of one statement
+        db = make_database(pool_size=5)  # a user's share of it is more than the attempts of one statement
         async with db.session() as one, db.session() as two, db.session() as three:
             drivers = [await driver_of(session) for session in (one, two, three)]
         await server.execute(f"SELECT pg_terminate_backend(pid, 10000) {ACTIVITY}")
@@ -153,7 +212,7 @@ class TestDiscarded:
     async def test_after_an_unanswered_statement_older_connections_are_discarded(
         self, make_database: MakeDatabase, server: asyncpg.Connection, caplog: pytest.LogCaptureFixture, sleep: Run
     ) -> None:
-        db = make_database(pool_size=3, timeouts=Timeouts(statement=1))
+        db = make_database(pool_size=5, timeouts=Timeouts(statement=1))
         before = await pids(db)
 
         with pytest.raises(TimedOutError):
@@ -198,7 +257,7 @@ class TestDiscarded:
     async def test_disposing_of_the_engine_discards_all_connections_and_keeps_the_bounds(
         self, make_database: MakeDatabase
     ) -> None:
-        db = make_database(pool_size=2, pool_timeout=0.05)
+        db = make_database(pool_size=3, pool_timeout=0.05)
         async with db.session() as session:
             used = (await session.exec(SELECT_PID)).one()
             idle = await pid_of_fetch(db)
@@ -267,7 +326,7 @@ class TestDiscarded:
             calls: list[Coroutine[Any, Any, Any]] = [create_two(f"{turn}-{each}") for each in range(3)]
             calls += [pid_of_fetch(db), pid_of_fetch(db)]
             chance.shuffle(calls)
-            tasks = [asyncio.create_task(call) for call in calls]
+            tasks = [run_for("ab"[turn * at % 2], call) for at, call in enumerate(calls)]
             _, late = await asyncio.wait(tasks, timeout=chance.uniform(0, 0.03))
             if resets and turn % 3 == 0:
                 proxy.reset()

@@ -59,7 +59,9 @@ class Database:
         `pool_timeout` is in seconds. `concurrency_limit` counts running and waiting calls. The database is usable if
         its role may read and write `tables`. Raises ValueError for an invalid connection string.
         """
-        self.engine = _create_engine(dsn, prepares, timeouts, pool_size=pool_size, pool_timeout=pool_timeout)
+        self.engine = _create_engine(
+            dsn, prepares, timeouts, pool_size=pool_size, waiters_max=concurrency_limit, pool_timeout=pool_timeout
+        )
         self._pool: Any = self.engine.pool
         self._capacity = concurrency_limit
         self._probing: asyncio.Task[None] | None = None
@@ -220,9 +222,7 @@ class Database:
             await asyncio.sleep(next(delays))
 
 
-def _create_engine(
-    dsn: str, prepares: bool | None, timeouts: Timeouts, *, pool_size: int, pool_timeout: float
-) -> AsyncEngine:
+def _create_engine(dsn: str, prepares: bool | None, timeouts: Timeouts, **pool_options: float) -> AsyncEngine:
     options = {"async_creator_fn": connect, "command_timeout": timeouts.statement}
     connect_args = parse_dsn(dsn, prepares=prepares) | options
     if connect_args.get("statement_cache_size") == 0:
@@ -231,9 +231,8 @@ def _create_engine(
         URL,
         connect_args=connect_args,
         poolclass=SlotPool,
-        pool_size=pool_size,
-        pool_timeout=pool_timeout,
         timeouts=timeouts,
+        **pool_options,
         hide_parameters=True,
     )
     event.listen(engine.sync_engine, "handle_error", _raise_fault)

@@ -6,8 +6,9 @@ runs a statement directly on the asyncpg connection. Both share the same slots a
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, cast
 from weakref import WeakSet
 
@@ -21,6 +22,10 @@ from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, Overl
 _CANCEL_TIMEOUT: Final = 2  # seconds to cancel an abandoned statement at the server
 _CLOSE_TIMEOUT: Final = 1  # seconds to close all connections
 _OPENED: Final = "opened"
+_HOLDER: Final = "holder"
+
+# The user whose share of the pool the statements of this request use. Requests without a user share one, too.
+USER: Final[ContextVar[str]] = ContextVar("USER", default="")
 
 
 class Timeouts(NamedTuple):
@@ -44,44 +49,69 @@ class _Opened(NamedTuple):
 
 
 class _Slots:
-    """One slot for each connection of the pool. Waiters get free slots in the order of arrival.
+    """One slot for each connection of the pool. A user holds at most half of them, and half of the waiters are theirs.
 
-    `asyncio.Semaphore` with a timeout would cost a tenth of a GET when all slots are taken.
+    Free slots go to the waiting users in turn, and to the waiters of one user in the order of their arrival.
     """
 
-    def __init__(self, size: int, timeout: float, opening_timeout: float) -> None:
+    def __init__(self, size: int, waiters_max: int, timeout: float, opening_timeout: float) -> None:
         """The timeouts are in seconds."""
         self.opening = 0
         self._free = size
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._share = (size + 1) // 2
+        self._waiters_share = (waiters_max + 1) // 2
+        self._held: dict[str, int] = {}
+        self._waiters: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._timeout = timeout
         self._opening_timeout = opening_timeout
 
-    async def acquire(self) -> None:
-        """Wait for a slot. Raises OverloadedError after the timeout."""
-        if self._free:
+    async def acquire(self, user: str) -> None:
+        """Wait for a slot. Raises OverloadedError after the timeout, or at once if too many calls of the user wait."""
+        held = self._held.get(user, 0)
+        if self._free and held < self._share:
             self._free -= 1
+            self._held[user] = held + 1
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        waiters = self._waiters.setdefault(user, deque())
+        if len(waiters) >= self._waiters_share:
+            raise OverloadedError
+        waiters.append(waiter)
         timer = waiter.get_loop().call_later(self._timeout, self._expire, waiter)
         try:
             await waiter
         except asyncio.CancelledError:
             if not (waiter.cancelled() or waiter.exception()):  # it got a slot at the same moment
-                self.release()
+                self.release(user)
             raise
         finally:
             timer.cancel()
 
-    def release(self) -> None:
-        """Give the slot to the first waiter, or free it."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+    def release(self, user: str) -> None:
+        """Give the slot back. A waiter gets it."""
         self._free += 1
+        self._held[user] -= 1
+        if not self._held[user]:
+            del self._held[user]
+        while self._waiters and self._free and (following := self._following_user()) is not None:
+            self._serve(following)
+
+    def _following_user(self) -> str | None:
+        """Returns the user whose turn it is, among those who wait and hold less than their share."""
+        return next((user for user in self._waiters if self._held.get(user, 0) < self._share), None)
+
+    def _serve(self, user: str) -> None:
+        """Give a slot to the first waiter of the user, whose next turn comes after those of the others."""
+        waiters = self._waiters.pop(user)
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                self._free -= 1
+                self._held[user] = self._held.get(user, 0) + 1
+                waiter.set_result(None)
+                break
+        if waiters:
+            self._waiters[user] = waiters
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:
         """Refuse a waiter. Wait longer while connections are being opened: a starting database is not overloaded."""
@@ -97,14 +127,20 @@ class SlotPool(Pool):
     """Reuses the most recently used connection first, so that surplus connections expire."""
 
     def __init__(
-        self, creator: Any, pool_size: int = 10, timeout: float = 5, timeouts: Timeouts = TIMEOUTS, **options: Any
+        self,
+        creator: Any,
+        pool_size: int = 10,
+        waiters_max: int = 1_000,
+        timeout: float = 5,
+        timeouts: Timeouts = TIMEOUTS,
+        **options: Any,
     ) -> None:
         """`timeout` is in seconds, for a slot. `options` are those of SQLAlchemy's `Pool`.
 
         The others are positional because `create_engine` ignores keyword-only parameters.
         """
         super().__init__(creator, **options)
-        self._slots = _Slots(pool_size, timeout, timeouts.opening)
+        self._slots = _Slots(pool_size, waiters_max, timeout, timeouts.opening)
         self._age_max = timeouts.age
         self._idle: list[_Opened] = []
         self._generation = 0
@@ -117,12 +153,13 @@ class SlotPool(Pool):
         Raises OverloadedError, DatabaseUnavailableError, or the error that `translate_error` returns. The cause of an
         UnavailableError is the driver's error.
         """
-        await self._slots.acquire()
+        user = USER.get()
+        await self._slots.acquire(user)
         try:
             opened = self._checkout() or cast("_Opened", await greenlet_spawn(self._open))
             return await self._run_on(opened, sql, values, reads)
         finally:
-            self._slots.release()
+            self._slots.release(user)
 
     def discard_idle(self) -> None:
         """Discard every connection opened until now at its next checkout, because one of them did not answer."""
@@ -150,17 +187,20 @@ class SlotPool(Pool):
         return f"{type(self).__name__}: {len(self._drivers)} connections, {len(self._idle)} of them idle"
 
     def _do_get(self) -> ConnectionPoolEntry:
-        await_(self._slots.acquire())
+        user = USER.get()
+        await_(self._slots.acquire(user))
         try:
-            return (self._checkout() or self._open()).record
+            record = (self._checkout() or self._open()).record
         except BaseException:
-            self._slots.release()
+            self._slots.release(user)
             raise
+        record.record_info[_HOLDER] = user  # type: ignore[index]  # it is never None
+        return record
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if record.dbapi_connection:  # None after an invalidation
             self._return_to_idle(record.info[_OPENED], busy=_is_in_use(record.dbapi_connection))
-        self._slots.release()
+        self._slots.release(record.record_info[_HOLDER])  # type: ignore[index]  # it is never None
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ARG002  # SQLAlchemy's
         """Close in the background, because an unresponsive server may never confirm."""
