@@ -93,6 +93,7 @@ benchmarks/fastify/node_modules: benchmarks/fastify/package-lock.json
 bench: install benchmarks/fastify/node_modules ## Measure requests and tokens, and compare with other implementations
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.fairness
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.tokens
 	$(BIN)/python -m benchmarks.distance --pool-sizes 5 10

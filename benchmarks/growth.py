@@ -17,7 +17,7 @@ import httpx
 
 from app.core.database import Statement
 from app.schemas.task import LIMIT_MAX
-from app.services.tasks import _COMPLETE, _CREATE, _GET, _page  # the statements that the service executes
+from app.services.tasks import _COMPLETE, _CREATE, _GET, PAGE_MAX, _page  # the statements that the service executes
 from benchmarks.data import sweep, token
 from benchmarks.load import Load, Sample, measure, medians
 from benchmarks.rig import Database, database, run, table
@@ -131,7 +131,7 @@ async def explain(dsn: str, owner: str) -> dict[str, str]:
     connection = await asyncpg.connect(dsn)
     [(moment, task_id)] = await connection.fetch(_POSITION, owner, LIMIT * FAR - 1)
     values = {"owner": owner, "task_id": task_id, "new_title": "Buy oat milk", "new_completed": False}
-    values |= {"limit": LIMIT + 1, "after_key": moment, "after_id": task_id}
+    values |= {"limit": LIMIT + 1, "page_max": PAGE_MAX, "after_key": moment, "after_id": task_id}
     plans = {name: await _plans(connection, statement, values) for name, statement in STATEMENTS.items()}
     await connection.close()
     return plans

@@ -23,6 +23,7 @@ BENCHMARKS: Final = {
     VERSION: ("benchmarks --clients=1", {*OPERATIONS, "Tasks API", "common idiom", "FastAPI's hello world"}),
     "growth": ("benchmarks.growth --rows=2000", {*OPERATIONS - {"list"}, "first page", "far page", "20", "200"}),
     "distance": ("benchmarks.distance --pool-sizes=5", OPERATIONS),
+    "fairness": ("benchmarks.fairness", {"nothing", "HEAD of that list"}),
     "workers": ("benchmarks.workers", {"1", "2", "DATABASE_URL, migrated", "embedded, data there", "app", "fastapi"}),
     "tokens": ("benchmarks.tokens", {"HS256", "EdDSA", "ES256", "RS256"}),
 }

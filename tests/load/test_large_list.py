@@ -102,3 +102,12 @@ async def test_an_offset_costs_far_more_on_the_last_page(
     first, last = [await explain(database, sql, [OWNER, LIMIT, 10**9]) for sql in (statement.sql, with_offset)]
 
     assert last.blocks > 50 * first.blocks
+
+
+@pytest.mark.usefixtures("collection")
+async def test_the_database_sends_no_row_after_the_texts_exceed_the_maximum(database: asyncpg.Connection) -> None:
+    rows = await database.fetch(_page("-created_at", frozenset(), resumed=False).sql, OWNER, LIMIT, 1_000)
+
+    sizes = [len(row["title"] + row["description"]) for row in rows]
+    assert sum(sizes[:-1]) <= 1_000 < sum(sizes)
+    assert [row["before"] for row in rows] == [sum(sizes[:number]) for number in range(len(rows))]

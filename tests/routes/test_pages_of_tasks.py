@@ -2,11 +2,13 @@
 
 import string
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from typing import get_args
 from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -106,15 +108,22 @@ class TestLink:
 
 
 class TestWeight:
-    async def test_a_page_ends_with_the_task_that_makes_its_texts_larger_than_1_mib(
-        self, database: asyncpg.Connection, client: httpx.AsyncClient, user: str, tasks: str
+    @pytest.mark.parametrize(("character", "lengths"), [("\U0001f600", [51, 9]), ("\x01", [34, 26]), ("a", [60])])
+    async def test_a_page_has_at_most_1_mib_of_json(
+        self,
+        database: asyncpg.Connection,
+        client: httpx.AsyncClient,
+        user: str,
+        tasks: str,
+        character: str,
+        lengths: list[int],
     ) -> None:
         await database.execute(_INSERT, user, 60)
-        await database.execute("UPDATE tasks SET description = repeat('\U0001f600', 5000) WHERE user_id = $1", user)
+        await database.execute("UPDATE tasks SET description = repeat($2, 5000) WHERE user_id = $1", user, character)
 
         pages = [page async for page in _pages(client, tasks)]
 
-        assert [len(page) for page in pages] == [53, 7]  # 20,006 bytes each
+        assert [len(page) for page in pages] == lengths
         assert len({task["id"] for page in pages for task in page}) == 60
 
     @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -130,18 +139,18 @@ class TestWeight:
         sort: str,
         limit: int,
     ) -> None:
-        monkeypatch.setattr("app.services.tasks.PAGE_MAX", 40)
+        monkeypatch.setattr("app.services.tasks.PAGE_MAX", 600)
         user, insert = new_user(), "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, $2, $3, $4)"
-        texts = [(uuid4(), "\xe9" * (size // 3 + 1), "d" * (size // 2) or None) for size in sizes]
+        texts = [(uuid4(), "\xe9" * (size // 3 + 1), "\x02" * (size // 2) or None) for size in sizes]
         await database.executemany(insert, [(user, *text) for text in texts])
 
         pages = [page async for page in _pages(client, f"/api/{user}/tasks", sort=sort, limit=limit)]
 
         assert sorted(task["id"] for page in pages for task in page) == sorted(str(text[0]) for text in texts)
-        for page in pages:
-            weights = [len((task["title"] + (task["description"] or "")).encode()) for task in page]
-            assert sum(weights[:-1]) <= 40
-            assert page is pages[-1] or len(page) == limit or sum(weights) > 40
+        for page, following in pairwise(pages):
+            weights = [len(orjson.dumps(task)) for task in (*page, following[0])]
+            assert len(page) == 1 or sum(weights[:-1]) <= 600
+            assert len(page) == limit or sum(weights) > 600
 
 
 class TestCursor:

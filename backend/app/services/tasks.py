@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid5
 
+import orjson
+from asyncpg import Record
 from sqlalchemy import (
     ARRAY,
     Boolean,
@@ -40,7 +43,7 @@ from app.core.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
-from app.models.task import WIRE_COLUMNS, Task, WireTask
+from app.models.task import DESCRIPTION_MAX, TITLE_MAX, WIRE_COLUMNS, Task, WireTask
 from app.schemas.task import UNCONDITIONAL, Conditions, Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
 
@@ -111,7 +114,9 @@ _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradic
     ),
 }
 _LITERAL: Final = "***="  # the rest is no pattern (PostgreSQL manual, 9.7.3.4)
-PAGE_MAX: Final = 1_048_576  # bytes of titles and descriptions. The task that exceeds it is the last one of its page
+PAGE_MAX: Final = 1_048_576  # bytes of a page, so that nobody's lists keep the event loop busy for long
+_TEXTS_MAX: Final = 4 * (TITLE_MAX + DESCRIPTION_MAX)  # bytes of the texts of a task
+_REST_MAX: Final = 400  # bytes of the JSON of a task without its texts
 # COLLATE "C" sorts by code point on every server. Cursors stay valid when the server's locales are upgraded.
 SORT_KEYS: Final[dict[str, SortKey]] = {
     "created_at": sort_key(col(Task.created_at)),
@@ -138,7 +143,7 @@ class TaskPage(NamedTuple):
 async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     """Returns one page of the user's tasks. Raises InvalidRequestError for an invalid cursor.
 
-    The page ends early if its texts would exceed `PAGE_MAX`.
+    The page ends before the task whose JSON would exceed PAGE_MAX.
     """
     filters = _filters(query)
     scope = repr((user_id, filters))
@@ -147,7 +152,7 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
         position = decode_cursor(query.cursor, query.sort, scope, SORT_KEYS[query.sort.removeprefix("-")])
         values |= {"after_key": position.key, "after_id": position.id}
     records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
-    tasks = [WireTask(*record[:-1]) for record in records[: query.limit]]
+    tasks = _fitting(records[: query.limit])
     if not tasks or not records[len(tasks) - 1]["has_next"]:
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
@@ -292,15 +297,28 @@ def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
     return statement(_bounded(ordered.limit(bindparam("limit"))), reads=True)
 
 
+def _fitting(records: Sequence[Record]) -> list[WireTask]:
+    """Returns the first tasks, at least one, whose JSON has at most PAGE_MAX bytes together."""
+    tasks = [WireTask(*record[:-2]) for record in records]
+    # JSON writes a control character in six bytes (RFC 8259 section 7).
+    if not tasks or 6 * (records[-1]["before"] + _TEXTS_MAX) + _REST_MAX * len(tasks) <= PAGE_MAX:
+        return tasks
+    sizes = accumulate(len(orjson.dumps(task)) for task in tasks)
+    return [task for task, size in zip(tasks, sizes, strict=True) if size <= PAGE_MAX] or tasks[:1]
+
+
 def _bounded(page: Select[Any]) -> Select[Any]:
-    """Returns the rows of the page up to `page_max` bytes. Each has `has_next`: whether another row follows it."""
+    """Returns the rows of the page until their texts exceed `page_max` bytes.
+
+    Each has two more columns: `before`, the bytes of the texts before it, and `has_next`, whether a row follows it.
+    """
     rows = page.subquery()
     size = func.octet_length(rows.c.title) + func.coalesce(func.octet_length(rows.c.description), literal_column("0"))
     before = func.sum(size).over(rows=(None, 0)) - size
     has_next = func.lead(true()).over(rows=(None, 0))
     weighed = select(rows, before.label("before"), has_next.label("has_next")).subquery()
     columns = (weighed.c[column.name] for column in WIRE_COLUMNS)
-    return select(*columns, weighed.c.has_next).where(weighed.c.before <= bindparam("page_max"))
+    return select(*columns, weighed.c.before, weighed.c.has_next).where(weighed.c.before <= bindparam("page_max"))
 
 
 def _position(task: WireTask, sort: Sort) -> Position:
