@@ -1,10 +1,13 @@
 """GET /api/{user_id}/tasks: its filters and its order. See test_pages_of_tasks.py for its pages."""
 
+import string
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.routes.support import add, listed, titles_of
 from tests.support import pointers, short
@@ -119,6 +122,39 @@ class TestFilters:
         await add(client, tasks, "CAF\xc9\nlatte", "\u0416\u0423\u041a", "\u540d\u524d")
 
         assert await titles_of(client, tasks, search=search) == titles
+
+    @pytest.mark.parametrize(
+        ("stored", "search"),
+        [
+            ("\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2"),  # a final sigma, and its capital
+            ("\u03bf\u03b4\u03bf\u03c2", "\u039f\u0394\u039f\u03a3"),
+            ("\u03bf\u03b4\u03bf\u03c2", "\u03bf\u03b4\u03bf\u03c3"),
+            ("caf\xe9s", "CAFE\u0301"),  # decomposed
+            ("cafe\u0301s", "CAF\xc9"),
+            ("\xe9e\u0301", "e\u0301\xe9"),  # both forms in one text
+            ("\uac01", "\u1100\u1161\u11a8"),
+        ],
+        ids=short,
+    )
+    async def test_a_search_finds_other_spellings_of_the_same_letters(
+        self, client: httpx.AsyncClient, tasks: str, stored: str, search: str
+    ) -> None:
+        await add(client, tasks, stored, "other")
+
+        assert await titles_of(client, tasks, search=search) == [stored]
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
+        | st.text(string.punctuation + " \n\t", min_size=1, max_size=50)
+    )
+    async def test_a_search_finds_any_text_as_it_is_stored(
+        self, client: httpx.AsyncClient, new_user: Callable[[], str], text: str
+    ) -> None:
+        tasks = f"/api/{new_user()}/tasks"
+        await add(client, tasks, "a", description=f"before{text}after")
+
+        assert await titles_of(client, tasks, search=text) == ["a"]
 
     @pytest.mark.parametrize("search", ["\U0001f600" * 200, "%" * 200, "\\" * 200], ids=short)
     async def test_a_search_may_have_200_characters(self, client: httpx.AsyncClient, tasks: str, search: str) -> None:

@@ -1,10 +1,12 @@
 """The six operations on tasks. Each runs one SQL statement, restricted to the owner's rows."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
+from unicodedata import normalize
 from uuid import UUID, uuid5
 
 import orjson
@@ -113,7 +115,7 @@ _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradic
         col(Task.description).regexp_match(bindparam("search", type_=Text), "i"),
     ),
 }
-_LITERAL: Final = "***="  # the rest is no pattern (PostgreSQL manual, 9.7.3.4)
+_OPERATORS: Final = re.compile(r"[][{}()*+?.^$|\\]")  # of a regular expression (PostgreSQL manual, 9.7.3)
 PAGE_MAX: Final = 1_048_576  # bytes of a page, so that nobody's lists keep the event loop busy for long
 _TEXTS_MAX: Final = 4 * (TITLE_MAX + DESCRIPTION_MAX)  # bytes of the texts of a task
 _REST_MAX: Final = 400  # bytes of the JSON of a task without its texts
@@ -284,8 +286,16 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
     if query.completed is not None:
         asked["completed"] = query.completed
     if query.search:
-        asked["search"] = _LITERAL + query.search
+        asked["search"] = "".join(map(_pattern, normalize("NFC", query.search)))
     return asked
+
+
+def _pattern(letter: str) -> str:
+    """Returns the regular expression for a letter, composed or decomposed (Unicode NFC, NFD). A sigma may be final."""
+    if letter in "\u03a3\u03c3\u03c2":
+        return "[\u03c3\u03c2]"
+    decomposed = normalize("NFD", letter)
+    return _OPERATORS.sub(r"\\\g<0>", letter) if decomposed == letter else f"(?:{letter}|{decomposed})"
 
 
 @cache
