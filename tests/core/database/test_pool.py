@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
-from sqlalchemy import column, insert, table
+from sqlalchemy import column, insert, literal_column, select, table
 from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
 
 from app.core.database import USER, Database, statement
 from app.core.database.pool import Timeouts
-from app.core.errors import DatabaseUnavailableError, OverloadedError, TimedOutError
+from app.core.errors import DatabaseUnavailableError, OverloadedError, StatementError, TimedOutError
 from tests.core.database.support import (
     ACTIVITY,
     SELECT_PID,
@@ -194,6 +194,21 @@ class TestShares:
 
         assert {type(call.exception()) for call in refused} == {OverloadedError}
         assert len(await asyncio.gather(other, *waiting)) == 5
+
+    async def test_a_probe_does_not_need_the_share_of_the_user_whose_request_started_it(
+        self, make_database: MakeDatabase
+    ) -> None:
+        db = make_database(pool_size=3, pool_timeout=60, timeouts=Timeouts(statement=60))
+        fail = db.fetch(statement(select(literal_column("1 / 0")), reads=True))
+        greedy = [run_for("greedy", call) for call in (sleep_by_fetch(db), fail, sleep_by_fetch(db))]
+
+        try:
+            await until(lambda: db.usable)
+        finally:
+            for call in greedy:
+                call.cancel()
+            await asyncio.wait(greedy)
+        assert isinstance(greedy[1].exception(), StatementError)
 
 
 class TestDiscarded:

@@ -18,7 +18,7 @@ from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
 from app.core.database.faults import is_transient, is_unprepared, probe_delays, sqlstate, translate_error
-from app.core.database.pool import TIMEOUTS, SlotPool, Timeouts
+from app.core.database.pool import TIMEOUTS, USER, SlotPool, Timeouts
 from app.core.database.statement import Statement, statement
 from app.core.database.transaction import open_session, transaction
 from app.core.errors import (
@@ -217,6 +217,7 @@ class Database:
 
     async def _probe_until_usable(self) -> None:
         """A replica that the load balancer has taken out gets no requests, so only a probe notices the recovery."""
+        USER.set("")  # the share of the user whose request started it may be used up
         delays = probe_delays()
         while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event signals recovery; coverage.py misses the exit
             await asyncio.sleep(next(delays))
