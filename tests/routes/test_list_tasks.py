@@ -120,6 +120,65 @@ class TestFilters:
 
         assert await titles_of(client, tasks, search=search) == titles
 
+    @pytest.mark.parametrize(
+        ("search", "titles"),
+        [
+            *((word, ["cafe\u0301", "CAF\xc9"]) for word in ("caf\xe9", "CAF\xc9", "cafe\u0301", "af\xe9", "fe\u0301")),
+            ("cafe", ["cafe\u0301"]),  # the letter, with or without an accent behind it
+            ("o\u0302\u0323", ["co\u0323\u0302", "c\u1ed9"]),  # in another order, too
+            ("\ud55c", ["\u1112\u1161\u11ab", "\ud55c"]),
+            ("e\u0301\xe9", ["e\u0301\xe9"]),  # neither composed nor decomposed
+            *(
+                (word, ["\u03bf\u03b4\u03cc\u03c2", "\u039f\u0394\u038c\u03a3"])
+                for word in (
+                    "\u03bf\u03b4\u03cc\u03c2",
+                    "\u03bf\u03b4\u03cc\u03c3",
+                    "\u039f\u0394\u038c\u03a3",
+                    "\u039f\u0394\u039f\u0301\u03a3",
+                )
+            ),
+            (
+                "\u03c4\u03b7\u03c3 \u03c3\u03bf\u03c6\u03b9\u03b1\u03c3",
+                [
+                    "\u03c4\u03b7\u03c2 \u03c3\u03bf\u03c6\u03b9\u03b1\u03c2 1",
+                    "\u03a4\u0397\u03a3 \u03a3\u039f\u03a6\u0399\u0391\u03a3",
+                ],
+            ),
+            (
+                "\u03c4\u03b7\u03c2 \u03c3",
+                [
+                    "\u03c4\u03b7\u03c2 \u03c3\u03bf\u03c6\u03b9\u03b1\u03c2 1",
+                    "\u03a4\u0397\u03a3 \u03a3\u039f\u03a6\u0399\u0391\u03a3",
+                ],
+            ),
+        ],
+        ids=short,
+    )
+    async def test_a_search_finds_composed_and_decomposed_letters_and_every_form_of_sigma(
+        self, client: httpx.AsyncClient, tasks: str, search: str, titles: list[str]
+    ) -> None:
+        await add(
+            client,
+            tasks,
+            "CAF\xc9",
+            "cafe\u0301",
+            "c\u1ed9",
+            "co\u0323\u0302",
+            "\ud55c",
+            "\u1112\u1161\u11ab",
+            "e\u0301\xe9",
+        )
+        await add(
+            client,
+            tasks,
+            "\u039f\u0394\u038c\u03a3",
+            "\u03bf\u03b4\u03cc\u03c2",
+            "\u03a4\u0397\u03a3 \u03a3\u039f\u03a6\u0399\u0391\u03a3",
+        )
+        await add(client, tasks, "\u03c4\u03b7\u03c2 \u03c3\u03bf\u03c6\u03b9\u03b1\u03c2 1")
+
+        assert await titles_of(client, tasks, search=search) == titles
+
     @pytest.mark.parametrize("search", ["\U0001f600" * 200, "%" * 200, "\\" * 200], ids=short)
     async def test_a_search_may_have_200_characters(self, client: httpx.AsyncClient, tasks: str, search: str) -> None:
         await add(client, tasks, search, "other")
