@@ -52,15 +52,25 @@ class TestMiddleware:
         async def handler() -> Response:
             return Response("x", headers={"Vary": "Authorization, Origin"})
 
+        async def others() -> Response:
+            reply = Response("x", headers={"Vary": "X-Authorization"})
+            reply.headers.append("Vary", "Sec-Origin")
+            return reply
+
         def extend(app: FastAPI) -> None:
             app.get(BASE)(handler)
+            app.get(f"{BASE}/others")(others)
             app.add_middleware(GZipMiddleware, minimum_size=1)
 
         async with extended(secured, extend) as client:
-            replies = [await client.get(path) for path in ("/health/live", "/api/ada/things")]
+            replies = [await client.get(path) for path in ("/health/live", "/api/ada/things", "/api/ada/things/others")]
 
         values = [reply.headers["Vary"] for reply in replies]
-        assert values == ["Accept-Encoding, Origin, Authorization", "Authorization, Origin, Accept-Encoding"]
+        assert values == [
+            "Accept-Encoding, Origin, Authorization",
+            "Authorization, Origin, Accept-Encoding",
+            "X-Authorization, Sec-Origin, Accept-Encoding, Origin, Authorization",
+        ]
 
 
 class Colour(Enum):  # a schema without properties

@@ -155,17 +155,6 @@ class TestOrderOfChecks:
         assert checkouts == []
 
 
-class TestPublicPaths:
-    async def test_a_path_outside_the_operations_needs_no_token(self, client: httpx.AsyncClient) -> None:
-        public = ("/health/live", "/health/ready", "/openapi.json", "/docs", "/docs/assets/swagger-ui.css")
-        unknown = ("/nope", "/api/a%2Fb/tasks", "/api/zoe/tasks/")
-        for headers in ({}, carrying("a.b.c")):
-            for path, status in (*((path, 200) for path in public), *((path, 404) for path in unknown)):
-                assert (await client.get(path, headers=headers)).status_code == status
-            for method in ("PUT", "OPTIONS"):
-                assert (await client.request(method, "/api/zoe/tasks", headers=headers)).status_code == 405
-
-
 class TestBrowser:
     async def test_a_page_of_an_allowed_origin_may_send_a_token_and_read_a_401_or_403(
         self, client: httpx.AsyncClient, tasks: str

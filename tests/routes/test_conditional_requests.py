@@ -66,6 +66,8 @@ MISMATCHES: Final[list[Lines]] = [
     ('"{}0"',),
     ('"{}"0',),
     ('"a,{},b"',),
+    ('"a,"{}",b"',),
+    ('"a,*,b"',),
     ('w/"{}"',),
     ('W/ "{}"',),
     ('"2026-02-30T24:61:61.000000Z"',),
@@ -149,6 +151,9 @@ class TestMatching:
 
         assert (reply.status_code, reply.headers["ETag"], reply.json()) == (200, tag(task), task)
         check_refused(await DELETE(client, path, header("If-Match", lines, task)), task)
+
+    async def test_a_star_within_a_tag_refuses_no_change(self, client: Client, path: str) -> None:
+        check_done(await RENAME(client, path, {"If-None-Match": '"a,*,b"'}))
 
     async def test_the_same_time_in_another_notation_is_another_tag(
         self, client: Client, path: str, task: Task

@@ -4,6 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import asyncpg
 import httpx
 import pytest
 
@@ -17,6 +18,8 @@ VALID: Final[dict[str, list[object]]] = {
         "\U0001f600" * 200,
         "e\u0301" * 100,
         "  spaces at both ends  ",
+        # Nobody sees these.
+        *"\x01\u00ad\u034f\u115f\u180e\u200b\u200d\u202e\u2060\u2800\u3164\ufe0f\ufeff\U000e0001\U000e0100",
         "\x01\x1b[31m\x7f\u202e\u200bline one\r\nline two\tafter a tab",
         '\'; DROP TABLE tasks; -- %s {0} $1 \\ "quoted" <script>alert(1)</script>',
     ],
@@ -62,6 +65,16 @@ async def test_an_invalid_value_is_refused_and_nothing_is_stored(
 
     assert pointers(await send(json=valid | {field: value})) == [f"#/{field}"]
     assert (await client.get(tasks)).json() == [task]
+
+
+async def test_the_table_refuses_no_title_that_the_service_accepts(database: asyncpg.Connection) -> None:
+    find = "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE conname = 'ck_tasks_title'"
+    rule = (await database.fetchval(find)).replace("title", "chr(point)")
+    points = "generate_series(1, 1114111) AS point WHERE point NOT BETWEEN 55296 AND 57343"
+    refused = await database.fetchval(f"SELECT string_agg(chr(point), '') FROM {points} AND NOT ({rule})")  # noqa: S608
+
+    assert " " in refused
+    assert refused.isspace()
 
 
 async def test_a_refusal_names_every_invalid_field_and_quotes_no_value(send: Send) -> None:

@@ -48,6 +48,10 @@ async def test_a_task_id_that_is_not_a_uuid_is_refused(client: httpx.AsyncClient
         ("2026-11-22 19:30:00.000001+02", "2026-11-22T17:30:00.000001Z"),
         ("0001-01-01 00:00:00Z", "0001-01-01T00:00:00.000000Z"),
         ("9999-12-31 23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
+        ("10000-01-01 00:00:00Z", "10000-01-01T00:00:00.000000Z"),
+        ("0044-03-15 12:00:00Z BC", "0044-03-15T12:00:00.000000Z BC"),
+        ("infinity", "infinity"),
+        ("-infinity", "-infinity"),
     ],
 )
 async def test_times_have_six_fraction_digits_and_a_z(

@@ -132,6 +132,8 @@ class TestFilters:
             ("caf\xe9s", "CAFE\u0301"),  # decomposed
             ("cafe\u0301s", "CAF\xc9"),
             ("\xe9e\u0301", "e\u0301\xe9"),  # both forms in one text
+            ("o\u0302\u0323", "o\u0302\u0323"),  # marks in an order that Unicode does not use
+            ("cafe\u0301", "cafe"),
             ("\uac01", "\u1100\u1161\u11a8"),
         ],
         ids=short,

@@ -27,6 +27,13 @@ SELECT $1, gen_random_uuid(), 'Task ' || n % 5, n % 2 = 0,
 FROM generate_series(1, $2) AS n
 """
 
+_ODD_TIMES = [  # in their order
+    *("-infinity", "4713-01-01 00:00:00Z BC", "0044-03-15 12:00:00Z BC", "0001-12-31 23:59:59.999999Z BC"),
+    *("0001-01-01 00:00:00Z", "0001-01-01 00:00:00.000001Z", "2026-11-22 09:30:00Z"),
+    *("9999-12-31 23:59:59.999998Z", "9999-12-31 23:59:59.999999Z", "10000-01-01 00:00:00Z"),
+    *("294276-12-31 23:59:59.999999Z", "infinity"),
+]
+
 
 async def _pages(client: httpx.AsyncClient, tasks: str, **query: object) -> AsyncIterator[Tasks]:
     """Follows `Link` to the last page."""
@@ -234,6 +241,27 @@ class TestWalk:
         assert len(matching) == (30 if query else len(sixty_tasks))
         assert [task for page in pages for task in page] == self.ordered(matching, sort)
         assert [len(page) for page in pages[:-1]] == [7] * (len(matching) // 7)
+
+    @pytest.mark.parametrize("sort", ["created_at", "-created_at", "updated_at", "-updated_at"])
+    async def test_the_pages_have_every_task_once_whatever_times_somebody_has_imported(
+        self, database: asyncpg.Connection, client: httpx.AsyncClient, user: str, tasks: str, sort: str
+    ) -> None:
+        """The driver writes the first and the last `datetime` as infinity, and cannot read other years at all."""
+        insert = (
+            "INSERT INTO tasks (user_id, id, title, created_at, updated_at) SELECT $1, gen_random_uuid(), $2, at, at"
+        )
+        for time in _ODD_TIMES:  # two of each
+            await database.execute(
+                f"{insert} FROM generate_series(1, 2), CAST($3::text AS timestamptz) AS at", user, time, time
+            )
+        ordered = [time for time in _ODD_TIMES for _ in range(2)]
+
+        for limit in (1, 3):
+            walked: list[str] = []
+            async for page in _pages(client, tasks, limit=limit, sort=sort):
+                walked += [task["title"] for task in page]
+                assert len(walked) <= len(ordered)
+            assert walked == (ordered[::-1] if sort.startswith("-") else ordered)
 
     @pytest.mark.parametrize("sort", _SORTS)
     async def test_changes_between_the_pages_neither_repeat_nor_skip_an_untouched_task(

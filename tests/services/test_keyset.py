@@ -18,6 +18,7 @@ from sqlmodel import AutoString
 
 from app.core.database import Database, Statement, statement
 from app.core.errors import InvalidRequestError
+from app.models.task import time_text
 from app.services.cursors import Position, SortKey, _with_checksum, decode_cursor, encode_cursor, page_after, sort_key
 from tests.support import execute, new_database
 
@@ -37,16 +38,19 @@ class Crossed(enum.Enum):
     two = "one"
 
 
-_MOMENT: Final = datetime(2026, 1, 1, tzinfo=UTC)
-_LAST: Final = datetime(9999, 12, 31, 23, 59, 59, 999_999)  # noqa: DTZ001  # so asyncpg reads and writes `infinity`
+_DATES: Final = [
+    *("-infinity", "4713-01-01T00:00:00.000000Z BC", "0001-12-31T00:00:00.000000Z BC", "0001-01-01T00:00:00.000000Z"),
+    *("2026-01-31T00:00:00.000000Z", "9999-12-31T00:00:00.000000Z", "10000-01-01T00:00:00.000000Z", "infinity"),
+]
+_TIMES: Final = [*_DATES[:-2], "9999-12-31T23:59:59.999998Z", "9999-12-31T23:59:59.999999Z", *_DATES[-2:]]
 _UUIDS: Final = (UUID(int=0), UUID(int=1), UUID(int=2**128 - 1))
 _NUMBERS: Final = [*map(Decimal, ("-Infinity", "-0.5", "1E-16383", "1.1", "1.10", "1E+3", "9E+131071", "NaN"))]
 _CROSSED: Final = sa.Enum(Crossed, name="crossed", values_callable=lambda members: [each.value for each in members])
 # Types of keys, with values in ascending order.
 KINDS: Final[dict[str, tuple[Any, Sequence[Any]]]] = {
-    "timestamptz": (sa.DateTime(timezone=True), [_MOMENT, _MOMENT.replace(microsecond=1), _LAST]),
-    "timestamp": (sa.DateTime(), [_MOMENT.replace(tzinfo=None), _LAST.replace(microsecond=1), _LAST]),
-    "date": (sa.Date(), [date.min, date(2026, 1, 31), date.max]),
+    "timestamptz": (sa.DateTime(timezone=True), _TIMES),
+    "timestamp": (sa.DateTime(), _TIMES),
+    "date": (sa.Date(), _DATES),
     "text": (sa.Text(), ["", "'", "A", "None", "a", "é", "\ufffd", "\U0010ffff"]),
     "str of SQLModel": (AutoString(), ["", "a", "aaaaa", "b"]),
     "smallint": (sa.SmallInteger(), [-(2**15), -1, 0, 2**15 - 1]),
@@ -96,6 +100,8 @@ def page(order: Order, *, resumed: bool, in_nulls: bool) -> Statement:
     """Returns the statement for a page as a service makes it."""
     column, row_id = order.column, TABLES[order.kind].c.id
     shown = sa.cast(column, sa.Text) if isinstance(column.type, sa.Enum | sa.Uuid) else column
+    if isinstance(column.type, sa.DateTime | sa.Date):
+        shown = time_text(column)
     query = page_after(
         sa.select(row_id, shown), order.key, row_id, descending=order.descending, resumed=resumed, in_nulls=in_nulls
     )
@@ -154,7 +160,8 @@ async def direct(own_dsn: str) -> AsyncIterator[asyncpg.Connection]:
 async def fill(direct: asyncpg.Connection, order: Order, keys: Sequence[Any]) -> list[UUID]:
     """Replace all rows by one for each key. Returns the ids in the plain order."""
     await direct.execute(f'DELETE FROM "by {order.kind}"')  # noqa: S608
-    sql = f'INSERT INTO "by {order.kind}" (id, always, maybe) VALUES ($1, $2, $3)'  # noqa: S608
+    cast = f"::text::{order.kind}" if isinstance(order.column.type, sa.DateTime | sa.Date) else ""
+    sql = f'INSERT INTO "by {order.kind}" (id, always, maybe) VALUES ($1, $2{cast}, $3{cast})'  # noqa: S608
     rows = [(UUID(int=number), keys[0] if key is None else key, key) for number, key in enumerate(keys)]
     await direct.executemany(sql, rows)
     way = "DESC" if order.descending else "ASC"
@@ -217,6 +224,9 @@ ODD: Final = [
     *("infinity", "-infinity", "now", "0001-01-01", "9999-12-31", "2026-W01-1", "20260101", "2026-02-30"),
     *("0001-01-01T00:00:00", "9999-12-31T23:59:59.999999", "2026-01-01T00:00:00Z", "2026-01-01T24:00:00"),
     *("2026-01-01 00:00:00+23:59:59.999999", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00"),
+    *("0000-01-01T00:00:00.000000Z", "0001-02-29T00:00:00.000000Z BC", "0002-02-29T00:00:00.000000Z BC"),
+    *("4713-01-01T00:00:00.000000Z BC", "4714-12-31T00:00:00.000000Z BC", "2026-02-30T00:00:00.000000Z"),
+    *("294276-12-31T23:59:59.999999Z", "294277-01-01T00:00:00.000000Z", "2026-01-01T24:00:00.000000Z", "infinity BC"),
     *("SMALL", "small", "Size.SMALL", "s", "one", "two", "Crossed.one", "b", "ab"),
     *("0" * 32, "{00000000-0000-0000-0000-000000000000}", "urn:uuid:" + "f" * 32, "g" * 32),
 ]
@@ -248,6 +258,12 @@ class TestForgedCursor:
             for value in (member, label):
                 cursor = encode_cursor(Position(value, UUID(int=1)), "sort", SCOPE)
                 assert decoded(cursor, key) == Position(label, UUID(int=1))
+
+
+@pytest.mark.parametrize("time", [datetime(9999, 12, 31, tzinfo=UTC), date.min])
+def test_a_time_that_is_not_text_is_refused(time: date) -> None:
+    with pytest.raises(TypeError, match=r"select the time with time_text\(column\)"):
+        encode_cursor(Position(time, UUID(int=1)), "sort", SCOPE)
 
 
 @pytest.mark.parametrize(

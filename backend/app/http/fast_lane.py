@@ -5,6 +5,7 @@ analyses each signature once, when the application is built, and takes only rout
 serves every other route. The tests of the routes also pass with `FastLane.enabled = False`.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -36,6 +37,8 @@ from app.http.problems import EXTRA_HEADERS
 
 BODY_LIMIT: Final = 65_536  # bytes
 _ABSENT: Final[Any] = object()  # no body was sent; not None, because `null` is a body
+
+_TAG: Final = re.compile(r'(?:[^,"]|"[^"]*"?)+')  # a tag may have commas, and no escapes (RFC 9110 section 8.8.3)
 
 _Handler = Callable[[Request], Awaitable[Response]]
 
@@ -324,9 +327,9 @@ def values_of(request: Request, name: bytes) -> list[str]:
 
 
 def tags_of(request: Request, name: bytes) -> list[str] | None:
-    """Returns the entity tags in a header, None if it is absent. The service's own tags contain no comma."""
+    """Returns the entity tags in a header, None if it is absent."""
     values = values_of(request, name)
-    return [tag.strip(" \t") for tag in ",".join(values).split(",")] if values else None
+    return [tag.strip(" \t") for value in values for tag in _TAG.findall(value)] if values else None
 
 
 def _is_flat_model(fields: list[Any]) -> bool:

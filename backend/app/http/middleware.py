@@ -51,7 +51,9 @@ def complete_headers(message: Message, request_id: str) -> None:
     """Add `X-Request-ID` and the missing default headers to the first message of a reply."""
     said = dict(message["headers"])
     if b"vary" in said:
-        missing = [name for name in ("Origin", "Authorization") if name.encode().lower() not in said[b"vary"].lower()]
+        lines = Headers(raw=message["headers"]).getlist("vary")
+        names = {name.strip().lower() for line in lines for name in line.split(",")}
+        missing = [name for name in ("Origin", "Authorization") if name.lower() not in names]
         if missing:
             MutableHeaders(scope=message).add_vary_header(", ".join(missing))
     absent = [header for header in _SAFE_HEADERS if header[0] not in said]

@@ -1,5 +1,6 @@
 """Unknown names in a request: listed in `Ignored-Fields`, or refused with `Prefer: handling=strict` (RFC 7240)."""
 
+import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
@@ -14,6 +15,8 @@ from app.http.authorization import all_dependants
 from app.http.problems import body_pointer, cut_name
 
 _NAMES_SHOWN: Final = 20  # limits how much input a reply repeats, as `cut_name` does
+_PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')  # a quoted string may have a comma (RFC 9110, 5.6.4)
+_HANDLING: Final = re.compile(r'[ \t]*handling[ \t]*(?:=[ \t]*("(?:[^"\\]|\\.)*"|[^";]*))?[ \t]*(?:;|$)', re.IGNORECASE)
 
 
 class _Anything:
@@ -93,10 +96,9 @@ def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: S
 
 def _handling(prefer: Sequence[str]) -> str | None:
     """Returns the first `handling` of `Prefer` if it is `strict` or `lenient` (RFC 7240 section 4.4)."""
-    for preference in ",".join(prefer).split(","):
-        name, _, value = preference.partition(";")[0].partition("=")
-        if name.strip().lower() == "handling":
-            value = value.strip().strip('"').lower()
+    for preference in (each for line in prefer for each in _PREFERENCE.findall(line)):
+        if found := _HANDLING.match(preference):
+            value = re.sub(r"\\(.)", r"\1", (found[1] or "").strip(' \t"')).lower()
             return value if value in {"strict", "lenient"} else None
     return None
 

@@ -5,12 +5,14 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, DateTime, Index, Text, Uuid, cast, false, func, literal_column
+from sqlalchemy import CheckConstraint, DateTime, Index, Text, Uuid, case, cast, false, func, literal_column
 from sqlmodel import Field, SQLModel
 
 TITLE_MAX: Final = 200
 DESCRIPTION_MAX: Final = 5_000
 USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
+
+_RFC_3339: Final = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
 
 
 class Task(SQLModel, table=True):
@@ -59,11 +61,22 @@ class WireTask:
     updated_at: str
 
 
+def time_text(column: Any) -> Any:
+    """Returns the SQL for a time as text from which PostgreSQL reads the same time. Python has no infinite times and
+    only the years 1 to 9999.
+
+    The text is RFC 3339 in UTC, but it ends in ` BC` for a year before 1, and is `infinity` or `-infinity`.
+    """
+    utc = func.timezone(literal_column("'UTC'"), column) if getattr(column.type, "timezone", False) else column
+    before_1: Any = (utc < literal_column("'0001-01-01'"), literal_column(f"'{_RFC_3339} BC'"))
+    text = func.to_char(utc, case(before_1, else_=literal_column(f"'{_RFC_3339}'")))  # NULL for an infinite time
+    return func.coalesce(text, cast(column, Text)).label(column.name)
+
+
 def _on_the_wire(column: Any) -> Any:
     """Returns the column as text if it is an id or a time. PostgreSQL converts these at less cost than Python."""
     if isinstance(column.type, DateTime):
-        utc = func.timezone(literal_column("'UTC'"), column)
-        return func.to_char(utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")).label(column.name)
+        return time_text(column)
     return cast(column, Text).label(column.name) if isinstance(column.type, Uuid) else column
 
 

@@ -1,16 +1,19 @@
 """Swagger UI at /docs. The service serves its files too, so the page works without internet access."""
 
+from collections.abc import AsyncIterator
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
 from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
 from app.core.errors import RouteNotFoundError
 from app.http.authorization import public
 
 _ASSETS: Final = "/docs/assets"
+_PART: Final = 65_536  # bytes
 _CACHED: Final = {"Cache-Control": "public, max-age=3600"}
 # Swagger UI needs an inline script, inline styles and data images. It connects only to this service.
 _POLICY: Final = {
@@ -33,11 +36,24 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(_ASSETS + "/{name}")
 @public
-def get_asset(name: str) -> Response:
+async def get_asset(name: str) -> StreamingResponse:
     """Returns a file of the page."""
     if name not in _MEDIA_TYPES:
         raise RouteNotFoundError
-    return Response((_FOLDER / name).read_bytes(), headers=_CACHED, media_type=_MEDIA_TYPES[name])
+    content = _read(name)
+    headers = _CACHED | {"Content-Length": str(len(content))}
+    return StreamingResponse(_parts(content), headers=headers, media_type=_MEDIA_TYPES[name])
+
+
+@cache
+def _read(name: str) -> bytes:
+    return (_FOLDER / name).read_bytes()
+
+
+async def _parts(content: bytes) -> AsyncIterator[bytes]:
+    """Yields the content in parts, so that a client that does not read its reply occupies no copy of the file."""
+    for start in range(0, len(content), _PART):
+        yield content[start : start + _PART]
 
 
 @router.get("/docs")

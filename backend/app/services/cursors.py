@@ -5,10 +5,11 @@ from.
 """
 
 import enum
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal
 from hashlib import blake2b
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Date,
     DateTime,
     Enum,
     Float,
@@ -41,6 +43,8 @@ _NULL: Final = b"\xff"  # a byte that never occurs in UTF-8
 _MEMBER: Final = b"\xfe"  # another such byte, before the name of an enum member, which may differ from its label
 _BIGINT: Final = range(-(2**63), 2**63)
 _EXPONENTS: Final = range(-16_383, 131_072)  # of PostgreSQL's numeric; asyncpg sends 1E+131072 as 0
+_TIME: Final = re.compile(r"-?infinity|(\d{4,6})(-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)( BC)?", re.ASCII)  # `time_text`
+_YEARS: Final = range(-4712, 294_277)  # of PostgreSQL's timestamp; 0 is the year 1 BC
 
 
 class SortKey(NamedTuple):
@@ -52,7 +56,7 @@ class SortKey(NamedTuple):
 
 
 class Position(NamedTuple):
-    """The last row of a page: its sort key, None for NULL, and its id."""
+    """The last row of a page: its sort key, None for NULL, and its id. A time is the text that `time_text` selects."""
 
     key: object
     id: UUID
@@ -100,11 +104,11 @@ def _is_after(key: SortKey, row_id: Any, *, descending: bool, in_nulls: bool) ->
 
 
 def _key_parameter(type_: Any) -> Any:
-    """Returns the parameter for a sort key. An Enum is sent as its label, because asyncpg expects text.
+    """Returns the parameter for a sort key. An Enum is sent as its label, because asyncpg expects text, and a time too.
 
     A forged number may exceed the range of its column. It is sent with a wider type that the database accepts.
     """
-    if isinstance(type_, Enum):
+    if isinstance(type_, Enum | DateTime | Date):
         return cast(bindparam("after_key", type_=Text), type_)
     if isinstance(type_, Integer | Numeric):
         return bindparam("after_key", type_=BigInteger if isinstance(type_, Integer) else Numeric)
@@ -112,13 +116,19 @@ def _key_parameter(type_: Any) -> Any:
 
 
 def encode_cursor(position: Position, sort: str, scope: str) -> str:
-    """Returns `position` as URL-safe text, valid only for `sort` and `scope` (owner and filters of the list)."""
+    """Returns `position` as URL-safe text, valid only for `sort` and `scope` (owner and filters of the list).
+
+    Raises TypeError for a `datetime` or `date`: for the driver, the first and the last of them are infinite times.
+    """
     return _with_checksum(position.id.bytes + _written(position.key), sort, scope)
 
 
 def _written(key: object) -> bytes:
     if isinstance(key, enum.Enum):
         return _MEMBER + key.name.encode()
+    if isinstance(key, date):
+        message = f"a cursor cannot carry {key!r}: select the time with time_text(column)"
+        raise TypeError(message)
     return _NULL if key is None else str(key).encode()
 
 
@@ -138,8 +148,6 @@ def _read_key(content: bytes, key: SortKey) -> object:
     type_ = key.column.type
     if isinstance(type_, Enum):
         return _read_label(content, type_)
-    if isinstance(type_, DateTime) and not type_.timezone:
-        return _read_naive(content.decode())
     return _READERS[key.kind](content.decode())
 
 
@@ -153,17 +161,16 @@ def _read_label(content: bytes, type_: Enum) -> str:
     return label
 
 
-def _read_naive(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo:
+def _read_time(text: str) -> str:
+    found = _TIME.fullmatch(text)
+    if not found:
         raise ValueError
-    return moment
-
-
-def _read_moment(text: str) -> datetime:
-    """Returns the time in UTC. The driver reads `infinity` as the maximum datetime, without a time zone."""
-    moment = datetime.fromisoformat(text)
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if found[1]:
+        year = 1 - int(found[1]) if found[3] else int(found[1])
+        if year not in _YEARS or not int(found[1]):
+            raise ValueError
+        datetime.fromisoformat(f"{2000 + year % 400}{found[2]}")  # the calendar repeats after 400 years
+    return text
 
 
 def _read_text(text: str) -> str:
@@ -192,8 +199,8 @@ _READERS: Final[Mapping[type, Callable[[str], object]]] = MappingProxyType(
         int: _read_integer,
         bool: {"True": True, "False": False}.__getitem__,
         Decimal: _read_decimal,
-        datetime: _read_moment,
-        date: date.fromisoformat,
+        datetime: _read_time,
+        date: _read_time,
         UUID: UUID,
     }
 )

@@ -286,16 +286,27 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
     if query.completed is not None:
         asked["completed"] = query.completed
     if query.search:
-        asked["search"] = "".join(map(_pattern, normalize("NFC", query.search)))
+        asked["search"] = _pattern(query.search)
     return asked
 
 
-def _pattern(letter: str) -> str:
-    """Returns the regular expression for a letter, composed or decomposed (Unicode NFC, NFD). A sigma may be final."""
+def _pattern(words: str) -> str:
+    """Returns the regular expression for `words` as they are, and for other forms of the same letters."""
+    literal = _literal(words)
+    others = "".join(map(_forms, normalize("NFC", words)))
+    return literal if literal == others else f"{literal}|{others}"
+
+
+def _forms(letter: str) -> str:
+    """Returns the expression for a letter, composed or decomposed (Unicode NFC, NFD), and for a sigma, final or not."""
     if letter in "\u03a3\u03c3\u03c2":
         return "[\u03c3\u03c2]"
     decomposed = normalize("NFD", letter)
-    return _OPERATORS.sub(r"\\\g<0>", letter) if decomposed == letter else f"(?:{letter}|{decomposed})"
+    return _literal(letter) if decomposed == letter else f"(?:{letter}|{decomposed})"
+
+
+def _literal(words: str) -> str:
+    return _OPERATORS.sub(r"\\\g<0>", words)
 
 
 @cache

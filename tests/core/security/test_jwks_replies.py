@@ -5,11 +5,15 @@ import gzip
 import json
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from math import factorial, gcd
 from typing import Any, Final
 
 import httpx
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.algorithms import ECAlgorithm
 
 from app.core.security.jwks import JwksClient, Timing
@@ -30,9 +34,10 @@ HEADER: Final = {"kid": "old", "alg": "EdDSA"}
 GOOD: Final = json.dumps({"keys": [OLD.jwk]}).encode()
 
 
-def rsa(bits: int, exponent: str = "AQAB") -> Jwk:
-    """A made-up public key of this size. Generating a real key of a large size would take long."""
-    return {"kty": "RSA", "n": base64url((2 ** (bits - 1) + 1).to_bytes(bits // 8 + 1, "big")), "e": exponent}
+def rsa(bits: int, exponent: str = "AQAB", factor: int = 1) -> Jwk:
+    """A made-up public key of this size without small prime factors but `factor`. To generate one would take long."""
+    modulus = next(n for n in range(2 ** (bits - 1) + 1, 2**bits, 2) if gcd(n, factorial(1_000)) == 1) * factor
+    return {"kty": "RSA", "n": base64url(modulus.to_bytes(bits // 8 + 2, "big")), "e": exponent}
 
 
 ED: Final = {name: OLD.jwk[name] for name in ("kty", "crv", "x")}  # as Better Auth publishes it
@@ -182,6 +187,11 @@ UNUSABLE: Final[dict[str, Jwk]] = {
     "RSA of 2,047 bits": rsa(2_047),
     "RSA of 8,193 bits": rsa(8_193),
     "RSA with exponent 1": rsa(2_048, "AQ"),
+    "RSA with an even exponent": rsa(2_048, "AQAA"),
+    "RSA with an even modulus": rsa(2_047, factor=2),
+    "RSA with a factor of 751": rsa(2_047, factor=751),
+    "RSA of ones": RSA | {"n": base64url(b"\xff" * 256)},
+    "RSA with its primes": RSA | {"p": "AQ", "q": "AQ"},
     "RSA on a curve that is no text": RSA | {"crv": {}},
     "P-384": P384,
     "P-384 called P-256": P384 | {"crv": "P-256"},
@@ -196,6 +206,39 @@ UNUSABLE: Final[dict[str, Jwk]] = {
     "called ES256": ED | {"alg": "ES256"},
     "EC called Ed25519": EC | {"alg": "Ed25519"},
 }
+
+
+P: Final = 2**255 - 19  # the field of Ed25519 (RFC 8032 section 5.1)
+ORDER_8: Final = int("7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd84d3d706a17c7", 16)
+# The y of every point of order 1, 2, 4 or 8, also in the second encoding of those below 19. Each has two signs of x.
+SMALL_ORDER: Final = [
+    (y | sign << 255).to_bytes(32, "little") for y in (0, 1, P - 1, ORDER_8, P - ORDER_8, P, P + 1) for sign in (0, 1)
+]
+FORGED: Final = (1).to_bytes(32, "little") + bytes(32)  # R is the neutral element, S is 0
+
+
+def accepts(key: bytes, message: bytes) -> bool:
+    """Whether the library accepts the forged signature of this message."""
+    with suppress(InvalidSignature):
+        Ed25519PublicKey.from_public_bytes(key).verify(FORGED, message)
+        return True
+    return False
+
+
+class TestSmallOrder:
+    async def test_an_ed25519_key_with_which_everybody_can_sign_is_refused(self, issuer: Issuer) -> None:
+        jwks = [ED | {"kid": str(number), "x": base64url(key)} for number, key in enumerate(SMALL_ORDER)]
+        issuer.answer = key_set(*jwks, NEW.jwk)
+
+        async with JwksClient(issuer.url) as keys:
+            assert [jwk for jwk in jwks if await keys.find(jwk | {"alg": "EdDSA"})] == []
+            assert await keys.find({"alg": "EdDSA"}) == Key("EdDSA", NEW.public_key, "new")
+
+    @pytest.mark.parametrize("key", SMALL_ORDER, ids=bytes.hex)
+    def test_the_library_itself_accepts_a_forged_signature_for_such_a_key(self, key: bytes) -> None:
+        """Shows that the test above tests something: one message of eight is enough, and an attacker may choose it."""
+        assert any(accepts(key, str(number).encode()) for number in range(1_000))
+        assert not any(accepts(NEW.public_key.public_bytes_raw(), str(number).encode()) for number in range(1_000))
 
 
 class TestMembers:

@@ -5,11 +5,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from math import factorial, gcd
 from time import monotonic
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 from pydantic_core import from_json
@@ -21,6 +23,9 @@ from app.core.security.tokens import Key
 _SIZE_MAX: Final = 65_536  # bytes
 _KEYS_MAX: Final = 32
 _RSA_BITS: Final = range(2_048, 8_193)  # RFC 7518 section 3.3; longer keys only cost time
+_SMALL_PRIMES: Final = factorial(751)  # their product and more (NIST SP 800-89 section 5.3.3)
+_P: Final = 2**255 - 19  # the field of Ed25519 (RFC 8032 section 5.1)
+_PRIVATE: Final = {"d", "p", "q", "dp", "dq", "qi", "oth"}  # RFC 7518 section 6
 # The key decides on the algorithm, not the token (RFC 8725 section 3.1).
 _ALGORITHMS: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
 _NEW_NAMES: Final = {"EdDSA": "Ed25519"}  # RFC 9864 section 2.2; tokens still use the old name
@@ -198,17 +203,35 @@ def _read_key(jwk: dict[str, Any]) -> Key | None:
         material = PyJWK(jwk, algorithm).key
     except (PyJWTError, ValueError, TypeError, KeyError, AttributeError):  # raised for malformed members
         return None
-    if isinstance(material, RSAPublicKey) and material.key_size not in _RSA_BITS:
-        return None
-    return Key(algorithm, material, jwk.get("kid"))
+    return None if _is_weak(material) else Key(algorithm, material, jwk.get("kid"))
+
+
+def _is_weak(material: Any) -> bool:
+    """Returns whether anybody could sign with the key.
+
+    The library itself refuses points that are not on P-256, and RSA exponents that are even or 1.
+    """
+    if isinstance(material, RSAPublicKey):
+        return material.key_size not in _RSA_BITS or gcd(material.public_numbers().n, _SMALL_PRIMES) > 1
+    return isinstance(material, Ed25519PublicKey) and _has_small_order(material)
+
+
+def _has_small_order(point: Ed25519PublicKey) -> bool:
+    """Returns whether the point has order 1, 2, 4 or 8. Anybody can forge signatures for such a key.
+
+    The factors of the product are 0 for order 4, for orders 1 and 2, and for order 8. Twice a point of order 8 has
+    y = 0, so x² = -y² in the equation of the curve.
+    """
+    y = int.from_bytes(point.public_bytes_raw(), "little") % 2**255
+    return y * (y**2 - 1) * (121_666 * (2 * y**2 - 1) - 121_665 * y**4) % _P == 0
 
 
 def _is_for_signatures(jwk: dict[str, Any], algorithm: str) -> bool:
-    """A published private key (member `d`) is compromised, so it is not used."""
+    """A key that was published with a part of its private half is compromised, so it is not used."""
     return (
         jwk.get("use") in (None, "sig")
         and jwk.get("alg") in (None, algorithm, _NEW_NAMES.get(algorithm))
         and jwk.get("key_ops", ["verify"]) == ["verify"]
         and isinstance(jwk.get("kid"), str | None)
-        and "d" not in jwk
+        and not _PRIVATE & jwk.keys()
     )
