@@ -165,10 +165,29 @@ class TestCorsOrigins:
     @pytest.mark.parametrize(
         "text",
         [
+            *("http://localhost", "http://127.0.0.1:3000", "https://my_host:8443", "http://a.example:443"),
+            *("https://a.example:80", "https://a.example:65535", "https://a.example.", "https://xn--bcher-kva.example"),
+            *("http://[::1]", "http://[::ffff:7f00:1]:8080", "http://[2001:db8::1]"),
+        ],
+    )
+    def test_a_value_that_browsers_send_as_an_origin_is_accepted(self, text: str) -> None:
+        assert load(CORS_ORIGINS=text).cors_origins == (text,)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
             "*",
             "https://app.example.com,*",
             "ftp://app.example.com",
-            *(f"https://{end}" for end in ("", "a.example/", "A.example", "ada@a.example", "a.example:123456", "a b")),
+            "http://a.example:80",
+            *(f"https://{end}" for end in ("", "a.example/", "A.example", "ada@a.example", "*.a.example", "a b")),
+            *(
+                f"https://a.example:{port}"
+                for port in ("", "0", "443", "0443", "08443", "65536", "123456", "+1", "\u0661")
+            ),
+            *(f"http://{host}:3000" for host in ("127.1", "127.0.0.01", "0x7f.0.0.1", "2130706433", "256.0.0.1")),
+            *(f"http://[{host}]" for host in ("0:0:0:0:0:0:0:1", "::01", "::FF", "::ffff:127.0.0.1", "::1%25lo", ":")),
+            *(f"https://{name}" for name in ("bücher.example", "xn--a", "%61.example", "a.example?", "a.example#")),
         ],
     )
     def test_a_value_that_no_browser_sends_as_an_origin_is_refused(self, text: str) -> None:
