@@ -249,7 +249,7 @@ class UnavailableError(AppError):
 
 
 class DatabaseUnavailableError(UnavailableError):
-    """The database cannot be reached. Nothing was changed."""
+    """The database cannot be reached, or lacks what the service needs. Nothing was changed."""
 
     kind = "database-unavailable"
     detail = "The database cannot be reached at the moment. Please try again."
