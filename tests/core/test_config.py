@@ -41,7 +41,7 @@ def refusals(**variables: str) -> dict[str, str]:
 
 
 class TestSources:
-    @pytest.mark.parametrize("name", Settings.model_fields)
+    @pytest.mark.parametrize("name", [name for name in Settings.model_fields if not name.startswith("auth_")])
     def test_an_empty_variable_means_the_default(self, name: str) -> None:
         assert load(**{name.upper(): ""}) == Settings.model_construct()
 
@@ -140,8 +140,9 @@ class TestAuthentication:
     def test_a_jwks_url_requires_an_issuer_and_an_audience_or_the_word_unchecked(self, missing: str) -> None:
         assert load(**JWKS).authenticates
 
+        others = {name: value for name, value in JWKS.items() if name != missing}
         sentence = "must be set with AUTH_JWKS_URL, to what your tokens have or to `unchecked`"
-        assert refusals(**{**JWKS, missing: ""}) == {missing: sentence}
+        assert refusals(**others) == {missing: sentence}
 
     @pytest.mark.parametrize("name", [*UNCHECKED, "AUTH_USER_ID_CLAIM", "AUTH_LEEWAY_SECONDS"])
     def test_another_authentication_setting_requires_a_secret_or_a_jwks_url(self, name: str) -> None:

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails, Url
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled
+from app.core.environment import check_environment
 from app.core.errors import StartupError
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
@@ -220,6 +221,7 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Returns the settings of this process. Raises StartupError with one line for each invalid setting."""
     try:
+        check_environment({name.upper() for name in (*Settings.model_fields, "better_auth_secret")})
         return Settings()
     except UnicodeDecodeError:
         message = ".env: must be UTF-8 text"
