@@ -37,8 +37,12 @@ _EXPECTED: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
 )
+_UNKNOWN: Final = (
+    "alembic_version names {}, which fits neither this release nor a later one that it works with; "
+    "start the release that migrated the database, restore alembic_version, or use another database"
+)
 
-_logger = logging.getLogger("alembic.env")
+_logger = logging.getLogger("app.migrations")  # not under "alembic", whose handler drops what a command logs
 
 
 @contextmanager
@@ -76,21 +80,18 @@ def _is_migrated_further(connection: Connection) -> bool:
     """
     migration = context.get_context()
     heads = migration.get_current_heads()
-    if migration.opts["fn"].__name__ != "upgrade":
+    known = {script.revision for script in context.script.walk_revisions()}
+    is_known = known.issuperset(heads) if heads else not _has_tables(connection)
+    if is_known or migration.opts["fn"].__name__ != "upgrade":
         return False
-    if not heads and any(map(inspect(connection).has_table, SQLModel.metadata.tables)):
-        message = "its tables exist, but alembic_version names no revision; restore that table, or use another database"
-        raise CommandError(message)
-    if {script.revision for script in context.script.walk_revisions()}.issuperset(heads):
-        return False
-    if len(heads) > 1 or not all(map(_is_addition, compare_metadata(migration, SQLModel.metadata))):
-        message = (
-            f"it is at revision {', '.join(heads)}, which is not of this release or of a later one that it works with; "
-            "start the release that migrated it, or use another database"
-        )
-        raise CommandError(message)
+    if len(heads) != 1 or not all(map(_is_addition, compare_metadata(migration, SQLModel.metadata))):
+        raise CommandError(_UNKNOWN.format(", ".join(heads) or "no revision"))
     _logger.warning("the database is at revision %s of a later release: nothing is migrated", heads[0])
     return True
+
+
+def _has_tables(connection: Connection) -> bool:
+    return any(map(inspect(connection).has_table, SQLModel.metadata.tables))
 
 
 def _is_addition(difference: Any) -> bool:

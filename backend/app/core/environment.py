@@ -42,9 +42,8 @@ def _unreadable(text: str) -> Iterator[int]:
     """Yields the numbers of the lines of `.env` that do not set what they seem to set."""
     for binding in parse_stream(StringIO(text)):
         if binding.error or (binding.key and _is_misread(binding)):
-            statement = binding.original.string
-            blank = statement[: len(statement) - len(statement.lstrip())]
-            yield binding.original.line + blank.count("\n")
+            statement = binding.original.string  # begins with the blank lines before it
+            yield binding.original.line + statement.removesuffix(statement.lstrip()).count("\n")
 
 
 def _is_misread(binding: Binding) -> bool:
