@@ -1,17 +1,19 @@
 """Runs the migrations on the database of the caller or of the settings."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 from alembic import context
+from alembic.autogenerate import compare_metadata
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import EmulatedDBAPIException, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -35,6 +37,12 @@ _EXPECTED: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
 )
+_UNKNOWN: Final = (
+    "alembic_version names {}, which fits neither this release nor a later one that it works with; "
+    "start the release that migrated the database, restore alembic_version, or use another database"
+)
+
+_logger = logging.getLogger("app.migrations")  # not under "alembic", whose handler drops what a command logs
 
 
 @contextmanager
@@ -50,7 +58,7 @@ def _dsn() -> Iterator[str]:
 
 
 def _migrate(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=SQLModel.metadata)
+    context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
     with context.begin_transaction():
         # The role may be that of the service, which has short timeouts.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -60,7 +68,44 @@ def _migrate(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         # Requests queue behind a migration that waits for a table. The migration must time out before they do.
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
-        context.run_migrations()
+        if not _is_migrated_further(connection):
+            context.run_migrations()
+
+
+def _is_migrated_further(connection: Connection) -> bool:
+    """Returns whether a later release has already upgraded the database, so that nothing is left to do.
+
+    This release does not have the later revision. Therefore the tables decide whether it can use them. Raises
+    CommandError if it cannot, or if the revision is missing or belongs to another project.
+    """
+    migration = context.get_context()
+    heads = migration.get_current_heads()
+    known = {script.revision for script in context.script.walk_revisions()}
+    is_known = known.issuperset(heads) if heads else not _has_tables(connection)
+    if is_known or migration.opts["fn"].__name__ != "upgrade":
+        return False
+    if len(heads) != 1 or not all(map(_is_addition, compare_metadata(migration, SQLModel.metadata))):
+        raise CommandError(_UNKNOWN.format(", ".join(heads) or "no revision"))
+    _logger.warning("the database is at revision %s of a later release: nothing is migrated", heads[0])
+    return True
+
+
+def _has_tables(connection: Connection) -> bool:
+    return any(map(inspect(connection).has_table, SQLModel.metadata.tables))
+
+
+def _is_addition(difference: Any) -> bool:
+    """Returns whether a difference of the database from the models is an expansion, which this release can ignore."""
+    match difference:
+        case list():  # of one column
+            return all(map(_is_addition, difference))
+        case ("remove_column", _, _, column):
+            return bool(column.nullable or column.server_default)
+        case ("remove_index", index):
+            return not index.unique
+        case ("modify_nullable", *_, now_nullable, _):
+            return bool(now_nullable)
+    return difference[0] in {"remove_table", "remove_table_comment", "modify_comment"}
 
 
 async def _run(dsn: str) -> None:

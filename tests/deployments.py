@@ -60,17 +60,29 @@ def partition(dsn: str) -> None:
 
 
 @contextmanager
-def haproxy(directory: Path, urls: Sequence[str], changes: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
-    """Yields the address of HAProxy in front of two services. It uses docs/haproxy.cfg with some words replaced."""
+def haproxy(
+    directory: Path,
+    urls: Sequence[str],
+    changes: Mapping[str, str] = MappingProxyType({}),
+    certificate: Path | None = None,
+) -> Iterator[str]:
+    """Yields the address of HAProxy in front of two services. It uses docs/haproxy.cfg with some words replaced.
+
+    Without a certificate, clients use plain HTTP and the address as the name, and requests are not marked as forwarded,
+    because services without authentication would refuse them.
+    """
     port = free_port()
     one, two = (url.removeprefix("http://") for url in urls)
-    everywhere = {
-        ":443 ssl crt /etc/haproxy/tasks.example.com.pem alpn h2,http/1.1": f"127.0.0.1:{port}",
-        "127.0.0.1:8001": one,
-        "127.0.0.1:8002": two,
+    tls = {":443 ssl crt /etc/haproxy/tasks.example.com.pem": f"127.0.0.1:{port} ssl crt {certificate}"}
+    plain = {
+        ":443 ssl crt /etc/haproxy/tasks.example.com.pem alpn h2,http/1.1 strict-sni": f"127.0.0.1:{port}",
+        "-i tasks.example.com": "-i 127.0.0.1",
+        "set-header X-Forwarded-For %[src]": "del-header X-Forwarded-For",
+        "set-header X-Forwarded-Proto https": "del-header X-Forwarded-Proto",
     }
+    services = {"127.0.0.1:8001": one, "127.0.0.1:8002": two}
     configuration = HAPROXY
-    for words, others in {**everywhere, **changes}.items():
+    for words, others in {**(tls if certificate else plain), **services, **changes}.items():
         assert words in configuration
         configuration = configuration.replace(words, others)
     (directory / "haproxy.cfg").write_text(configuration)

@@ -99,9 +99,9 @@ class Proxy(NamedTuple):
         url = f"https://127.0.0.1:{self.port}"
         return httpx.AsyncClient(base_url=url, verify=self.trust, headers={"Host": NAME}, timeout=30)
 
-    async def exchange(self, request: bytes) -> tuple[bytes, bytes]:
-        """Send these bytes. Returns the head and the body of the only reply, which are empty if there is none."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust, server_hostname=NAME)
+    async def exchange(self, request: bytes, name: str = NAME) -> tuple[bytes, bytes]:
+        """Send these bytes, to this name in TLS. Returns head and body of the only reply, empty if there is none."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust, server_hostname=name)
         writer.write(request)
         content = b""
         async with asyncio.timeout(30):
@@ -135,7 +135,9 @@ async def nginx(
     """Yields an nginx in front of the address. It uses docs/nginx.conf with some words replaced."""
     authority, trust = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(trust)
-    authority.issue_cert("127.0.0.1", NAME).private_key_and_cert_chain_pem.write_to_path(str(directory / "tls.pem"))
+    authority.issue_cert("127.0.0.1", "localhost", NAME).private_key_and_cert_chain_pem.write_to_path(
+        str(directory / "tls.pem")
+    )
     proxy = Proxy(directory, free_port(), free_port(), trust)
     _write_configuration(proxy, service, {**NO_RATE_LIMIT, **changes})
     server = Server(directory, {}, *proxy.command)

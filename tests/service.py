@@ -32,7 +32,9 @@ class Service:
         port: int = 0,
         terminal: int = 0,
         module: str = "app",
+        backend: Path = BACKEND,
     ) -> None:
+        """`backend` has the code of the service, which may be another release."""
         self.directory = directory
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -44,7 +46,7 @@ class Service:
         names = {name.upper() for name in Settings.model_fields}
         environment = {name: value for name, value in os.environ.items() if name not in names}
         environment |= {
-            "PYTHONPATH": f"{BACKEND}{os.pathsep}{BACKEND.parent}",
+            "PYTHONPATH": f"{backend}{os.pathsep}{BACKEND.parent}",
             "PORT": str(self.port),
             **(settings or {}),
         }

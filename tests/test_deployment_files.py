@@ -163,6 +163,13 @@ class TestNeon:
         finally:
             await app.close()
 
+    def test_app_may_start_an_old_release_after_a_later_one_has_migrated(self, project: Project) -> None:
+        execute(project.owner, "UPDATE alembic_version SET version_num = '9999'")
+        try:
+            migrate(project.app)
+        finally:
+            execute(project.owner, "UPDATE alembic_version SET version_num = '0001'")
+
     async def test_a_migration_waits_for_another_one_longer_than_the_lock_timeout_of_its_role(
         self, project: Project
     ) -> None:

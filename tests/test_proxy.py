@@ -1,8 +1,12 @@
-"""nginx with docs/nginx.conf in front of the service: forwarded requests, refused requests, and its logs."""
+"""nginx with docs/nginx.conf in front of the service: forwarded requests, refused requests, and its logs.
+
+TestNames also runs HAProxy with docs/haproxy.cfg. tests/test_rolling_restart.py has the other tests of that file.
+"""
 
 import asyncio
 import json
 import re
+import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +16,7 @@ import httpx
 import pytest
 
 from app.core.security.tokens import TOKEN_MAX
+from tests.deployments import WITHOUT_CHECKS, haproxy
 from tests.nginx import NAME, OK, Proxy, Upstream, nginx
 from tests.servers import free_port
 from tests.support import SECRET, bearer, make_settings, serving
@@ -129,7 +134,8 @@ class TestPassage:
 
     async def test_a_request_over_http_2_is_answered(self, proxy: Proxy) -> None:
         options = ("--silent", "--http2", "--insecure", "--write-out", " %{http_version}")
-        command = ["curl", *options, f"https://127.0.0.1:{proxy.port}/health/live"]
+        address = ("--resolve", f"{NAME}:{proxy.port}:127.0.0.1", f"https://{NAME}:{proxy.port}/health/live")
+        command = ["curl", *options, *address]
         asked = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
 
         assert asked.stdout == '{"status":"live"} 2'
@@ -160,6 +166,13 @@ class TestRefusal:
             (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501, "not-implemented"),
             (b"TRACE / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 501, "not-implemented"),
             (b"GET /.problem HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404, "route-not-found"),
+            (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 421, "misdirected-request"),
+            (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:443\r\nConnection: close\r\n\r\n", 421, "misdirected-request"),
+            (
+                b"GET https://localhost/ HTTP/1.1\r\nHost: tasks.example.com\r\nConnection: close\r\n\r\n",
+                421,
+                "misdirected-request",
+            ),
         ],
         ids=ascii,
     )
@@ -230,7 +243,7 @@ class TestRefusal:
         upstream = Upstream(OK)
         changes = {directive: directive.replace("10s", "200ms")}
         async with upstream.listening() as url, nginx(tmp_path, url, changes) as proxy:
-            assert await proxy.exchange(b"POST / HTTP/1.1\r\nHost: a\r\n" + rest) == (b"", b"")
+            assert await proxy.exchange(b"POST / HTTP/1.1\r\nHost: tasks.example.com\r\n" + rest) == (b"", b"")
             await proxy.logged(status="408")
 
         assert upstream.arrived == []
@@ -250,6 +263,54 @@ class TestRefusal:
         assert (reply.headers["Vary"], reply.json()["instance"]) == ("Origin", "mine")
 
 
+class TestNames:
+    """A service without authentication trusts requests to localhost, so clients of a proxy must not send it any."""
+
+    @pytest.fixture(params=["nginx", "haproxy"])
+    async def open_proxy(self, request: pytest.FixtureRequest, tmp_path: Path, base_url: str) -> AsyncIterator[Proxy]:
+        """A proxy in front of a service without authentication."""
+        async with nginx(tmp_path, base_url) as proxy:
+            if request.param == "nginx":
+                yield proxy
+            else:
+                with haproxy(tmp_path, [base_url, base_url], WITHOUT_CHECKS, tmp_path / "tls.pem") as url:
+                    yield proxy._replace(port=int(url.rpartition(":")[2]))
+
+    @pytest.mark.parametrize(
+        ("server_name", "target", "host"),
+        [
+            (NAME, "", NAME),
+            (NAME, "", "localhost"),
+            (NAME, "", "127.0.0.1:8000"),
+            (NAME, f"https://{NAME}", "localhost"),
+            (NAME, "https://localhost", NAME),
+            (NAME, "https://localhost", "localhost"),
+            ("localhost", "", NAME),
+            ("localhost", "", "localhost"),
+        ],
+    )
+    async def test_no_name_leads_to_the_tasks_of_a_service_without_authentication(
+        self, open_proxy: Proxy, tasks: str, server_name: str, target: str, host: str
+    ) -> None:
+        request = f"GET {target}{tasks} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+
+        try:
+            head, _ = await open_proxy.exchange(request, server_name)
+        except ssl.SSLError:  # HAProxy refuses another server name in the handshake
+            assert server_name != NAME
+        else:
+            assert int(head.split()[1]) in {400, 421}
+
+    async def test_a_proxy_refuses_other_names_itself(self, open_proxy: Proxy) -> None:
+        for host in ("localhost", "evil.example", "tasks.example.com.evil.example"):
+            request = f"GET / HTTP/1.1\r\nHost: {host}\r\nX-Request-ID: mine\r\nConnection: close\r\n\r\n".encode()
+            head, body = await open_proxy.exchange(request)
+
+            assert head.startswith(b"HTTP/1.1 421 ")
+            assert json.loads(body)["detail"] == "There is no service of this name here."
+            assert json.loads(body)["instance"] == "mine"
+
+
 class TestForwarding:
     async def test_a_path_is_forwarded_unchanged_without_a_forged_address(self, tmp_path: Path) -> None:
         target = b"/api/auth0%7Cada/tasks/a%2Fb//c%20/%c3%a9?search=%25%20+%00&cursor=a;b"
@@ -266,7 +327,7 @@ class TestForwarding:
         request, *fields = arrived.decode().split("\r\n")[:-2]
         assert request == f"GET {target.decode()} HTTP/1.1"
         assert dict(field.split(": ", 1) for field in fields) == {
-            "Host": "tasks.example.com:8443",
+            "Host": "tasks.example.com",
             "X-Request-ID": "mine",
             "X-Forwarded-For": "127.0.0.1",
             "X-Forwarded-Proto": "https",

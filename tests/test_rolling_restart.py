@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from tests.deployments import WITHOUT_CHECKS, Load, haproxy
 from tests.nginx import Upstream
 from tests.servers import free_port
-from tests.service import TASKS, Service
-from tests.support import connected, new_database, until
+from tests.service import BACKEND, TASKS, Service
+from tests.support import connected, execute, new_database, until
 
 # Disables the lines of docs/haproxy.cfg that handle the end of a service.
 WITHOUT_RETRIES: Final = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
@@ -28,6 +29,23 @@ HEAD: Final = (
     b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 16\r\n"
     b"Expect: 100-continue\r\n\r\n" % TASKS.encode()
 )
+# The revision of a later release.
+EXPANSION: Final = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.add_column("tasks", sa.Column("priority", sa.Integer(), server_default="0", nullable=False))
+    with op.get_context().autocommit_block():
+        op.execute("CREATE INDEX CONCURRENTLY ix_tasks_user_id_priority ON tasks (user_id, priority)")
+"""
+# From two old services: each restart of one of them with the old or the later release, beside each of the two.
+LATER: Final = ((1, "1100"), (0, "1"), (1, "11"), (0, "1001"), (1, "00"), (0, "100"))
+RESTARTS: Final = [(service, is_later == "1") for service, releases in LATER for is_later in releases]
 WAITING: Final = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 StartService = Callable[..., Service]
@@ -46,11 +64,12 @@ def start(own: str, tmp_path: Path) -> Iterator[StartService]:
     """Starts a service and waits until it is ready."""
     with ExitStack() as services:
 
-        def start(port: int = 0, workers: int = 1, shutdown_timeout: int = 600) -> Service:
+        def start(port: int = 0, workers: int = 1, shutdown_timeout: int = 600, backend: Path = BACKEND) -> Service:
             directory = tmp_path / f"start-{free_port()}"
             directory.mkdir()
             settings = {"SHUTDOWN_TIMEOUT": str(shutdown_timeout), "WEB_CONCURRENCY": str(workers)}
-            service = Service(directory, {"DATABASE_URL": own, **settings}, port=port, module="tests.patient")
+            settings["DATABASE_URL"] = own
+            service = Service(directory, settings, port=port, module="tests.patient", backend=backend)
             return services.enter_context(service).ready()
 
         yield start
@@ -125,6 +144,39 @@ class TestTwoServices:
                     await load.full_round()
 
         assert bool(load.faults) == are_lost, load.faults[:5]
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+class TestTwoReleases:
+    @pytest.fixture
+    def later(self, tmp_path: Path) -> Path:
+        """The code of a later release."""
+        for name in ("backend/app", "alembic"):
+            shutil.copytree(BACKEND.parent / name, tmp_path / "later" / name)
+        shutil.copy(BACKEND.parent / "alembic.ini", tmp_path / "later")
+        (tmp_path / "later/alembic/versions/20261201_add_priority.py").write_text(EXPANSION)
+        return tmp_path / "later/backend"
+
+    async def test_each_release_can_be_restarted_beside_each_other_without_a_lost_request(
+        self, start: StartService, tmp_path: Path, own: str, later: Path
+    ) -> None:
+        services = [await asyncio.to_thread(start) for _ in range(2)]
+        are_later, done = [False, False], set()
+        with haproxy(tmp_path, [service.url for service in services]) as url:
+            async with Load(url).running() as load:
+                for number, is_later in RESTARTS:
+                    done.add((*are_later, number, is_later))
+                    are_later[number] = is_later
+                    port, backend = services[number].port, later if is_later else BACKEND
+                    assert await end(services[number]) == 0
+                    services[number] = await asyncio.to_thread(start, port, backend=backend)
+                    await until_served(services[number])
+                    await load.full_round()
+
+        assert len(done) == len(RESTARTS) == 16
+        assert load.faults == []
+        assert await asyncio.to_thread(execute, own, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
 @pytest.mark.ci

@@ -77,14 +77,14 @@ async def accept(socket: WebSocket) -> None:
 @pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
 class TestWebsocket:
     @pytest.mark.parametrize("authenticates", [True, False])
-    def test_a_websocket_is_closed_without_a_token_of_its_user_or_without_authentication_for_a_foreign_host(
+    def test_a_websocket_is_closed_without_a_token_of_its_user_or_without_authentication_for_a_foreign_host_or_a_proxy(
         self, secured: Settings, settings: Settings, *, authenticates: bool
     ) -> None:
         from fastapi.testclient import TestClient  # noqa: PLC0415  # it warns at import
 
         app = create_app(secured if authenticates else settings)
         app.websocket("/api/{user_id}/live")(accept)
-        refused = [{}, bearer("eve")] if authenticates else [{"Host": "evil.example"}]
+        refused = [{}, bearer("eve")] if authenticates else [{"Host": "evil.example"}, {"Via": "1.1 proxy"}]
         with TestClient(app, base_url="http://localhost") as client:
             for headers in refused:
                 with pytest.raises(WebSocketDisconnect) as caught, client.websocket_connect(LIVE, headers=headers):

@@ -11,7 +11,7 @@ import pytest
 
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
-from tests.support import make_settings, new_database, serving, until
+from tests.support import connected, make_settings, new_database, serving, until
 
 LIVE: Final = "/health/live"
 READY: Final = "/health/ready"
@@ -68,6 +68,22 @@ class TestWithDatabase:
 
         assert (live.status_code, live.json()) == (200, {"status": "live"})
         assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+    @pytest.mark.parametrize(
+        "change",
+        ["DROP TABLE tasks", "ALTER TABLE tasks DROP COLUMN description", "ALTER TABLE tasks RENAME title TO name"],
+    )
+    async def test_without_the_tables_of_this_release_a_service_is_not_ready_and_requests_are_503(
+        self, own: str, change: str
+    ) -> None:
+        """DATABASE_URL may name another database than DATABASE_URL_UNPOOLED, where the migrations ran."""
+        async with connected(own) as connection:
+            await connection.execute(change)
+        async with client_of(own) as client:
+            replies = [await client.get(READY), await client.get(TASKS), await client.post(TASKS, json={"title": "a"})]
+
+        for reply in replies:
+            assert_unavailable(reply)
 
     async def test_a_health_request_runs_no_query(self, own: str, database: asyncpg.Connection) -> None:
         """A database that is queried all the time is never suspended."""

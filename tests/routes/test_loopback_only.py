@@ -100,8 +100,6 @@ class TestHost:
         [
             (f"GET {TASKS} HTTP/1.0", ()),
             (f"GET {TASKS} HTTP/1.0", (b"Host: evil.example",)),
-            (LIST, (b"Host: evil.example", b"X-Forwarded-Host: localhost")),
-            (LIST, (b"Host: evil.example", b"Forwarded: host=localhost")),
             (f"GET http://localhost{TASKS} HTTP/1.1", (b"Host: evil.example",)),
         ],
     )
@@ -154,6 +152,63 @@ async def test_every_host_is_answered_with_authentication(secured_url: str) -> N
         assert (await ask(url, b"Host: " + host, start="GET /docs HTTP/1.1"))[0] == 200
         assert (await ask(url, b"Host: " + host))[0] == 401
     assert (await ask(url, start="GET /docs HTTP/1.0"))[0] == 200
+
+
+class TestProxy:
+    """A proxy makes clients of other machines look like clients of this one, whatever `Host` it passes on."""
+
+    @pytest.mark.parametrize(
+        "marks",
+        [
+            *((b"X-Forwarded-For: " + value,) for value in (b"192.0.2.1", b"127.0.0.1", b"")),
+            *((b"X-Forwarded-Host: " + value,) for value in (b"tasks.example.com", b"localhost")),
+            *((b"Forwarded: " + value,) for value in (b"for=192.0.2.1", b"for=127.0.0.1;host=localhost", b"")),
+            *((name + b": x",) for name in (b"Via", b"X-Real-IP", b"X-Forwarded-Proto", b"X-Forwarded-Server")),
+            (b"x-FORWARDED-for: ::1", b"X-Real-IP: ::1"),
+        ],
+        ids=short,
+    )
+    @pytest.mark.parametrize(
+        "start", [LIST, "GET /health/ready HTTP/1.1", f"OPTIONS {TASKS} HTTP/1.0", "GET /docs HTTP/1.1"]
+    )
+    async def test_a_request_that_a_proxy_has_marked_is_421(
+        self, client: httpx.AsyncClient, checkouts: list[None], marks: tuple[bytes, ...], start: str
+    ) -> None:
+        status, _, body = await ask(client.base_url, b"Host: localhost", *marks, start=start)
+
+        assert (status, kind(body), checkouts) == (421, "misdirected-request", [])
+        assert json.loads(body)["detail"].endswith("answers on localhost only, and not through a proxy.")
+
+    @pytest.mark.parametrize(
+        ("clients", "hosts", "others", "expected"),
+        [
+            ([b"::1"], [b"localhost:3000"], [b"X-Forwarded-Port: 3000"], 200),
+            ([b"::ffff:127.0.0.1,::1", b"127.0.0.1"], [b"127.0.0.1:3000"], [], 200),
+            ([b"192.0.2.1"], [b"localhost:3000"], [], 421),
+            ([b"127.0.0.1,192.0.2.1"], [b"localhost:3000"], [], 421),
+            ([b"127.0.0.1", b"192.0.2.1"], [b"localhost:3000"], [], 421),
+            ([b"127.0.0.1,"], [b"localhost:3000"], [], 421),
+            ([b"unknown"], [b"localhost:3000"], [], 421),
+            ([b"127.0.0.1"], [b"evil.example:3000"], [], 421),
+            ([b"127.0.0.1"], [b"localhost", b"evil.example"], [], 421),
+            ([b"127.0.0.1"], [b"localhost"], [b"Via: 1.1 proxy"], 421),
+        ],
+    )
+    async def test_a_development_server_is_answered_if_its_client_and_host_are_of_this_machine(
+        self, client: httpx.AsyncClient, clients: list[bytes], hosts: list[bytes], others: list[bytes], expected: int
+    ) -> None:
+        """The rewrites of Next.js and the proxy of Create React App use http-proxy with `xfwd`, which sets all."""
+        marks = [b"X-Forwarded-Proto: http", *others]
+        marks += [b"X-Forwarded-For: " + value for value in clients] + [
+            b"X-Forwarded-Host: " + value for value in hosts
+        ]
+
+        assert (await ask(client.base_url, b"Host: 127.0.0.1:8000", *marks))[0] == expected
+
+    async def test_marks_do_not_matter_with_authentication(self, secured_url: str) -> None:
+        marks = (b"X-Forwarded-For: 192.0.2.1", b"X-Real-IP: 192.0.2.1", b"Forwarded: for=192.0.2.1", b"Via: 1.1 proxy")
+
+        assert (await ask(httpx.URL(secured_url), b"Host: tasks.example.com", *marks))[0] == 401
 
 
 class TestAddress:

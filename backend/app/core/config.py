@@ -1,6 +1,7 @@
 """Settings, read once from the environment and `.env`. README.md and .env.example repeat their descriptions."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -14,10 +15,11 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, Url
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled
+from app.core.environment import check_environment
 from app.core.errors import StartupError
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
@@ -25,8 +27,7 @@ from app.core.security.tokens import check_secret
 UNCHECKED: Final = "unchecked"
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
-# An origin as browsers serialize it (RFC 6454 section 6.2): lower case, without path and user information.
-_ORIGIN_PATTERN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_ORIGIN_PATTERN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)?")
 
 
 def _jwks_url(url: str) -> str:
@@ -40,10 +41,15 @@ def _split(text: object) -> object:
 
 
 def _origin(text: str) -> str:
-    if not _ORIGIN_PATTERN.fullmatch(text):
-        message = "must list origins such as https://app.example.com, without a path and without *"
-        raise ValueError(message)
-    return text
+    """Returns `text` if browsers write the origin in this way (https://url.spec.whatwg.org): `Url` does the same."""
+    with suppress(ValueError):
+        if _ORIGIN_PATTERN.fullmatch(text) and str(Url(text)) == f"{text}/":
+            return text
+    message = (
+        "must list origins such as https://app.example.com as browsers send them: without a path, without *, "
+        "without the default ports 80 and 443, and addresses and names in their normal form (xn--…)"
+    )
+    raise ValueError(message)
 
 
 def _secret(secret: SecretStr) -> SecretStr:
@@ -216,6 +222,7 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Returns the settings of this process. Raises StartupError with one line for each invalid setting."""
     try:
+        check_environment({name.upper() for name in (*Settings.model_fields, "better_auth_secret")})
         return Settings()
     except UnicodeDecodeError:
         message = ".env: must be UTF-8 text"

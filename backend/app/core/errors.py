@@ -208,10 +208,13 @@ class UnsupportedMediaTypeError(AppError):
 
 
 class MisdirectedRequestError(AppError):
-    """The `Host` is not this machine (RFC 9110 section 15.5.20). A malicious web page may have sent the request."""
+    """The `Host` is not this machine, or a proxy has forwarded the request (RFC 9110 section 15.5.20).
+
+    A malicious web page may have sent it, or anyone whom the proxy serves.
+    """
 
     status, kind = 421, "misdirected-request"
-    detail = "Without authentication the service answers on localhost only."
+    detail = "Without authentication the service answers on localhost only, and not through a proxy."
 
 
 class InvalidRequestError(AppError):
@@ -249,7 +252,7 @@ class UnavailableError(AppError):
 
 
 class DatabaseUnavailableError(UnavailableError):
-    """The database cannot be reached. Nothing was changed."""
+    """The database cannot be reached, or lacks what the service needs. Nothing was changed."""
 
     kind = "database-unavailable"
     detail = "The database cannot be reached at the moment. Please try again."

@@ -30,6 +30,8 @@ from app.http.problems import request_id_of
 
 _USER: Final = "{user_id}"
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
+_BY_DEVELOPMENT_SERVERS: Final = frozenset({"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
+_FORWARDED: Final = _BY_DEVELOPMENT_SERVERS | {"forwarded", "via", "x-forwarded-server", "x-real-ip"}
 POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
 
 _logger = logging.getLogger(__name__)
@@ -204,12 +206,14 @@ def _bearer_token(scope: Scope) -> str:
 
 
 def refuse_misdirected(scope: Scope) -> None:
-    """Raises MisdirectedRequestError unless the request came over a loopback address and its `Host` is a loopback name.
+    """Raises MisdirectedRequestError unless the request came over a loopback address, its `Host` is a loopback name,
+    and no proxy has forwarded it from elsewhere.
 
     For a service without authentication. A web page whose host name resolves to this machine (DNS rebinding) could
-    otherwise use the service through its visitor's browser.
+    otherwise use the service through its visitor's browser. A proxy could make it public.
     """
-    if not (_came_over_loopback(scope) and _names_loopback(scope)):
+    headers = Headers(scope=scope)
+    if not (_came_over_loopback(scope) and _is_loopback_host(headers.get("host", "")) and _started_here(headers)):
         raise MisdirectedRequestError
 
 
@@ -219,6 +223,19 @@ def _came_over_loopback(scope: Scope) -> bool:
     return port is None or is_loopback(address)
 
 
-def _names_loopback(scope: Scope) -> bool:
-    host = _HOST.fullmatch(Headers(scope=scope).get("host", ""))
+def _is_loopback_host(value: str) -> bool:
+    host = _HOST.fullmatch(value)
     return host is not None and is_loopback(host[1] or host[2])
+
+
+def _started_here(headers: Headers) -> bool:
+    """Returns whether no proxy has marked the request, or only a development server whose client is this machine too.
+
+    The rewrites of Next.js and the proxy of Create React App name the client and its `Host` (`xfwd` of http-proxy).
+    """
+    marks = _FORWARDED.intersection(headers)
+    if marks != _BY_DEVELOPMENT_SERVERS:
+        return not marks
+    clients = ",".join(headers.getlist("x-forwarded-for")).split(",")
+    hosts = headers.getlist("x-forwarded-host")
+    return all(is_loopback(client.strip()) for client in clients) and all(map(_is_loopback_host, hosts))

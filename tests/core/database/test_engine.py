@@ -32,9 +32,10 @@ FUNCTIONS: Final = (
     """,
 )
 
-NO_RIGHT: Final = "no table, or no right to it: others"
+NO_RIGHT: Final = "no table or column, or no right to it: others"
 RESTORE: Final = """
-    ALTER ROLE fit RESET ALL; ALTER TABLE IF EXISTS gone RENAME TO others; GRANT ALL ON others TO fit
+    ALTER ROLE fit RESET ALL; ALTER TABLE IF EXISTS gone RENAME TO others;
+    ALTER TABLE others ADD COLUMN IF NOT EXISTS id integer; GRANT ALL ON others TO fit
 """
 END: Final = f"SELECT pg_terminate_backend(pid, 10000) {ACTIVITY}"
 
@@ -61,10 +62,10 @@ async def fit(
 ) -> AsyncIterator[Database]:
     """A database that is used with the role `fit`, needs two tables, and is probed often."""
     monkeypatch.setattr("app.core.database.faults._PROBE_DELAYS", (0.01,))
-    await server.execute("CREATE TABLE things (); CREATE TABLE others (); CREATE ROLE fit LOGIN")
+    await server.execute("CREATE TABLE things (); CREATE TABLE others (id integer); CREATE ROLE fit LOGIN")
     await server.execute("GRANT ALL ON things, others TO fit")
     dsn = make_url(own_dsn).set(username="fit").render_as_string(hide_password=False)
-    yield make_database(dsn, tables=("things", "others"))
+    yield make_database(dsn, tables={"things": (), "others": ("id",)})
     await server.execute("DROP TABLE things, others; DROP ROLE fit")
 
 
@@ -203,6 +204,7 @@ class TestUsability:
             ("ALTER ROLE fit SET default_transaction_read_only = on", "read-only"),
             *((f"REVOKE {right} ON others FROM fit", NO_RIGHT) for right in ("SELECT", "INSERT", "UPDATE", "DELETE")),
             ("ALTER TABLE others RENAME TO gone", NO_RIGHT),
+            ("ALTER TABLE others DROP COLUMN id", NO_RIGHT),
         ],
     )
     async def test_a_database_is_usable_while_it_is_writable_and_the_role_has_rights_to_all_tables(
@@ -216,6 +218,8 @@ class TestUsability:
         with pytest.raises(StatementError):
             await fit.fetch(FAIL, state="42P01")
         await until(lambda: not fit.usable)
+        with pytest.raises(DatabaseUnavailableError):
+            await fit.fetch(FAIL, state="42P01")
         assert await pid_of_fetch(fit)
         assert not fit.usable
         await server.execute(RESTORE)

@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 from alembic import command
+from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -23,6 +25,7 @@ from app.core.database.dsn import parse_dsn
 from app.core.database.migrations import alembic_config, migrate
 from app.core.errors import StartupError
 from app.server.embedded import embedded_postgres
+from tests.deployments import expand
 from tests.faults import fault_proxy
 from tests.support import execute, new_database
 
@@ -121,12 +124,93 @@ class TestMigrate:
 
         assert "s3cret" not in str(caught.value)
 
-    def test_a_database_newer_than_the_service_is_reported_in_one_line(self, empty: str) -> None:
-        migrate(empty)
-        execute(empty, "UPDATE alembic_version SET version_num = '9999'")
 
-        with pytest.raises(StartupError, match=r"^The database could not be migrated: [^\n]*9999[^\n]*$"):
+class TestLaterRelease:
+    """A later release has migrated the database: its revision is not among the files of this one."""
+
+    @pytest.fixture
+    def later(self, empty: str) -> str:
+        migrate(empty)
+        expand(empty)
+        execute(empty, "CREATE TABLE others (id integer PRIMARY KEY)")
+        execute(empty, "COMMENT ON TABLE tasks IS 'Things to do'")
+        execute(empty, "COMMENT ON COLUMN tasks.title IS 'What to do'")
+        execute(empty, "ALTER TABLE tasks ALTER COLUMN title DROP NOT NULL")
+        execute(empty, "UPDATE alembic_version SET version_num = '9999'")
+        return empty
+
+    def test_an_upgrade_leaves_an_expanded_database_alone_with_one_warning(
+        self, later: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        before = structure(later)
+
+        migrate(later)
+
+        assert caplog.messages == ["the database is at revision 9999 of a later release: nothing is migrated"]
+        assert structure(later) == before
+        assert execute(later, "SELECT version_num FROM alembic_version") == [("9999",)]
+
+    @pytest.mark.ci
+    def test_the_command_prints_the_warning_and_succeeds(self, later: str) -> None:
+        upgrade = [sys.executable, "-m", "alembic", "--config", str(ROOT / "alembic.ini"), "upgrade", "head"]
+        ran = subprocess.run(
+            upgrade, env=os.environ | {"DATABASE_URL": later}, capture_output=True, text=True, check=True
+        )
+
+        assert ran.stderr == "the database is at revision 9999 of a later release: nothing is migrated\n"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "ALTER TABLE tasks DROP COLUMN description",
+            "ALTER TABLE tasks RENAME COLUMN title TO name",
+            "ALTER TABLE tasks ALTER COLUMN title TYPE varchar(9)",
+            "ALTER TABLE tasks ALTER COLUMN description SET NOT NULL",
+            "ALTER TABLE tasks ALTER COLUMN created_at DROP DEFAULT",
+            "ALTER TABLE tasks ADD COLUMN needed integer NOT NULL",
+            "CREATE UNIQUE INDEX ON tasks (user_id, title)",
+            "DROP TABLE tasks",
+            "INSERT INTO alembic_version VALUES ('0001')",
+        ],
+    )
+    def test_a_database_that_lacks_what_this_release_needs_is_reported_with_what_to_do(
+        self, later: str, change: str
+    ) -> None:
+        execute(later, change)
+
+        with pytest.raises(StartupError) as caught:
+            migrate(later)
+
+        assert re.fullmatch(
+            r"The database could not be migrated: alembic_version names (9999|0001, 9999|9999, 0001), "
+            r"which fits neither this release nor a later one that it works with; start the release .+",
+            str(caught.value),
+        )
+
+    def test_the_revision_of_another_project_is_reported_and_its_tables_are_left_alone(self, empty: str) -> None:
+        execute(empty, "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        execute(empty, "INSERT INTO alembic_version VALUES ('1975ea83b712')")
+
+        with pytest.raises(StartupError, match="names 1975ea83b712, which fits neither this release nor"):
             migrate(empty)
+
+        assert structure(empty) == [[], [], []]
+
+    def test_tables_without_a_revision_are_reported_with_what_to_do(self, empty: str) -> None:
+        migrate(empty)
+        for damage in ("DELETE FROM alembic_version", "DROP TABLE alembic_version"):
+            execute(empty, damage)
+
+            with pytest.raises(StartupError, match=r"names no revision, .+ restore alembic_version, or use"):
+                migrate(empty)
+
+    @pytest.mark.parametrize(
+        "run",
+        [lambda config: command.downgrade(config, "0001"), lambda config: command.stamp(config, "0001"), command.check],
+    )
+    def test_a_command_that_needs_the_later_revision_fails(self, later: str, run: Callable[[Config], object]) -> None:
+        with pytest.raises(CommandError, match="Can't locate revision identified by '9999'"):
+            run(alembic_config(later))
 
 
 class TestSettings:

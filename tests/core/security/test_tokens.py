@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from hashlib import md5, sha256
 from time import time
 from typing import Any, Final
 
@@ -19,7 +20,22 @@ PEM: Final = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA5pXqN8tJ2Lk7u0Ww\n----
 PLACEHOLDERS: Final = (
     *("super-Secret", "MyPassword", "CHANGE-ME", "changethis", "change_it", "placeholder", "Example", "replace_me"),
     *("replace-this", "replace with", "your-own", "Your_Key", "your-jwt", "your-super", "your_random"),
-    *("123456789", "abcdefgh"),
+    *("change-in", "random-string", "random char", "at-least", "Development", "production"),
+    *("123456789", "abcdefgh", "qwertyuiop", "asdfghjkl"),
+)
+PUBLISHED: Final = (
+    "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",
+    "09D25E094FAA6CA2556C818166B7A9563B93F7099F6F0F4CAA6CF63B88E8D3E7",
+    "3EK6FD+o0+c7tzBNVfjpMkNDi2yARAAKzQlk8O2IKoxQu4nF7EdAh8s3TwpHwrdWT6R",
+    "404E635266556A586E3272357538782F413F4428472B4B6250645367566B5970",
+    "5367566B59703373367639792F423F4528482B4D6251655468576D5A71347437",
+    "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow",
+    "reallyreallyreallyreallyverysafe",
+    md5(b"", usedforsecurity=False).hexdigest(),
+    sha256(b"").hexdigest(),
+    "a-string-secret-at-least-256-bits-long",  # jwt.io
+    "better-auth-secret-12345678901234567890",
+    "super-secret-jwt-token-with-at-least-32-characters-long",  # Supabase
 )
 
 
@@ -55,7 +71,8 @@ class TestSecret:
         [
             RANDOM,
             "correct horse battery staple lamp",
-            "abcdefg8" * 4,
+            "abcdefg8" * 3 + "8gfedcba",
+            RANDOM[:32] + "-" + RANDOM[:32],
             "\u00e4\u00f6\u00fc\u00df\u00e9\u00e8\u00e0\u00f1\u00e7\u00f8\u00e5\u0153\u00e6\u00ee\u00f4\u00fb",
             "9f8X-----BEGIN-and-no-more-of-it!",
             "{" + RANDOM,
@@ -77,7 +94,10 @@ class TestSecret:
             (f"{RANDOM}\n", "white space"),
             (f" {RANDOM}", "white space"),
             *((f"{word}-kx82hq0w7vmz4p1nsd5rj9fa", "placeholder") for word in PLACEHOLDERS),
+            *((secret, "placeholder") for secret in PUBLISHED),
             ("0" * 64, "placeholder"),
+            ("abcdefg8" * 4, "placeholder"),
+            (RANDOM[:16] * 2, "placeholder"),
             ("q7Wzk2M" * 5, "placeholder"),
         ],
         ids=short,

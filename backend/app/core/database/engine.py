@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy import event, func, literal_column, select
+from sqlalchemy import and_, column, event, func, literal_column, select, table
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import EmulatedDBAPIException
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -51,13 +52,14 @@ class Database:
         pool_timeout: float,
         concurrency_limit: int,
         prepares: bool | None = None,
-        tables: tuple[str, ...] = (),
+        tables: Mapping[str, Sequence[str]] = MappingProxyType({}),
         timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         """Does not connect before the first statement.
 
         `pool_timeout` is in seconds. `concurrency_limit` counts running and waiting calls. The database is usable if
-        its role may read and write `tables`. Raises ValueError for an invalid connection string.
+        it has `tables` with these columns, and its role may read and write them. Raises ValueError for an invalid
+        connection string.
         """
         self.engine = _create_engine(
             dsn, prepares, timeouts, pool_size=pool_size, waiters_max=concurrency_limit, pool_timeout=pool_timeout
@@ -66,9 +68,8 @@ class Database:
         self._capacity = concurrency_limit
         self._probing: asyncio.Task[None] | None = None
         settings = map(_setting, ("statement_timeout", "lock_timeout", "transaction_read_only"))
-        rights = [_may(right, table) for table in tables for right in _RIGHTS]
-        self._probe = statement(select(*settings, *rights), reads=True)
-        self._tables = tables
+        self._probe = statement(select(*settings, *map(_is_usable, tables, tables.values())), reads=True)
+        self._tables = tuple(tables)
         self._answered: bool | None = None
         self._unusable: str | None = None
         self._warnings: set[str] = set()
@@ -124,7 +125,7 @@ class Database:
     async def check(self) -> bool:
         """Probe the database once. Returns whether it is usable."""
         try:
-            [(statement_timeout, lock_timeout, read_only, *rights)] = await self.fetch(self._probe)
+            [(statement_timeout, lock_timeout, read_only, *usable)] = await self.fetch(self._probe)
         except OverloadedError:
             return False
         except (UnavailableError, StatementError) as error:
@@ -132,13 +133,12 @@ class Database:
             return False
         if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
-        self._note_use("read-only" if read_only == "on" else self._missing_rights(rights))
+        self._note_use("read-only" if read_only == "on" else self._missing(usable))
         return self.usable
 
-    def _missing_rights(self, rights: list[bool | None]) -> str | None:
-        size = len(_RIGHTS)
-        missing = [table for at, table in enumerate(self._tables) if not all(rights[at * size : (at + 1) * size])]
-        return f"no table, or no right to it: {', '.join(missing)}" if missing else None
+    def _missing(self, usable: list[bool | None]) -> str | None:
+        missing = [table for table, is_usable in zip(self._tables, usable, strict=True) if not is_usable]
+        return f"no table or column, or no right to it: {', '.join(missing)}" if missing else None
 
     async def close(self) -> None:
         """Close every connection."""
@@ -177,7 +177,10 @@ class Database:
         return is_transient(error) and (idempotent or not was_sent) and self._answered is not False
 
     def _note_error(self, error: Exception) -> None:
-        """Start to probe the database: it may be down, or a table or a right may be missing."""
+        """Start to probe the database: it may be down, or a table or a right may be missing.
+
+        Raises DatabaseUnavailableError in the place of a StatementError if something is known to be missing.
+        """
         if isinstance(error, OverloadedError):
             return
         cause = error.__cause__
@@ -186,6 +189,8 @@ class Database:
         elif isinstance(error, DatabaseUnavailableError) or isinstance(cause, TimeoutError):
             self._note_answer(answered=False, cause=cause)
         self._start_probe()
+        if self._unusable and isinstance(error, StatementError):
+            raise DatabaseUnavailableError from cause
 
     def _note_answer(self, *, answered: bool, cause: BaseException | None = None) -> None:
         if answered is not self._answered:
@@ -260,9 +265,17 @@ def _raise_fault(context: ExceptionContext) -> None:
 
 
 def _setting(name: str) -> Any:
-    return func.current_setting(literal_column(f"'{name}'"))
+    return func.current_setting(_quoted(name))
 
 
-def _may(right: str, table: str) -> Any:
-    """Returns SQL that is NULL if the table does not exist."""
-    return func.has_table_privilege(func.to_regclass(literal_column(f"'{table}'")), literal_column(f"'{right}'"))
+def _is_usable(name: str, columns: Sequence[str]) -> Any:
+    """Returns SQL that is NULL or false unless the table has these columns and the role has all rights to it."""
+    found = func.to_regclass(_quoted(name))
+    rights = [func.has_table_privilege(found, _quoted(right)) for right in _RIGHTS]
+    those = column("attname").in_(map(_quoted, ["", *columns]))
+    count = select(func.count()).select_from(table("pg_attribute")).where(column("attrelid") == found, those)
+    return and_(*rights, count.scalar_subquery() == literal_column(str(len(columns))))
+
+
+def _quoted(text: str) -> Any:
+    return literal_column(f"'{text}'")

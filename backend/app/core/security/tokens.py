@@ -20,8 +20,21 @@ _YEAR_10000: Final = 253_402_300_800  # seconds since 1970
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(
     r"secret|password|change.?(me|this|it)|placeholder|example|replace.?(me|this|with)|your.(own|key|jwt|super|random)"
-    r"|123456789|abcdefgh",
+    r"|change.?in|random.?(char|string)|at.?least|development|production|123456789|abcdefgh|qwert|asdfg",
     re.IGNORECASE,
+)
+# Secrets of examples that many have copied, and the digests of nothing (MD5, SHA-256), in lower case.
+_PUBLISHED: Final = frozenset(
+    {
+        "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",  # FastAPI's tutorial
+        "3ek6fd+o0+c7tzbnvfjpmkndi2yaraakzqlk8o2ikoxqu4nf7edah8s3twphwrdwt6r",  # Hasura's documentation
+        "404e635266556a586e3272357538782f413f4428472b4b6250645367566b5970",  # tutorials of Spring Security
+        "5367566b59703373367639792f423f4528482b4d6251655468576d5a71347437",
+        "aym1sysppbydfgzld3umj1qzkobwvmkoqq-estjqlr_t-1qs0gzh75aktmn3yj0ips4hcguutwjazzr1z9caow",  # RFC 7515
+        "reallyreallyreallyreallyverysafe",  # PostgREST's documentation
+        "d41d8cd98f00b204e9800998ecf8427e",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    }
 )
 _DISTINCT_MIN: Final = 8  # different characters; a random text of 32 bytes has more
 _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
@@ -168,11 +181,18 @@ def check_secret(secret: str) -> str:
         message = "must be a secret that only you and the issuer know, not a key in PEM, SSH or JSON form"
     elif secret != secret.strip():
         message = "must not begin or end with white space"
-    elif _PLACEHOLDER.search(secret) or len(set(secret)) < _DISTINCT_MIN:
+    elif _is_guessable(secret):
         message = "looks like a placeholder that others could guess"
     else:
         return secret
     raise ValueError(message + "; `openssl rand -hex 32` makes a good one (BETTER_AUTH_SECRET is the same setting)")
+
+
+def _is_guessable(secret: str) -> bool:
+    """Returns whether this is a text of documentation, repeats itself, or has few different characters."""
+    is_repeated = secret in (secret + secret)[1:-1]
+    is_known = secret.lower() in _PUBLISHED or bool(_PLACEHOLDER.search(secret))
+    return is_known or is_repeated or len(set(secret)) < _DISTINCT_MIN
 
 
 def _is_key(secret: str) -> bool:

@@ -1,0 +1,64 @@
+"""Checks of the environment and `.env`. A slip there stops the start, because it could turn authentication off."""
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Final
+
+from dotenv import dotenv_values
+from dotenv.parser import Binding, parse_stream
+
+from app.core.errors import StartupError
+
+_SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
+# Names that can only mean authentication, slips such as `AUTH-JWT-SECRET` and `"AUTH_JWT_SECRET"` included.
+_MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
+_SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
+
+
+def check_environment(settings: Collection[str]) -> None:
+    """Raises StartupError for a line of `.env` that sets nothing, and for a name that means authentication but is empty
+    or is none of `settings`. The text never shows a value.
+    """
+    text = _dotenv_text()
+    problems = [f".env: line {line} is not NAME=value, or its quote is not closed" for line in _unreadable(text)]
+    if not problems:
+        given = {**dotenv_values(stream=StringIO(text)), **os.environ}
+        problems = [*_ignored({name.upper(): value for name, value in given.items()}, settings)]
+    if problems:
+        raise StartupError("\n".join(problems))
+
+
+def _dotenv_text() -> str:
+    with suppress(FileNotFoundError, IsADirectoryError):
+        return Path(".env").read_text(encoding="utf-8")
+    return ""
+
+
+def _unreadable(text: str) -> Iterator[int]:
+    """Yields the numbers of the lines of `.env` that do not set what they seem to set."""
+    for binding in parse_stream(StringIO(text)):
+        if binding.error or (binding.key and _is_misread(binding)):
+            statement = binding.original.string  # begins with the blank lines before it
+            yield binding.original.line + statement.removesuffix(statement.lstrip()).count("\n")
+
+
+def _is_misread(binding: Binding) -> bool:
+    """Returns whether there is no `=`, the name has a stray character, or a quote has swallowed further lines."""
+    name = binding.key or ""
+    has_stray = _MEANT.match(name) and not re.fullmatch(r"\w+", name, re.ASCII)
+    return bool(binding.value is None or has_stray or _SWALLOWED.search(binding.original.string.strip()))
+
+
+def _ignored(given: Mapping[str, str | None], settings: Collection[str]) -> Iterator[str]:
+    """Yields a sentence for each name that would be ignored. `JWT_…` belongs to others where authentication is on."""
+    authenticates = any(map(given.get, _SWITCHES))
+    for name in filter(_MEANT.match, given):
+        if name in settings:
+            if not given[name]:
+                yield f"{name}: is empty; give it a value, or remove it"
+        elif name.startswith("AUTH") or not authenticates:
+            yield f"{name}: is not a setting of this service; .env.example lists them"

@@ -1,0 +1,111 @@
+"""Slips in the environment and in `.env` that would turn authentication off stop the start."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from app.core.config import load_settings
+from app.core.errors import StartupError
+from tests.support import SECRET
+
+NOT_A_LINE: Final = "is not NAME=value, or its quote is not closed"
+EMPTY: Final = "is empty; give it a value, or remove it"
+UNKNOWN: Final = "is not a setting of this service; .env.example lists them"
+JWKS: Final = "AUTH_JWKS_URL=https://a.example/jwks\nAUTH_ISSUER=a\nAUTH_AUDIENCE=a\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(text: str) -> str:
+    """Returns the sentence for a `.env` with this text."""
+    Path(".env").write_text(text)
+    with pytest.raises(StartupError) as caught:
+        load_settings()
+    assert SECRET not in str(caught.value)
+    return str(caught.value)
+
+
+class TestLines:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            f"AUTH_JWT_SECRET: {SECRET}",
+            f"AUTH_JWT_SECRET:{SECRET}",
+            f"AUTH_JWT_SECRET:{SECRET}=",
+            f"AUTH_JWT_SECRET {SECRET}",
+            f"set AUTH_JWT_SECRET={SECRET}",
+            f"AUTH_JWT_SECRET='{SECRET}",
+            f'AUTH_JWT_SECRET="{SECRET}',
+            f'AUTH_JWT_SECRET="{SECRET}" and more',
+            f'AUTH_JWT_SECRET="{SECRET}\nPORT="9000"',
+            f'"AUTH_JWT_SECRET": "{SECRET}",',
+            f'"AUTH_JWT_SECRET"={SECRET}',
+            f"AUTH-JWT-SECRET={SECRET}",
+            f"\u200bAUTH_JWT_SECRET={SECRET}",
+            f"- AUTH_JWT_SECRET={SECRET}",
+            f"JWT_SECRET:{SECRET}=",
+            f"COLOUR='blue\nAUTH_JWT_SECRET={SECRET}\nSHADE='",
+            "COLOUR",
+        ],
+    )
+    def test_a_line_that_sets_nothing_is_reported_by_its_number(self, line: str) -> None:
+        assert refusal(f"# colours\n\n\n{line}\n") == f".env: line 4 {NOT_A_LINE}"
+
+    def test_every_such_line_is_reported(self) -> None:
+        assert refusal("A=1\nB: 2\n\nC: 3") == f".env: line 2 {NOT_A_LINE}\n.env: line 4 {NOT_A_LINE}"
+
+    def test_other_lines_are_accepted(self) -> None:
+        key = "-----BEGIN KEY-----\nQUJD=\n-----END KEY-----"
+        Path(".env").write_text(
+            f"\ufeff# AUTH_JWT_SECRET: no\n\nexport PORT = '9000' # port\nKEY='{key}'\nmy.key=1\nEMPTY=\n"
+        )
+
+        assert load_settings().port == 9000
+
+    def test_a_directory_of_that_name_is_ignored(self) -> None:
+        Path(".env").mkdir()
+
+        assert load_settings().port == 8000
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL", "auth_user_id_claim"])
+    @pytest.mark.parametrize("value", ["", "''", " # later", "${UNSET}"])
+    def test_an_empty_setting_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        assert refusal(f"{name}={value}\n") == f"{name.upper()}: {EMPTY}"
+
+        Path(".env").write_text(f"AUTH_JWT_SECRET={SECRET}")
+        monkeypatch.setenv(name, "")
+        with pytest.raises(StartupError, match=f"^{name.upper()}: {EMPTY}$"):
+            load_settings()
+
+    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRT", "AUTH_SECRET", "AUTH_JWKS_URI", "AUTH_ISSUERS"])
+    @pytest.mark.parametrize("rest", ["", f"AUTH_JWT_SECRET={SECRET}\n", JWKS])
+    def test_an_unknown_name_with_the_prefix_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, rest: str
+    ) -> None:
+        assert refusal(f"{rest}{name}={SECRET}\n") == f"{name}: {UNKNOWN}"
+
+        Path(".env").write_text(rest)
+        monkeypatch.setenv(name, SECRET)
+        with pytest.raises(StartupError, match=f"^{name}: {UNKNOWN}$"):
+            load_settings()
+
+    @pytest.mark.parametrize("name", ["JWT_SECRET", "JWT_SECRET_KEY", "JWKS_URL"])
+    def test_a_name_that_means_authentication_elsewhere_is_refused_while_it_is_off(self, name: str) -> None:
+        assert refusal(f"{name}={SECRET}\n") == f"{name}: {UNKNOWN}"
+
+        for authentication in (f"AUTH_JWT_SECRET={SECRET}\n", f"BETTER_AUTH_SECRET={SECRET}\n", JWKS):
+            Path(".env").write_text(f"{authentication}{name}={SECRET}\n")
+            assert load_settings().authenticates
+
+    @pytest.mark.parametrize("name", ["AUTHOR", "SSH_AUTH_SOCK", "BETTER_AUTH_URL", "CI_JOB_JWT", "XAUTHORITY", "JWTS"])
+    def test_other_names_are_accepted(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        Path(".env").write_text(f"{name}=1\n{name}_2=\n")
+        monkeypatch.setenv(name, "")
+
+        assert not load_settings().authenticates
