@@ -83,7 +83,7 @@ class TestNames:
         with pytest.raises(StartupError, match=f"^{name.upper()}: {EMPTY}$"):
             load_settings()
 
-    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRT", "AUTH_SECRET", "AUTH_JWKS_URI", "AUTH_ISSUERS"])
+    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRT", "AUTH_AUDIANCE", "AUTH_JWKS_URI", "AUTH_ISSUERS"])
     @pytest.mark.parametrize("rest", ["", f"AUTH_JWT_SECRET={SECRET}\n", JWKS])
     def test_an_unknown_name_with_the_prefix_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, name: str, rest: str
@@ -95,7 +95,7 @@ class TestNames:
         with pytest.raises(StartupError, match=f"^{name}: {UNKNOWN}$"):
             load_settings()
 
-    @pytest.mark.parametrize("name", ["JWT_SECRET", "JWT_SECRET_KEY", "JWKS_URL"])
+    @pytest.mark.parametrize("name", ["JWT_SECRET", "JWKS_URL", "AUTH_SECRET", "AUTH_GOOGLE_ID"])
     def test_a_name_that_means_authentication_elsewhere_is_refused_while_it_is_off(self, name: str) -> None:
         assert refusal(f"{name}={SECRET}\n") == f"{name}: {UNKNOWN}"
 

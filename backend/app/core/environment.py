@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from app.core.errors import StartupError
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
 # Names that can only mean authentication, slips such as `AUTH-JWT-SECRET` and `"AUTH_JWT_SECRET"` included.
 _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
+_ALMOST: Final = 0.86  # AUTH_ISSUERS is nearer to a setting than that, AUTH_SECRET is not
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
 
 
@@ -54,11 +56,15 @@ def _is_misread(binding: Binding) -> bool:
 
 
 def _ignored(given: Mapping[str, str | None], settings: Collection[str]) -> Iterator[str]:
-    """Yields a sentence for each name that would be ignored. `JWT_…` belongs to others where authentication is on."""
+    """Yields a sentence for each name that would be ignored.
+
+    If authentication is on, other programs may own such names, Auth.js for example `AUTH_SECRET`. Only names that are
+    almost a setting are slips then.
+    """
     authenticates = any(map(given.get, _SWITCHES))
     for name in filter(_MEANT.match, given):
         if name in settings:
             if not given[name]:
                 yield f"{name}: is empty; give it a value, or remove it"
-        elif name.startswith("AUTH") or not authenticates:
+        elif not authenticates or get_close_matches(name, settings, cutoff=_ALMOST):
             yield f"{name}: is not a setting of this service; .env.example lists them"
