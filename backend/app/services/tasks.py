@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any, Final, NamedTuple
 from unicodedata import normalize
 from uuid import UUID, uuid5
@@ -325,7 +325,7 @@ def _fitting(records: Sequence[Record]) -> list[WireTask]:
     if not tasks or 6 * (records[-1]["before"] + _TEXTS_MAX) + _REST_MAX * len(tasks) <= PAGE_MAX:
         return tasks
     sizes = accumulate(len(orjson.dumps(task)) for task in tasks)
-    return [task for task, size in zip(tasks, sizes, strict=True) if size <= PAGE_MAX] or tasks[:1]
+    return tasks[: max(1, sum(1 for _ in takewhile(PAGE_MAX.__ge__, sizes)))]
 
 
 def _bounded(page: Select[Any]) -> Select[Any]:
