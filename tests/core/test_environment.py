@@ -51,6 +51,7 @@ class TestLines:
             f"COLOUR='blue\nAUTH_JWT_SECRET={SECRET}\nSHADE='",
             "COLOUR",
         ],
+        ids=lambda line: line.replace(SECRET, "SECRET"),
     )
     def test_a_line_that_sets_nothing_is_reported_by_its_number(self, line: str) -> None:
         assert refusal(f"# colours\n\n\n{line}\n") == f".env: line 4 {NOT_A_LINE}"
@@ -84,7 +85,7 @@ class TestNames:
             load_settings()
 
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRT", "AUTH_AUDIANCE", "AUTH_JWKS_URI", "AUTH_ISSUERS"])
-    @pytest.mark.parametrize("rest", ["", f"AUTH_JWT_SECRET={SECRET}\n", JWKS])
+    @pytest.mark.parametrize("rest", ["", f"AUTH_JWT_SECRET={SECRET}\n", JWKS], ids=["off", "secret", "keys"])
     def test_an_unknown_name_with_the_prefix_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, name: str, rest: str
     ) -> None:
