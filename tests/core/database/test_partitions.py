@@ -30,6 +30,7 @@ VALUES: Final[dict[str, Any]] = {
     "search": "%milk%",
     "after_id": TASK_ID,
     "limit": 21,
+    "page_max": 10**6,
 }
 PAGES: Final = [
     tasks._page(sort, frozenset(filters), resumed=resumed)  # noqa: SLF001  # the only statements made on demand
