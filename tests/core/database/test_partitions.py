@@ -3,7 +3,6 @@ database (Citus, YugabyteDB, CockroachDB) can spread the table over machines.
 """
 
 import re
-from datetime import UTC, datetime
 from typing import Any, Final, get_args
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from tests.deployments import PARTITIONS, partition
 from tests.support import execute, new_database
 
 TASK_ID: Final = UUID("019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa")
-NOW: Final = datetime(2026, 11, 25, tzinfo=UTC)
+NOW: Final = "2026-11-25T00:00:00.000000Z"
 VALUES: Final[dict[str, Any]] = {
     "owner": "ada",
     "task_id": TASK_ID,
@@ -27,7 +26,7 @@ VALUES: Final[dict[str, Any]] = {
     "new_completed": False,
     "status": True,
     "completed": True,
-    "search": "%milk%",
+    "search": "milk",
     "after_id": TASK_ID,
     "limit": 21,
     "page_max": 10**6,
