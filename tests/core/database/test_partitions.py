@@ -19,7 +19,7 @@ VALUES: Final[dict[str, Any]] = {
     "owner": "ada",
     "task_id": TASK_ID,
     "match": None,
-    "none_match": [NOW.isoformat()],
+    "none_match": [NOW],
     "new_title": "Buy oat milk",
     "new_description": None,
     "sets_description": True,
