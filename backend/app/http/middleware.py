@@ -36,6 +36,8 @@ _SAFE_HEADERS: Final = (
     (b"vary", b"Origin, Authorization"),
     (b"x-content-type-options", b"nosniff"),
 )
+REFUSAL: Final = "app.refusal"  # key in the scope: the error for which the server has refused the request
+_UNANSWERED: Final = (NotStartedError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 
 _app: Final = logging.getLogger("app")
@@ -114,8 +116,8 @@ class RequestMiddleware:
             if self._loopback_only:
                 refuse_misdirected(inner)
             await app(inner, receive, deliver)
-        except (Exception, asyncio.CancelledError) as error:
-            if status is not None or isinstance(error, NotStartedError):
+        except BaseException as error:
+            if status is not None or isinstance(error, _UNANSWERED):
                 raise
             await self._answer(error)(inner, receive, deliver)
         finally:
@@ -142,7 +144,9 @@ class RequestMiddleware:
         """Returns an application that answers an exception with its handler, or with the handler of defects."""
 
         async def fail(*_: object) -> NoReturn:
-            raise error
+            if isinstance(error, (Exception, asyncio.CancelledError)):
+                raise error
+            raise RuntimeError from error  # a panic of a compiled library, which no handler of exceptions would take
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             try:
