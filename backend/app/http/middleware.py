@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.logging import JsonFormatter
-from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_misdirected
+from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_disguised, refuse_misdirected
 from app.http.fast_lane import effective_route
 from app.http.problems import answer_defect, problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
@@ -113,8 +113,7 @@ class RequestMiddleware:
 
         app, deliver = self._apply_cors(inner, reply)
         try:
-            if self._loopback_only:
-                refuse_misdirected(inner)
+            self._check(inner)
             await app(inner, receive, deliver)
         except BaseException as error:
             if status is not None or isinstance(error, _UNANSWERED):
@@ -130,6 +129,15 @@ class RequestMiddleware:
                     "duration_ms": round((perf_counter() - started) * 1000, 3),
                 }
             )
+
+    def _check(self, scope: Scope) -> None:
+        """Raises an AppError for a request that no inner layer may see."""
+        if REFUSAL in scope:
+            raise scope[REFUSAL]
+        if self._loopback_only:
+            refuse_misdirected(scope)
+        if b"%" in (scope.get("raw_path") or b""):
+            refuse_disguised(scope)
 
     def _apply_cors(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns the application and the `send` to use. CORS applies only when `Origin` is present."""
