@@ -368,7 +368,9 @@ class TestLogs:
         [
             (f"/api/zq9/tasks/{MISSING}", f"/api/-/tasks/{MISSING}"),
             ("/api/zq9", "/api/-"),
-            ("/nope/%2F", "/nope/%2F"),
+            ("/nope/a%2F", "/nope/a"),
+            ("/api%2Fzq9/tasks", "/api"),
+            ("/%61pi/zq9/tasks", "/"),
         ],
     )
     async def test_an_access_log_line_has_neither_user_nor_query(

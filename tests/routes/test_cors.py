@@ -5,6 +5,7 @@ from typing import Final, NoReturn
 import httpx
 import pytest
 
+from tests.server.support import CLOSE, HOST, converse, post
 from tests.support import make_settings, serving
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -100,6 +101,29 @@ class TestReply:
             assert reply.headers["Access-Control-Allow-Credentials"] == "true"
             assert listed(reply, "Access-Control-Expose-Headers") == EXPOSED
             assert "Origin" in listed(reply, "Vary")
+
+    @pytest.mark.parametrize("origin", [ORIGIN, FOREIGN_ORIGINS[0]])
+    @pytest.mark.parametrize(
+        ("rest", "status"),
+        [(HOST, 400), (b"X:\r\n" * 101, 431), (b"Content-Length: 9\r\n\r\n{", 408)],
+        ids=["malformed", "too large", "too slow"],
+    )
+    async def test_a_refusal_by_the_server_has_the_headers_of_a_reply_of_the_application(
+        self, base_url: str, monkeypatch: pytest.MonkeyPatch, origin: str, rest: bytes, status: int
+    ) -> None:
+        monkeypatch.setattr("app.server.protocol.REQUEST_TIMEOUT", 0.2)
+        fields = b"Origin: %s\r\nX-Request-ID: mine\r\n" % origin.encode()
+
+        [refusal] = await converse(base_url, post(fields)[:-2] + rest + b"\r\n")
+        [reply] = await converse(base_url, post(fields, CLOSE) + b"\r\n")
+
+        assert (refusal.status_code, reply.status_code) == (status, 422)
+        assert {**refusal.headers, "content-length": "", "date": ""} == {
+            **reply.headers,
+            "content-length": "",
+            "date": "",
+        }
+        assert ("Access-Control-Allow-Origin" in refusal.headers) == (origin == ORIGIN)
 
 
 async def test_cors_origins_replaces_the_default_origins(dsn: str) -> None:

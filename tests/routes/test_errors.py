@@ -4,11 +4,13 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from typing import Any, Final, NoReturn
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 from starlette.responses import StreamingResponse
 
+from app.http.middleware import RequestMiddleware
 from tests.support import make_settings, serving, short
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -113,20 +115,39 @@ class TestMethodNotAllowed:
         assert {method for method, status in statuses.items() if status != 405} == allowed
 
 
+class Panic(BaseException):  # as PyO3 names it
+    """Like the exception for a panic of a library in Rust."""
+
+
 class TestDefect:
+    @pytest.mark.parametrize("kind", [RuntimeError, Panic])
     async def test_a_defect_is_500_and_does_not_reveal_its_cause(
-        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+        self,
+        client: httpx.AsyncClient,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        kind: type[BaseException],
     ) -> None:
         async def defect(*_: object) -> NoReturn:
-            raise RuntimeError("zq9secret")
+            raise kind("zq9secret")
 
         with monkeypatch.context() as patch:
             patch.setattr("app.services.tasks.get_task", defect)
             reply = await client.get(TASK)
 
         assert_problem(reply, 500, "internal-error")
-        assert not re.search(r"zq9|RuntimeError|Traceback|\.py", reply.text)
+        assert not re.search(r"zq9|RuntimeError|Panic|Traceback|\.py", reply.text)
+        assert ("unexpected error" in caplog.messages, "zq9secret" in caplog.text) == (True, True)
         assert (await client.get(TASK)).status_code == 404
+
+    @pytest.mark.parametrize("kind", [GeneratorExit, KeyboardInterrupt, SystemExit])
+    async def test_an_exception_that_ends_a_program_is_no_defect(self, kind: type[BaseException]) -> None:
+        async def end(*_: object) -> NoReturn:
+            raise kind
+
+        app = RequestMiddleware(end, handlers={}, cors={}, loopback_only=False)
+        with pytest.raises(kind):
+            await app({"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock())
 
     async def test_a_defect_after_the_reply_started_closes_the_connection(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -71,6 +71,25 @@ class TestPath:
 
         assert (status, task["title"].encode() in body) == (200, True)
 
+    @pytest.mark.parametrize(
+        "template",
+        [
+            *("/api%2F{user}/tasks", "/api/{user}%2ftasks", "/api/{user}/tasks%2F{task_id}", "/%2Fapi/{user}/tasks"),
+            *("/%61pi/{user}/tasks", "/ap%69/{user}/tasks", "/%61pi/api/{user}/tasks", "/api%2f..%2fapi/{user}/tasks"),
+            *("/health%2Flive", "/docs%2Fassets/swagger-ui.css", "http://localhost/api%2F{user}/tasks"),
+            *("//api/{user}/tasks", "/./api/{user}/tasks", "/%2e/api/{user}/tasks", "/api/%2e/{user}/tasks"),
+        ],
+    )
+    async def test_a_path_that_a_proxy_may_read_differently_is_404(
+        self, client: httpx.AsyncClient, secured_url: str, task: dict[str, Any], template: str
+    ) -> None:
+        target = template.format(user=task["user_id"], task_id=task["id"])
+
+        for url in (str(client.base_url), secured_url):
+            status, body = await ask(url, "GET", target, task["user_id"])
+
+            assert (status, b"route-not-found" in body) == (404, True)
+
 
 async def test_no_header_overrides_method_path_or_user(secured_url: str, user: str, task: dict[str, Any]) -> None:
     tasks, headers = f"/api/{user}/tasks", {**bearer(user), "X-Request-ID": user}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.core.logging import JsonFormatter
-from tests.support import SECRET, exchange, handling, token
+from tests.support import SECRET, exchange, handling, short, token
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
@@ -80,14 +80,18 @@ class TestLine:
         }
         assert len(log.lines) == 1
 
-    async def test_a_refused_request_has_the_request_id_of_its_reply_in_the_log(
-        self, client: httpx.AsyncClient, log: Log
+    @pytest.mark.parametrize(
+        ("request_bytes", "method"),
+        [(b"nonsense\r\n\r\n", "-"), (b"PUT / HTTP/1.1\r\n\r\n", "PUT")],
+        ids=short,
+    )
+    async def test_a_request_that_the_server_refuses_has_the_request_id_of_its_reply_in_the_log(
+        self, client: httpx.AsyncClient, log: Log, request_bytes: bytes, method: str
     ) -> None:
-        _, head, _ = await exchange(client.base_url, b"nonsense\r\n\r\n")
+        _, head, _ = await exchange(client.base_url, request_bytes)
 
-        line = json.loads(log.lines[0])
-        assert (line["logger"], line["status"]) == ("app.requests", 400)
-        assert line["message"] == "refused before it was read: 400 malformed-request"
+        line = await log.request()
+        assert (line["logger"], line["method"], line["status"]) == ("app.requests", method, 400)
         assert f"x-request-id: {line['request_id']}\r\n".encode() in head
 
     async def test_a_defect_writes_a_separate_log_line_with_the_same_request_id(

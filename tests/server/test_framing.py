@@ -7,9 +7,12 @@ import asyncpg
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from app.http.middleware import RequestMiddleware
+from app.http.problems import install_error_handlers
 from app.server.protocol import BoundedProtocol
 from tests.server.support import (
     CHUNKED,
@@ -24,7 +27,7 @@ from tests.server.support import (
     post,
     waits_for_a_lock,
 )
-from tests.support import short
+from tests.support import exchange, short
 
 MALFORMED = (
     b"nonsense\r\n\r\n",
@@ -32,7 +35,7 @@ MALFORMED = (
     b"GET /health/live\r\n\r\n",
     b"GET /health/live HTTP/1.1\r\n\r\n",
     *(b"GET /health/live HTTP/%s\r\n%s\r\n" % (version, HOST) for version in (b"0.9", b"1.2", b"2.0")),
-    *(head(b"GET", target) for target in (b"health/live", b"/health/\xff", b"http://localhost")),
+    *(head(b"GET", target) for target in (b"health/live", b"/health/\xff", b"http:///health/live")),
     *(head(method, LIVE) for method in (b"get", b"FOO", b" GET")),
     head(b"CONNECT", b"localhost:443"),
     *(head(b"GET", LIVE).replace(b"\r\n", end) for end in (b"\n", b"\r")),
@@ -44,6 +47,7 @@ LENGTHS = (b"", b"-1", b"+0", b"0x0", b"0,200", b"9" * 30, b"\xb2", b"0\r\nConte
 CODINGS = (b"xchunked", b"identity", b"gzip, chunked", b"chunked, identity", b"chunked;a=b", b"\r\n chunked")
 SIZES = (b"-1", b"0x0", b" 0", b"0_0", b"", b"f" * 17, b"0\n", b"0;a\0")
 END = b"0\r\n\r\n"
+EXPECTING = post(b"Content-Length: 2\r\n", b"Expect: 100-continue\r\n")
 AMBIGUOUS = (  # the headers, and the beginning of the body, before a hidden request
     *((b"Content-Length: %s\r\n" % length, b"") for length in LENGTHS),
     *((field, b"") for field in (b"Content-Length : 0\r\n", b"Content-Length: 0\n", b"X: a\r\rY: ")),
@@ -65,11 +69,25 @@ async def test_a_malformed_request_is_400_and_ends_the_connection(base_url: str,
 
 
 @pytest.mark.parametrize(
+    "content",
+    [head(b"HEAD", LIVE, HOST), head(b"HEAD", b"health/live"), head(b"HEAD", LIVE, CHUNKED) + b"ZZ"],
+    ids=short,
+)
+async def test_a_refused_head_request_gets_no_body(secured_url: str, content: bytes) -> None:
+    status, fields, body = await exchange(httpx.URL(secured_url), content)
+
+    assert (status, body) == (400, b"")
+    assert b"\r\ncontent-type: application/problem+json\r\n" in fields
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         (b"GET /health/live HTTP/1.0\r\n%s\r\n" % HOST, 200),
         (b"\r\n\r\n" + head(b"GET", LIVE, CLOSE), 200),
         (head(b"GET", b"http://elsewhere/health/live", CLOSE), 200),
+        (head(b"GET", b"http://localhost", CLOSE), 307),
+        (head(b"GET", b"http://localhost?a=/b://c", CLOSE), 307),
         (head(b"GET", LIVE, b"X: \xff\r\n", CLOSE), 200),
         (head(b"GET", LIVE, b"X:\r\n", CLOSE), 200),
         (head(b"OPTIONS", b"*", CLOSE), 404),
@@ -141,9 +159,27 @@ class TestPipelining:
             await waits_for_a_lock(database)
             await connection.send(head(b"DELETE", path.encode()))
 
-        [reply, *later] = await connection.end()
+        [reply, *later] = replies = await connection.end()
         assert (reply.status_code, reply.json()["completed"]) == (200, True)
         assert [other.content for other in later] == [b'{"status":"live"}'] * others
+        assert replies[-1].headers["Connection"] == "close"
+
+    @pytest.mark.parametrize("is_early", [False, True])
+    @pytest.mark.parametrize(
+        "trailer", [b"Connection: close", b"Connection: foo, close", b"Proxy-Connection: close", b"Upgrade: h2c"]
+    )
+    async def test_a_request_behind_a_trailer_is_answered(
+        self, secured_url: str, trailer: bytes, *, is_early: bool
+    ) -> None:
+        connection = Connection(secured_url)
+        beginning, rest = post(CHUNKED), b"1\r\n0\r\n0\r\n%s\r\n\r\n" % trailer
+
+        first = await connection.ask(beginning if is_early else beginning + rest)
+        await connection.send((rest if is_early else b"") + head(b"GET", LIVE, CLOSE))
+
+        [second] = await connection.end()
+        assert (first.status_code, second.status_code) == (401, 200)
+        assert "Connection" not in first.headers
 
     @pytest.mark.parametrize("rest", [b"x\r\n", b"1;" + b"a" * 40_000], ids=short)
     async def test_an_answered_request_gets_no_second_reply_for_the_rest_of_its_body(
@@ -157,12 +193,15 @@ class TestPipelining:
         assert (first.status_code, await connection.end()) == (401, [])
 
     async def test_a_request_refused_in_its_body_does_not_also_get_the_reply_of_the_application(self) -> None:
-        async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-            await asyncio.sleep(0)  # until the body is refused
+        async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+            assert (await receive())["type"] == "http.disconnect"  # the body is refused
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
-        config = uvicorn.Config(app, log_config=None)
+        api = FastAPI()
+        install_error_handlers(api)
+        outermost = RequestMiddleware(app, handlers=api.exception_handlers, cors={}, loopback_only=False)
+        config = uvicorn.Config(outermost, log_config=None)
         config.load()
         connection = BoundedProtocol(config, ServerState(), {})
         transport = Mock(**{"get_extra_info.return_value": None, "is_closing.return_value": False})
@@ -171,8 +210,29 @@ class TestPipelining:
         connection.data_received(post(CHUNKED) + b"ZZ\r\n")
         await asyncio.gather(*connection.tasks)
 
-        transport.write.assert_called_once()
+        written = b"".join(call.args[0] for call in transport.write.call_args_list)
+        assert written.startswith(b"HTTP/1.1 400 ")
+        assert written.count(b"HTTP/1.1 ") == 1
         connection.connection_lost(None)
+
+
+class TestExpectation:
+    """`Expect: 100-continue` (RFC 9110 section 10.1.1)."""
+
+    async def test_a_reply_in_the_place_of_100_continue_ends_the_connection(self, secured_url: str) -> None:
+        without, (complete, *_) = [
+            await converse(secured_url, *pieces)
+            for pieces in ([EXPECTING], [EXPECTING + b"{}" + head(b"GET", LIVE, CLOSE)])
+        ]
+
+        assert [(reply.status_code, reply.headers["Connection"]) for reply in without] == [(401, "close")]
+        assert (complete.status_code, "Connection" in complete.headers) == (401, False)
+
+    @pytest.mark.parametrize(("version", "statuses"), [(b"1.1", [100, 422]), (b"1.0", [422])])
+    async def test_only_http_1_1_gets_100_continue(self, base_url: str, version: bytes, statuses: list[int]) -> None:
+        request = EXPECTING.replace(b"1.1", version).replace(HOST, HOST + CLOSE)
+
+        assert [reply.status_code for reply in await converse(base_url, request + b"{}")] == statuses
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from app.core.errors import (
     AppError,
     ForbiddenError,
     MisdirectedRequestError,
+    RouteNotFoundError,
     StartupError,
     TokenInvalidError,
     TokenMissingError,
@@ -203,6 +204,16 @@ def _bearer_token(scope: Scope) -> str:
     if scheme.lower() != "bearer":
         raise TokenMissingError
     return token.strip(" ")
+
+
+def refuse_disguised(scope: Scope) -> None:
+    """Raises RouteNotFoundError for a path with an encoded slash, or with an encoded character in `/api`.
+
+    A proxy that reads the path as it was sent would not recognize it, and would for example log its user.
+    """
+    sent = scope["raw_path"].removeprefix(scope.get("root_path", "").encode())
+    if b"%2f" in sent.lower() or (is_api(get_route_path(scope)) and b"%" in sent[: len("/api/")]):
+        raise RouteNotFoundError
 
 
 def refuse_misdirected(scope: Scope) -> None:

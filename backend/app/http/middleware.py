@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.logging import JsonFormatter
-from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_misdirected
+from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_disguised, refuse_misdirected
 from app.http.fast_lane import effective_route
 from app.http.problems import answer_defect, problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
@@ -36,6 +36,8 @@ _SAFE_HEADERS: Final = (
     (b"vary", b"Origin, Authorization"),
     (b"x-content-type-options", b"nosniff"),
 )
+REFUSAL: Final = "app.refusal"  # key in the scope: the error for which the server has refused the request
+_UNANSWERED: Final = (NotStartedError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 
 _app: Final = logging.getLogger("app")
@@ -113,11 +115,10 @@ class RequestMiddleware:
 
         app, deliver = self._apply_cors(inner, reply)
         try:
-            if self._loopback_only:
-                refuse_misdirected(inner)
+            self._check(inner)
             await app(inner, receive, deliver)
-        except (Exception, asyncio.CancelledError) as error:
-            if status is not None or isinstance(error, NotStartedError):
+        except BaseException as error:
+            if status is not None or isinstance(error, _UNANSWERED):
                 raise
             await self._answer(error)(inner, receive, deliver)
         finally:
@@ -130,6 +131,15 @@ class RequestMiddleware:
                     "duration_ms": round((perf_counter() - started) * 1000, 3),
                 }
             )
+
+    def _check(self, scope: Scope) -> None:
+        """Raises an AppError for a request that no inner layer may see."""
+        if REFUSAL in scope:
+            raise scope[REFUSAL]
+        if self._loopback_only:
+            refuse_misdirected(scope)
+        if b"%" in (scope.get("raw_path") or b""):
+            refuse_disguised(scope)
 
     def _apply_cors(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns the application and the `send` to use. CORS applies only when `Origin` is present."""
@@ -144,7 +154,9 @@ class RequestMiddleware:
         """Returns an application that answers an exception with its handler, or with the handler of defects."""
 
         async def fail(*_: object) -> NoReturn:
-            raise error
+            if isinstance(error, (Exception, asyncio.CancelledError)):
+                raise error
+            raise RuntimeError from error  # a panic of a compiled library, which no handler of exceptions would take
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             try:

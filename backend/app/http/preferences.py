@@ -81,14 +81,15 @@ def _aliases(field: Any, name: str) -> set[str]:
 def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: Sequence[str]) -> dict[str, str]:
     """Returns the reply headers, given the values of `Prefer` and the unknown names in body and query.
 
-    With `handling=strict`, raises InvalidRequestError for unknown names.
+    Raises InvalidRequestError for names with a NUL character, and with `handling=strict` for all unknown names.
     """
     handling = _handling(prefer)
     headers = {"Preference-Applied": f"handling={handling}"} if handling else {}
     if not fields and not parameters:
         return headers
-    if handling == "strict":
-        error = InvalidRequestError(_unknown(fields, parameters))
+    refused = [[name for name in names if handling == "strict" or "\0" in name] for names in (fields, parameters)]
+    if any(refused):
+        error = InvalidRequestError(_unknown(*refused))
         error.headers.update(headers)
         raise error
     return headers | {"Ignored-Fields": ", ".join(map(_quoted, [*fields, *parameters][:_NAMES_SHOWN]))}
@@ -104,8 +105,12 @@ def _handling(prefer: Sequence[str]) -> str | None:
 
 
 def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldError]:
-    pointers = [*(body_pointer(cut_name(name)) for name in fields), *(f"query/{_quoted(name)}" for name in parameters)]
-    return [FieldError(pointer, "is not known here") for pointer in pointers[:_NAMES_SHOWN]]
+    named = [
+        *((body_pointer(cut_name(name)), name) for name in fields),
+        *((f"query/{_quoted(name)}", name) for name in parameters),
+    ]
+    nul, unknown = "must not contain a NUL character", "is not known here"
+    return [FieldError(pointer, nul if "\0" in name else unknown) for pointer, name in named[:_NAMES_SHOWN]]
 
 
 def _quoted(name: str) -> str:

@@ -1,19 +1,15 @@
 """The HTTP protocol of uvicorn, with limits on the head, the headers, the pipeline and the time of a request."""
 
 import asyncio
-import logging
-from collections.abc import Iterable
-from http import HTTPStatus
+import re
 from itertools import chain
 from typing import Any, Final, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from starlette.datastructures import Headers
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.core.errors import AppError, HeadTooLargeError, MalformedRequestError, RequestTimeoutError
-from app.http.middleware import complete_headers, new_request_id
-from app.http.problems import problem
+from app.http.middleware import REFUSAL
 
 HEAD_MAX: Final = 32_768  # bytes of request line and headers
 HEADERS_MAX: Final = 100
@@ -22,7 +18,7 @@ REQUEST_TIMEOUT: Final = 30  # seconds until a request must be complete, with it
 REPLY_TIMEOUT: Final = 60  # seconds for a client to read a reply that does not fit into the socket buffers
 LINGER: Final = 0.2  # seconds that an idle connection stays open after the shutdown has begun
 
-_logger = logging.getLogger("app.requests")
+_WITHOUT_PATH: Final = re.compile(rb"\A[^/?#]+://[^/?#]+(?![^?#])")  # a whole scheme and authority
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -34,11 +30,14 @@ class BoundedProtocol(HttpToolsProtocol):
     _since_body = 0  # bytes received since the last byte of a body
     _refusal: AppError | None = None
     _refused = False
+    _earlier: RequestResponseCycle | None = None  # of the request before the current one, if its reply was pending
     _abort_timer: asyncio.TimerHandle | None = None
     _shutting_down = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it
         super().connection_made(transport)
+        # The parser would drop whatever follows `Connection: close`, even in a trailer. Only a reply ends a connection.
+        self.parser.set_dangerous_leniencies(lenient_keep_alive=True)
         self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -107,9 +106,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_head()
         if not self._is_unambiguous() or len(self.pipeline) >= PIPELINE_MAX:
             raise ValueError
+        if self.url[:1] != b"/":  # an empty path is `/` (RFC 9110 section 4.2.3)
+            self.url = _WITHOUT_PATH.sub(rb"\g<0>/", self.url)
+        if self.expect_100_continue:  # not with HTTP/1.0 (RFC 9110 section 10.1.1)
+            self.expect_100_continue = self.parser.get_http_version() == "1.1"
+        self._earlier = self.cycle if self.cycle and not self.cycle.response_complete else None
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
-        if self._shutting_down:
+        if (
+            self._shutting_down or self.expect_100_continue
+        ):  # a reply before the body may keep the client from sending it
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -119,16 +125,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._clear_deadline()
         self._in_body = False
+        if self.expect_100_continue and not (self.cycle.response_started or self._shutting_down):
+            self.cycle.keep_alive = self.parser.should_keep_alive()
         super().on_message_complete()
         if self.cycle.response_complete:  # the rest of this request has cancelled the keep-alive timer
             self._set_deadline()
 
     def on_response_complete(self) -> None:
-        is_last = not self.pipeline
         super().on_response_complete()
         if self._in_head:  # the next request has its own deadline
             self._unset_keepalive_if_required()
-        if self.transport.is_closing() or (self._refused and is_last):
+        if self.transport.is_closing():
             self._close()
 
     def _refuse_head(self) -> NoReturn:
@@ -196,7 +203,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.more_body = self._in_body = True
             self.cycle.keep_alive = False
             self.parser = HttpRequestParser(_BodyCallbacks(self))
-            self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n%s\r\n" % _header_lines(framing))
+            lines = b"".join(b"%s: %s\r\n" % field for field in framing)
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n%s\r\n" % lines)
         if rest := data[upgrade.args[0] :]:
             self.data_received(rest)
 
@@ -208,24 +216,35 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         self._refused = True
         self._clear_deadline()
-        if self._has_pending_replies():
+        earlier = self._earlier if self._in_body else self.cycle
+        if earlier and not earlier.response_complete:
+            earlier.keep_alive = False  # its reply says so, unless it has begun
             if self._in_body:
                 self.pipeline.popleft()  # the refused request
             return
         if self._in_body:
             self.cycle.disconnected = True  # drops the reply of the application
-        if not (self._in_body and self.cycle.response_started):
-            request_id = new_request_id()
-            extra = {"request_id": request_id, "status": error.status}
-            _logger.info("refused before it was read: %d %s", error.status, error.kind, extra=extra)
-            self.transport.write(_render(error, request_id))
-        self._close()
+            self.cycle.message_event.set()
+        if self._in_body and self.cycle.response_started:
+            self._close()
+        else:
+            self._answer(error)
 
-    def _has_pending_replies(self) -> bool:
-        """Returns whether earlier requests of this connection still need a reply."""
-        if self._in_body:
-            return bool(self.pipeline)
-        return self.cycle is not None and not self.cycle.response_complete
+    def _answer(self, error: AppError) -> None:
+        """Have RequestMiddleware answer the refused request. No other application has the path `*`."""
+        if not (self._in_head or self._in_body):  # no request has begun
+            super().on_message_begin()
+        method = self.scope.get("method") or self._method()
+        self.scope = {**self.scope, REFUSAL: error}  # type: ignore[typeddict-unknown-key]
+        self.cycle, self.url = None, b"*"  # type: ignore[assignment]
+        super().on_headers_complete()
+        self.scope["method"] = method
+        self.cycle.keep_alive = False
+
+    def _method(self) -> str:
+        """Returns the method of an incomplete head. `-` if there is none; the parser then has an earlier one."""
+        method = self.parser.get_method().decode()
+        return method if self.url or method == "HEAD" else "-"
 
 
 class _BodyCallbacks:
@@ -234,19 +253,6 @@ class _BodyCallbacks:
     def __init__(self, protocol: BoundedProtocol) -> None:
         self.on_body = protocol.on_body
         self.on_message_complete = protocol.on_message_complete
-
-
-def _render(error: AppError, request_id: str) -> bytes:
-    response = problem(Headers({"x-request-id": request_id}), error)
-    response.headers["Connection"] = "close"
-    start = {"headers": response.raw_headers}
-    complete_headers(start, request_id)
-    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-    return status.encode() + _header_lines(start["headers"]) + b"\r\n" + bytes(response.body)
-
-
-def _header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return b"".join(b"%s: %s\r\n" % header for header in headers)
 
 
 SERVER_OPTIONS: Final[dict[str, Any]] = {
