@@ -68,7 +68,7 @@ def haproxy(
 ) -> Iterator[str]:
     """Yields the address of HAProxy in front of two services. It uses docs/haproxy.cfg with some words replaced.
 
-    Without a certificate, clients use plain HTTP and the address as the name, and requests are not marked as forwarded,
+    Without a certificate, clients use plain HTTP and the name of this machine, and requests are not marked as forwarded,
     because services without authentication would refuse them.
     """
     port = free_port()
@@ -76,7 +76,7 @@ def haproxy(
     tls = {":443 ssl crt /etc/haproxy/tasks.example.com.pem": f"127.0.0.1:{port} ssl crt {certificate}"}
     plain = {
         ":443 ssl crt /etc/haproxy/tasks.example.com.pem alpn h2,http/1.1 strict-sni": f"127.0.0.1:{port}",
-        "-i tasks.example.com": "-i 127.0.0.1",
+        "-i tasks.example.com": "-i 127.0.0.1 localhost",
         "set-header X-Forwarded-For %[src]": "del-header X-Forwarded-For",
         "set-header X-Forwarded-Proto https": "del-header X-Forwarded-Proto",
     }
