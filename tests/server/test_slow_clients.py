@@ -1,6 +1,7 @@
 """Clients that send or read too slowly, and clients that disconnect."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ from tests.server.support import (
     post,
     waits_for_a_lock,
 )
-from tests.support import short
+from tests.support import short, until
 
 
 async def drip(connection: Connection) -> None:
@@ -133,6 +134,24 @@ async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
     await converse(base_url, head(b"GET", LIVE, CLOSE))  # until then, the service fills the buffers
 
     assert [reply.status_code for reply in await connection.end()] == [200] * 6
+
+
+async def test_a_client_that_disconnects_without_reading_its_replies_causes_no_error(
+    base_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def finished() -> int:
+        return sum(message.startswith("GET /docs/assets/{name} ") for message in caplog.messages)
+
+    caplog.set_level(logging.INFO)
+    connection = Connection(base_url)
+    await connection.send(head(b"GET", b"/docs/assets/swagger-ui-bundle.js") * 8)
+    await converse(base_url, head(b"GET", LIVE, CLOSE))  # until then, the service fills the buffers
+    before = finished()
+
+    connection.socket.close()
+
+    await until(lambda: finished() > before)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 class TestTimers:

@@ -30,6 +30,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _since_body = 0  # bytes received since the last byte of a body
     _refusal: AppError | None = None
     _refused = False
+    _running: RequestResponseCycle | None = None  # of the request that the application handles
     _earlier: RequestResponseCycle | None = None  # of the request before the current one, if its reply was pending
     _abort_timer: asyncio.TimerHandle | None = None
     _shutting_down = False
@@ -43,6 +44,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
         self._cancel_abort()
+        if self._running:  # uvicorn does this to the last request only, and the reply to an earlier one would fail
+            self._running.disconnected = True
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -112,6 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.expect_100_continue = self.parser.get_http_version() == "1.1"
         self._earlier = self.cycle if self.cycle and not self.cycle.response_complete else None
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
         self._in_head, self._in_body = False, True
         if (
             self._shutting_down or self.expect_100_continue
@@ -132,6 +137,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._set_deadline()
 
     def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if self._in_head:  # the next request has its own deadline
             self._unset_keepalive_if_required()
