@@ -68,7 +68,7 @@ def haproxy(
 ) -> Iterator[str]:
     """Yields the address of HAProxy in front of two services. It uses docs/haproxy.cfg with some words replaced.
 
-    Without a certificate, clients use plain HTTP and the name of this machine, and requests are not marked as forwarded,
+    Without a certificate, clients use plain HTTP and a name of this machine, and requests are not marked as forwarded,
     because services without authentication would refuse them.
     """
     port = free_port()
