@@ -116,6 +116,14 @@ class TestWorkers:
             assert service.end(signal.SIGHUP) == 0
             assert not service.postgres_runs
 
+    def test_a_killed_worker_is_replaced(self, directory: Path) -> None:
+        with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
+            os.kill(started(service)[0], signal.SIGKILL)
+            while service.messages.count("Application startup complete.") < 3:
+                assert service.process.poll() is None, service.stderr
+                time.sleep(0.02)
+            assert service.end() == 0
+
     @pytest.mark.ci
     def test_every_worker_ends_with_its_killed_parent(self, directory: Path) -> None:
         with (

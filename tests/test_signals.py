@@ -233,8 +233,15 @@ class TestStuck:
             assert service.stderr == ABORTED
             wait_for_end(postmaster)
 
-    @pytest.mark.ci
-    @pytest.mark.parametrize("is_stopped", [False, True], ids=["busy", "stopped"])
+    def test_the_postgres_of_another_service_is_not_stopped(self, directory: Path, settings: dict[str, str]) -> None:
+        with (
+            embedded_postgres(directory / ".data" / "postgres") as dsn,
+            self.stuck(directory, settings) as (service, _),
+        ):
+            assert service.end() == 1
+            assert execute(dsn, "SELECT 1") == [(1,)]
+
+    @pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=pytest.mark.ci)], ids=["busy", "stopped"])
     def test_a_worker_is_killed_by_its_parent(
         self, directory: Path, settings: dict[str, str], *, is_stopped: bool
     ) -> None:
@@ -245,7 +252,6 @@ class TestStuck:
             assert f"worker [{worker}] does not end and is killed" in service.messages
             assert not Path(f"/proc/{worker}").exists()
 
-    @pytest.mark.ci
     def test_a_worker_of_a_killed_parent_is_aborted(self, directory: Path, settings: dict[str, str]) -> None:
         with self.stuck(directory, settings | {"WEB_CONCURRENCY": "2"}) as (service, worker):
             service.end(SIGKILL)
