@@ -23,6 +23,7 @@ import app.models
 from app.core.config import load_settings
 from app.core.database.dsn import parse_dsn
 from app.core.errors import StartupError
+from app.core.stopping import INTERVAL, check, note_signals, requested
 from app.server.embedded import embedded_postgres
 
 for _model in iter_modules(app.models.__path__, "app.models."):
@@ -117,13 +118,26 @@ async def _run(dsn: str) -> None:
     await engine.dispose()
 
 
+async def _run_until_stopped(dsn: str) -> None:
+    running = asyncio.ensure_future(_run(dsn))
+    while not (running.done() or requested.is_set()):
+        await asyncio.wait([running], timeout=INTERVAL)
+    if requested.is_set():
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    check()
+    await running
+
+
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0] or 'no answer'}"
 
 
+if context.config.cmd_opts:  # the program is `alembic`
+    note_signals()
 try:
     with _dsn() as dsn:
-        asyncio.run(_run(dsn))
+        asyncio.run(_run_until_stopped(dsn))
 except StartupError as error:
     raise CommandError(str(error)) from error
 except _EXPECTED as error:

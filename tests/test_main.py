@@ -68,15 +68,12 @@ class TestLife:
         assert any(re.search(r"POST /api/\{user_id\}/tasks 201 in \d+\.\d ms$", line) for line in lines)
         assert (service.stderr, service.postgres_runs) == ("", False)
 
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 0), (signal.SIGINT, 130)])
-    def test_a_service_that_gets_a_signal_while_it_starts_leaves_no_postgres(
-        self, directory: Path, number: signal.Signals, code: int
-    ) -> None:
+    def test_a_service_whose_terminal_is_closed_while_it_starts_leaves_no_postgres(self, directory: Path) -> None:
         with Service(directory) as service:
             while not service.postgres_runs:
                 assert service.process.poll() is None
                 time.sleep(0.001)
-            assert service.end(number) == code
+            assert service.end(signal.SIGHUP) == 0
             assert not service.postgres_runs
 
 
@@ -118,6 +115,14 @@ class TestWorkers:
 
             assert service.end(signal.SIGHUP) == 0
             assert not service.postgres_runs
+
+    def test_a_killed_worker_is_replaced(self, directory: Path) -> None:
+        with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
+            os.kill(started(service)[0], signal.SIGKILL)
+            while service.messages.count("Application startup complete.") < 3:
+                assert service.process.poll() is None, service.stderr
+                time.sleep(0.02)
+            assert service.end() == 0
 
     @pytest.mark.ci
     def test_every_worker_ends_with_its_killed_parent(self, directory: Path) -> None:

@@ -1,10 +1,7 @@
 """Builds the application. Importing this module has no side effects."""
 
-import asyncio
 import gc
 import logging
-import multiprocessing
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, TypedDict
@@ -135,7 +132,6 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
         check_routes(app.router)  # again, because routes may have been added
-        _stop_with_parent()
         if not bounded:
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
         if settings.database_url is None:
@@ -191,16 +187,3 @@ def _freeze_startup_objects() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECTED_AFTER)
-
-
-def _stop_with_parent() -> None:
-    """Stop as on SIGTERM when the parent is killed. The worker would otherwise keep the port open."""
-    parent = multiprocessing.parent_process()
-    loop = asyncio.get_running_loop()
-
-    def stop(sentinel: int) -> None:  # pragma: no cover  # in a worker that outlives its parent
-        loop.remove_reader(sentinel)
-        signal.raise_signal(signal.SIGTERM)
-
-    if parent:  # pragma: no cover  # in workers, which uvicorn spawns
-        loop.add_reader(parent.sentinel, stop, parent.sentinel)

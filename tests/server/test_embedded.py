@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -10,13 +12,13 @@ from pathlib import Path
 from signal import SIGKILL
 from subprocess import PIPE
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
 from app.core.errors import StartupError
 from app.server import embedded
-from app.server.embedded import embedded_postgres
+from app.server.embedded import _Server, embedded_postgres
 from tests.support import execute
 
 BACKEND: Final = Path(embedded.__file__).parents[2]
@@ -28,7 +30,7 @@ AM_ROOT: Final = os.geteuid() == 0
 USE: Final = """
 import os, sys
 from pathlib import Path
-from app.server.embedded import embedded_postgres
+from app.server.embedded import _Server, embedded_postgres
 
 if os.geteuid() == 0:
     os.setgroups([])
@@ -103,6 +105,27 @@ class TestServer:
             assert not runs(directory)
         finally:
             subprocess.run(["userdel", account], check=False, capture_output=True)
+
+    def test_a_start_that_waits_for_a_first_start_that_fails_creates_the_server_and_the_lock_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        creating, waiting = threading.Event(), threading.Event()
+        create: Callable[[object], None] = vars(_Server)["_create_cluster"]
+
+        def fail(_: object) -> NoReturn:
+            monkeypatch.setattr(_Server, "_create_cluster", create)
+            creating.set()
+            waiting.wait()
+            raise StartupError("no space left")
+
+        monkeypatch.setattr(_Server, "_create_cluster", fail)
+        monkeypatch.setattr("app.core.stopping.pause", lambda _: waiting.set())
+        with ThreadPoolExecutor(1) as pool:
+            failing = pool.submit(use, tmp_path / "postgres")
+            creating.wait()
+            with embedded_postgres(tmp_path / "postgres"):
+                assert (tmp_path / "postgres.start.lock").exists()
+            assert isinstance(failing.exception(), StartupError)
 
     def test_the_server_has_unicode_and_timeouts_and_no_network_address_whatever_the_environment_says(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -200,6 +223,7 @@ class TestRefusal:
 
         with pytest.raises(StartupError, match=r"could not be created: initdb: error: no space left$"):
             use(tmp_path / "postgres")
+        assert [path.name for path in tmp_path.iterdir()] == ["embedded_postgres"]
 
     def test_a_server_that_accepts_no_connections_in_time_is_reported_and_stopped(self, directory: Path) -> None:
         (directory / "standby.signal").touch()
@@ -221,4 +245,5 @@ class TestRefusal:
 
         with pytest.raises(StartupError, match=rf"^The embedded PostgreSQL cannot use {tmp_path}/{name}: "):
             use(tmp_path / name)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
         assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter"]

@@ -15,12 +15,14 @@ import subprocess  # nosec B404  # runs only programs of the wheel
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import quote
 
+from app.core import stopping
 from app.core.errors import StartupError
 
 _ACCOUNT: Final = "embedded_postgres"  # runs the server for root, because PostgreSQL refuses to run as root
@@ -50,7 +52,8 @@ def embedded_postgres(directory: Path, *, account: str = _ACCOUNT, timeout: floa
 
     For root, `account` runs the server. A server that was started accepts connections after `timeout` seconds at most.
 
-    Raises StartupError if the platform has no wheel, `directory` cannot be used or the server does not start.
+    Raises StartupError if the platform has no wheel, `directory` cannot be used or the server does not start, and
+    Stopped if a signal ends the start.
     """
     directory = directory.resolve()
     try:
@@ -78,12 +81,15 @@ class _Server:
 
     def join(self) -> IO[str]:
         """Returns a lease. The server runs while the lease is open."""
-        with self._lock("start", fcntl.LOCK_EX):
+        with self._start_lock():
             lease = self._lock("used", fcntl.LOCK_SH)
+            self._abort = partial(self._stop_now, lease)
+            stopping.last_steps.append(self._abort)
             try:
                 self._ensure_running()
             except BaseException:
                 self._release(lease)
+                self._remove_leftovers()
                 raise
             return lease
 
@@ -96,9 +102,36 @@ class _Server:
         with lease:
             if _acquire(lease):
                 self._stop()
+            stopping.last_steps.remove(self._abort)
+
+    def _stop_now(self, lease: IO[str]) -> None:
+        """Stop the server if this lease is the last one, without waiting. PostgreSQL recovers at its next start."""
+        if _acquire(lease):
+            self._call("pg_ctl", "stop", "--pgdata=.", "--mode=immediate", "--no-wait")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a first start that failed has left. Its start lock is held."""
+        if not (self.data / "PG_VERSION").exists():
+            shutil.rmtree(self._beside("unfinished"), ignore_errors=True)
+            for name in ("running", "used", "start"):
+                self._beside(f"{name}.lock").unlink()
+
+    def _start_lock(self) -> IO[str]:
+        """Returns the lock of the file that is there now: a failed first start removes the file."""
+        while True:
+            lock = self._lock("start")
+            while not _acquire(lock):
+                stopping.pause(stopping.INTERVAL)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), self._beside("start.lock").stat()):
+                    return lock
+            lock.close()
+
+    def _beside(self, name: str) -> Path:
+        return self.data.with_name(f"{self.data.name}.{name}")
 
     def _lock(self, name: str, kind: int = fcntl.LOCK_UN) -> IO[str]:
-        lock = self.data.with_name(f"{self.data.name}.{name}.lock").open("a")
+        lock = self._beside(f"{name}.lock").open("a")
         fcntl.flock(lock, kind)
         return lock
 
@@ -117,12 +150,12 @@ class _Server:
     def _create_cluster(self) -> None:
         """Create the cluster in a temporary directory and rename it, so that a kill never leaves half a cluster."""
         _logger.info("creating an embedded PostgreSQL in %s", self.data)
-        unfinished = self.data.with_name(f"{self.data.name}.unfinished")
+        unfinished = self._beside("unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         if self._identity:  # pragma: no cover  # root only
             os.chown(unfinished, self._identity["user"], self._identity["group"], follow_symlinks=False)
-        result = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished)
+        result = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished, stoppable=True)
         if result.returncode:
             message = f"The embedded PostgreSQL could not be created: {result.stdout.strip()}"
             raise StartupError(message)
@@ -141,7 +174,7 @@ class _Server:
             for name in _PID_FILES:
                 (self.data / name).unlink(missing_ok=True)
             options = ("--pgdata=.", f"--timeout={_TIMEOUT}", f"--log={_LOG}")
-            result = self._call("pg_ctl", "start", *options, pass_fds=(running.fileno(),))
+            result = self._call("pg_ctl", "start", *options, pass_fds=(running.fileno(),), stoppable=True)
         if result.returncode:
             message = f"The embedded PostgreSQL did not start; see {self.data / _LOG}."
             raise StartupError(message)
@@ -159,7 +192,7 @@ class _Server:
             if time.monotonic() > deadline:
                 message = f"The embedded PostgreSQL in {self.data} does not accept connections."
                 raise StartupError(message)
-            time.sleep(0.1)
+            stopping.pause(0.1)
 
     def _probe(self, socket_directory: Path) -> int:
         return _run(self._bin / "pg_isready", f"--host={socket_directory}", "--port=5432").returncode
@@ -171,17 +204,28 @@ class _Server:
         return _run(self._bin / program, *arguments, cwd=directory or self.data, **self._identity, **options)
 
 
-def _run(program: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603  # nosec B603  # programs of the wheel, with arguments from the settings
+def _run(program: Path, *arguments: str, stoppable: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program that the signals of the terminal do not reach. Raises Stopped if it is `stoppable`."""
+    process = subprocess.Popen(  # noqa: S603  # nosec B603  # programs of the wheel, with arguments from the settings
         [program, *arguments],
-        check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
         **options,
     )
+    while True:
+        try:
+            output, _ = process.communicate(timeout=stopping.INTERVAL)
+        except subprocess.TimeoutExpired:
+            if stoppable and stopping.requested.is_set():
+                process.terminate()
+        else:
+            if stoppable:
+                stopping.check()
+            return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 def _wheel() -> Path:

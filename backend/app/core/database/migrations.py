@@ -1,7 +1,6 @@
 """Upgrades the database to the newest revision in `alembic/`."""
 
 import logging
-import time
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from alembic.util import CommandError
 
 from app.core.database.faults import may_recover, probe_delays
 from app.core.errors import StartupError
+from app.core.stopping import pause
 
 _INI: Final = Path(__file__).parents[4] / "alembic.ini"
 
@@ -27,7 +27,7 @@ def alembic_config(dsn: str | None = None) -> Config:
 def migrate(dsn: str) -> None:
     """Upgrade to the newest revision. Waits while the database is unavailable. Several services may call it at once.
 
-    Raises StartupError if the migration fails for any other reason.
+    Raises StartupError if the migration fails for any other reason, and Stopped after a signal.
     """
     for delay in probe_delays():  # pragma: no branch  # the delays never end
         try:
@@ -38,6 +38,6 @@ def migrate(dsn: str) -> None:
                 message = f"The database could not be migrated: {error}"
                 raise StartupError(message) from error
             _logger.warning("waiting for the database: %s", error)
-            time.sleep(delay)
+            pause(delay)
         else:
             return

@@ -1,0 +1,80 @@
+"""The end by SIGINT, SIGTERM or SIGHUP.
+
+A handler only notes the signal. If it raised an exception, the exception could hit a callback of compiled code, such
+as asyncpg, which then hangs or crashes. Code that waits checks for a noted signal and raises Stopped.
+"""
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Final
+
+INTERVAL: Final = 0.05  # seconds between two checks
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_RESERVE: Final = 0.25  # seconds of the timeout that the last steps of `end_in_time` may need
+
+last_steps: Final[list[Callable[[], object]]] = []  # of a process that does not end in time
+requested: Final = threading.Event()
+_noted: Final[list[signal.Signals]] = []
+_handlers: Final[list[Any]] = []
+
+
+class Stopped(SystemExit):
+    """A signal has ended the work. The exit code is the one that a shell reports for the signal."""
+
+
+def note_signals() -> None:
+    """Note signals from now on. A handler of the server is called as well, also for signals that were noted before."""
+    handler = signal.getsignal(signal.SIGTERM)
+    for number in _SIGNALS:
+        signal.signal(number, _note)
+    if callable(handler) and handler != _note:
+        _handlers.append(handler)
+        for noted in _noted:
+            handler(noted, None)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    is_first = not _noted
+    _noted.append(signal.Signals(number))
+    if is_first:  # only the first sets the event, because a handler can interrupt itself
+        requested.set()
+    for handler in _handlers:
+        handler(number, frame)
+
+
+def check() -> None:
+    """Raise Stopped if a signal has been noted."""
+    if _noted:
+        raise Stopped(128 + _noted[0])
+
+
+def pause(seconds: float) -> None:
+    """Sleep. Raises Stopped."""
+    deadline = time.monotonic() + seconds
+    check()
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, INTERVAL))
+        check()
+
+
+def end_in_time(seconds: float) -> None:
+    """End the process `seconds` after a signal at the latest, also if its main thread is stuck."""
+
+    def end() -> None:
+        requested.wait()
+        time.sleep(seconds - _RESERVE)
+        for step in last_steps:
+            with suppress(Exception):
+                step()
+        with suppress(OSError):
+            if select.select([], [2], [], 0)[1]:  # otherwise its reader stalls
+                os.write(2, b"The service did not end within SHUTDOWN_TIMEOUT and was aborted.\n")
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

@@ -1,0 +1,57 @@
+"""Signals in a process of its own."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any, Final
+
+from tests.service import BACKEND
+
+NOTED: Final = """
+import signal
+from app.core.stopping import note_signals
+
+note_signals()
+signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGTERM, lambda number, _: print("handled", number))
+note_signals()
+signal.raise_signal(signal.SIGTERM)
+"""
+STUCK: Final = """
+import signal, time
+from app.core.stopping import end_in_time, last_steps, note_signals
+
+last_steps.append(lambda: print("last step", flush=True))
+note_signals()
+end_in_time(0.3)
+signal.raise_signal(signal.SIGTERM)
+while True:
+    time.sleep(1)
+"""
+
+
+def run(script: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(BACKEND)}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, **options
+    )
+
+
+def test_a_server_handles_the_signals_that_came_before_it_was_ready() -> None:
+    assert run(NOTED).stdout.split("\n") == ["handled 2", "handled 15", ""]
+
+
+def test_a_process_whose_stderr_nobody_reads_is_aborted_too() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"\n")
+    os.set_blocking(writer, True)
+
+    aborted = run(STUCK, stderr=writer)
+
+    os.close(reader)
+    os.close(writer)
+    assert (aborted.returncode, aborted.stdout) == (1, "last step\n")
