@@ -23,13 +23,14 @@ import app.models
 from app.core.config import load_settings
 from app.core.database.dsn import parse_dsn
 from app.core.errors import StartupError
-from app.core.stopping import INTERVAL, check, note_signals, requested
+from app.core.stopping import INTERVAL, check, end_in_time, note_signals, requested
 from app.server.embedded import embedded_postgres
 
 for _model in iter_modules(app.models.__path__, "app.models."):
     import_module(_model.name)  # fills the metadata
 
 _LOCK: Final = 7_461_736_531  # an arbitrary number that no other program on this database uses
+_ENDING_TIME: Final = 10  # seconds from a signal to the exit of `alembic`
 _EXPECTED: Final = (
     OSError,
     UnicodeError,  # an invalid host name
@@ -135,6 +136,7 @@ def _reason(error: Exception) -> str:
 
 if context.config.cmd_opts:  # the program is `alembic`
     note_signals()
+    end_in_time(_ENDING_TIME)
 try:
     with _dsn() as dsn:
         asyncio.run(_run_until_stopped(dsn))

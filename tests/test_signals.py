@@ -31,7 +31,7 @@ INCOMPLETE: Final = (
     b"Expect: 100-continue\r\n\r\n" % TASKS.encode()
 )
 LIST: Final = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % TASKS.encode()
-ABORTED: Final = "The service did not end within SHUTDOWN_TIMEOUT and was aborted.\n"
+ABORTED: Final = "The service did not end in time after a signal and was aborted.\n"
 
 
 @pytest.fixture(scope="module")

@@ -117,14 +117,18 @@ async def test_memory_is_bounded(
 
 
 async def test_only_requests_above_the_limit_are_refused_and_those_without_a_statement_are_answered_at_once(
-    client: httpx.AsyncClient, tasks: str, database: asyncpg.Connection
+    client: httpx.AsyncClient, tasks: str, new_user: Callable[[], str], database: asyncpg.Connection
 ) -> None:
+    async def list_tasks(user: str) -> httpx.Response:
+        return await client.get(f"/api/{user}/tasks", headers=bearer(user))
+
     async def all_wait() -> bool:
         return bool(await database.fetchval(WAITING) == CONNECTIONS)
 
     async with database.transaction():
         await database.execute("LOCK TABLE tasks")
-        requests = {asyncio.create_task(client.get(tasks)) for _ in range(CLIENTS)}
+        users = new_user(), new_user()  # one of them may use half of the limit
+        requests = {asyncio.create_task(list_tasks(user)) for user in users for _ in range(CLIENTS // 2)}
         await until(lambda: sum(request.done() for request in requests) == CLIENTS - LIMIT)
         refused = {request for request in requests if request.done()}
         replies = [

@@ -74,7 +74,7 @@ def end_in_time(seconds: float) -> None:
                 step()
         with suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # otherwise its reader stalls
-                os.write(2, b"The service did not end within SHUTDOWN_TIMEOUT and was aborted.\n")
+                os.write(2, b"The service did not end in time after a signal and was aborted.\n")
         os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()

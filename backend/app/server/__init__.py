@@ -1,1 +1,1 @@
-"""The HTTP protocol of the server, and the embedded PostgreSQL of `make run`."""
+"""The HTTP protocol and the processes of the server, and the embedded PostgreSQL of `make run`."""
