@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from inspect import isawaitable
 from time import time
 from typing import Any, Final, TypeVar
@@ -143,6 +144,17 @@ def new_database(dsn: str, name: str, template: str = "template1") -> Iterator[s
         execute(dsn, f"ALTER DATABASE {name} SET {timeout} = '1h'")
     yield make_url(dsn).set(database=name).render_as_string(hide_password=False)
     execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def full_pipe() -> tuple[int, int]:
+    """Returns the reading and the writing end of a pipe in which there is no room left."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"\n")
+    os.set_blocking(writer, True)
+    return reader, writer
 
 
 def pointers(refusal: httpx.Response) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from io import StringIO
@@ -19,6 +19,7 @@ import pytest
 from app.core import logging as app_logging
 from app.core.logging import JsonFormatter, LogHandler, log_config
 from app.http.middleware import log_request
+from tests.support import full_pipe
 
 REQUEST: Final = {"request_id": "mine", "method": "GET", "route": None, "status": 404, "duration_ms": 1.235}
 MESSAGE: Final = "GET (no route) 404 in 1.2 ms"
@@ -143,12 +144,7 @@ class TestWriter:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(app_logging, "_WAITING_MAX", 100)
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        with suppress(BlockingIOError):
-            while True:
-                os.write(writer, b"\n")
-        os.set_blocking(writer, True)
+        reader, writer = full_pipe()
         with os.fdopen(writer, "w") as stream:
             handler = LogHandler(stream)
             handler.setFormatter(JsonFormatter())

@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from typing import Any, Final
 
 from tests.service import BACKEND
+from tests.support import full_pipe
 
 NOTED: Final = """
 import signal
@@ -43,12 +43,7 @@ def test_a_server_handles_the_signals_that_came_before_it_was_ready() -> None:
 
 
 def test_a_process_whose_stderr_nobody_reads_is_aborted_too() -> None:
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with suppress(BlockingIOError):
-        while True:
-            os.write(writer, b"\n")
-    os.set_blocking(writer, True)
+    reader, writer = full_pipe()
 
     aborted = run(STUCK, stderr=writer)
 
