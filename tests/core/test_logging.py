@@ -173,7 +173,8 @@ class TestWriter:
         with only(log) as (handler, output), log.open("a") as space, Path("/dev/full").open("w") as full:
             os.dup2(full.fileno(), output.fileno())
             handler.put(b"while it is full")
-            while not (reported := capsys.readouterr().err):
+            deadline = time.monotonic() + 30
+            while not (reported := capsys.readouterr().err) and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.dup2(space.fileno(), output.fileno())
             handler.put(b"mine")
