@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, DateTime, Index, Text, Uuid, case, cast, false, func, literal_column
+from sqlalchemy import Boolean, CheckConstraint, DateTime, Index, Text, Uuid, case, cast, false, func, literal_column
 from sqlmodel import Field, SQLModel
 
 TITLE_MAX: Final = 200
@@ -82,4 +82,9 @@ def _on_the_wire(column: Any) -> Any:
 
 _table: Any = SQLModel.metadata.tables["tasks"]
 WIRE_COLUMNS: Final = tuple(_on_the_wire(_table.c[field.name]) for field in fields(WireTask))
+LONG_COLUMNS: Final = [  # names of those whose values may be long
+    column.name
+    for column in (_table.c[field.name] for field in fields(WireTask))
+    if not (column.primary_key or isinstance(column.type, Boolean | DateTime))
+]
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())
