@@ -24,7 +24,7 @@ _CLOSE_TIMEOUT: Final = 1  # seconds to close all connections
 _OPENED: Final = "opened"
 _HOLDER: Final = "holder"
 
-# The user whose share of the pool the statements of this request use. Requests without a user share one, too.
+# The user in whose share of the pool the statements of this request run. All requests without a user have one share.
 USER: Final[ContextVar[str]] = ContextVar("USER", default="")
 
 
