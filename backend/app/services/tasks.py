@@ -301,11 +301,14 @@ def _pattern(words: str) -> str:
 
 
 def _forms(letter: str) -> str:
-    """Returns the expression for a letter, composed or decomposed (Unicode NFC, NFD), and for a sigma, final or not."""
-    if letter in "\u03a3\u03c3\u03c2":
+    """Returns the expression for a letter in any case, composed or decomposed (Unicode NFC, NFD)."""
+    if letter in "\u03a3\u03c3\u03c2":  # a sigma, final or not
         return "[\u03c3\u03c2]"
-    decomposed = normalize("NFD", letter)
-    return _literal(letter) if decomposed == letter else f"(?:{letter}|{decomposed})"
+    title, decomposed = letter.title(), normalize("NFD", letter)
+    # PostgreSQL tries lower and upper case only, but for a range also the letter itself, such as \u01c5.
+    has_third_case = len(title) == 1 and title not in letter.lower() + letter.upper()
+    composed = f"[{title}-{title}]" if has_third_case else _literal(letter)
+    return composed if decomposed == letter else f"(?:{composed}|{decomposed})"
 
 
 def _literal(words: str) -> str:
