@@ -108,10 +108,8 @@ def _handling(prefer: Sequence[str]) -> str | None:
 
 
 def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldError]:
-    named = [
-        *((body_pointer(cut_name(name)), name) for name in fields),
-        *((f"query/{_quoted(name)}", name) for name in parameters),
-    ]
+    named = [(body_pointer(cut_name(name)), name) for name in fields]
+    named += [(f"query/{_quoted(name)}", name) for name in parameters]
     nul, unknown = "must not contain a NUL character", "is not known here"
     return [FieldError(pointer, nul if "\0" in name else unknown) for pointer, name in named[:_NAMES_SHOWN]]
 

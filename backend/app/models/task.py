@@ -95,10 +95,8 @@ def _on_the_wire(column: Any) -> Any:
 
 
 _table: Any = SQLModel.metadata.tables["tasks"]
-WIRE_COLUMNS: Final = tuple(_on_the_wire(_table.c[field.name]) for field in fields(WireTask))
-LONG_COLUMNS: Final = [  # names of those whose values may be long
-    column.name
-    for column in (_table.c[field.name] for field in fields(WireTask))
-    if not (column.primary_key or isinstance(column.type, Boolean | DateTime | Date))
-]
+_columns = [_table.c[field.name] for field in fields(WireTask)]
+WIRE_COLUMNS: Final = tuple(map(_on_the_wire, _columns))
+# The names of those whose values may be long.
+LONG_COLUMNS: Final = [c.name for c in _columns if not (c.primary_key or isinstance(c.type, Boolean | DateTime | Date))]
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())
