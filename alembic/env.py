@@ -83,17 +83,14 @@ def _is_migrated_further(connection: Connection) -> bool:
     migration = context.get_context()
     heads = migration.get_current_heads()
     known = {script.revision for script in context.script.walk_revisions()}
-    is_known = known.issuperset(heads) if heads else not _has_tables(connection)
+    has_tables = any(map(inspect(connection).has_table, SQLModel.metadata.tables))
+    is_known = known.issuperset(heads) if heads else not has_tables
     if is_known or migration.opts["fn"].__name__ != "upgrade":
         return False
     if len(heads) != 1 or not all(map(_is_addition, compare_metadata(migration, SQLModel.metadata))):
         raise CommandError(_UNKNOWN.format(", ".join(heads) or "no revision"))
     _logger.warning("the database is at revision %s of a later release: nothing is migrated", heads[0])
     return True
-
-
-def _has_tables(connection: Connection) -> bool:
-    return any(map(inspect(connection).has_table, SQLModel.metadata.tables))
 
 
 def _is_addition(difference: Any) -> bool:

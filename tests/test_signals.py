@@ -90,7 +90,9 @@ class TestStart:
         assert (service.stderr, service.postgres_runs) == ("", False)
         assert "Traceback" not in service.stdout
 
-    def test_while_the_database_is_created(self, tmp_path: Path, number: signal.Signals) -> None:
+    def test_a_signal_while_the_database_is_created_ends_the_start(
+        self, tmp_path: Path, number: signal.Signals
+    ) -> None:
         with Service(tmp_path) as service:
             until(service, (tmp_path / ".data" / "postgres.unfinished" / "base").exists)
             self.end(service, number)
@@ -99,31 +101,35 @@ class TestStart:
         with Service(tmp_path) as service:
             assert service.ready().end() == 0
 
-    def test_while_postgres_starts(self, directory: Path, number: signal.Signals) -> None:
+    def test_a_signal_while_postgres_starts_ends_the_start(self, directory: Path, number: signal.Signals) -> None:
         with Service(directory) as service:
             until(service, lambda: service.postgres_runs)
             self.end(service, number)
 
-    def test_while_another_process_starts_postgres(self, directory: Path, number: signal.Signals) -> None:
+    def test_a_signal_while_another_process_starts_postgres_ends_the_start(
+        self, directory: Path, number: signal.Signals
+    ) -> None:
         path = directory / ".data" / "postgres.start.lock"
         with path.open("a") as lock, Service(directory) as service:
             fcntl.flock(lock, fcntl.LOCK_EX)
             until(service, lambda: path in opened(service))
             self.end(service, number)
 
-    def test_while_the_database_is_down(self, tmp_path: Path, number: signal.Signals) -> None:
+    def test_a_signal_while_the_database_is_down_ends_the_start(self, tmp_path: Path, number: signal.Signals) -> None:
         with Service(tmp_path, {"DATABASE_URL": f"postgresql://ada@127.0.0.1:{free_port()}/tasks"}) as service:
             until(service, lambda: "waiting for the database" in service.stdout)
             self.end(service, number)
 
-    def test_while_a_migration_waits_for_a_lock(self, dsn: str, tmp_path: Path, number: signal.Signals) -> None:
+    def test_a_signal_while_a_migration_waits_for_a_lock_ends_the_start(
+        self, dsn: str, tmp_path: Path, number: signal.Signals
+    ) -> None:
         with locked(dsn) as database, Service(tmp_path, {"DATABASE_URL": database}) as service:
             until(service, lambda: execute(database, LOCKED) == [(1,)])
             self.end(service, number)
             while execute(database, LOCKED) != [(0,)]:
                 time.sleep(0.01)
 
-    def test_while_workers_start(self, directory: Path, number: signal.Signals) -> None:
+    def test_a_signal_while_workers_start_ends_the_start(self, directory: Path, number: signal.Signals) -> None:
         with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
             until(service, lambda: "Started parent process" in service.stdout)
             self.end(service, number)
@@ -194,7 +200,7 @@ class TestSecondInterrupt:
 
 class TestStalledLog:
     @pytest.mark.parametrize("is_read", [False, True])
-    def test_requests_are_served_and_the_service_ends_and_no_line_is_cut(
+    def test_while_nobody_reads_the_log_requests_are_served_and_the_service_ends_and_no_line_is_cut(
         self, directory: Path, *, is_read: bool
     ) -> None:
         reader, writer = os.pipe()
@@ -226,14 +232,18 @@ class TestStuck:
     def settings(self) -> dict[str, str]:
         return {"SHUTDOWN_TIMEOUT": "3"}
 
-    def test_a_service_is_aborted_and_its_postgres_stopped(self, directory: Path, settings: dict[str, str]) -> None:
+    def test_a_stuck_service_is_aborted_and_its_postgres_stopped(
+        self, directory: Path, settings: dict[str, str]
+    ) -> None:
         with self.stuck(directory, settings) as (service, _):
             postmaster = service.postmaster
             assert service.end() == 1
             assert service.stderr == ABORTED
             wait_for_end(postmaster)
 
-    def test_the_postgres_of_another_service_is_not_stopped(self, directory: Path, settings: dict[str, str]) -> None:
+    def test_a_stuck_service_does_not_stop_the_postgres_of_another_service(
+        self, directory: Path, settings: dict[str, str]
+    ) -> None:
         with (
             embedded_postgres(directory / ".data" / "postgres") as dsn,
             self.stuck(directory, settings) as (service, _),
@@ -242,7 +252,7 @@ class TestStuck:
             assert execute(dsn, "SELECT 1") == [(1,)]
 
     @pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=pytest.mark.ci)], ids=["busy", "stopped"])
-    def test_a_worker_is_killed_by_its_parent(
+    def test_a_stuck_worker_is_killed_by_its_parent(
         self, directory: Path, settings: dict[str, str], *, is_stopped: bool
     ) -> None:
         with self.stuck(directory, settings | {"WEB_CONCURRENCY": "2"}) as (service, worker):
@@ -252,7 +262,7 @@ class TestStuck:
             assert f"worker [{worker}] does not end and is killed" in service.messages
             assert not Path(f"/proc/{worker}").exists()
 
-    def test_a_worker_of_a_killed_parent_is_aborted(self, directory: Path, settings: dict[str, str]) -> None:
+    def test_a_stuck_worker_of_a_killed_parent_is_aborted(self, directory: Path, settings: dict[str, str]) -> None:
         with self.stuck(directory, settings | {"WEB_CONCURRENCY": "2"}) as (service, worker):
             service.end(SIGKILL)
             wait_for_end(worker)

@@ -42,7 +42,7 @@ def test_a_server_handles_the_signals_that_came_before_it_was_ready() -> None:
     assert run(NOTED).stdout.split("\n") == ["handled 2", "handled 15", ""]
 
 
-def test_a_process_whose_stderr_nobody_reads_is_aborted_too() -> None:
+def test_a_stuck_process_whose_stderr_nobody_reads_is_aborted() -> None:
     reader, writer = full_pipe()
 
     aborted = run(STUCK, stderr=writer)

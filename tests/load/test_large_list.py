@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import asyncpg
@@ -110,4 +111,4 @@ async def test_the_database_sends_no_row_after_the_texts_exceed_the_maximum(data
 
     sizes = [len(row["title"] + row["description"]) for row in rows]
     assert sum(sizes[:-1]) <= 1_000 < sum(sizes)
-    assert [row["before"] for row in rows] == [sum(sizes[:number]) for number in range(len(rows))]
+    assert [row["weight"] for row in rows] == [*accumulate(sizes)]

@@ -135,6 +135,8 @@ class TestFilters:
             ("o\u0302\u0323", "o\u0302\u0323"),  # marks in an order that Unicode does not use
             ("cafe\u0301", "cafe"),
             ("\uac01", "\u1100\u1161\u11a8"),
+            *(("\u01c5", each) for each in "\u01c4\u01c5\u01c6"),  # a letter with a third case, the title case
+            ("\u1f88", "\u1f80"),
         ],
         ids=short,
     )

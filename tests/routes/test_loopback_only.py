@@ -205,7 +205,7 @@ class TestProxy:
 
         assert (await ask(client.base_url, b"Host: 127.0.0.1:8000", *marks))[0] == expected
 
-    async def test_marks_do_not_matter_with_authentication(self, secured_url: str) -> None:
+    async def test_a_request_that_a_proxy_has_marked_is_answered_with_authentication(self, secured_url: str) -> None:
         marks = (b"X-Forwarded-For: 192.0.2.1", b"X-Real-IP: 192.0.2.1", b"Forwarded: for=192.0.2.1", b"Via: 1.1 proxy")
 
         assert (await ask(httpx.URL(secured_url), b"Host: tasks.example.com", *marks))[0] == 401

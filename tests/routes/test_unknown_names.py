@@ -134,6 +134,7 @@ class TestPrefer:
             (['x="a,b;c", handling = "st\\rict";level="9,"'], "strict"),
             (['x="a', "handling=strict"], "strict"),
             (['wait="' + '\\"' * 10_000], None),
+            (["handling=" + " " * 10_000 + '"'], None),
             (['handling="strict'], None),
             (["handling, handling=strict"], None),
             (["handling"], None),

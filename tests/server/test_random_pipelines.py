@@ -291,7 +291,7 @@ def found() -> Iterator[list[str]]:
 )
 @settings(random, derandomize=True)
 @given(asked=pipelines())
-async def test_control_with_a_defect_that_is_found(
+async def test_a_protocol_with_a_defect_is_found(
     service: str, found: list[str], after: str, defect: Callable[[BoundedProtocol], None], asked: list[Asked]
 ) -> None:
     method = getattr(BoundedProtocol, after)

@@ -138,8 +138,8 @@ class Settings(BaseSettings):
         default=1_000,
         ge=1,
         le=100_000,
-        description="Maximum requests per worker that use or wait for the database, half of them of one user. "
-        "Others get a 503.",
+        description="Maximum requests per worker that use or wait for the database. One user may have half. "
+        "Further ones get a 503.",
     )
     embedded_postgres_dir: Path = Field(
         default=Path(".data/postgres"), description="Data directory of the embedded PostgreSQL."

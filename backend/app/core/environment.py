@@ -17,13 +17,13 @@ from app.core.errors import StartupError
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
 # Names that can only mean authentication, slips such as `AUTH-JWT-SECRET` and `"AUTH_JWT_SECRET"` included.
 _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
-_ALMOST: Final = 0.86  # AUTH_ISSUERS is nearer to a setting than that, AUTH_SECRET is not
+_SIMILAR: Final = 0.86  # the ratio of difflib for AUTH_ISSUERS is greater, that for AUTH_SECRET smaller
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
 
 
 def check_environment(settings: Collection[str]) -> None:
-    """Raises StartupError for a line of `.env` that sets nothing, and for a name that means authentication but is empty
-    or is none of `settings`. The text never shows a value.
+    """Raises StartupError for an unreadable line of `.env`, and for a name of authentication that is empty or not among
+    `settings`. The text never shows a value.
     """
     text = _dotenv_text()
     problems = [f".env: line {line} is not NAME=value, or its quote is not closed" for line in _unreadable(text)]
@@ -58,13 +58,13 @@ def _is_misread(binding: Binding) -> bool:
 def _ignored(given: Mapping[str, str | None], settings: Collection[str]) -> Iterator[str]:
     """Yields a sentence for each name that would be ignored.
 
-    If authentication is on, other programs may own such names, Auth.js for example `AUTH_SECRET`. Only names that are
-    almost a setting are slips then.
+    While authentication is on, such a name may belong to another program, as `AUTH_SECRET` to Auth.js. Only a name that
+    resembles a setting is a slip then.
     """
     authenticates = any(map(given.get, _SWITCHES))
     for name in filter(_MEANT.match, given):
         if name in settings:
             if not given[name]:
                 yield f"{name}: is empty; give it a value, or remove it"
-        elif not authenticates or get_close_matches(name, settings, cutoff=_ALMOST):
-            yield f"{name}: is not a setting of this service; .env.example lists them"
+        elif not authenticates or get_close_matches(name, settings, cutoff=_SIMILAR):
+            yield f"{name}: is not a setting of this service; correct it or unset it (.env.example lists the settings)"

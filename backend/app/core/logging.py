@@ -19,7 +19,7 @@ _RECORD_ATTRIBUTES: Final = {*vars(logging.makeLogRecord({})), "message", "ascti
 
 _WAITING_MAX: Final = 10_000  # lines
 _CLOSING_TIME: Final = 1  # seconds
-_BATCH_TIME: Final = 0.01  # seconds in which lines are collected; a change of threads for each line would cost more
+_BATCH_TIME: Final = 0.01  # seconds in which lines are collected; a thread switch for each line would cost more
 _RETRY_TIME: Final = 1  # seconds
 _END: Final = b""
 
@@ -42,7 +42,8 @@ class JsonFormatter(logging.Formatter):
 class LogHandler(logging.Handler):
     """Writes lines in a thread, so that a reader who stalls does not stop the event loop.
 
-    `_WAITING_MAX` lines wait in memory. Further lines are dropped, and one line tells how many once they are written.
+    `_WAITING_MAX` lines wait in memory, besides those that are being written. Further lines are dropped and counted. A
+    later line says how many.
     """
 
     def __init__(self, stream: TextIO) -> None:

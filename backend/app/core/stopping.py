@@ -1,4 +1,4 @@
-"""The end by SIGINT, SIGTERM or SIGHUP.
+"""Ends the process after SIGINT, SIGTERM or SIGHUP.
 
 A handler only notes the signal. If it raised an exception, the exception could hit a callback of compiled code, such
 as asyncpg, which then hangs or crashes. Code that waits checks for a noted signal and raises Stopped.
@@ -18,7 +18,7 @@ INTERVAL: Final = 0.05  # seconds between two checks
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RESERVE: Final = 0.25  # seconds of the timeout that the last steps of `end_in_time` may need
 
-last_steps: Final[list[Callable[[], object]]] = []  # of a process that does not end in time
+last_steps: Final[list[Callable[[], object]]] = []  # run before a process that does not end in time is aborted
 requested: Final = threading.Event()
 _noted: Final[list[signal.Signals]] = []
 _handlers: Final[list[Any]] = []
@@ -29,7 +29,7 @@ class Stopped(SystemExit):
 
 
 def note_signals() -> None:
-    """Note signals from now on. A handler of the server is called as well, also for signals that were noted before."""
+    """Note signals from now on, and pass them to the current handler of SIGTERM, also those that were noted before."""
     handler = signal.getsignal(signal.SIGTERM)
     for number in _SIGNALS:
         signal.signal(number, _note)
@@ -64,7 +64,7 @@ def pause(seconds: float) -> None:
 
 
 def end_in_time(seconds: float) -> None:
-    """End the process `seconds` after a signal at the latest, also if its main thread is stuck."""
+    """Abort the process if it still runs `seconds` after a signal, because its main thread is stuck."""
 
     def end() -> None:
         requested.wait()

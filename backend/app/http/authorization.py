@@ -206,10 +206,10 @@ def _bearer_token(scope: Scope) -> str:
     return token.strip(" ")
 
 
-def refuse_disguised(scope: Scope) -> None:
+def refuse_ambiguous_path(scope: Scope) -> None:
     """Raises RouteNotFoundError for a path with an encoded slash, or with an encoded character in `/api`.
 
-    A proxy that reads the path as it was sent would not recognize it, and would for example log its user.
+    A proxy that does not decode the path would not recognize it as a path under `/api`, and could log its user.
     """
     sent = scope["raw_path"].removeprefix(scope.get("root_path", "").encode())
     if b"%2f" in sent.lower() or (is_api(get_route_path(scope)) and b"%" in sent[: len("/api/")]):
@@ -224,7 +224,7 @@ def refuse_misdirected(scope: Scope) -> None:
     otherwise use the service through its visitor's browser. A proxy could make it public.
     """
     headers = Headers(scope=scope)
-    if not (_came_over_loopback(scope) and _is_loopback_host(headers.get("host", "")) and _started_here(headers)):
+    if not (_came_over_loopback(scope) and _is_loopback_host(headers.get("host", "")) and _is_local(headers)):
         raise MisdirectedRequestError
 
 
@@ -239,8 +239,8 @@ def _is_loopback_host(value: str) -> bool:
     return host is not None and is_loopback(host[1] or host[2])
 
 
-def _started_here(headers: Headers) -> bool:
-    """Returns whether no proxy has marked the request, or only a development server whose client is this machine too.
+def _is_local(headers: Headers) -> bool:
+    """Returns whether no proxy has forwarded the request, or only a development server for a client on this machine.
 
     The rewrites of Next.js and the proxy of Create React App name the client and its `Host` (`xfwd` of http-proxy).
     """

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.logging import JsonFormatter, LogHandler
-from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_disguised, refuse_misdirected
+from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.fast_lane import effective_route
 from app.http.problems import answer_defect, problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
@@ -36,7 +36,7 @@ _SAFE_HEADERS: Final = (
     (b"vary", b"Origin, Authorization"),
     (b"x-content-type-options", b"nosniff"),
 )
-REFUSAL: Final = "app.refusal"  # key in the scope: the error for which the server has refused the request
+REFUSAL: Final = "app.refusal"  # the key in the scope for the error with which the server refuses the request
 _UNANSWERED: Final = (NotStartedError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 
@@ -139,7 +139,7 @@ class RequestMiddleware:
         if self._loopback_only:
             refuse_misdirected(scope)
         if b"%" in (scope.get("raw_path") or b""):
-            refuse_disguised(scope)
+            refuse_ambiguous_path(scope)
 
     def _apply_cors(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns the application and the `send` to use. CORS applies only when `Origin` is present."""
@@ -156,7 +156,7 @@ class RequestMiddleware:
         async def fail(*_: object) -> NoReturn:
             if isinstance(error, (Exception, asyncio.CancelledError)):
                 raise error
-            raise RuntimeError from error  # a panic of a compiled library, which no handler of exceptions would take
+            raise RuntimeError from error  # a panic of a compiled library: Starlette handles only `Exception`
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             try:

@@ -16,7 +16,10 @@ from app.http.problems import body_pointer, cut_name
 
 _NAMES_SHOWN: Final = 20  # limits how much input a reply repeats, as `cut_name` does
 _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')  # a quoted string may have a comma (RFC 9110, 5.6.4)
-_HANDLING: Final = re.compile(r'[ \t]*handling[ \t]*(?:=[ \t]*("(?:[^"\\]|\\.)*"|[^";]*))?[ \t]*(?:;|$)', re.IGNORECASE)
+# Possessive: white space would otherwise match in many ways, at a cost of the third power of its length.
+_HANDLING: Final = re.compile(
+    r'[ \t]*+handling[ \t]*+(?:=[ \t]*+("(?:[^"\\]|\\.)*+"[ \t]*+|[^";]*+))?(?:;|$)', re.IGNORECASE
+)
 
 
 class _Anything:
@@ -105,10 +108,8 @@ def _handling(prefer: Sequence[str]) -> str | None:
 
 
 def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldError]:
-    named = [
-        *((body_pointer(cut_name(name)), name) for name in fields),
-        *((f"query/{_quoted(name)}", name) for name in parameters),
-    ]
+    named = [(body_pointer(cut_name(name)), name) for name in fields]
+    named += [(f"query/{_quoted(name)}", name) for name in parameters]
     nul, unknown = "must not contain a NUL character", "is not known here"
     return [FieldError(pointer, nul if "\0" in name else unknown) for pointer, name in named[:_NAMES_SHOWN]]
 

@@ -5,7 +5,20 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, DateTime, Index, Text, Uuid, case, cast, false, func, literal_column
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Date,
+    DateTime,
+    Index,
+    Text,
+    Uuid,
+    case,
+    cast,
+    false,
+    func,
+    literal_column,
+)
 from sqlmodel import Field, SQLModel
 
 TITLE_MAX: Final = 200
@@ -62,24 +75,28 @@ class WireTask:
 
 
 def time_text(column: Any) -> Any:
-    """Returns the SQL for a time as text from which PostgreSQL reads the same time. Python has no infinite times and
-    only the years 1 to 9999.
+    """Returns the SQL for a time or a date as text from which PostgreSQL reads the same value. Python has no infinite
+    times and only the years 1 to 9999.
 
     The text is RFC 3339 in UTC, but it ends in ` BC` for a year before 1, and is `infinity` or `-infinity`.
     """
     utc = func.timezone(literal_column("'UTC'"), column) if getattr(column.type, "timezone", False) else column
-    before_1: Any = (utc < literal_column("'0001-01-01'"), literal_column(f"'{_RFC_3339} BC'"))
-    text = func.to_char(utc, case(before_1, else_=literal_column(f"'{_RFC_3339}'")))  # NULL for an infinite time
+    form = "YYYY-MM-DD" if isinstance(column.type, Date) else _RFC_3339
+    before_1: Any = (utc < literal_column("'0001-01-01'"), literal_column(f"'{form} BC'"))
+    text = func.to_char(utc, case(before_1, else_=literal_column(f"'{form}'")))  # NULL for an infinite time
     return func.coalesce(text, cast(column, Text)).label(column.name)
 
 
 def _on_the_wire(column: Any) -> Any:
     """Returns the column as text if it is an id or a time. PostgreSQL converts these at less cost than Python."""
-    if isinstance(column.type, DateTime):
+    if isinstance(column.type, DateTime | Date):
         return time_text(column)
     return cast(column, Text).label(column.name) if isinstance(column.type, Uuid) else column
 
 
 _table: Any = SQLModel.metadata.tables["tasks"]
-WIRE_COLUMNS: Final = tuple(_on_the_wire(_table.c[field.name]) for field in fields(WireTask))
+_columns = [_table.c[field.name] for field in fields(WireTask)]
+WIRE_COLUMNS: Final = tuple(map(_on_the_wire, _columns))
+# The names of those whose values may be long.
+LONG_COLUMNS: Final = [c.name for c in _columns if not (c.primary_key or isinstance(c.type, Boolean | DateTime | Date))]
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())

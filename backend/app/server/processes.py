@@ -1,4 +1,4 @@
-"""The process of the server, and several workers with their parent. Each ends in time, even if another is stuck."""
+"""The server, and the parent of several workers. Each process ends in time, even if another one is stuck."""
 
 import logging
 import os
@@ -40,16 +40,18 @@ class Server(uvicorn.Server):
 
 
 class _Worker(multiprocess.Process):
-    """uvicorn's worker, which ends in time with its parent, and whose parent does not wait for its answer to a ping."""
+    """uvicorn's worker, but it ends in time and with its parent, which does not block while a ping is unanswered."""
 
-    _asked: float | None = None  # the time of the unanswered ping
+    _pinged_at: float | None = None  # the time of the unanswered ping
 
     def start(self) -> None:
         """Start without SIGINT. Ctrl+C reaches a worker too, and would end its imports with a traceback."""
         resource_tracker.ensure_running()  # its start unblocks the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        super().start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def target(self, sockets: list[socket] | None = None) -> None:
         note_signals()
@@ -63,13 +65,13 @@ class _Worker(multiprocess.Process):
         """Returns whether the process runs and answers each ping within `timeout`."""
         if not self.process.is_alive():
             return False
-        if self._asked and self.parent_conn.poll():
+        if self._pinged_at and self.parent_conn.poll():
             self.parent_conn.recv()
-            self._asked = None
-        if not self._asked:
-            self._asked = time.monotonic()
+            self._pinged_at = None
+        if not self._pinged_at:
+            self._pinged_at = time.monotonic()
             self.parent_conn.send(b"ping")
-        return time.monotonic() < self._asked + timeout
+        return time.monotonic() < self._pinged_at + timeout
 
 
 multiprocess.Process = _Worker  # type: ignore[misc]  # uvicorn's supervisor has no parameter for it

@@ -18,7 +18,7 @@ REQUEST_TIMEOUT: Final = 30  # seconds until a request must be complete, with it
 REPLY_TIMEOUT: Final = 60  # seconds for a client to read a reply that does not fit into the socket buffers
 LINGER: Final = 0.2  # seconds that an idle connection stays open after the shutdown has begun
 
-_WITHOUT_PATH: Final = re.compile(rb"\A[^/?#]+://[^/?#]+(?![^?#])")  # a whole scheme and authority
+_WITHOUT_PATH: Final = re.compile(rb"\A[^/?#]+://[^/?#]+(?=[?#]|\Z)")  # a URL of scheme and authority
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -118,9 +118,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.pipeline:
             self._running = self.cycle
         self._in_head, self._in_body = False, True
-        if (
-            self._shutting_down or self.expect_100_continue
-        ):  # a reply before the body may keep the client from sending it
+        # After an early reply the client may omit the body that it has announced with `Expect`.
+        if self._shutting_down or self.expect_100_continue:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -238,7 +237,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._answer(error)
 
     def _answer(self, error: AppError) -> None:
-        """Have RequestMiddleware answer the refused request. No other application has the path `*`."""
+        """Have RequestMiddleware answer the refused request. The path is `*`, because the sent one may be invalid."""
         if not (self._in_head or self._in_body):  # no request has begun
             super().on_message_begin()
         method = self.scope.get("method") or self._method()
@@ -249,7 +248,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
 
     def _method(self) -> str:
-        """Returns the method of an incomplete head. `-` if there is none; the parser then has an earlier one."""
+        """Returns the method of an incomplete head, or `-` before its URL, when the parser may have an earlier one."""
         method = self.parser.get_method().decode()
         return method if self.url or method == "HEAD" else "-"
 

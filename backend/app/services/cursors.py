@@ -43,7 +43,9 @@ _NULL: Final = b"\xff"  # a byte that never occurs in UTF-8
 _MEMBER: Final = b"\xfe"  # another such byte, before the name of an enum member, which may differ from its label
 _BIGINT: Final = range(-(2**63), 2**63)
 _EXPONENTS: Final = range(-16_383, 131_072)  # of PostgreSQL's numeric; asyncpg sends 1E+131072 as 0
-_TIME: Final = re.compile(r"-?infinity|(\d{4,6})(-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)( BC)?", re.ASCII)  # `time_text`
+_TIME: Final = re.compile(
+    r"-?infinity|(\d{4,6})(-\d\d-\d\d(?:T\d\d:\d\d:\d\d\.\d{6}Z)?)( BC)?", re.ASCII
+)  # `time_text`
 _YEARS: Final = range(-4712, 294_277)  # of PostgreSQL's timestamp; 0 is the year 1 BC
 
 

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, reduce
 from itertools import accumulate, takewhile
+from operator import add
 from typing import Any, Final, NamedTuple
 from unicodedata import normalize
 from uuid import UUID, uuid5
@@ -45,7 +46,7 @@ from app.core.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
-from app.models.task import DESCRIPTION_MAX, TITLE_MAX, WIRE_COLUMNS, Task, WireTask
+from app.models.task import LONG_COLUMNS, WIRE_COLUMNS, Task, WireTask
 from app.schemas.task import UNCONDITIONAL, Conditions, Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
 
@@ -117,8 +118,7 @@ _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradic
 }
 _OPERATORS: Final = re.compile(r"[][{}()*+?.^$|\\]")  # of a regular expression (PostgreSQL manual, 9.7.3)
 PAGE_MAX: Final = 1_048_576  # bytes of a page, so that nobody's lists keep the event loop busy for long
-_TEXTS_MAX: Final = 4 * (TITLE_MAX + DESCRIPTION_MAX)  # bytes of the texts of a task
-_REST_MAX: Final = 400  # bytes of the JSON of a task without its texts
+_REST_MAX: Final = 60 * len(WIRE_COLUMNS)  # bytes of the JSON of a task without its long values
 # COLLATE "C" sorts by code point on every server. Cursors stay valid when the server's locales are upgraded.
 SORT_KEYS: Final[dict[str, SortKey]] = {
     "created_at": sort_key(col(Task.created_at)),
@@ -150,10 +150,13 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     filters = _filters(query)
     scope = repr((user_id, filters))
     values = {"owner": user_id, "limit": query.limit + 1, "page_max": PAGE_MAX, **filters}
+    in_nulls = False
     if query.cursor:
         position = decode_cursor(query.cursor, query.sort, scope, SORT_KEYS[query.sort.removeprefix("-")])
-        values |= {"after_key": position.key, "after_id": position.id}
-    records = await db.fetch(_page(query.sort, frozenset(filters), resumed=bool(query.cursor)), **values)
+        in_nulls = position.key is None
+        values |= {"after_id": position.id} if in_nulls else {"after_key": position.key, "after_id": position.id}
+    page = _page(query.sort, frozenset(filters), resumed=bool(query.cursor), in_nulls=in_nulls)
+    records = await db.fetch(page, **values)
     tasks = _fitting(records[: query.limit])
     if not tasks or not records[len(tasks) - 1]["has_next"]:
         return TaskPage(tasks, None)
@@ -298,11 +301,14 @@ def _pattern(words: str) -> str:
 
 
 def _forms(letter: str) -> str:
-    """Returns the expression for a letter, composed or decomposed (Unicode NFC, NFD), and for a sigma, final or not."""
-    if letter in "\u03a3\u03c3\u03c2":
+    """Returns the expression for a letter in any case, composed or decomposed (Unicode NFC, NFD)."""
+    if letter in "\u03a3\u03c3\u03c2":  # a sigma, final or not
         return "[\u03c3\u03c2]"
-    decomposed = normalize("NFD", letter)
-    return _literal(letter) if decomposed == letter else f"(?:{letter}|{decomposed})"
+    title, decomposed = letter.title(), normalize("NFD", letter)
+    # PostgreSQL tries lower and upper case only, but for a range also the letter itself, such as \u01c5.
+    has_third_case = len(title) == 1 and title not in letter.lower() + letter.upper()
+    composed = f"[{title}-{title}]" if has_third_case else _literal(letter)
+    return composed if decomposed == letter else f"(?:{composed}|{decomposed})"
 
 
 def _literal(words: str) -> str:
@@ -310,36 +316,40 @@ def _literal(words: str) -> str:
 
 
 @cache
-def _page(sort: Sort, filters: frozenset[str], *, resumed: bool) -> Statement:
-    """Returns the statement for a page. With `resumed` the page starts after a position."""
+def _page(sort: Sort, filters: frozenset[str], *, resumed: bool, in_nulls: bool = False) -> Statement:
+    """Returns the statement for a page. With `resumed` the page starts after a position; see `page_after`."""
     query = select(*WIRE_COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
     key, descending = SORT_KEYS[sort.removeprefix("-")], sort.startswith("-")
-    ordered = page_after(query, key, col(Task.id), descending=descending, resumed=resumed)
+    ordered = page_after(query, key, col(Task.id), descending=descending, resumed=resumed, in_nulls=in_nulls)
     return statement(_bounded(ordered.limit(bindparam("limit"))), reads=True)
 
 
 def _fitting(records: Sequence[Record]) -> list[WireTask]:
-    """Returns the first tasks, at least one, whose JSON has at most PAGE_MAX bytes together."""
+    """Returns the first tasks, at least one, whose JSON array has at most PAGE_MAX bytes."""
     tasks = [WireTask(*record[:-2]) for record in records]
     # JSON writes a control character in six bytes (RFC 8259 section 7).
-    if not tasks or 6 * (records[-1]["before"] + _TEXTS_MAX) + _REST_MAX * len(tasks) <= PAGE_MAX:
+    if not tasks or 6 * records[-1]["weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
         return tasks
-    sizes = accumulate(len(orjson.dumps(task)) for task in tasks)
-    return tasks[: max(1, sum(1 for _ in takewhile(PAGE_MAX.__ge__, sizes)))]
+    sizes = accumulate(len(orjson.dumps(task)) + 1 for task in tasks)  # with a comma or the last bracket
+    return tasks[: max(1, sum(1 for _ in takewhile(PAGE_MAX.__gt__, sizes)))]
 
 
 def _bounded(page: Select[Any]) -> Select[Any]:
-    """Returns the rows of the page until their texts exceed `page_max` bytes.
+    """Returns the rows of the page until the weight of those before a row exceeds `page_max`.
 
-    Each has two more columns: `before`, the bytes of the texts before it, and `has_next`, whether a row follows it.
+    Each has two more columns: `weight`, the bytes of the long values up to this row, and `has_next`, whether a row
+    follows it.
     """
     rows = page.subquery()
-    size = func.octet_length(rows.c.title) + func.coalesce(func.octet_length(rows.c.description), literal_column("0"))
-    before = func.sum(size).over(rows=(None, 0)) - size
+    sizes = [func.coalesce(func.octet_length(cast(rows.c[name], Text)), literal_column("0")) for name in LONG_COLUMNS]
+    size = reduce(add, sizes)
+    weight = func.sum(size).over(rows=(None, 0))
     has_next = func.lead(true()).over(rows=(None, 0))
-    weighed = select(rows, before.label("before"), has_next.label("has_next")).subquery()
-    columns = (weighed.c[column.name] for column in WIRE_COLUMNS)
-    return select(*columns, weighed.c.before, weighed.c.has_next).where(weighed.c.before <= bindparam("page_max"))
+    weighed = select(
+        rows, weight.label("weight"), has_next.label("has_next"), (weight - size).label("before")
+    ).subquery()
+    *columns, before = weighed.c
+    return select(*columns).where(before <= bindparam("page_max"))
 
 
 def _position(task: WireTask, sort: Sort) -> Position:

@@ -195,6 +195,23 @@ class TestShares:
         assert {type(call.exception()) for call in refused} == {OverloadedError}
         assert len(await asyncio.gather(other, *waiting)) == 5
 
+    async def test_waiters_that_gave_up_do_not_count(
+        self, make_database: MakeDatabase, server: asyncpg.Connection
+    ) -> None:
+        db = make_database(concurrency_limit=4, pool_timeout=0.2)
+        sleeping = run_for("greedy", sleep_by_fetch(db))
+        await wait_for_sleep(server)
+        cancelled, expired = (run_for("greedy", pid_of_fetch(db)) for _ in range(2))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled, expired])
+        waiting = [run_for("greedy", pid_of_fetch(db)) for _ in range(2)]
+        await asyncio.sleep(0)
+        sleeping.cancel()
+
+        assert isinstance(expired.exception(), OverloadedError)
+        assert len(await asyncio.gather(*waiting)) == 2
+
     async def test_a_probe_does_not_need_the_share_of_the_user_whose_request_started_it(
         self, make_database: MakeDatabase
     ) -> None:

@@ -272,8 +272,8 @@ def _is_usable(name: str, columns: Sequence[str]) -> Any:
     """Returns SQL that is NULL or false unless the table has these columns and the role has all rights to it."""
     found = func.to_regclass(_quoted(name))
     rights = [func.has_table_privilege(found, _quoted(right)) for right in _RIGHTS]
-    those = column("attname").in_(map(_quoted, ["", *columns]))
-    count = select(func.count()).select_from(table("pg_attribute")).where(column("attrelid") == found, those)
+    is_named = column("attname").in_(map(_quoted, ["", *columns]))  # IN needs an element
+    count = select(func.count()).select_from(table("pg_attribute")).where(column("attrelid") == found, is_named)
     return and_(*rights, count.scalar_subquery() == literal_column(str(len(columns))))
 
 

@@ -24,7 +24,7 @@ _CLOSE_TIMEOUT: Final = 1  # seconds to close all connections
 _OPENED: Final = "opened"
 _HOLDER: Final = "holder"
 
-# The user whose share of the pool the statements of this request use. Requests without a user share one, too.
+# The user in whose share of the pool the statements of this request run. All requests without a user have one share.
 USER: Final[ContextVar[str]] = ContextVar("USER", default="")
 
 
@@ -49,7 +49,7 @@ class _Opened(NamedTuple):
 
 
 class _Slots:
-    """One slot for each connection of the pool. A user holds at most half of them, and half of the waiters are theirs.
+    """One slot for each connection of the pool. A user may have half of the slots and half of the waiters.
 
     Free slots go to the waiting users in turn, and to the waiters of one user in the order of their arrival.
     """
@@ -80,23 +80,25 @@ class _Slots:
         timer = waiter.get_loop().call_later(self._timeout, self._expire, waiter)
         try:
             await waiter
-        except asyncio.CancelledError:
+        except (OverloadedError, asyncio.CancelledError):
             if not (waiter.cancelled() or waiter.exception()):  # it got a slot at the same moment
                 self.release(user)
+            with suppress(ValueError):  # a release may have removed it already
+                waiters.remove(waiter)
             raise
         finally:
             timer.cancel()
 
     def release(self, user: str) -> None:
-        """Give the slot back. A waiter gets it."""
+        """Free the slot, and give it to a waiter if one may have it."""
         self._free += 1
         self._held[user] -= 1
         if not self._held[user]:
             del self._held[user]
-        while self._waiters and self._free and (following := self._following_user()) is not None:
-            self._serve(following)
+        while self._waiters and self._free and (user_in_turn := self._user_in_turn()) is not None:
+            self._serve(user_in_turn)
 
-    def _following_user(self) -> str | None:
+    def _user_in_turn(self) -> str | None:
         """Returns the user whose turn it is, among those who wait and hold less than their share."""
         return next((user for user in self._waiters if self._held.get(user, 0) < self._share), None)
 
