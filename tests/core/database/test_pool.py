@@ -164,6 +164,22 @@ class TestShares:
             call.cancel()
         await asyncio.wait(greedy)
 
+    async def test_several_users_leave_a_connection_for_another_one(
+        self, make_database: MakeDatabase, server: asyncpg.Connection
+    ) -> None:
+        async def three_sleep() -> bool:
+            return await server.fetchval(f"SELECT count(*) = 3 {ACTIVITY} AND wait_event = 'PgSleep'")  # type: ignore[no-any-return]
+
+        db = make_database(pool_size=4, pool_timeout=60, timeouts=Timeouts(statement=60))
+        greedy = [run_for(f"greedy {number % 2}", sleep_by_fetch(db)) for number in range(20)]
+        await until(three_sleep)  # two of one user, and one of the other
+
+        assert await run_for("other", pid_of_fetch(db))
+        assert await three_sleep()
+        for call in greedy:
+            call.cancel()
+        await asyncio.wait(greedy)
+
     async def test_waiting_users_are_served_in_turn(self, db: Database, server: asyncpg.Connection) -> None:
         async def wait(name: str) -> None:
             await pid_of_fetch(db)

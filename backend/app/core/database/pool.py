@@ -49,17 +49,18 @@ class _Opened(NamedTuple):
 
 
 class _Slots:
-    """One slot for each connection of the pool. A user may have half of the slots and half of the waiters.
+    """One slot for each connection of the pool, shared between users.
 
-    Free slots go to the waiting users in turn, and to the waiters of one user in the order of their arrival.
+    A user gets another slot only while more slots are free than the user holds. One user therefore holds at most half
+    of them, and the next users half of the rest, so that a slot is left for others. The same rule is for places to
+    wait. Free slots go to the waiting users in turn, and to the waiters of one user in the order of their arrival.
     """
 
     def __init__(self, size: int, waiters_max: int, timeout: float, opening_timeout: float) -> None:
         """The timeouts are in seconds."""
         self.opening = 0
         self._free = size
-        self._share = (size + 1) // 2
-        self._waiters_share = (waiters_max + 1) // 2
+        self._places = waiters_max
         self._held: dict[str, int] = {}
         self._waiters: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._timeout = timeout
@@ -68,15 +69,16 @@ class _Slots:
     async def acquire(self, user: str) -> None:
         """Wait for a slot. Raises OverloadedError after the timeout, or at once if too many calls of the user wait."""
         held = self._held.get(user, 0)
-        if self._free and held < self._share:
+        if held < self._free:
             self._free -= 1
             self._held[user] = held + 1
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiters = self._waiters.setdefault(user, deque())
-        if len(waiters) >= self._waiters_share:
+        if len(waiters) >= self._places:
             raise OverloadedError
         waiters.append(waiter)
+        self._places -= 1
         timer = waiter.get_loop().call_later(self._timeout, self._expire, waiter)
         try:
             await waiter
@@ -87,6 +89,7 @@ class _Slots:
                 waiters.remove(waiter)
             raise
         finally:
+            self._places += 1
             timer.cancel()
 
     def release(self, user: str) -> None:
@@ -95,12 +98,12 @@ class _Slots:
         self._held[user] -= 1
         if not self._held[user]:
             del self._held[user]
-        while self._waiters and self._free and (user_in_turn := self._user_in_turn()) is not None:
+        while self._waiters and (user_in_turn := self._user_in_turn()) is not None:
             self._serve(user_in_turn)
 
     def _user_in_turn(self) -> str | None:
-        """Returns the user whose turn it is, among those who wait and hold less than their share."""
-        return next((user for user in self._waiters if self._held.get(user, 0) < self._share), None)
+        """Returns the user whose turn it is, among those who wait and may have another slot."""
+        return next((user for user in self._waiters if self._held.get(user, 0) < self._free), None)
 
     def _serve(self, user: str) -> None:
         """Give a slot to the first waiter of the user, whose next turn comes after those of the others."""
