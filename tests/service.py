@@ -33,8 +33,9 @@ class Service:
         terminal: int = 0,
         module: str = "app",
         backend: Path = BACKEND,
+        redirections: str = "",
     ) -> None:
-        """`backend` has the code of the service, which may be another release."""
+        """`backend` has the code of the service, which may be another release. `redirections` are those of a shell."""
         self.directory = directory
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -52,7 +53,7 @@ class Service:
         }
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", module],
                 cwd=directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,

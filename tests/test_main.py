@@ -53,6 +53,13 @@ class TestLife:
         [request] = [line for line in service.lines if line.get("method") == "POST"]
         assert (request["route"], request["status"]) == ("/api/{user_id}/tasks", 201)
 
+    @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ci)])
+    def test_the_service_runs_with_closed_standard_streams(self, directory: Path, workers: int) -> None:
+        with Service(directory, {"WEB_CONCURRENCY": str(workers)}, redirections="<&- >&- 2>&-") as service:
+            service.ready().create("Buy oat milk")
+
+            assert (service.end(), service.postgres_runs) == (0, False)
+
     def test_log_lines_in_a_terminal_are_for_people_and_ctrl_c_ends_the_service(self, directory: Path) -> None:
         screen, terminal = pty.openpty()
         with Service(directory, terminal=terminal) as service:

@@ -1,12 +1,18 @@
 """`python -m app`: start the embedded PostgreSQL if DATABASE_URL is unset, migrate, serve."""
 
+import os
+import sys
+
+for _number, _name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, _name) is None:  # It is closed. A socket would get its number, and log lines would go there.
+        setattr(sys, _name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if _number else "r"))
+        os.set_inheritable(_number, True)  # noqa: FBT003  # it takes no keyword
+
 from app.core.stopping import Stopped, check, end_in_time, note_signals
 
 note_signals()  # before the other imports, which Ctrl+C would end with a traceback
 
 import logging.config
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final

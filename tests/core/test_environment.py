@@ -68,10 +68,15 @@ class TestLines:
 
         assert load_settings().port == 9000
 
-    def test_a_directory_with_the_name_env_is_ignored(self) -> None:
+    def test_a_directory_and_a_dangling_link_with_the_name_env_are_refused(self) -> None:
         Path(".env").mkdir()
+        with pytest.raises(StartupError, match=r"^\.env: Is a directory$"):
+            load_settings()
 
-        assert load_settings().port == 8000
+        Path(".env").rmdir()
+        Path(".env").symlink_to("missing")
+        with pytest.raises(StartupError, match=r"^\.env: No such file or directory$"):
+            load_settings()
 
 
 class TestNames:
@@ -87,9 +92,11 @@ class TestNames:
         with pytest.raises(StartupError, match=f"^{name.upper()}: {EMPTY}$"):
             load_settings()
 
-    @pytest.mark.parametrize("name", ["AUTH_JWT_SECRT", "AUTH_AUDIANCE", "AUTH_JWKS_URI", "AUTH_ISSUERS"])
+    @pytest.mark.parametrize(
+        "name", ["AUT_JWT_SECRET", "APP_AUTH_JWT_SECRET", "BETTERAUTH_SECRET", "AUTH_AUDIANCE", "AUTH_JWKS_URI"]
+    )
     @pytest.mark.parametrize("rest", ["", f"AUTH_JWT_SECRET={SECRET}\n", JWKS], ids=["off", "secret", "keys"])
-    def test_an_unknown_name_with_the_prefix_is_refused(
+    def test_a_name_that_resembles_a_setting_of_authentication_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, name: str, rest: str
     ) -> None:
         assert refusal(f"{rest}{name}={SECRET}\n") == f"{name}: {UNKNOWN}"

@@ -164,6 +164,11 @@ class TestProxy:
             *((b"X-Forwarded-Host: " + value,) for value in (b"tasks.example.com", b"localhost")),
             *((b"Forwarded: " + value,) for value in (b"for=192.0.2.1", b"for=127.0.0.1;host=localhost", b"")),
             *((name + b": x",) for name in (b"Via", b"X-Real-IP", b"X-Forwarded-Proto", b"X-Forwarded-Server")),
+            *(
+                (name + b": x",)
+                for name in (b"CF-Connecting-IP", b"True-Client-IP", b"X-Client-IP", b"X-Forwarded-Port")
+            ),
+            *((name + b": x",) for name in (b"X-Envoy-External-Address", b"Fly-Client-IP", b"Tailscale-User-Login")),
             (b"x-FORWARDED-for: ::1", b"X-Real-IP: ::1"),
         ],
         ids=short,

@@ -127,6 +127,21 @@ async def test_an_incomplete_request_of_a_half_closed_connection_is_not_waited_f
     assert await connection.end() == []
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_half_closed_connection_gets_the_replies_to_its_complete_requests(
+    base_url: str, tasks: str, count: int
+) -> None:
+    connection = Connection(base_url)
+    create = post(b"Content-Length: 14\r\n", path=tasks.encode()) + b'{"title": "a"}'
+    await connection.send(create * count)
+    connection.socket.shutdown(socket.SHUT_WR)
+
+    replies = await connection.end()
+
+    assert [reply.status_code for reply in replies] == [201] * count
+    assert replies[-1].headers["Connection"] == "close"
+
+
 async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
     connection = Connection(base_url)
     large = head(b"GET", b"/docs/assets/swagger-ui-bundle.js")  # together more than fits into the socket buffers

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -35,9 +34,15 @@ def check_environment(settings: Collection[str]) -> None:
 
 
 def _dotenv_text() -> str:
-    with suppress(FileNotFoundError, IsADirectoryError):
-        return Path(".env").read_text(encoding="utf-8")
-    return ""
+    """Returns the content, empty without the file. Raises StartupError for what is no readable file.
+
+    A container engine makes a directory of a missing file.
+    """
+    try:
+        return Path(".env").read_text(encoding="utf-8") if os.path.lexists(".env") else ""
+    except OSError as error:
+        message = f".env: {error.strerror}"
+        raise StartupError(message) from None
 
 
 def _unreadable(text: str) -> Iterator[int]:
@@ -62,9 +67,10 @@ def _ignored(given: Mapping[str, str | None], settings: Collection[str]) -> Iter
     resembles a setting is a slip then.
     """
     authenticates = any(map(given.get, _SWITCHES))
-    for name in filter(_MEANT.match, given):
-        if name in settings:
-            if not given[name]:
+    names = [*filter(_MEANT.match, settings)]
+    for name, value in given.items():
+        if name in names:
+            if not value:
                 yield f"{name}: is empty; give it a value, or remove it"
-        elif not authenticates or get_close_matches(name, settings, cutoff=_SIMILAR):
+        elif get_close_matches(name, names, cutoff=_SIMILAR) or (_MEANT.match(name) and not authenticates):
             yield f"{name}: is not a setting of this service; correct it or unset it (.env.example lists the settings)"

@@ -32,7 +32,11 @@ from app.http.problems import request_id_of
 _USER: Final = "{user_id}"
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
 _BY_DEVELOPMENT_SERVERS: Final = frozenset({"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
-_FORWARDED: Final = _BY_DEVELOPMENT_SERVERS | {"forwarded", "via", "x-forwarded-server", "x-real-ip"}
+# Headers that proxies, CDNs and tunnels add.
+_FORWARDED: Final = re.compile(
+    "forwarded|via|x-forwarded.*|x-original-(forwarded-for|host)|x-real-ip|(x|x-cluster|true|fly|fastly)-client-ip"
+    "|(cf|tailscale|x-envoy)-.+"
+)
 POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
 
 _logger = logging.getLogger(__name__)
@@ -244,8 +248,8 @@ def _is_local(headers: Headers) -> bool:
 
     The rewrites of Next.js and the proxy of Create React App name the client and its `Host` (`xfwd` of http-proxy).
     """
-    marks = _FORWARDED.intersection(headers)
-    if marks != _BY_DEVELOPMENT_SERVERS:
+    marks = {name for name in headers if _FORWARDED.fullmatch(name)}
+    if marks - {"x-forwarded-port"} != _BY_DEVELOPMENT_SERVERS:
         return not marks
     clients = ",".join(headers.getlist("x-forwarded-for")).split(",")
     hosts = headers.getlist("x-forwarded-host")

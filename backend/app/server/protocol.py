@@ -48,6 +48,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._running.disconnected = True
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn narrows it
+        """Returns whether the connection stays open for pending replies. A client may close its sending half only."""
+        if self._is_idle() or self._in_head or self._in_body:
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._abort_later()
