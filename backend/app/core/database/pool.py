@@ -21,6 +21,7 @@ from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, Overl
 
 _CANCEL_TIMEOUT: Final = 2  # seconds to cancel an abandoned statement at the server
 _CLOSE_TIMEOUT: Final = 1  # seconds to close all connections
+_RESERVE: Final = 3  # free slots for each slot that a user holds; with 1, others waited too long (docs/performance.md)
 _OPENED: Final = "opened"
 _HOLDER: Final = "holder"
 
@@ -51,9 +52,9 @@ class _Opened(NamedTuple):
 class _Slots:
     """One slot for each connection of the pool, shared between users.
 
-    A user gets another slot only while more slots are free than the user holds. One user therefore holds at most half
-    of them, and the next users half of the rest, so that a slot is left for others. The same rule is for places to
-    wait. Free slots go to the waiting users in turn, and to the waiters of one user in the order of their arrival.
+    A user gets another slot only while more than three times as many are free as the user holds. Of 10 slots, one user
+    holds at most 3, and two users hold 5. A user may wait once more only while more places are free than the user has.
+    Free slots go to the waiting users in turn, and to the waiters of one user in the order of their arrival.
     """
 
     def __init__(self, size: int, waiters_max: int, timeout: float, opening_timeout: float) -> None:
@@ -69,7 +70,7 @@ class _Slots:
     async def acquire(self, user: str) -> None:
         """Wait for a slot. Raises OverloadedError after the timeout, or at once if too many calls of the user wait."""
         held = self._held.get(user, 0)
-        if held < self._free:
+        if _RESERVE * held < self._free:
             self._free -= 1
             self._held[user] = held + 1
             return
@@ -103,7 +104,7 @@ class _Slots:
 
     def _user_in_turn(self) -> str | None:
         """Returns the user whose turn it is, among those who wait and may have another slot."""
-        return next((user for user in self._waiters if self._held.get(user, 0) < self._free), None)
+        return next((user for user in self._waiters if _RESERVE * self._held.get(user, 0) < self._free), None)
 
     def _serve(self, user: str) -> None:
         """Give a slot to the first waiter of the user, whose next turn comes after those of the others."""
