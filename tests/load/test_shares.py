@@ -8,7 +8,10 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.server.support import waits_for_a_lock
+from app.core.config import Settings
+from app.core.database import USER
+from app.http.authorization import public
+from tests.server.support import CLOSE, Connection, head, waits_for_a_lock
 from tests.support import SECRET, bearer, make_settings, serving, until
 
 
@@ -36,3 +39,17 @@ async def test_a_user_whose_requests_are_stuck_gets_503_and_the_others_are_serve
     assert of_greedy.status_code == 503
     assert [reply.status_code for reply in of_other] == [201, 200]
     assert Counter(reply.status_code for reply in replies) == {200: 5, 503: 15}
+
+
+async def test_a_public_request_behind_one_of_a_user_on_the_same_connection_does_not_use_their_share(
+    settings: Settings,
+) -> None:
+    async def share() -> str:
+        return USER.get()
+
+    async with serving(settings, extend=lambda app: app.get("/share")(public(share))) as url:
+        connection = Connection(url)
+        await connection.send(head(b"GET", b"/api/ada/tasks") + head(b"GET", b"/share", CLOSE))
+        [_, reply] = await connection.end()
+
+    assert reply.json() == ""

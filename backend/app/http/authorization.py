@@ -152,6 +152,7 @@ class AuthorizationMiddleware:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        USER.set("")  # a pipelined request begins in the context of the one before it
         if scope["type"] != "lifespan" and is_api(path := get_route_path(scope)):
             try:
                 await self._authorize(scope, path)
