@@ -83,8 +83,8 @@ def _is_migrated_further(connection: Connection) -> bool:
     migration = context.get_context()
     heads = migration.get_current_heads()
     known = {script.revision for script in context.script.walk_revisions()}
-    has_tables = any(map(inspect(connection).has_table, SQLModel.metadata.tables))
-    is_known = known.issuperset(heads) if heads else not has_tables
+    has_table = inspect(connection).has_table
+    is_known = known.issuperset(heads) if heads else not any(map(has_table, SQLModel.metadata.tables))
     if is_known or migration.opts["fn"].__name__ != "upgrade":
         return False
     if len(heads) != 1 or not all(map(_is_addition, compare_metadata(migration, SQLModel.metadata))):
