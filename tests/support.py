@@ -85,9 +85,9 @@ def _server(app: FastAPI) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10, **SERVER_OPTIONS))
 
 
-async def until(condition: Callable[[], object], seconds: float = 30) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Poll `condition`, a function or a coroutine function, until its result is true. There is no event to wait for."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(30):
         while not (await result if isawaitable(result := condition()) else result):  # noqa: ASYNC110  # see above
             await asyncio.sleep(0.01)
 

@@ -99,8 +99,7 @@ class TestDatabase:
         async def kill_the_older_worker() -> None:
             workers = worker_pids(service)
             os.kill(workers[-2], signal.SIGKILL)
-            # The parent may be waiting for an answer of the killed worker, for 30 seconds.
-            await until(lambda: len(worker_pids(service)) > len(workers), seconds=90)
+            await until(lambda: len(worker_pids(service)) > len(workers))
 
         assert await run(kill_the_older_worker, kills_workers=True) == []
 
