@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -53,6 +54,10 @@ def run_for(user: str, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     context = copy_context()
     context.run(USER.set, user)
     return asyncio.get_running_loop().create_task(call, context=context)
+
+
+async def are_asleep(server: asyncpg.Connection, count: int) -> bool:
+    return bool(await server.fetchval(f"SELECT count(*) = $1 {ACTIVITY} AND wait_event = 'PgSleep'", count))
 
 
 class TestBounds:
@@ -150,16 +155,13 @@ class TestShares:
     async def test_a_user_holds_only_a_share_of_the_connections_while_others_are_served(
         self, make_database: MakeDatabase, server: asyncpg.Connection, sleep: Run
     ) -> None:
-        async def two_sleep() -> bool:
-            return await server.fetchval(f"SELECT count(*) = 2 {ACTIVITY} AND wait_event = 'PgSleep'")  # type: ignore[no-any-return]
-
         db = make_database(pool_size=5)
         greedy = [run_for("greedy", sleep(db)) for _ in range(9)]
-        await until(two_sleep)
+        await until(partial(are_asleep, server, 2))
 
         for run in (pid_of_fetch, pid_of_session):
             assert await run_for("other", run(db))
-        assert await two_sleep()
+        assert await are_asleep(server, 2)
         for call in greedy:
             call.cancel()
         await asyncio.wait(greedy)
@@ -167,15 +169,12 @@ class TestShares:
     async def test_several_users_leave_a_connection_for_another_one(
         self, make_database: MakeDatabase, server: asyncpg.Connection
     ) -> None:
-        async def five_sleep() -> bool:
-            return await server.fetchval(f"SELECT count(*) = 5 {ACTIVITY} AND wait_event = 'PgSleep'")  # type: ignore[no-any-return]
-
         db = make_database(pool_size=10, pool_timeout=60, timeouts=Timeouts(statement=60))
         greedy = [run_for(user, sleep_by_fetch(db)) for user in ["greedy"] * 10 + ["greedy too"] * 10]
-        await until(five_sleep)  # three of the first user, and two of the second
+        await until(partial(are_asleep, server, 5))  # three of the first user, and two of the second
 
         assert await run_for("other", pid_of_fetch(db))
-        assert await five_sleep()
+        assert await are_asleep(server, 5)
         for call in greedy:
             call.cancel()
         await asyncio.wait(greedy)
