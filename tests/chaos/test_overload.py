@@ -23,6 +23,7 @@ pytestmark = pytest.mark.ci
 CLIENTS: Final = 200
 CONNECTIONS: Final = 2
 LIMIT: Final = 150  # requests that may use or wait for the database
+SHARE: Final = LIMIT // 2  # of one user
 GROWTH: Final = 32 * 1024  # KiB
 LEAVERS: Final = 500
 AT_ONCE: Final = 100
@@ -97,7 +98,7 @@ async def test_every_client_is_answered(
     record_property(f"beside {CLIENTS} clients", history.summary())
     assert history.faults() == []
     assert outcomes.keys() <= {"201", "200", OVERLOADED}
-    assert outcomes["201"]
+    assert outcomes["200"] + outcomes["201"] >= SHARE
     await assert_pool_works(client, tasks, database)
 
 
