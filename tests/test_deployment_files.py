@@ -168,7 +168,7 @@ class TestNeon:
         try:
             migrate(project.app)
         finally:
-            execute(project.owner, "UPDATE alembic_version SET version_num = '0001'")
+            execute(project.owner, "UPDATE alembic_version SET version_num = '0002'")
 
     async def test_a_migration_waits_for_another_one_longer_than_the_lock_timeout_of_its_role(
         self, project: Project

@@ -19,10 +19,13 @@ from sqlalchemy import (
     func,
     literal_column,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 TITLE_MAX: Final = 200
 DESCRIPTION_MAX: Final = 5_000
+KEPT_NAMES_MAX: Final = 20
+KEPT_BYTES_MAX: Final = 4_096  # of the text that PostgreSQL makes of the object
 USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
 
 _RFC_3339: Final = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
@@ -46,6 +49,8 @@ class Task(SQLModel, table=True):
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": func.now()},
     )
+    # The fields of requests that are none of the above, see the setting UNKNOWN_FIELDS. NULL if there are none.
+    kept_fields: dict[str, Any] | None = Field(sa_type=JSONB)
 
     # COLLATE "C" makes the rules independent of the server's locale.
     __table_args__ = (
@@ -55,6 +60,11 @@ class Task(SQLModel, table=True):
             name="title",
         ),
         CheckConstraint(f"char_length(description) <= {DESCRIPTION_MAX}", name="description"),
+        CheckConstraint(
+            f"octet_length(kept_fields::text) <= {KEPT_BYTES_MAX}"
+            f" AND jsonb_array_length(jsonb_path_query_array(kept_fields, '$.keyvalue()')) <= {KEPT_NAMES_MAX}",
+            name="kept_fields",
+        ),
     )
 
 
