@@ -181,15 +181,13 @@ class PreconditionFailedError(AppError):
     """`If-Match` or `If-None-Match` failed. `entity_tag` is the task's current tag, None if the task is missing."""
 
     status, kind = 412, "precondition-failed"
+    detail = "The task has been changed in the meantime. Please load it again."
 
-    def __init__(self, entity_tag: str | None) -> None:
+    def __init__(self, entity_tag: str | None, detail: str | None = None) -> None:
         if entity_tag is None:
             super().__init__("There is no such task.")
         else:
-            super().__init__(
-                "The task has been changed in the meantime. Please load it again.",
-                {"ETag": entity_tag},
-            )
+            super().__init__(detail, {"ETag": entity_tag})
 
 
 class BodyTooLargeError(AppError):

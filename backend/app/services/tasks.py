@@ -266,7 +266,7 @@ async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Condit
         current = await get_task(db, user_id, task_id, UNCONDITIONAL)
     except TaskNotFoundError:
         return missing
-    return PreconditionFailedError(entity_tag(current))
+    return PreconditionFailedError(entity_tag(current), conditions.refusal)
 
 
 def entity_tag(task: WireTask) -> str:
