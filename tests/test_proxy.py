@@ -362,6 +362,30 @@ class TestForwarding:
         assert len(arrived) == deliveries
 
 
+class TestCompression:
+    async def test_the_tags_of_compressed_replies_guard_changes_and_reads_like_those_of_the_service(
+        self, tmp_path: Path, service: str, tasks: str, user: str
+    ) -> None:
+        headers = {**bearer(user), "Accept-Encoding": "gzip"}
+        async with nginx(tmp_path, service, {"gzip off;": "gzip on;"}) as proxy, proxy.client() as client:
+            client.headers.update(headers)
+            task = (await client.post(tasks, json={"title": TITLE})).headers["Location"]
+            first, listed = await client.get(task), await client.get(tasks)
+            assert {reply.headers["Content-Encoding"] for reply in (first, listed)} == {"gzip"}
+            tag = first.headers["ETag"]
+            assert tag == f'W/"{first.json()["updated_at"]}"'
+
+            for path, known in ((task, tag), (tasks, listed.headers["ETag"])):
+                assert (await client.get(path, headers={"If-None-Match": known})).status_code == 304
+            saved = await client.put(task, json={"title": "a"}, headers={"If-Match": tag})
+            stale = await client.put(task, json={"title": "b"}, headers={"If-Match": tag})
+            assert (saved.status_code, stale.status_code) == (200, 412)
+            assert (await client.get(task)).json() == saved.json()
+            for current in (stale.headers["ETag"], saved.headers["ETag"]):
+                assert (await client.get(task, headers={"If-None-Match": current})).status_code == 304
+            assert (await client.delete(task, headers={"If-Match": stale.headers["ETag"]})).status_code == 204
+
+
 class TestLogs:
     @pytest.mark.parametrize(
         ("path", "logged"),

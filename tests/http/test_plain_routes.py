@@ -99,7 +99,7 @@ class TestBodyLimit:
         ]
 
         assert allowed.json() == limit
-        assert problem_of(refused, 413)["detail"] == f"A request body may have {limit:,} bytes at most."
+        assert problem_of(refused, 413)["detail"] == f"This is too large: the limit is {limit:,} bytes."
 
 
 @route("/filtered", response_model=Thing)

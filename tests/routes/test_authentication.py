@@ -16,6 +16,8 @@ JSON: Final = {"Content-Type": "application/json"}
 CHALLENGE: Final = 'Bearer realm="tasks"'
 REFUSED: Final = f'{CHALLENGE}, error="invalid_token", error_description="The token is not accepted."'
 EXPIRED: Final = f'{CHALLENGE}, error="invalid_token", error_description="The token has expired."'
+NOT_ACCEPTED: Final = "Your sign-in was not accepted. Please sign in again."
+SESSION_EXPIRED: Final = "Your session has expired. Please sign in again."
 
 Headers = dict[str, str]
 
@@ -78,11 +80,11 @@ class TestRefusal:
         forged = carrying(new_signer("HS256").issue(claims_of(user, exp=0)))
         content = {"title": "Buy oat milk"} if method in {"POST", "PUT"} else None
         with counted_checkouts() as checkouts:
-            for headers, status, kind, title, challenge in (
-                ({}, 401, "token-missing", "Unauthenticated", CHALLENGE),
-                (forged, 401, "token-invalid", "Unauthenticated", REFUSED),
-                (issued(user, exp=0), 401, "token-invalid", "Unauthenticated", EXPIRED),
-                (issued("eve"), 403, "forbidden", "Forbidden", None),
+            for headers, status, kind, title, challenge, detail in (
+                ({}, 401, "token-missing", "Unauthenticated", CHALLENGE, "Please sign in."),
+                (forged, 401, "token-invalid", "Unauthenticated", REFUSED, NOT_ACCEPTED),
+                (issued(user, exp=0), 401, "token-invalid", "Unauthenticated", EXPIRED, SESSION_EXPIRED),
+                (issued("eve"), 403, "forbidden", "Forbidden", None, "This belongs to somebody else."),
             ):
                 reply = await client.request(method, tasks + path, json=content, headers=headers)
 
@@ -93,7 +95,7 @@ class TestRefusal:
                     "type": f"urn:problem-type:{kind}",
                     "title": title,
                     "status": status,
-                    "detail": reply.json()["detail"],
+                    "detail": detail,
                     "instance": reply.headers["X-Request-ID"],
                 }
                 assert user not in reply.text

@@ -102,6 +102,7 @@ class TestReplay:
             assert second.json() == first.json()
         else:
             assert pointers(second) == ["header/Idempotency-Key"]
+            assert second.json()["detail"].startswith("This task was saved before, with other content.")
             assert key not in second.text
             unchanged = await client.put(first.headers["Location"], json={})  # does not count as a change
             assert unchanged.json() == first.json()

@@ -138,7 +138,7 @@ class TestBodySize:
             reply = await client.request(method, url, content=sent(BODY.ljust(LIMIT + 1), framing), headers=JSON)
 
             assert (reply.status_code, reply.json()["type"]) == (413, "urn:problem-type:body-too-large")
-            assert reply.json()["detail"] == "A request body may have 65,536 bytes at most."
+            assert reply.json()["detail"] == "This is too large: the limit is 65,536 bytes."
         assert (await client.get(tasks)).json() == [task]
 
     async def test_an_operation_without_a_body_ignores_a_sent_body(

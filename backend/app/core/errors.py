@@ -49,9 +49,10 @@ class FieldError(NamedTuple):
 
 
 class AppError(Exception):
-    """Base class. Clients recognize an error by its `kind`, which never changes. People read its `detail`.
+    """Base class. Clients recognize an error by its `kind`, which never changes. Users read its `detail`.
 
-    To add an error, write a subclass with `status` and `kind`. It needs `detail` unless each `raise` passes one.
+    To add an error, write a subclass with `status` and `kind`. It needs `detail` unless each `raise` passes one. Only
+    an error that a developer causes, such as 415, may speak to developers.
     """
 
     status: int
@@ -103,10 +104,10 @@ class UnauthenticatedError(AppError):
 
 
 class TokenMissingError(UnauthenticatedError):
-    """The request has no bearer token."""
+    """The request has no bearer token. Its challenge has no error information (RFC 6750 section 3.1)."""
 
     kind = "token-missing"
-    detail = "Send a token, with the header Authorization: Bearer <token>."
+    detail = "Please sign in."
     headers_always = MappingProxyType({"WWW-Authenticate": 'Bearer realm="tasks"'})
 
 
@@ -116,9 +117,10 @@ class TokenInvalidError(UnauthenticatedError):
     kind = "token-invalid"
 
     def __init__(self, reason: str) -> None:
-        detail = "The token has expired." if reason == "expired" else "The token is not accepted."
-        challenge = f'Bearer realm="tasks", error="invalid_token", error_description="{detail}"'
-        super().__init__(detail, {"WWW-Authenticate": challenge})
+        description = "The token has expired." if reason == "expired" else "The token is not accepted."
+        challenge = f'Bearer realm="tasks", error="invalid_token", error_description="{description}"'
+        cause = "Your session has expired." if reason == "expired" else "Your sign-in was not accepted."
+        super().__init__(f"{cause} Please sign in again.", {"WWW-Authenticate": challenge})
         self.reason = reason
 
 
@@ -126,7 +128,7 @@ class ForbiddenError(AppError):
     """The token is valid, but its user is not the one in the path."""
 
     status, kind = 403, "forbidden"
-    detail = "The token was issued for another user."
+    detail = "This belongs to somebody else."
 
 
 class NotFoundError(AppError):
@@ -139,7 +141,7 @@ class RouteNotFoundError(NotFoundError):
     """No route has this path."""
 
     kind = "route-not-found"
-    detail = "There is nothing at this path."
+    detail = "There is nothing at this address."
 
 
 class TaskNotFoundError(NotFoundError):
@@ -179,15 +181,13 @@ class PreconditionFailedError(AppError):
     """`If-Match` or `If-None-Match` failed. `entity_tag` is the task's current tag, None if the task is missing."""
 
     status, kind = 412, "precondition-failed"
+    detail = "The task has been changed in the meantime. Please load it again."
 
-    def __init__(self, entity_tag: str | None) -> None:
+    def __init__(self, entity_tag: str | None, detail: str | None = None) -> None:
         if entity_tag is None:
             super().__init__("There is no such task.")
         else:
-            super().__init__(
-                "The task is not at the version that the request names. The current one is in the header ETag.",
-                {"ETag": entity_tag},
-            )
+            super().__init__(detail, {"ETag": entity_tag})
 
 
 class BodyTooLargeError(AppError):
@@ -196,7 +196,7 @@ class BodyTooLargeError(AppError):
     status, kind = 413, "body-too-large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"A request body may have {limit:,} bytes at most.")
+        super().__init__(f"This is too large: the limit is {limit:,} bytes.")
 
 
 class UnsupportedMediaTypeError(AppError):
@@ -221,11 +221,11 @@ class InvalidRequestError(AppError):
     """One or more fields are invalid. `errors` is empty if the database did not name the field."""
 
     status, kind = 422, "invalid-request"
-    detail = "The database does not accept a value of this request."
+    detail = "One of the values is not allowed."
 
-    def __init__(self, errors: Iterable[FieldError]) -> None:
+    def __init__(self, errors: Iterable[FieldError], detail: str | None = None) -> None:
         self.errors = tuple(errors)
-        super().__init__("; ".join(map(_sentence, self.errors[:3])) or None)
+        super().__init__(detail or "; ".join(map(_sentence, self.errors[:3])) or None)
 
 
 class HeadTooLargeError(AppError):
@@ -241,7 +241,7 @@ class InternalError(AppError):
     """A defect of the service. The log has the exception under the same request id."""
 
     status, kind = 500, "internal-error"
-    detail = "Something went wrong on our side. Please quote the request id when you report it."
+    detail = "Something went wrong on our side. Please try again later."
 
 
 class UnavailableError(AppError):
@@ -255,7 +255,7 @@ class DatabaseUnavailableError(UnavailableError):
     """The database cannot be reached, or lacks what the service needs. Nothing was changed."""
 
     kind = "database-unavailable"
-    detail = "The database cannot be reached at the moment. Please try again."
+    detail = "The service is not available at the moment. Please try again."
 
 
 class OverloadedError(UnavailableError):
@@ -269,7 +269,7 @@ class TimedOutError(UnavailableError):
     """The statement was aborted because it was too slow or in conflict with others. Nothing was changed."""
 
     kind = "timed-out"
-    detail = "The database could not finish this in time. Please try again."
+    detail = "This took too long. Please try again."
 
 
 class OutcomeUnknownError(UnavailableError):
@@ -283,14 +283,14 @@ class ShuttingDownError(UnavailableError):
     """The service stopped before the request was finished."""
 
     kind = "shutting-down"
-    detail = "The service was stopped before it was done. A change may or may not have been made."
+    detail = "The service stopped. A change may or may not have been made. Please look before you try again."
 
 
 class IssuerUnavailableError(UnavailableError):
     """The keys that verify tokens could not be fetched yet."""
 
     kind = "issuer-unavailable"
-    detail = "Tokens cannot be checked at the moment. Please try again."
+    detail = "Your sign-in cannot be checked at the moment. Please try again."
 
 
 class StatementError(Exception):

@@ -1,5 +1,6 @@
 """Conditional GET: adds an `ETag`, and answers 304 if the client's copy is current (RFC 9110 section 13)."""
 
+import re
 from collections.abc import Sequence
 from hashlib import blake2b
 from http import HTTPStatus
@@ -8,6 +9,9 @@ from typing import Final
 from starlette.responses import Response
 
 _KEPT: Final = {"etag", "cache-control", "content-location", "expires", "vary"}  # RFC 9110 section 15.4.5
+# A proxy that compresses makes a tag weak (nginx), or appends this to it (Apache, Caddy; with two hyphens Jetty).
+CODING: Final = "--?(?:gzip|br|zstd)"
+_BY_PROXY: Final = re.compile(rf'\AW/|{CODING}(?="\Z)')
 
 
 def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Response:
@@ -23,12 +27,16 @@ def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Resp
         response.raw_headers.append((b"etag", said[b"etag"]))
     if known is None:
         return response
-    current = said[b"etag"].decode()
-    opaque = [tag.removeprefix("W/") for tag in known]  # a weak comparison (RFC 9110 section 8.8.3.2)
-    if opaque == ["*"] or current.removeprefix("W/") in opaque:
+    opaque = [*map(_opaque, known)]
+    if opaque == ["*"] or _opaque(said[b"etag"].decode()) in opaque:
         kept = {name: value for name, value in response.headers.items() if name in _KEPT}
         return Response(None, HTTPStatus.NOT_MODIFIED, kept, background=response.background)
     return response
+
+
+def _opaque(tag: str) -> str:
+    """Returns the tag for a weak comparison (RFC 9110 section 8.8.3.2), also without the suffix of a proxy."""
+    return _BY_PROXY.sub("", tag)
 
 
 def _weak_tag(content: bytes) -> bytes:

@@ -69,7 +69,8 @@ class ProblemCORSMiddleware(CORSMiddleware):
         response = super().preflight_response(request_headers)
         if response.status_code < HTTPStatus.BAD_REQUEST:
             return response
-        refusal = problem(request_headers, PreflightRefusedError(bytes(response.body).decode()))
+        refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+        refusal = problem(request_headers, PreflightRefusedError(f"CORS does not allow this: {refused}."))
         kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         refusal.headers.update(kept)
         return refusal

@@ -14,12 +14,19 @@ from app.core.database import Database
 from app.core.errors import MalformedHeaderError
 from app.core.security.tokens import TokenVerifier
 from app.http.authorization import NotStartedError, current_user
+from app.http.conditions import CODING
 from app.http.fast_lane import tags_of, values_of
 from app.http.headers import KEY_MAX
 from app.schemas.task import ID_BOUNDS, UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
-_TAG: Final = re.compile(r'"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)"', re.ASCII)
+_TIME: Final = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+_TAG: Final = re.compile(rf'(?:W/)?"({_TIME})(?:{CODING})?"', re.ASCII)
+_NOT_AS_EXPECTED: Final = "The task is not in the expected state. Please load it again."
+_NO_VERSION: Final = (
+    "If-Match must have the version of the task in double quotes: its updated_at exactly as it was received, with all "
+    "six decimals."
+)
 # The draft of Idempotency-Key requires a string of RFC 8941 section 3.3.3. Most clients send the key without quotes.
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _BARE: Final = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}")
@@ -59,21 +66,29 @@ async def read_conditions(request: Request) -> Conditions:
     if match is None and none_match is None:
         return UNCONDITIONAL
     if none_match is not None and _ANY in none_match:  # no version can fulfil this
-        return Conditions(match=(), must_exist=match == [_ANY])
+        return Conditions(match=(), must_exist=match == [_ANY], refusal=_NOT_AS_EXPECTED)
     return Conditions(
         None if match is None or match == [_ANY] else _versions(match),
-        None if none_match is None else _versions(tag.removeprefix("W/") for tag in none_match),
+        None if none_match is None else _versions(none_match),
         must_exist=match == [_ANY],
+        refusal=_refusal(match, none_match),
     )
 
 
+def _refusal(match: list[str] | None, none_match: list[str] | None) -> str | None:
+    """Returns the detail of a 412 for these tags, None for the usual one."""
+    if match is not None and match != [_ANY] and not (match and all(map(version_of, match))):
+        return _NO_VERSION
+    return None if none_match is None else _NOT_AS_EXPECTED
+
+
 def _versions(tags: Iterable[str]) -> list[datetime]:
-    """Returns the versions of the tags. A malformed, weak or foreign tag has no version and matches no task."""
+    """Returns the versions of the tags. A malformed or foreign tag has no version and matches no task."""
     return [version for version in map(version_of, tags) if version]
 
 
 def version_of(tag: str) -> datetime | None:
-    """Returns the version in an entity tag, None for a tag that no task can have."""
+    """Returns the version in an entity tag, which may be weak, None for a tag that no task can have."""
     ours = _TAG.fullmatch(tag)
     with suppress(ValueError):
         return datetime.fromisoformat(ours[1]) if ours else None

@@ -174,12 +174,13 @@ class Conditions(NamedTuple):
     """The conditions of a request (RFC 9110 section 13.1). A version is the `updated_at` of a task.
 
     The version must be in `match` and must not be in `none_match`. None means no condition. With `must_exist`, a
-    missing task is a failed condition (412), not a 404.
+    missing task is a failed condition (412), not a 404. `refusal` is the `detail` of a 412, None for the usual one.
     """
 
     match: Sequence[datetime] | None = None
     none_match: Sequence[datetime] | None = None
     must_exist: bool = False
+    refusal: str | None = None
 
 
 UNCONDITIONAL: Final = Conditions()

@@ -266,7 +266,7 @@ async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Condit
         current = await get_task(db, user_id, task_id, UNCONDITIONAL)
     except TaskNotFoundError:
         return missing
-    return PreconditionFailedError(entity_tag(current))
+    return PreconditionFailedError(entity_tag(current), conditions.refusal)
 
 
 def entity_tag(task: WireTask) -> str:
@@ -278,7 +278,8 @@ def _refuse_other_content(new: TaskCreate, task: WireTask) -> None:
     """Raises InvalidRequestError if the content of `task` is not that of `new`. A modified task is not compared."""
     content = (new.title, new.description, new.completed)
     if task.updated_at == task.created_at and content != (task.title, task.description, task.completed):
-        raise InvalidRequestError([FieldError("header/Idempotency-Key", "was sent before with another task")])
+        error = FieldError("header/Idempotency-Key", "was sent before with another task")
+        raise InvalidRequestError([error], "This task was saved before, with other content. Please load it again.")
 
 
 def _filters(query: TaskQuery) -> dict[str, Any]:
