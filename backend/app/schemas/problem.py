@@ -1,14 +1,23 @@
 """The body of an error response: RFC 9457 problem details."""
 
+from enum import StrEnum
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from app.core import errors
 
 ERRORS_MAX: Final = 20
 REQUEST_ID_PATTERN: Final = "^[A-Za-z0-9._=@+-]{1,128}$"
 EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
 _PRINTABLE_ASCII: Final = "^[ -~]+$"
+_KINDS: Final = [error.kind for error in vars(errors).values() if hasattr(error, "kind")]
+
+# A class of its own in generated clients, where a misspelt type does not compile.
+ProblemType = StrEnum(  # type: ignore[misc]  # mypy cannot know the members
+    "ProblemType", [("about-blank", "about:blank"), *((kind, f"urn:problem-type:{kind}") for kind in _KINDS)]
+)
 
 
 class ProblemField(BaseModel):
@@ -42,11 +51,7 @@ class Problem(BaseModel):
         }
     )
 
-    type: str = Field(
-        max_length=60,
-        pattern="^(about:blank|urn:problem-type:[a-z]+(-[a-z]+)*)$",
-        description="URN of the kind of problem. It never changes.",
-    )
+    type: ProblemType = Field(description="URN of the kind of problem. It never changes.")
     title: str = Field(
         max_length=60,
         pattern=_PRINTABLE_ASCII,
