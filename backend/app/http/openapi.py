@@ -131,6 +131,8 @@ def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, 
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     for name, schema in {"Problem": problem, **problem.pop("$defs")}.items():
         schemas.setdefault(name, schema)
+    schemas["Problem"]["example"] = example = problem_details(_BODY[-1], EXAMPLE_ID)
+    schemas["ProblemField"]["example"] = example["errors"][0]
     for schema in schemas.values():
         _order_example(schema)
     for context in iter_route_contexts(routes):

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.core import errors
 
@@ -13,19 +13,14 @@ EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
 _PRINTABLE_ASCII: Final = "^[ -~]+$"
 _KINDS: Final = [error.kind for error in vars(errors).values() if hasattr(error, "kind")]
+_URNS: Final = {kind: f"urn:problem-type:{kind}" for kind in _KINDS}
 
-# A class of its own in generated clients, where a misspelt type does not compile.
-ProblemType = StrEnum(  # type: ignore[misc]  # mypy cannot know the members
-    "ProblemType", [("about-blank", "about:blank"), *((kind, f"urn:problem-type:{kind}") for kind in _KINDS)]
-)
+# A generated client with a misspelt type does not compile. (mypy cannot know these members.)
+ProblemType = StrEnum("ProblemType", {"about-blank": "about:blank", **_URNS})  # type: ignore[misc]
 
 
 class ProblemField(BaseModel):
     """One invalid field of the request."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"pointer": "#/title", "detail": "must contain something other than white space"}}
-    )
 
     pointer: str = Field(
         max_length=200,
@@ -37,19 +32,6 @@ class ProblemField(BaseModel):
 
 class Problem(BaseModel):
     """An error, as RFC 9457 problem details. `detail` can be shown to users."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "type": "urn:problem-type:invalid-request",
-                "title": "Invalid request",
-                "status": 422,
-                "detail": "title: must contain something other than white space",
-                "instance": EXAMPLE_ID,
-                "errors": [{"pointer": "#/title", "detail": "must contain something other than white space"}],
-            }
-        }
-    )
 
     type: ProblemType = Field(description="URN of the kind of problem. It never changes.")
     title: str = Field(
