@@ -249,6 +249,12 @@ class TestGenerators:
                 assert isinstance(value, dict | list) or text.isprintable(), name
                 assert name.isprintable()
 
+    async def test_every_pattern_is_about_the_whole_text(self, document: dict[str, Any]) -> None:
+        """Python's client looks for a match at the start of a text, Java's checks the whole text."""
+        patterns = [node["pattern"] for node in _objects(document) if isinstance(node.get("pattern"), str)]
+
+        assert [pattern for pattern in patterns if not (pattern[0] == "^" and pattern[-1] == "$")] == []
+
     async def test_a_time_and_a_uuid_have_no_length(self, document: dict[str, Any]) -> None:
         """Clients parse these. A client would compare the length with that of its own text of the parsed value."""
         formats = [node for node in _objects(document) if node.get("format") in {"date-time", "uuid"}]

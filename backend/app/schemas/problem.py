@@ -12,8 +12,7 @@ REQUEST_ID_PATTERN: Final = "^[A-Za-z0-9._=@+-]{1,128}$"
 EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
 _PRINTABLE_ASCII: Final = "^[ -~]+$"
-_KINDS: Final = [error.kind for error in vars(errors).values() if hasattr(error, "kind")]
-_URNS: Final = {kind: f"urn:problem-type:{kind}" for kind in _KINDS}
+_URNS: Final = {cls.kind: f"urn:problem-type:{cls.kind}" for cls in vars(errors).values() if hasattr(cls, "kind")}
 
 # A generated client with a misspelt type does not compile. (mypy cannot know these members.)
 ProblemType = StrEnum("ProblemType", {"about-blank": "about:blank", **_URNS})  # type: ignore[misc]
@@ -40,7 +39,7 @@ class Problem(BaseModel):
         description="Short name of the kind of problem. Each `type` has one title.",
     )
     status: int = Field(ge=400, le=599, json_schema_extra={"format": "int32"}, description="The HTTP status code.")
-    detail: str = Field(max_length=1_000, pattern="[!-~]", description="Explanation of this occurrence of the problem.")
+    detail: str = Field(max_length=1_000, pattern=r"^[\s\S]*[!-~][\s\S]*$", description="Explains this occurrence.")
     instance: str = Field(
         max_length=128,
         pattern=REQUEST_ID_PATTERN,
