@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
+from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, Response, Security
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 from starlette.middleware.gzip import GZipMiddleware
@@ -17,6 +17,7 @@ from app import main
 from app.core.config import Settings
 from app.core.errors import StartupError
 from app.http.authorization import NotStartedError, public
+from app.http.openapi import complete_document
 from app.main import create_app
 from tests.http.support import BASE, extended, problem_of
 from tests.support import SECRET
@@ -88,6 +89,14 @@ async def take_key(_: ValidationError, key: Annotated[str, Security(APIKeyHeader
 async def take_nothing() -> None: ...
 
 
+async def take_or_not(
+    body: ValidationError | None = None, lowest: int | None = None, name: int | bool | None = None
+) -> None: ...
+
+
+async def take_null(body: Annotated[ValidationError | None, Body()]) -> None: ...
+
+
 class TestDocument:
     async def test_added_routes_are_in_the_document_with_their_security_and_errors_and_a_mount_is_served(
         self, secured: Settings
@@ -116,6 +125,34 @@ class TestDocument:
                 assert "#/components/schemas/Problem" in str(response["content"])
                 assert response["headers"].keys() <= {"X-Request-ID", "WWW-Authenticate", "Retry-After"}
         assert get["responses"].keys() == {"200", "401", "403", "422", "500", "503"}
+
+    async def test_only_a_body_that_has_to_be_sent_can_be_null(self, secured: Settings) -> None:
+        """Generators make a class of the choice between a value and `null`."""
+
+        def extend(app: FastAPI) -> None:
+            app.put(BASE)(take_or_not)
+            app.post(BASE)(take_null)
+
+        async with extended(secured, extend) as client:
+            operations = (await client.get("/openapi.json")).json()["paths"][BASE]
+
+        optional, required = [operations[method]["requestBody"] for method in ("put", "post")]
+        kind = {"$ref": "#/components/schemas/ValidationError"}
+        assert optional["content"]["application/json"] == {"schema": kind}
+        assert required["content"]["application/json"]["schema"]["anyOf"] == [kind, {"type": "null"}]
+        assert {each["name"]: each["schema"] for each in operations["put"]["parameters"] if each["in"] == "query"} == {
+            "lowest": {"type": "integer"},
+            "name": {"anyOf": [{"type": "integer"}, {"type": "boolean"}]},
+        }
+
+    def test_a_document_without_routes_has_the_schemas_to_which_an_error_refers(self) -> None:
+        document: dict[str, Any] = {}
+
+        complete_document(document, [], authenticates=True)
+
+        referred = set(re.findall(r'"#/components/schemas/(.*?)"', json.dumps(document)))
+        assert referred == {"ProblemField", "ProblemType"}
+        assert document["components"]["schemas"].keys() == {"Problem", *referred}
 
 
 class TestStart:

@@ -179,6 +179,14 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
             yield method, path, operation
 
 
+def _objects(node: Any) -> Iterator[dict[str, Any]]:
+    """Yields every object in a part of the document."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _objects(child)
+
+
 class TestDocument:
     async def test_the_document_equals_the_one_in_the_repository(self, document: dict[str, Any]) -> None:
         assert document == json.loads((ROOT / "docs" / "openapi.json").read_text())
@@ -201,7 +209,9 @@ class TestDocument:
         assert document["info"]["version"] == __version__
 
     async def test_each_schema_has_an_example_with_its_own_fields(self, document: dict[str, Any]) -> None:
-        for schema in document["components"]["schemas"].values():
+        objects = [schema for schema in document["components"]["schemas"].values() if "properties" in schema]
+
+        for schema in objects:
             assert set(schema.get("required", ())) <= schema["example"].keys() <= schema["properties"].keys()
 
     async def test_no_optional_header_has_an_example(self, document: dict[str, Any]) -> None:
@@ -224,3 +234,56 @@ class TestDocument:
                     assert media_type == "application/problem+json"
                     assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
                     assert str(content.get("example", default)["status"]) == status
+
+
+class TestGenerators:
+    """What generators of clients copy into code. tests/clients generates and runs some of these clients."""
+
+    async def test_only_descriptions_have_line_feeds_and_nothing_has_another_control_character(
+        self, document: dict[str, Any]
+    ) -> None:
+        """A generator writes a pattern into a literal of its language, where a control character is a syntax error."""
+        for node in _objects(document):
+            for name, value in node.items():
+                text = value.replace("\n", "") if name == "description" and isinstance(value, str) else str(value)
+                assert isinstance(value, dict | list) or text.isprintable(), name
+                assert name.isprintable()
+
+    async def test_every_pattern_is_about_the_whole_text(self, document: dict[str, Any]) -> None:
+        """Python's client looks for a match at the start of a text, Java's checks the whole text."""
+        patterns = [node["pattern"] for node in _objects(document) if isinstance(node.get("pattern"), str)]
+
+        assert [pattern for pattern in patterns if not (pattern[0] == "^" and pattern[-1] == "$")] == []
+
+    async def test_a_time_and_a_uuid_have_no_length(self, document: dict[str, Any]) -> None:
+        """Clients parse these. A client would compare the length with that of its own text of the parsed value."""
+        formats = [node for node in _objects(document) if node.get("format") in {"date-time", "uuid"}]
+
+        assert {node["format"] for node in formats} == {"date-time", "uuid"}
+        assert [node for node in formats if node.keys() & {"minLength", "maxLength", "pattern"}] == []
+
+    async def test_null_is_a_value_only_of_the_description_of_a_task(self, document: dict[str, Any]) -> None:
+        """Generators make a class of its own for each other `anyOf`."""
+        nullable = {
+            (name, field)
+            for name, schema in document["components"]["schemas"].items()
+            for field, kind in schema.get("properties", {}).items()
+            if {"type": "null"} in kind.get("anyOf", ())
+        }
+
+        assert nullable == {(name, "description") for name in ("TaskCreate", "TaskUpdate", "TaskResponse")}
+        assert str(document).count("'null'") == len(nullable)
+        assert not any(node.keys() & {"oneOf", "allOf", "nullable"} for node in _objects(document))
+
+    async def test_the_body_that_toggles_or_sets_is_optional(self, document: dict[str, Any]) -> None:
+        body = document["paths"]["/api/{user_id}/tasks/{task_id}/complete"]["patch"]["requestBody"]
+
+        assert not body.get("required")
+        assert body["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Completion"}
+
+    async def test_the_type_of_a_problem_is_an_enum_of_the_types_of_all_errors(self, document: dict[str, Any]) -> None:
+        listed = re.findall(r"`(urn:problem-type:[a-z-]+)` \| \d", (ROOT / "docs" / "api.md").read_text())
+        schemas = document["components"]["schemas"]
+
+        assert schemas["Problem"]["properties"]["type"]["$ref"] == "#/components/schemas/ProblemType"
+        assert sorted(schemas["ProblemType"]["enum"]) == sorted([*listed, "about:blank"])

@@ -128,7 +128,11 @@ def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, 
         name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
     }
     schemas = components.setdefault("schemas", {})
-    schemas.setdefault("Problem", Problem.model_json_schema(ref_template="#/components/schemas/{model}"))
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    for name, schema in {"Problem": problem, **problem.pop("$defs")}.items():
+        schemas.setdefault(name, schema)
+    schemas["Problem"]["example"] = example = problem_details(_BODY[-1], EXAMPLE_ID)
+    schemas["ProblemField"]["example"] = example["errors"][0]
     for schema in schemas.values():
         _order_example(schema)
     for context in iter_route_contexts(routes):
@@ -147,6 +151,7 @@ def _complete_operation(operation: dict[str, Any], context: RouteContext, *, aut
     own = operation.get("security", [])  # from dependencies that use FastAPI's `Security`
     tokens = [{**scheme, **_SECURED} for scheme in own or [{}]]
     operation["security"] = own if public else tokens if authenticates else [*tokens, {}]
+    _drop_null(operation)
     responses = operation.setdefault("responses", {})
     if "HTTPValidationError" in str(responses.get("422", "")):
         del responses["422"]
@@ -162,6 +167,20 @@ def _complete_operation(operation: dict[str, Any], context: RouteContext, *, aut
             response.setdefault("content", {MEDIA_TYPE: {"schema": _PROBLEM}})
         _describe(response)
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _drop_null(operation: dict[str, Any]) -> None:
+    """Remove the `null` of `X | None` from parameters and an optional body, where it only means that X may be absent.
+
+    Generators would make a class of the choice between X and `null`.
+    """
+    body = operation.get("requestBody", {})
+    contents = () if body.get("required") else body.get("content", {}).values()
+    for holder in (*operation.get("parameters", ()), *contents):
+        schema = holder.get("schema", {})
+        if kinds := [kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}]:
+            schema.pop("title", None)
+            schema.update({"anyOf": kinds} if kinds[1:] else kinds[0])
 
 
 def _order_example(schema: dict[str, Any]) -> None:

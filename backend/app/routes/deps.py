@@ -17,7 +17,7 @@ from app.http.authorization import NotStartedError, current_user
 from app.http.conditions import CODING
 from app.http.fast_lane import tags_of, values_of
 from app.http.headers import KEY_MAX
-from app.schemas.task import ID_BOUNDS, UNCONDITIONAL, Conditions, UserIdText
+from app.schemas.task import UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
 _TIME: Final = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
@@ -116,6 +116,6 @@ Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
 CurrentUser = Annotated[str, Depends(current_user)]
 Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
-TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.", json_schema_extra=ID_BOUNDS)]
+TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.")]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
 IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]
