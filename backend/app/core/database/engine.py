@@ -18,7 +18,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
-from app.core.database.faults import is_transient, is_unprepared, probe_delays, sqlstate, translate_error
+from app.core.database.faults import is_transient, is_unprepared, probe_delays, refusal, sqlstate, translate_error
 from app.core.database.pool import TIMEOUTS, USER, SlotPool, Timeouts
 from app.core.database.statement import Statement, statement
 from app.core.database.transaction import open_session, transaction
@@ -96,7 +96,7 @@ class Database:
         try:
             records = await self._fetch_with_retry(query, arguments, idempotent=idempotent)
         except (UnavailableError, StatementError) as error:
-            self._note_error(error)
+            self._note_error(error, "" if arguments else refusal(error))  # without values, such as those of the probe
             raise
         finally:
             self._capacity += 1
@@ -176,8 +176,8 @@ class Database:
         was_sent = isinstance(error, OutcomeUnknownError)
         return is_transient(error) and (idempotent or not was_sent) and self._answered is not False
 
-    def _note_error(self, error: Exception) -> None:
-        """Start to probe the database: it may be down, or a table or a right may be missing.
+    def _note_error(self, error: Exception, text: str = "") -> None:
+        """Start to probe the database: it may be down, or a table or a right may be missing. `text` is for the log.
 
         Raises DatabaseUnavailableError in the place of a StatementError if something is known to be missing.
         """
@@ -187,19 +187,21 @@ class Database:
         if is_unprepared(cause):
             self._warn_once("a pooler mixes up prepared statements: set DATABASE_PREPARED_STATEMENTS=off")
         elif isinstance(error, DatabaseUnavailableError) or isinstance(cause, TimeoutError):
-            self._note_answer(answered=False, cause=cause)
+            self._note_answer(answered=False, cause=cause, text=text)
         self._start_probe()
         if self._unusable and isinstance(error, StatementError):
             raise DatabaseUnavailableError from cause
 
-    def _note_answer(self, *, answered: bool, cause: BaseException | None = None) -> None:
+    def _note_answer(self, *, answered: bool, cause: BaseException | None = None, text: str = "") -> None:
         if answered is not self._answered:
             self._answered = answered
             if answered:
                 _logger.info("database reached")
-            else:  # not its text, which may contain values and addresses
+            else:  # `text` must not contain values and addresses, as that of `cause` may
                 cause = _driver_error(cause)
-                _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
+                _logger.warning(
+                    "database unavailable: %s %s%s", type(cause).__name__, sqlstate(cause), text and f" {text}"
+                )
 
     def _note_use(self, reason: str | None) -> None:
         """Store the reason why a reachable database cannot be used, or None."""
