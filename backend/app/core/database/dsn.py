@@ -31,11 +31,7 @@ _ENCRYPTED: Final = _MODES[3:]
 _VERIFIED: Final = _MODES[4:]
 _MODE_OF: Final = {"true": "require", "false": "prefer"}  # of `ssl`, which may also be one of _MODES
 _UNPREPARED: Final = {"pgbouncer": "true", "statement_cache_size": "0", "prepared_statement_cache_size": "0"}
-_NUMBERS: Final = {
-    "connect_timeout": 60,
-    "statement_cache_size": 9_999,
-    "prepared_statement_cache_size": 9_999,
-}  # maxima
+_NUMBERS: Final = {"connect_timeout": 60, "statement_cache_size": 9_999, "prepared_statement_cache_size": 9_999}
 # The supported parameters and their allowed values. None allows any text.
 _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
     **dict.fromkeys(("host", "port", "user", "password", "dbname", *_NUMBERS)),
@@ -88,7 +84,7 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
         "ssl": _tls(mode, options) if mode in _ENCRYPTED else mode,
         "direct_tls": _starts_with_tls(mode, options),
         "target_session_attrs": options.get("target_session_attrs", "any" if len(hosts) == 1 else "read-write"),
-        "timeout": int(options.get("connect_timeout", "0")) or _CONNECT_TIMEOUT,  # as in libpq, 0 means the default
+        "timeout": int(options.get("connect_timeout", "0")) or _CONNECT_TIMEOUT,
         "server_settings": {"application_name": options.get("application_name", "tasks-api")},
     }
     if not prepares:
@@ -192,7 +188,7 @@ def _check_parameters(options: Mapping[str, str], *, is_neon: bool) -> None:
         if values and options.get(name, values[0]) not in values:
             message = f"has an unknown {name}; use one of {', '.join(values)}"
             raise ValueError(message)
-    for name, maximum in _NUMBERS.items():
+    for name, maximum in _NUMBERS.items():  # 0 means the default of connect_timeout, as in libpq
         if not re.fullmatch("0|[1-9][0-9]{0,3}", number := options.get(name, "0")) or int(number) > maximum:
             message = f"has an unknown {name}; use a whole number, {maximum} at most"
             raise ValueError(message)

@@ -96,7 +96,7 @@ class Database:
         try:
             records = await self._fetch_with_retry(query, arguments, idempotent=idempotent)
         except (UnavailableError, StatementError) as error:
-            self._note_error(error, "" if arguments else refusal(error))  # without values, such as those of the probe
+            self._note_error(error)
             raise
         finally:
             self._capacity += 1
@@ -130,6 +130,8 @@ class Database:
             return False
         except (UnavailableError, StatementError) as error:
             self._note_answer(answered=False, cause=error.__cause__ or error)
+            if text := refusal(error):  # the probe has no values that it could quote
+                self._warn_once(f"the database refuses to work: {text}")
             return False
         if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
@@ -176,8 +178,8 @@ class Database:
         was_sent = isinstance(error, OutcomeUnknownError)
         return is_transient(error) and (idempotent or not was_sent) and self._answered is not False
 
-    def _note_error(self, error: Exception, text: str = "") -> None:
-        """Start to probe the database: it may be down, or a table or a right may be missing. `text` is for the log.
+    def _note_error(self, error: Exception) -> None:
+        """Start to probe the database: it may be down, or a table or a right may be missing.
 
         Raises DatabaseUnavailableError in the place of a StatementError if something is known to be missing.
         """
@@ -187,21 +189,19 @@ class Database:
         if is_unprepared(cause):
             self._warn_once("a pooler mixes up prepared statements: set DATABASE_PREPARED_STATEMENTS=off")
         elif isinstance(error, DatabaseUnavailableError) or isinstance(cause, TimeoutError):
-            self._note_answer(answered=False, cause=cause, text=text)
+            self._note_answer(answered=False, cause=cause)
         self._start_probe()
         if self._unusable and isinstance(error, StatementError):
             raise DatabaseUnavailableError from cause
 
-    def _note_answer(self, *, answered: bool, cause: BaseException | None = None, text: str = "") -> None:
+    def _note_answer(self, *, answered: bool, cause: BaseException | None = None) -> None:
         if answered is not self._answered:
             self._answered = answered
             if answered:
                 _logger.info("database reached")
-            else:  # `text` must not contain values and addresses, as that of `cause` may
+            else:  # not its text, which may contain values and addresses
                 cause = _driver_error(cause)
-                _logger.warning(
-                    "database unavailable: %s %s%s", type(cause).__name__, sqlstate(cause), text and f" {text}"
-                )
+                _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
 
     def _note_use(self, reason: str | None) -> None:
         """Store the reason why a reachable database cannot be used, or None."""

@@ -14,7 +14,6 @@ from app.core.errors import StartupError
 from app.core.stopping import pause
 
 _INI: Final = Path(__file__).parents[4] / "alembic.ini"
-
 _REFUSALS_MAX: Final = 30  # with the same text, after about two minutes
 _HINT: Final = "; if this is a pooler, set DATABASE_URL_UNPOOLED to a direct connection"
 
@@ -42,8 +41,10 @@ def migrate(dsn: str) -> None:
             cause = error.__cause__
             text = refusal(cause)
             refusals[text] += bool(text)
-            if cause is None or not may_recover(cause) or refusals[text] >= _REFUSALS_MAX:
-                message = f"The database could not be migrated: {error}{_HINT if text else ''}"
+            message = f"The database could not be migrated: {error}{_HINT if text else ''}"
+            if cause is None or not may_recover(cause):
+                raise StartupError(message) from error
+            if refusals[text] >= _REFUSALS_MAX:
                 raise StartupError(message) from error
             _logger.warning("waiting for the database: %s", error)
             pause(delay)
