@@ -201,6 +201,10 @@ class TestDatabaseUrl:
         [
             ({}, None),
             ({"DATABASE_URL": f" {DSN}\r\n"}, DSN),
+            ({"DATABASE_URL": f"'{DSN}'"}, DSN),
+            ({"DATABASE_URL": f'"{DSN}"\n'}, DSN),
+            ({"DATABASE_URL": f"psql '{DSN}'"}, DSN),
+            ({"DATABASE_URL": f"psql {DSN}"}, DSN),
             ({"DATABASE_URL": DSN, "DATABASE_URL_UNPOOLED": f"{DSN}?connect_timeout=9"}, f"{DSN}?connect_timeout=9"),
             ({"DATABASE_URL": "postgresql://ep-x-pooler.aws.neon.tech/db"}, "postgresql://ep-x.aws.neon.tech/db"),
         ],

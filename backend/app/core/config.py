@@ -27,6 +27,7 @@ from app.core.security.tokens import check_secret
 UNCHECKED: Final = "unchecked"
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
+_COPIED = re.compile(r"""\A(?:psql\s+)?(["']?)(.*)\1\Z""")  # quotes from a shell; the command that Neon's console shows
 _ORIGIN_PATTERN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)?")
 
 
@@ -88,7 +89,7 @@ def _host(host: str, info: ValidationInfo) -> str:
 
 
 def _dsn(secret: SecretStr) -> SecretStr:
-    dsn = secret.get_secret_value().strip()  # files that hold a secret often end with a newline
+    dsn = _COPIED.sub(r"\2", secret.get_secret_value().strip())  # a file that holds a secret often ends with a newline
     parse_dsn(dsn)
     return SecretStr(dsn)
 

@@ -1,5 +1,9 @@
 """Statements that several modules of this package run, and what the server shows about them."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from socketserver import BaseRequestHandler, TCPServer
 from typing import Final, cast
 
 import asyncpg
@@ -59,3 +63,22 @@ async def wait_for(server: asyncpg.Connection, condition: str) -> int:
 
 async def wait_for_sleep(server: asyncpg.Connection) -> int:
     return await wait_for(server, "wait_event = 'PgSleep'")
+
+
+@contextmanager
+def refusing(answers: Iterator[tuple[str, str]]) -> Iterator[str]:
+    """Yields the connection string of a server that refuses each connection with the next SQLSTATE and text."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1_024)
+            state, text = next(answers)
+            fields = f"SFATAL\0C{state}\0M{text}\0\0".encode()
+            self.request.sendall(b"E" + (4 + len(fields)).to_bytes(4, "big") + fields)
+
+    with TCPServer(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(1) as threads:
+        threads.submit(server.serve_forever, poll_interval=0.01)
+        try:
+            yield f"postgresql://ada@127.0.0.1:{server.server_address[1]}/tasks?sslmode=disable"
+        finally:
+            server.shutdown()

@@ -20,6 +20,7 @@ HANDED_OUT: Final = (
     f"postgresql+psycopg2://ada:npg_s3cret@{POOLED}/neondb?sslmode=verify-full&sslrootcert=system",
     f"postgresql://ada:npg_s3cret@{NEON}/neondb?sslmode=require&options=endpoint%3Dep-cool-darkness-a1b2c3d4",
     f"postgresql+asyncpg://ada:npg_s3cret@{POOLED}/neondb?ssl=true&application_name=tasks&sslnegotiation=direct",
+    f"postgresql+asyncpg://ada:npg_s3cret@{POOLED}/neondb?ssl=require&prepared_statement_cache_size=0",
 )
 
 
@@ -132,7 +133,15 @@ class TestParameters:
 
 class TestEncryption:
     @pytest.mark.parametrize(
-        ("query", "mode"), [("", "prefer"), ("sslmode=disable", "disable"), ("ssl=false", "prefer")]
+        ("query", "mode"),
+        [
+            ("", "prefer"),
+            ("sslmode=disable", "disable"),
+            ("ssl=false", "prefer"),
+            ("ssl=disable", "disable"),
+            ("ssl=allow", "allow"),
+            ("sslmode=disable&ssl=prefer", "prefer"),
+        ],
     )
     def test_a_mode_below_require_is_left_to_the_driver_and_reported_if_any_host_is_another_machine(
         self, query: str, mode: str
@@ -142,7 +151,10 @@ class TestEncryption:
         assert parse_dsn(dsn)["ssl"] == mode
         assert insecurity(dsn) == f"the connection may not be encrypted, because sslmode is {mode}"
 
-    @pytest.mark.parametrize("query", ["sslmode=require", "ssl=true"])
+    @pytest.mark.parametrize(
+        "query",
+        ["sslmode=require", "ssl=true", "ssl=require", "sslmode=prefer&ssl=require", "sslmode=require&ssl=false"],
+    )
     def test_mode_require_encrypts_and_the_missing_verification_is_reported(self, query: str) -> None:
         dsn = f"postgresql://ada@db.example.com/tasks?{query}"
 
@@ -154,6 +166,10 @@ class TestEncryption:
         [
             ("sslmode=verify-full", True),
             ("sslmode=verify-ca", False),
+            ("ssl=verify-full", True),
+            ("ssl=verify-ca", False),
+            ("sslmode=require&ssl=verify-full", True),
+            ("sslmode=verify-full&ssl=true", True),
             ("channel_binding=require", True),
             ("sslrootcert=system", True),
             ("sslmode=verify-full&sslrootcert={root}", True),
@@ -188,6 +204,10 @@ class TestPreparedStatements:
             ("/tasks?host=/run/postgresql", None, True),
             (f"{POOLED}:6543/tasks?pgbouncer=false", None, True),
             (f"{POOLED}/tasks?pgbouncer=true", None, False),
+            ("h/tasks?prepared_statement_cache_size=0", None, False),
+            ("h/tasks?statement_cache_size=0&prepared_statement_cache_size=100", None, False),
+            ("h/tasks?statement_cache_size=100", None, True),
+            ("h/tasks?statement_cache_size=0", True, True),
             ("aws-0-eu-west-1.Pooler.supabase.com/tasks", None, False),
             ("pgbouncer/tasks", None, False),
             ("a,b:6543/tasks", None, False),
@@ -205,7 +225,7 @@ class TestPreparedStatements:
 
 
 UNSUPPORTED: Final = "has a parameter that is not supported"
-CONTRADICTION: Final = "has sslmode=disable, but its host or another parameter asks for encryption"
+CONTRADICTION: Final = "has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption"
 UNREADABLE: Final = "has an sslrootcert that cannot be read"
 
 
@@ -223,6 +243,12 @@ class TestRefusal:
             ("h/tasks?sslmode=require&sslmode=s3cret", "has a parameter that is there twice: sslmode"),
             ("h/tasks?sslmode=REQUIRE", "has an unknown sslmode; use "),
             ("h/tasks?ssl=s3cret", "has an unknown ssl; use "),
+            (
+                "h/tasks?ssl=True",
+                "has an unknown ssl; use one of true, false, disable, allow, prefer, require, verify-ca, verify-full",
+            ),
+            ("h/tasks?statement_cache_size=s3cret", "has an unknown statement_cache_size; use a whole number, "),
+            ("h/tasks?prepared_statement_cache_size=-1", "has an unknown prepared_statement_cache_size; use "),
             ("h/tasks?channel_binding=s3cret", "has an unknown channel_binding; use "),
             ("h/tasks?sslnegotiation=s3cret", "has an unknown sslnegotiation; use "),
             ("h/tasks?gssencmode=require", "has an unknown gssencmode; use "),
@@ -233,6 +259,9 @@ class TestRefusal:
             (f"{NEON}/tasks?sslmode=disable", CONTRADICTION),
             ("h/tasks?sslmode=disable&channel_binding=require", CONTRADICTION),
             ("h/tasks?sslmode=disable&sslrootcert=/etc/root.crt", CONTRADICTION),
+            (f"{NEON}/tasks?ssl=disable", CONTRADICTION),
+            ("h/tasks?sslmode=disable&ssl=true", CONTRADICTION),
+            ("h/tasks?ssl=disable&sslmode=require", CONTRADICTION),
             ("h/tasks?sslnegotiation=direct", "has sslnegotiation=direct, which needs sslmode=require, verify-ca"),
             ("h/tasks?sslmode=verify-full&sslrootcert=/nowhere/root.crt", UNREADABLE),
             ("h/tasks?sslmode=verify-full&sslrootcert=%00", UNREADABLE),

@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Callable
+from itertools import repeat
 from typing import Any, Final
 
 import asyncpg
@@ -12,7 +13,7 @@ from sqlalchemy import Integer, Text, bindparam, cast, make_url, select
 from app.core.database import Database, Statement, statement
 from app.core.database.pool import Timeouts
 from app.core.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementError, TimedOutError
-from tests.core.database.support import ACTIVITY, pid_of_fetch, wait_for_sleep
+from tests.core.database.support import ACTIVITY, pid_of_fetch, refusing, wait_for_sleep
 from tests.faults import FaultProxy
 from tests.support import execute, until
 
@@ -186,6 +187,17 @@ class TestUsability:
         for _ in range(2):
             assert not await db.check()
         assert caplog.messages == ["database unavailable: ConnectionRefusedError "]
+
+    async def test_the_text_of_a_refusal_is_logged_once(
+        self, make_database: MakeDatabase, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with refusing(repeat(("08P01", "no such database: tasks"))) as dsn:
+            db = make_database(dsn)
+            for _ in range(2):
+                assert not await db.check()
+
+        outage = "database unavailable: ProtocolViolationError 08P01"
+        assert caplog.messages == [outage, "the database refuses to work: no such database: tasks"]
 
     async def test_closing_interrupts_a_probe_that_waits_for_an_unresponsive_server(
         self, make_database: MakeDatabase, proxy: FaultProxy

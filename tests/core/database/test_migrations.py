@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from app.core.database.dsn import parse_dsn
 from app.core.database.migrations import alembic_config, migrate
 from app.core.errors import StartupError
 from app.server.embedded import embedded_postgres
+from tests.core.database.support import refusing
 from tests.deployments import expand
 from tests.faults import fault_proxy
 from tests.support import execute, new_database
@@ -117,6 +119,25 @@ class TestMigrate:
 
         assert {*caplog.messages} == {"waiting for the database: TimeoutError: no answer"}
         assert execute(empty, "SELECT count(*) FROM tasks") == [(0,)]
+
+    @pytest.mark.parametrize("words", [("XX000", "The endpoint has been disabled"), ("08P01", "no such database: x")])
+    def test_a_migration_ends_if_the_server_refuses_it_again_and_again(
+        self, monkeypatch: pytest.MonkeyPatch, words: tuple[str, str]
+    ) -> None:
+        monkeypatch.setattr(migrations, "probe_delays", lambda: repeat(0))
+
+        with refusing(repeat(words)) as dsn, pytest.raises(StartupError, match=f"{words[1]}.+DATABASE_URL_UNPOOLED"):
+            migrate(dsn)
+
+    def test_a_migration_waits_for_a_server_as_long_as_it_is_starting_or_full(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(migrations, "probe_delays", lambda: repeat(0))
+        busy = [("57P03", "the database system is starting up"), ("53300", "sorry, too many clients already")]
+        answers = [*busy * 40, ("28P01", "the last answer")]
+
+        with refusing(iter(answers)) as dsn, pytest.raises(StartupError, match=r"\) the last answer$"):
+            migrate(dsn)
 
     def test_an_impossible_host_is_reported_in_one_line_without_the_password(self) -> None:
         with pytest.raises(StartupError, match=r"^The database could not be migrated: [^\n]+$") as caught:

@@ -17,6 +17,8 @@ from sqlalchemy import literal, make_url
 from sqlmodel import select
 
 from app.core.database import migrations
+from app.core.database.migrations import migrate
+from app.core.errors import StartupError
 from app.routes.deps import Session
 from tests.servers import PgBouncer, pgbouncer
 from tests.support import execute, make_settings, new_database, serving
@@ -154,3 +156,26 @@ def test_services_may_migrate_through_the_pooler_at_the_same_time(dsn: str, boun
             assert service.returncode == 0, errors
 
         assert execute(empty, "SELECT count(*) FROM tasks") == [(0,)]
+
+
+class TestStatementMode:
+    @pytest.fixture
+    def bouncer(self, dsn: str, tmp_path: Path) -> Iterator[PgBouncer]:
+        with pgbouncer(tmp_path / "pgbouncer", dsn, pool_mode="statement") as bouncer:
+            yield bouncer
+
+    async def test_every_operation_works_in_parallel_and_a_session_is_unavailable(
+        self, bouncer: PgBouncer, new_user: NewUser
+    ) -> None:
+        async with client_of(bouncer) as client:
+            replies = [reply for _ in range(3) for reply in await use_at_once(client, new_user)]
+
+        of_sessions = [reply for reply in replies if "/titles/" in reply.url.path]
+        assert {reply.json()["type"] for reply in of_sessions} == {"urn:problem-type:database-unavailable"}
+        assert {reply.status_code for reply in replies if reply not in of_sessions} == {201, 200, 204}
+
+    def test_a_migration_ends_at_once_and_says_what_to_set(self, bouncer: PgBouncer) -> None:
+        with pytest.raises(
+            StartupError, match=r"statement pooling mode; if this is a pooler, set DATABASE_URL_UNPOOLED"
+        ):
+            migrate(f"{bouncer.dsn}?pgbouncer=true")

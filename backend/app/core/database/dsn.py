@@ -1,7 +1,8 @@
 """Turns a connection string into the arguments of asyncpg.
 
 The syntax and the parameters are those of libpq (https://www.postgresql.org/docs/current/libpq-connect.html).
-`_PARAMETERS` lists the supported ones. SQLAlchemy's schemes and its syntax for several hosts are supported too.
+`_PARAMETERS` lists the supported ones. SQLAlchemy's schemes, its syntax for several hosts, and the parameters that it
+passes to asyncpg are supported too.
 """
 
 import re
@@ -13,7 +14,6 @@ from urllib.parse import parse_qsl, unquote
 from app.core.security.loopback import is_loopback
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a suspended Neon compute starts in less
-_CONNECT_TIMEOUT_MAX: Final = 60
 _LOCAL: Final = ("/run/postgresql", "/var/run/postgresql", "localhost")
 _PORT: Final = 5432
 _PORT_MAX: Final = 65_535
@@ -29,16 +29,18 @@ _NEON_POOLER: Final = re.compile(r"-pooler(?=[.][A-Za-z0-9.-]+[.]neon[.]tech\b)"
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ENCRYPTED: Final = _MODES[3:]
 _VERIFIED: Final = _MODES[4:]
+_MODE_OF: Final = {"true": "require", "false": "prefer"}  # of `ssl`, which may also be one of _MODES
+_UNPREPARED: Final = {"pgbouncer": "true", "statement_cache_size": "0", "prepared_statement_cache_size": "0"}
+_NUMBERS: Final = {"connect_timeout": 60, "statement_cache_size": 9_999, "prepared_statement_cache_size": 9_999}
 # The supported parameters and their allowed values. None allows any text.
 _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
-    **dict.fromkeys(("host", "port", "user", "password", "dbname")),
+    **dict.fromkeys(("host", "port", "user", "password", "dbname", *_NUMBERS)),
     "application_name": None,
     "channel_binding": ("disable", "prefer", "require"),
-    "connect_timeout": None,
     "gssencmode": ("disable", "prefer"),
     "options": None,
     "pgbouncer": ("true", "false"),
-    "ssl": ("true", "false"),
+    "ssl": (*_MODE_OF, *_MODES),
     "sslmode": _MODES,
     "sslnegotiation": ("postgres", "direct"),
     "sslrootcert": None,
@@ -65,7 +67,7 @@ class _Host(NamedTuple):
 
 def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
     """Returns the arguments of `asyncpg.connect`. `prepares` says whether statements may be prepared. With None, the
-    hosts, the ports and the parameter `pgbouncer` decide.
+    hosts, the ports, the parameter `pgbouncer` and the sizes of the caches decide.
 
     The certificate is verified for `sslmode=verify-ca` and `verify-full`, with `channel_binding=require`, with
     `sslrootcert`, and for every host of Neon. Raises ValueError, which names the invalid part but never its value.
@@ -82,7 +84,7 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
         "ssl": _tls(mode, options) if mode in _ENCRYPTED else mode,
         "direct_tls": _starts_with_tls(mode, options),
         "target_session_attrs": options.get("target_session_attrs", "any" if len(hosts) == 1 else "read-write"),
-        "timeout": _connect_timeout(options),
+        "timeout": int(options.get("connect_timeout", "0")) or _CONNECT_TIMEOUT,
         "server_settings": {"application_name": options.get("application_name", "tasks-api")},
     }
     if not prepares:
@@ -186,17 +188,22 @@ def _check_parameters(options: Mapping[str, str], *, is_neon: bool) -> None:
         if values and options.get(name, values[0]) not in values:
             message = f"has an unknown {name}; use one of {', '.join(values)}"
             raise ValueError(message)
+    for name, maximum in _NUMBERS.items():  # 0 means the default of connect_timeout, as in libpq
+        if not re.fullmatch("0|[1-9][0-9]{0,3}", number := options.get(name, "0")) or int(number) > maximum:
+            message = f"has an unknown {name}; use a whole number, {maximum} at most"
+            raise ValueError(message)
 
 
 def _sslmode(options: Mapping[str, str], *, is_neon: bool) -> str:
     """Returns the requested mode, or a stricter one. asyncpg does not support channel binding. Verification of the
     certificate for the name of the host is used instead, and protects from the same attacker.
     """
-    mode = options.get("sslmode", "require" if options.get("ssl") == "true" else "prefer")
+    given = [_MODE_OF.get(options[name], options[name]) for name in ("sslmode", "ssl") if name in options]
+    mode = max(given, key=_MODES.index, default="prefer")
     root = options.get("sslrootcert")
     verified = is_neon or options.get("channel_binding") == "require" or root == "system"
-    if mode == "disable" and (verified or root):
-        message = "has sslmode=disable, but its host or another parameter asks for encryption"
+    if "disable" in given and (verified or root or mode in _ENCRYPTED):
+        message = "has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption"
         raise ValueError(message)
     if verified:
         return "verify-full"
@@ -227,17 +234,6 @@ def _starts_with_tls(mode: str, options: Mapping[str, str]) -> bool:
     return direct
 
 
-def _connect_timeout(options: Mapping[str, str]) -> int:
-    """Returns seconds. As in libpq, 0 means that the parameter is not set. The default applies then."""
-    text = options.get("connect_timeout", "0")
-    if not re.fullmatch("[0-9]{1,2}", text) or int(text) > _CONNECT_TIMEOUT_MAX:
-        message = f"has an unknown connect_timeout; use whole seconds, {_CONNECT_TIMEOUT_MAX} at most"
-        raise ValueError(message)
-    return int(text) or _CONNECT_TIMEOUT
-
-
 def _can_prepare(options: Mapping[str, str], hosts: Iterable[_Host]) -> bool:
     """Neon's pooler keeps the prepared statements of its clients apart. Other poolers may not."""
-    if options.get("pgbouncer") == "true":
-        return False
-    return all(host.is_neon or not host.is_pooler for host in hosts)
+    return not _UNPREPARED.items() & options.items() and all(host.is_neon or not host.is_pooler for host in hosts)

@@ -24,7 +24,14 @@ _UNAVAILABLE: Final = ("08", "53", "57P", "58", "XX000")  # connection, resource
 _UNKNOWN: Final = ("08007", "40003")  # the server itself does not know the outcome
 _READ_ONLY: Final = "25006"  # the old primary, after a failover
 _UNPREPARED: Final = ("26000", "42P05")  # a pooler handed the prepared statement to another client
-_PERMANENT: Final = ("rejected SSL upgrade", "authentication failed")  # asyncpg and PgBouncer have no code for these
+_REFUSING: Final = ("08", "58", "XX000")  # those that may be permanent; poolers use them for every error of their own
+_PERMANENT: Final = (  # asyncpg, PgBouncer and Supabase's pooler have no codes for these
+    "rejected SSL upgrade",
+    "authentication failed",
+    "statement pooling mode",
+    "unsupported startup parameter",
+    "Tenant or user not found",
+)
 _SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
 _ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # also lock timeout, statement timeout
 _CONFLICTING: Final = ("23001", "23503", "23505", "23P01")  # restrict, foreign key, unique, exclusion
@@ -93,6 +100,16 @@ def may_recover(error: BaseException) -> bool:
     if isinstance(error, ssl.SSLError) or any(words in str(error) for words in _PERMANENT):
         return False
     return sqlstate(error).startswith(_UNAVAILABLE) or isinstance(error, OSError)
+
+
+def refusal(error: BaseException | None) -> str:
+    """Returns the text in which a server or a pooler refuses to work, or an empty string if it is starting or full.
+
+    Such a refusal may be permanent. A connection that is lost without an answer is no refusal.
+    """
+    while error and not getattr(error, "severity", None):  # only an answer of a server has one
+        error = error.__cause__
+    return str(error) if sqlstate(error).startswith(_REFUSING) else ""
 
 
 def probe_delays() -> Iterator[float]:

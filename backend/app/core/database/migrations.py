@@ -1,6 +1,7 @@
 """Upgrades the database to the newest revision in `alembic/`."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -8,11 +9,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from app.core.database.faults import may_recover, probe_delays
+from app.core.database.faults import may_recover, probe_delays, refusal
 from app.core.errors import StartupError
 from app.core.stopping import pause
 
 _INI: Final = Path(__file__).parents[4] / "alembic.ini"
+_REFUSALS_MAX: Final = 30  # with the same text, after about two minutes
+_HINT: Final = "; if this is a pooler, set DATABASE_URL_UNPOOLED to a direct connection"
 
 _logger = logging.getLogger(__name__)
 
@@ -27,15 +30,21 @@ def alembic_config(dsn: str | None = None) -> Config:
 def migrate(dsn: str) -> None:
     """Upgrade to the newest revision. Waits while the database is unavailable. Several services may call it at once.
 
-    Raises StartupError if the migration fails for any other reason, and Stopped after a signal.
+    Raises StartupError if the migration fails for any other reason, or a server refuses it with the same text again and
+    again. Raises Stopped after a signal.
     """
+    refusals: Counter[str] = Counter()
     for delay in probe_delays():  # pragma: no branch  # the delays never end
         try:
             command.upgrade(alembic_config(dsn), "head")
         except CommandError as error:
             cause = error.__cause__
+            text = refusal(cause)
+            refusals[text] += bool(text)
+            message = f"The database could not be migrated: {error}{_HINT if text else ''}"
             if cause is None or not may_recover(cause):
-                message = f"The database could not be migrated: {error}"
+                raise StartupError(message) from error
+            if refusals[text] >= _REFUSALS_MAX:
                 raise StartupError(message) from error
             _logger.warning("waiting for the database: %s", error)
             pause(delay)
