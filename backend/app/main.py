@@ -59,7 +59,7 @@ class TasksAPI(FastAPI):
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
         return RequestMiddleware(
-            app, handlers=self.exception_handlers, cors=self._cors, loopback_only=not self._authenticates
+            app, self.routes, handlers=self.exception_handlers, cors=self._cors, loopback_only=not self._authenticates
         )
 
     def openapi(self) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class TestProblemDetails:
     @pytest.mark.parametrize(
         "path",
         [
-            *("/nope", "/api", "/api/ada", "/api//tasks", "//api/ada/tasks", f"{TASKS}/", f"{COMPLETE}/"),
-            *("/docs/", "/docs/assets/%00", "/docs/assets/..%2F__init__.py", "/health", "/redoc"),
+            *("/nope", "/api", "/api/ada", "/api//tasks", f"{COMPLETE}/x"),
+            *("/docs/assets/%00", "/docs/assets/..%2F__init__.py", "/health", "/redoc"),
         ],
     )
     async def test_an_unknown_path_is_404(self, client: httpx.AsyncClient, path: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -19,12 +19,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.logging import JsonFormatter, LogHandler
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.fast_lane import effective_route
+from app.http.paths import RoutePaths
 from app.http.problems import answer_defect, problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
 
@@ -79,15 +81,22 @@ class RequestMiddleware:
     """The outermost layer, in the place of Starlette's ServerErrorMiddleware.
 
     Gives each request an id, which inner layers read from the request header `X-Request-ID`. Logs one line per request.
-    Adds the security and CORS headers. Treats HEAD as GET (RFC 9110 section 9.3.2). Answers exceptions that no inner
-    layer has answered.
+    Adds the security and CORS headers. Treats HEAD as GET (RFC 9110 section 9.3.2). Corrects the slashes of a path, so
+    that every inner layer sees the path of the route. Answers exceptions that no inner layer has answered.
     """
 
     def __init__(
-        self, app: ASGIApp, *, handlers: Mapping[Any, Any], cors: Mapping[str, Any], loopback_only: bool
+        self,
+        app: ASGIApp,
+        routes: Sequence[BaseRoute] = (),
+        *,
+        handlers: Mapping[Any, Any],
+        cors: Mapping[str, Any],
+        loopback_only: bool,
     ) -> None:
         """`handlers` are FastAPI's `exception_handlers`; `cors` are the options of Starlette's CORSMiddleware."""
         self._app = app
+        self._paths = RoutePaths(routes)
         self._handlers = handlers
         self._cors = ProblemCORSMiddleware(app, **cors)
         self._loopback_only = loopback_only
@@ -133,11 +142,14 @@ class RequestMiddleware:
             )
 
     def _check(self, scope: Scope) -> None:
-        """Raises an AppError for a request that no inner layer may see."""
+        """Correct the path. Raises an AppError for a request that no inner layer may see."""
         if REFUSAL in scope:
             raise scope[REFUSAL]
         if self._loopback_only:
             refuse_misdirected(scope)
+        path = scope["path"]
+        if "//" in path or path[-1:] == "/" or self._paths.any_end_in_slash:
+            self._paths.correct(scope)
         if b"%" in (scope.get("raw_path") or b""):
             refuse_ambiguous_path(scope)
 
