@@ -8,6 +8,7 @@ from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
 from app.http.middleware import RequestMiddleware
@@ -145,7 +146,7 @@ class TestDefect:
         async def end(*_: object) -> NoReturn:
             raise kind
 
-        app = RequestMiddleware(end, handlers={}, cors={}, loopback_only=False)
+        app = RequestMiddleware(end, FastAPI(), cors={}, loopback_only=False)
         with pytest.raises(kind):
             await app({"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock())
 

@@ -280,7 +280,7 @@ class TestPipelining:
 
         api = FastAPI()
         install_error_handlers(api)
-        outermost = RequestMiddleware(app, handlers=api.exception_handlers, cors={}, loopback_only=False)
+        outermost = RequestMiddleware(app, api, cors={}, loopback_only=False)
         connection = opened(outermost)  # the client reads slowly, so that closing takes a while
 
         connection.data_received(post(CHUNKED) + b"ZZ\r\n")

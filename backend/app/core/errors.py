@@ -247,9 +247,10 @@ class InternalError(AppError):
 
 
 class FeatureNotImplementedError(AppError):
-    """No resource of the service supports the method or transfer coding (RFC 9110 section 15.6.2)."""
+    """No resource supports this method or transfer coding (RFC 9110 section 15.6.2)."""
 
     status, kind = 501, "not-implemented"
+    detail = "This method or transfer coding is not known here."
 
 
 class UnavailableError(AppError):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any, Final, NoReturn
 
 import orjson
+from fastapi import FastAPI
 from starlette._utils import is_async_callable
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +20,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
@@ -85,19 +85,11 @@ class RequestMiddleware:
     that every inner layer sees the path of the route. Answers exceptions that no inner layer has answered.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        routes: Sequence[BaseRoute] = (),
-        *,
-        handlers: Mapping[Any, Any],
-        cors: Mapping[str, Any],
-        loopback_only: bool,
-    ) -> None:
-        """`handlers` are FastAPI's `exception_handlers`; `cors` are the options of Starlette's CORSMiddleware."""
+    def __init__(self, app: ASGIApp, api: FastAPI, *, cors: Mapping[str, Any], loopback_only: bool) -> None:
+        """`api` has the routes and the exception handlers; `cors` are the options of Starlette's CORSMiddleware."""
         self._app = app
-        self._paths = RoutePaths(routes)
-        self._handlers = handlers
+        self._paths = RoutePaths(api.routes)
+        self._handlers: Mapping[Any, Any] = api.exception_handlers
         self._cors = ProblemCORSMiddleware(app, **cors)
         self._loopback_only = loopback_only
 
@@ -147,8 +139,7 @@ class RequestMiddleware:
             raise scope[REFUSAL]
         if self._loopback_only:
             refuse_misdirected(scope)
-        path = scope["path"]
-        if "//" in path or path[-1:] == "/" or self._paths.any_end_in_slash:
+        if "//" in (path := scope["path"]) or path[-1:] == "/" or self._paths.any_end_in_slash:
             self._paths.correct(scope)
         if b"%" in (scope.get("raw_path") or b""):
             refuse_ambiguous_path(scope)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
 from urllib.parse import quote
 
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -11,18 +10,15 @@ from starlette.convertors import PathConvertor
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
-_DOUBLED: Final = re.compile("//+")
-
 
 class RoutePaths:
     """The paths of all routes. `any_end_in_slash` is whether a request may lack a slash that its route has."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         contexts = [context for context in iter_route_contexts(routes) if hasattr(context, "path_regex")]
-        exact: list[Any] = [context.path_regex for context in contexts if not _takes_slashes(context)]
-        others: list[Any] = [context.path_regex for context in contexts if _takes_slashes(context)]
-        self._groups = exact, others  # a mount at the root would otherwise take every path with an extra slash
-        self.any_end_in_slash = any(pattern.pattern.endswith("/$") and pattern.pattern != "^/$" for pattern in exact)
+        # Mounts come last: one at the root takes every path.
+        self._groups = [[each.path_regex for each in contexts if _is_greedy(each) is last] for last in (False, True)]
+        self.any_end_in_slash = any(re.search(r"[^^]/\$$", pattern.pattern) for pattern in self._groups[0])
 
     def correct(self, scope: Scope) -> None:
         """Set `path` and `raw_path` to the first spelling that a route has. If none has one, they stay as sent."""
@@ -36,12 +32,12 @@ class RoutePaths:
                     return
 
 
-def _takes_slashes(context: RouteContext) -> bool:
+def _is_greedy(context: RouteContext) -> bool:
     """Whether the route is a mount or has a parameter of the form `{name:path}`."""
     return any(isinstance(convertor, PathConvertor) for convertor in context.param_convertors.values())
 
 
 def _spellings(path: str) -> list[str]:
     """Returns the path as sent, without doubled slashes, and then with or without a slash at its end."""
-    single = _DOUBLED.sub("/", path)
+    single = re.sub("//+", "/", path)
     return [path, single, single.removesuffix("/") if single.endswith("/") else f"{single}/"]

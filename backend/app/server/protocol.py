@@ -27,8 +27,9 @@ LINGER: Final = 0.2  # seconds that an idle connection stays open after the shut
 
 # A URL without the user information that could disguise its host (RFC 9110 section 4.2.4). The parser checks the rest.
 _ABSOLUTE: Final = re.compile(rb"(https?://([^/?#@]+))(?:/|(?=[?#])|\Z)", re.IGNORECASE)
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-_NEW_METHOD: Final = re.compile(rb"[\r\n]*%s( |\Z)" % _TOKEN.pattern)  # or what has arrived of it
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
+_METHOD: Final = re.compile(rb"[\r\n]*%s( |\Z)" % _TOKEN)  # or what has arrived of it
+_CODINGS: Final = re.compile(rb"((?!chunked *,)%s[ \t]*,[ \t]*)*%s" % (_TOKEN, _TOKEN))
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -167,7 +168,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._close()
 
     def _stop(self, refusal: AppError) -> NoReturn:
-        """Have `data_received` refuse the request."""
         self._refusal = refusal
         raise ValueError
 
@@ -175,8 +175,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Returns the answer to an error of the parser. `data` begins with the method if the error is about it."""
         if self.parser.get_http_version() >= "2":  # also the preface of HTTP/2
             return HTTPVersionError()
-        if "method" in str(error) and (self.url or _NEW_METHOD.match(data)):
-            return FeatureNotImplementedError("No resource of this service supports the method.")
+        if "method" in str(error) and (self.url or _METHOD.match(data)):
+            return FeatureNotImplementedError()
         return MalformedRequestError()
 
     def _head_size(self) -> int:
@@ -187,27 +187,17 @@ class BoundedProtocol(HttpToolsProtocol):
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
         if b"transfer-encoding" in names:
-            return version == "1.1" and hosts == 1 and self._is_chunked()
+            codings = b",".join(value for name, value in self.headers if name == b"transfer-encoding").lower()
+            if codings != b"chunked" and _CODINGS.fullmatch(codings):
+                self._stop(FeatureNotImplementedError())
+            return version == "1.1" and hosts == 1 and codings == b"chunked"
         return hosts == 1 if version == "1.1" else version == "1.0" and hosts <= 1
 
-    def _is_chunked(self) -> bool:
-        """Returns whether `chunked` is the only transfer coding. Refuses other codings as not supported."""
-        values = b",".join(value for name, value in self.headers if name == b"transfer-encoding").lower().split(b",")
-        codings = [value.strip(b" \t") for value in values]
-        if codings == [b"chunked"]:
-            return True
-        if b"chunked" not in codings[:-1] and all(map(_TOKEN.fullmatch, codings)):
-            self._stop(FeatureNotImplementedError("The only transfer coding that is supported is chunked."))
-        return False
-
     def _read_target(self) -> None:
-        """Use the authority of an absolute URL in the place of `Host` (RFC 9112 section 3.2.2).
-
-        Refuses a proxy's `CONNECT`. Raises ValueError for a target of another form.
-        """
+        """Put the authority of a URL in the place of `Host` (RFC 9112 section 3.2.2), or refuse the request."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._stop(FeatureNotImplementedError("This service is no proxy."))
+            self._stop(FeatureNotImplementedError())
         if absolute := _ABSOLUTE.match(self.url):
             self.url = b"%s/%s" % (absolute[1], self.url[absolute.end() :])  # RFC 9110 section 4.2.3
             others = [field for field in self.headers if field[0] != b"host"]
