@@ -15,6 +15,7 @@ from app import __version__
 from app.core.config import UNCHECKED, Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
+from app.core.security.loopback import is_loopback
 from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier
 from app.http.authorization import AuthorizationMiddleware, check_routes, public
 from app.http.fast_lane import FastLane, JSONRoute
@@ -41,6 +42,7 @@ class TasksAPI(FastAPI):
             "allow_methods": METHODS,
             "allow_headers": ("Authorization", "Content-Type", "X-Request-ID", *REQUEST_HEADERS),
             "allow_credentials": True,
+            "allow_private_network": is_loopback(settings.host),  # or pages of the internet would reach a LAN
             "expose_headers": [name for name in RESPONSE_HEADERS if name != "Cache-Control"],
         }
         self._authenticates = settings.authenticates

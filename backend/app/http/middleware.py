@@ -72,7 +72,8 @@ class ProblemCORSMiddleware(CORSMiddleware):
         if response.status_code < HTTPStatus.BAD_REQUEST:
             return response
         refusal = problem(request_headers, PreflightRefusedError(bytes(response.body).decode()))
-        kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        dropped = "content-", "access-control-allow-private-network"
+        kept = {name: value for name, value in response.headers.items() if not name.startswith(dropped)}
         refusal.headers.update(kept)
         return refusal
 
