@@ -164,6 +164,7 @@ class TestRefusal:
             (b"GET /../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n", 400, "malformed-request"),
             (b"\x16\x03\x01 nonsense\r\n\r\n", 400, "malformed-request"),
             (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501, "not-implemented"),
+            (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505, "http-version-not-supported"),
             (b"TRACE / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 501, "not-implemented"),
             (b"GET /.problem HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404, "route-not-found"),
             (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 421, "misdirected-request"),
@@ -392,6 +393,7 @@ class TestLogs:
         [
             (f"/api/zq9/tasks/{MISSING}", f"/api/-/tasks/{MISSING}"),
             ("/api/zq9", "/api/-"),
+            (f"//api//zq9/tasks/{MISSING}/", f"/api/-/tasks/{MISSING}/"),
             ("/nope/a%2F", "/nope/a"),
             ("/api%2Fzq9/tasks", "/api"),
             ("/%61pi/zq9/tasks", "/"),
@@ -403,7 +405,7 @@ class TestLogs:
         sent = bearer("zq9")
         headers = {**sent, "X-Request-ID": f"of-{user}", "Referer": "https://zq9.example", "User-Agent": "zq9"}
 
-        reply = await proxied.get(f"{path}?search=zq9", headers=headers)
+        reply = await proxied.get("/", headers=headers, extensions={"target": f"{path}?search=zq9".encode()})
 
         line = await proxy.logged(request_id=f"of-{user}")
         assert (line["method"], line["path"], line["service_status"]) == ("GET", logged, str(reply.status_code))

@@ -15,9 +15,10 @@ from app import __version__
 from app.core.config import UNCHECKED, Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
+from app.core.security.loopback import is_loopback
 from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier
 from app.http.authorization import AuthorizationMiddleware, check_routes, public
-from app.http.fast_lane import FastLane
+from app.http.fast_lane import FastLane, JSONRoute
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.http.middleware import RequestMiddleware, error_middleware
 from app.http.openapi import DESCRIPTION, complete_document
@@ -41,6 +42,7 @@ class TasksAPI(FastAPI):
             "allow_methods": METHODS,
             "allow_headers": ("Authorization", "Content-Type", "X-Request-ID", *REQUEST_HEADERS),
             "allow_credentials": True,
+            "allow_private_network": is_loopback(settings.host),  # or pages of the internet would reach a LAN
             "expose_headers": [name for name in RESPONSE_HEADERS if name != "Cache-Control"],
         }
         self._authenticates = settings.authenticates
@@ -58,9 +60,7 @@ class TasksAPI(FastAPI):
             app = error_middleware(app, self.exception_handlers)
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
-        return RequestMiddleware(
-            app, handlers=self.exception_handlers, cors=self._cors, loopback_only=not self._authenticates
-        )
+        return RequestMiddleware(app, self, cors=self._cors, loopback_only=not self._authenticates)
 
     def openapi(self) -> dict[str, Any]:
         """Returns the OpenAPI document with the security, errors and headers of every operation."""
@@ -100,8 +100,10 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for route in app.routes:  # FastAPI's own: the OpenAPI document
-        public(route.endpoint)  # type: ignore[attr-defined]  # each is a Route
+    for route in [*app.routes]:  # FastAPI's own: the OpenAPI document, which gets an entity tag
+        app.routes.remove(route)
+        own: Any = {"path": route.path, "endpoint": public(route.endpoint)}  # type: ignore[attr-defined]  # it is a Route
+        app.router.add_api_route(**own, route_class_override=JSONRoute, include_in_schema=False)
     install_error_handlers(app)
     app.include_router(tasks.router)
     app.include_router(health.router)

@@ -41,8 +41,12 @@ class Table(NamedTuple):
     replies: dict[tuple[str, str], Statuses]
 
     def expected(self, path: str, method: str) -> Statuses:
-        """The rule. An unknown path is 404 and an unknown method 405. Below /api only the owner reaches the handler."""
-        known = [route for route in self.routes if re.fullmatch(pattern_of(route), filled(path))]
+        """The rule. An unknown path is 404 and an unknown method 405. Below /api only the owner reaches the handler.
+
+        Doubled slashes and one at the end make no difference.
+        """
+        single = re.sub("//+", "/", filled(path))
+        known = [route for route in self.routes if re.fullmatch(f"{pattern_of(route)}/?", single)]
         if not known:
             return [404] * 4
         if not any(method in self.routes[route] for route in known):
@@ -94,7 +98,7 @@ def near(route: str) -> Iterator[str]:
     """Yields the path of a route, the paths above it, and some below and beside it."""
     parts = route.split("/")
     yield from ("/".join(parts[:number]) or "/" for number in range(1, len(parts) + 1))
-    yield from (f"{route}/", f"{route}/none", f"/none{route}", f"/api{route}")
+    yield from (f"{route}/", f"/{route}", route.replace("/", "//"), f"{route}/none", f"/none{route}", f"/api{route}")
     if not route.endswith("}"):
         yield f"{route}none"
 

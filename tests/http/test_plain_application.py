@@ -112,6 +112,7 @@ class TestDocument:
         async with extended(secured, extend) as client:
             document = (await client.get("/openapi.json")).json()
             assert (await client.get("/site/", headers={"Authorization": ""})).text == "open"
+            assert (await client.get("/site")).status_code == 404  # FastAPI would answer with a redirect to `Host`
 
         schemas = document["components"]["schemas"]
         post, get = document["paths"][f"{BASE}/{{number}}"]["post"], document["paths"][BASE]["get"]

@@ -6,8 +6,9 @@ from typing import Final, NoReturn
 import httpx
 import pytest
 
+from app.main import create_app
 from tests.server.support import CLOSE, HOST, converse, post
-from tests.support import make_settings, serving
+from tests.support import SECRET, make_settings, serving
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 TASKS: Final = "/api/ada/tasks"
@@ -70,6 +71,32 @@ class TestPreflight:
         assert problem["instance"] == reply.headers["X-Request-ID"]
         assert ("Access-Control-Allow-Origin" in reply.headers) == (origin == ORIGIN)
         assert "Origin" in listed(reply, "Vary")
+
+
+class TestPrivateNetwork:
+    """Chrome asks before a page from elsewhere uses a service on this machine."""
+
+    @pytest.mark.parametrize(
+        ("origin", "host", "status", "allowed"),
+        [
+            (ORIGIN, "127.0.0.1", 200, "true"),
+            (ORIGIN, "::1", 200, "true"),
+            (FOREIGN_ORIGINS[0], "127.0.0.1", 400, None),
+            (ORIGIN, "0.0.0.0", 400, None),
+        ],
+    )
+    async def test_only_a_listed_origin_may_and_only_a_service_that_listens_on_loopback(
+        self, dsn: str, origin: str, host: str, status: int, *, allowed: str | None
+    ) -> None:
+        app = create_app(make_settings(dsn, host=host, auth_jwt_secret=SECRET))
+        asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            plain = await client.options(TASKS, headers=asked)
+            reply = await client.options(TASKS, headers={**asked, "Access-Control-Request-Private-Network": "true"})
+
+        assert (reply.status_code, reply.headers.get("Access-Control-Allow-Private-Network")) == (status, allowed)
+        assert "Access-Control-Allow-Private-Network" not in plain.headers
+        assert "Access-Control-Request-Private-Network" in listed(reply, "Vary")
 
 
 class TestReply:

@@ -66,6 +66,23 @@ class TestPage:
         assert sum(sizes) == int(reply.headers["Content-Length"]) > 1_000_000
         assert max(sizes) == 65_536
 
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    @pytest.mark.parametrize(
+        "address", ["/docs", "/openapi.json", *(f"/docs/assets/{name}" for name in ("swagger-ui.css", "favicon.png"))]
+    )
+    async def test_the_page_its_assets_and_the_document_are_304_for_a_client_that_has_them(
+        self, client: httpx.AsyncClient, address: str, method: str
+    ) -> None:
+        first = await client.get(address)
+        tag = first.headers["ETag"]
+
+        for known in (tag, f'"0", {tag}', tag.removeprefix("W/"), "*"):
+            again = await client.request(method, address, headers={"If-None-Match": known})
+            assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", tag)
+            assert again.headers["Cache-Control"] == first.headers["Cache-Control"]
+        other = await client.request(method, address, headers={"If-None-Match": '"0"'})
+        assert (other.status_code, other.content) == (200, first.content if method == "GET" else b"")
+
     @pytest.mark.parametrize("address", ["/docs", "/openapi.json"])
     async def test_a_frontend_may_read_swagger_ui_and_the_document(
         self, client: httpx.AsyncClient, address: str

@@ -8,6 +8,7 @@ from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
 from app.http.middleware import RequestMiddleware
@@ -73,8 +74,8 @@ class TestProblemDetails:
     @pytest.mark.parametrize(
         "path",
         [
-            *("/nope", "/api", "/api/ada", "/api//tasks", "//api/ada/tasks", f"{TASKS}/", f"{COMPLETE}/"),
-            *("/docs/", "/docs/assets/%00", "/docs/assets/..%2F__init__.py", "/health", "/redoc"),
+            *("/nope", "/api", "/api/ada", "/api//tasks", f"{COMPLETE}/x"),
+            *("/docs/assets/%00", "/docs/assets/..%2F__init__.py", "/health", "/redoc"),
         ],
     )
     async def test_an_unknown_path_is_404(self, client: httpx.AsyncClient, path: str) -> None:
@@ -145,7 +146,7 @@ class TestDefect:
         async def end(*_: object) -> NoReturn:
             raise kind
 
-        app = RequestMiddleware(end, handlers={}, cors={}, loopback_only=False)
+        app = RequestMiddleware(end, FastAPI(), cors={}, loopback_only=False)
         with pytest.raises(kind):
             await app({"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock())
 

@@ -32,6 +32,8 @@ class TestPath:
             "/api/{other}/tasks",
             "/api/{escaped}/tasks",
             "/api/{user}/../{other}/tasks",
+            "//api//{other}//tasks/",
+            "/api/{user}//api/{other}/tasks",
             "/api/{user}%2F..%2F{other}/tasks",
             "/api/{other};{user}/tasks",
             "/api/{other}%00{user}/tasks",
@@ -77,7 +79,7 @@ class TestPath:
             *("/api%2F{user}/tasks", "/api/{user}%2ftasks", "/api/{user}/tasks%2F{task_id}", "/%2Fapi/{user}/tasks"),
             *("/%61pi/{user}/tasks", "/ap%69/{user}/tasks", "/%61pi/api/{user}/tasks", "/api%2f..%2fapi/{user}/tasks"),
             *("/health%2Flive", "/docs%2Fassets/swagger-ui.css", "http://localhost/api%2F{user}/tasks"),
-            *("//api/{user}/tasks", "/./api/{user}/tasks", "/%2e/api/{user}/tasks", "/api/%2e/{user}/tasks"),
+            *("//%61pi/{user}/tasks", "/./api/{user}/tasks", "/%2e/api/{user}/tasks", "/api/%2e/{user}/tasks"),
         ],
     )
     async def test_a_path_that_a_proxy_may_read_differently_is_404(

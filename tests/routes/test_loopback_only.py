@@ -100,16 +100,23 @@ class TestHost:
         [
             (f"GET {TASKS} HTTP/1.0", ()),
             (f"GET {TASKS} HTTP/1.0", (b"Host: evil.example",)),
-            (f"GET http://localhost{TASKS} HTTP/1.1", (b"Host: evil.example",)),
+            (f"GET http://evil.example{TASKS} HTTP/1.1", (b"Host: localhost",)),
+            (f"GET http://evil.example{TASKS} HTTP/1.0", ()),
+            (f"GET http://evil.example?@localhost{TASKS} HTTP/1.1", (b"Host: localhost",)),
+            (f"GET //localhost{TASKS} HTTP/1.1", (b"Host: evil.example",)),
         ],
     )
-    async def test_nothing_replaces_a_loopback_host_header(
+    async def test_only_the_authority_of_an_absolute_url_replaces_the_host_header(
         self, client: httpx.AsyncClient, start: str, fields: tuple[bytes, ...]
     ) -> None:
-        control = await ask(client.base_url, b"Host: localhost", *fields[1:], start=start)
-        other = await ask(client.base_url, *fields, start=start)
+        foreign = await ask(client.base_url, *fields, start=start)
+        local = [
+            await ask(client.base_url, b"Host: localhost", start=f"GET {TASKS} HTTP/1.0"),
+            await ask(client.base_url, b"Host: evil.example", start=f"GET http://LocalHost:8000{TASKS} HTTP/1.1"),
+            await ask(client.base_url, start=f"GET https://[::1]{TASKS} HTTP/1.0"),
+        ]
 
-        assert (control[0], other[0]) == (200, 421)
+        assert (foreign[0], [status for status, _, _ in local]) == (421, [200] * 3)
 
     async def test_neither_a_421_nor_its_log_line_repeats_the_host(
         self, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture

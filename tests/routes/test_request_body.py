@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -74,7 +75,10 @@ MALFORMED: Final = {
     "deep object in a field": b'{"title": "a", "x": ' + b'{"x": ' * 5_000 + b"1" + b"}" * 5_000 + b"}",
     "latin-1": b'{"title": "\xe9"}',
     "UTF-16": '{"title": "a"}'.encode("utf-16"),
-    "BOM": b"\xef\xbb\xbf" + BODY,
+    **{f"UTF-{bits} without a BOM": '{"title": "a"}'.encode(f"utf-{bits}-le") for bits in (16, 32)},
+    "only a BOM": BOM_UTF8,
+    "two BOMs": BOM_UTF8 * 2 + BODY,
+    "BOM at the end": BODY + BOM_UTF8,
     "two values": BODY + BODY,
     "trailing comma": b'{"title": "a",}',
     "5,000 digits": b'{"title": "a", "x": ' + b"1" * 5_000 + b"}",
@@ -113,8 +117,9 @@ class TestJson:
             (b'{"title": "a", "x": 1e400, "y": [-0.0, "\\u0000"], "z": ' + b"1" * 4_000 + b"}", "a"),
             (b'{"title": "a", "x": ' + b"[" * 150 + b"]" * 150 + b"}", "a"),
             (b'{"title": 1, "title": "first", "title": "last"}', "last"),
+            (BOM_UTF8 + b'{"title": "a\xef\xbb\xbf"}', "a\ufeff"),
         ],
-        ids=["escapes", "white space", "numbers", "nested arrays", "duplicate names"],
+        ids=["escapes", "white space", "numbers", "nested arrays", "duplicate names", "BOM"],
     )
     async def test_unusual_json_is_read(
         self, client: httpx.AsyncClient, tasks: str, content: bytes, title: str

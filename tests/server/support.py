@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 import asyncpg
@@ -96,6 +97,7 @@ def assert_refusal(reply: httpx.Response, status: int) -> None:
     assert reply.headers["Content-Type"] == "application/problem+json"
     assert reply.json()["instance"] == reply.headers["X-Request-ID"]
     assert reply.headers["Connection"] == "close"
+    assert parsedate_to_datetime(reply.headers["Date"])  # RFC 9110 section 6.6.1
 
 
 async def waits_for_a_lock(database: asyncpg.Connection) -> None:

@@ -1,6 +1,7 @@
 """Where a request begins and ends: an ambiguous one is refused, and its connection is closed."""
 
 import asyncio
+from typing import Any
 from unittest.mock import Mock
 
 import asyncpg
@@ -8,10 +9,10 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.http.middleware import RequestMiddleware
+from app.http.middleware import REFUSAL, RequestMiddleware
 from app.http.problems import install_error_handlers
 from app.server.protocol import BoundedProtocol
 from tests.server.support import (
@@ -34,29 +35,50 @@ MALFORMED = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),  # TLS
     b"GET /health/live\r\n\r\n",
     b"GET /health/live HTTP/1.1\r\n\r\n",
-    *(b"GET /health/live HTTP/%s\r\n%s\r\n" % (version, HOST) for version in (b"0.9", b"1.2", b"2.0")),
-    *(head(b"GET", target) for target in (b"health/live", b"/health/\xff", b"http:///health/live")),
-    *(head(method, LIVE) for method in (b"get", b"FOO", b" GET")),
-    head(b"CONNECT", b"localhost:443"),
+    *(b"GET /health/live HTTP/%s\r\n%s\r\n" % (version, HOST) for version in (b"0.0", b"0.9", b"1.", b"x")),
+    *(head(b"GET", target) for target in (b"health/live", b"/health/\xff", b"http:///health/live", b"*")),
+    *(
+        head(b"GET", b"%s/health/live" % origin)
+        for origin in (
+            b"ftp://localhost",
+            b"http://me@localhost",
+            b"http://localhost:x",
+            b"http://[::1",
+            b"http://a%62",
+        )
+    ),
+    *(head(method, LIVE) for method in (b" GET", b"G@T", b"GET\t")),
     *(head(b"GET", LIVE).replace(b"\r\n", end) for end in (b"\n", b"\r")),
     *(head(b"GET", LIVE, b"X: a%sSet-Cookie: b\r\n" % end) for end in (b"\n", b"\r", b"\r\n ", b"\0")),
     *(head(b"GET", LIVE, field) for field in (b"X : a\r\n", b"X\r\n", b"X\xff: a\r\n", b"X: \x1b[31m\r\n", HOST)),
     b"GET /health/live HTTP/1.0\r\n%s%s\r\n" % (HOST, HOST),
 )
+NOT_IMPLEMENTED = (
+    *(head(method, LIVE) for method in (b"FOO", b"get", b"GETS", b"X-Y", b"DESCRIBE", b"GE", b"\r\nFOO")),
+    *(head(b"CONNECT", target) for target in (b"localhost:443", b"http://localhost/")),
+)
+UNSUPPORTED_VERSIONS = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",  # the preface of HTTP/2
+    *(b"GET /health/live HTTP/%s\r\n%s\r\n" % (version, HOST) for version in (b"2.0", b"2.1", b"3.0", b"9.9", b"2")),
+    b"POST / HTTP/2.0\r\n%s%s\r\n0\r\n\r\n" % (HOST, CHUNKED),
+)
 LENGTHS = (b"", b"-1", b"+0", b"0x0", b"0,200", b"9" * 30, b"\xb2", b"0\r\nContent-Length: 0")
-CODINGS = (b"xchunked", b"identity", b"gzip, chunked", b"chunked, identity", b"chunked;a=b", b"\r\n chunked")
+CODINGS = (b"chunked, identity", b"chunked, chunked", b"chunked;a=b", b"\r\n chunked", b"gzip, ", b"g zip, chunked")
+UNKNOWN_CODINGS = (b"xchunked", b"identity", b"gzip, chunked", b"gzip\r\nTransfer-Encoding: chunked")
 SIZES = (b"-1", b"0x0", b" 0", b"0_0", b"", b"f" * 17, b"0\n", b"0;a\0")
 END = b"0\r\n\r\n"
 EXPECTING = post(b"Content-Length: 2\r\n", b"Expect: 100-continue\r\n")
-AMBIGUOUS = (  # the headers, and the beginning of the body, before a hidden request
-    *((b"Content-Length: %s\r\n" % length, b"") for length in LENGTHS),
-    *((field, b"") for field in (b"Content-Length : 0\r\n", b"Content-Length: 0\n", b"X: a\r\rY: ")),
-    *((b"Transfer-Encoding: %s\r\n" % coding, END) for coding in CODINGS),
-    *((b"Content-Length: 5\r\nTransfer-Encoding: %s\r\n" % coding, END) for coding in (b"chunked", b"identity", b"")),
-    *((CHUNKED + field, END) for field in (b"Content-Length: 5\r\n", CHUNKED, b"Transfer-Encoding: identity\r\n")),
-    (b"Transfer-Encoding : chunked\r\n", END),
-    *((CHUNKED, size + b"\r\n\r\n") for size in SIZES),
-    *((CHUNKED, end) for end in (b"0\n\n", b"0\r\n\n")),
+AMBIGUOUS = (  # the status, the headers, and the beginning of the body, before a hidden request
+    *((501, b"Transfer-Encoding: %s\r\n" % coding, END) for coding in UNKNOWN_CODINGS),
+    *((400, b"Content-Length: %s\r\n" % length, b"") for length in LENGTHS),
+    *((400, field, b"") for field in (b"Content-Length : 0\r\n", b"Content-Length: 0\n", b"X: a\r\rY: ")),
+    *((400, b"Transfer-Encoding: %s\r\n" % coding, END) for coding in CODINGS),
+    *((400, b"Content-Length: 5\r\nTransfer-Encoding: %s\r\n" % each, END) for each in (b"chunked", b"identity", b"")),
+    (400, b"Transfer-Encoding: gzip\r\nContent-Length: 5\r\n", END),
+    *((400, CHUNKED + field, END) for field in (b"Content-Length: 5\r\n", CHUNKED, b"Transfer-Encoding: identity\r\n")),
+    (400, b"Transfer-Encoding : chunked\r\n", END),
+    *((400, CHUNKED, size + b"\r\n\r\n") for size in SIZES),
+    *((400, CHUNKED, end) for end in (b"0\n\n", b"0\r\n\n")),
 )
 
 
@@ -66,6 +88,53 @@ async def test_a_malformed_request_is_400_and_ends_the_connection(base_url: str,
 
     assert_refusal(reply, 400)
     assert reply.json()["type"] == "urn:problem-type:malformed-request"
+
+
+@pytest.mark.parametrize("content", NOT_IMPLEMENTED, ids=short)
+async def test_a_method_that_no_resource_supports_is_501_and_ends_the_connection(base_url: str, content: bytes) -> None:
+    [reply] = await converse(base_url, content)
+
+    assert_refusal(reply, 501)
+    assert reply.json()["type"] == "urn:problem-type:not-implemented"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([b"F", b"~", b"O", b" / HTTP/1.1\r\n"], 501),
+        ([b"GET", b"S / HTTP/1.1\r\n"], 501),
+        ([b"GE", b" / HTTP/1.1\r\n"], 501),
+        ([b"DESC", b"RIBE ", b"/", b" HTTP/1.1\r\n"], 501),
+        ([b"G", b"@T / HTTP/1.1\r\n"], 400),
+        ([b"GET", b"\t/ HTTP/1.1\r\n"], 400),
+        ([b"PRI * HT", b"TP/2.0\r\n\r\n", b"SM\r\n\r\n"], 505),
+        ([b"GET / HTTP/", b"2", b".0\r\n", HOST, b"\r\n"], 505),
+    ],
+    ids=short,
+)
+async def test_a_refusal_does_not_depend_on_how_the_bytes_arrive(pieces: list[bytes], status: int) -> None:
+    refusals: list[int] = []
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        refusals.append(scope[REFUSAL].status)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    connection = opened(app)
+    for piece in pieces:
+        connection.data_received(piece)
+    await asyncio.gather(*connection.tasks)
+
+    assert refusals == [status]
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("content", UNSUPPORTED_VERSIONS, ids=short)
+async def test_another_major_version_is_505_and_ends_the_connection(base_url: str, content: bytes) -> None:
+    [reply] = await converse(base_url, content)
+
+    assert_refusal(reply, 505)
+    assert reply.json()["type"] == "urn:problem-type:http-version-not-supported"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +154,11 @@ async def test_a_refused_head_request_gets_no_body(secured_url: str, content: by
     [
         (b"GET /health/live HTTP/1.0\r\n%s\r\n" % HOST, 200),
         (b"\r\n\r\n" + head(b"GET", LIVE, CLOSE), 200),
-        (head(b"GET", b"http://elsewhere/health/live", CLOSE), 200),
+        (b"GET /health/live HTTP/1.2\r\n%s%s\r\n" % (HOST, CLOSE), 200),
+        (b"GET  /health/live HTTP/1.9\r\n%s%s\r\n" % (HOST, CLOSE), 200),
+        (head(b"GET", b"http://localhost/health/live", CLOSE), 200),
+        (head(b"GET", b"HTTPS://127.0.0.1:8000/health/live", CLOSE), 200),
+        (head(b"GET", b"http://[::1]:80//health/live", CLOSE), 200),
         (head(b"GET", b"http://localhost", CLOSE), 307),
         (head(b"GET", b"http://localhost?a=/b://c", CLOSE), 307),
         (head(b"GET", LIVE, b"X: \xff\r\n", CLOSE), 200),
@@ -102,20 +175,27 @@ async def test_an_unusual_but_valid_request_is_answered(base_url: str, content: 
     assert reply.status_code == expected
 
 
+def opened(app: ASGIApp) -> Any:
+    """Returns a connection whose transport only records its calls."""
+    connection = BoundedProtocol(uvicorn.Config(app, log_config=None), ServerState(), {})
+    connection.connection_made(Mock(**{"get_extra_info.return_value": None, "is_closing.return_value": False}))
+    return connection
+
+
 class TestSmuggling:
     """A hidden request is not executed: a proxy may have forwarded it as a part of another user's request."""
 
     @pytest.mark.parametrize(
-        ("fields", "before"),
+        ("status", "fields", "before"),
         AMBIGUOUS,
-        ids=lambda value: short(value.replace(b"Transfer-Encoding", b"TE").replace(b"Content-Length", b"CL")),
+        ids=short,
     )
     async def test_a_request_hidden_in_an_ambiguous_body_is_not_executed(
-        self, client: httpx.AsyncClient, base_url: str, path: str, fields: bytes, before: bytes
+        self, client: httpx.AsyncClient, base_url: str, path: str, status: int, fields: bytes, before: bytes
     ) -> None:
         [reply] = await converse(base_url, post(fields) + before + head(b"DELETE", path.encode()))
 
-        assert_refusal(reply, 400)
+        assert_refusal(reply, status)
         assert (await client.get(path)).status_code == 200
 
     async def test_a_pipelined_request_is_executed(self, client: httpx.AsyncClient, base_url: str, path: str) -> None:
@@ -200,17 +280,13 @@ class TestPipelining:
 
         api = FastAPI()
         install_error_handlers(api)
-        outermost = RequestMiddleware(app, handlers=api.exception_handlers, cors={}, loopback_only=False)
-        config = uvicorn.Config(outermost, log_config=None)
-        config.load()
-        connection = BoundedProtocol(config, ServerState(), {})
-        transport = Mock(**{"get_extra_info.return_value": None, "is_closing.return_value": False})
-        connection.connection_made(transport)  # the client reads slowly, so that closing takes a while
+        outermost = RequestMiddleware(app, api, cors={}, loopback_only=False)
+        connection = opened(outermost)  # the client reads slowly, so that closing takes a while
 
         connection.data_received(post(CHUNKED) + b"ZZ\r\n")
         await asyncio.gather(*connection.tasks)
 
-        written = b"".join(call.args[0] for call in transport.write.call_args_list)
+        written = b"".join(call.args[0] for call in connection.transport.write.call_args_list)
         assert written.startswith(b"HTTP/1.1 400 ")
         assert written.count(b"HTTP/1.1 ") == 1
         connection.connection_lost(None)
@@ -228,8 +304,10 @@ class TestExpectation:
         assert [(reply.status_code, reply.headers["Connection"]) for reply in without] == [(401, "close")]
         assert (complete.status_code, "Connection" in complete.headers) == (401, False)
 
-    @pytest.mark.parametrize(("version", "statuses"), [(b"1.1", [100, 422]), (b"1.0", [422])])
-    async def test_only_http_1_1_gets_100_continue(self, base_url: str, version: bytes, statuses: list[int]) -> None:
+    @pytest.mark.parametrize(("version", "statuses"), [(b"1.1", [100, 422]), (b"1.2", [100, 422]), (b"1.0", [422])])
+    async def test_only_http_1_1_and_later_gets_100_continue(
+        self, base_url: str, version: bytes, statuses: list[int]
+    ) -> None:
         request = EXPECTING.replace(b"1.1", version).replace(HOST, HOST + CLOSE)
 
         assert [reply.status_code for reply in await converse(base_url, request + b"{}")] == statuses

@@ -22,13 +22,15 @@ AppError
 ├── InvalidRequestError        422
 ├── HeadTooLargeError          431
 ├── InternalError              500
-└── UnavailableError           503
-    ├── DatabaseUnavailableError
-    ├── OverloadedError
-    ├── TimedOutError
-    ├── OutcomeUnknownError
-    ├── ShuttingDownError
-    └── IssuerUnavailableError
+├── FeatureNotImplementedError 501
+├── UnavailableError           503
+│   ├── DatabaseUnavailableError
+│   ├── OverloadedError
+│   ├── TimedOutError
+│   ├── OutcomeUnknownError
+│   ├── ShuttingDownError
+│   └── IssuerUnavailableError
+└── HTTPVersionError           505
 """
 
 from collections.abc import Iterable, Mapping
@@ -244,6 +246,13 @@ class InternalError(AppError):
     detail = "Something went wrong on our side. Please try again later."
 
 
+class FeatureNotImplementedError(AppError):
+    """No resource supports this method or transfer coding (RFC 9110 section 15.6.2)."""
+
+    status, kind = 501, "not-implemented"
+    detail = "This method or transfer coding is not known here."
+
+
 class UnavailableError(AppError):
     """The request cannot be served now; `Retry-After` is in seconds (RFC 9110 section 10.2.3)."""
 
@@ -291,6 +300,13 @@ class IssuerUnavailableError(UnavailableError):
 
     kind = "issuer-unavailable"
     detail = "Your sign-in cannot be checked at the moment. Please try again."
+
+
+class HTTPVersionError(AppError):
+    """The major version of HTTP is not supported."""
+
+    status, kind, title = 505, "http-version-not-supported", "HTTP version not supported"
+    detail = "This server speaks HTTP/1.1."
 
 
 class StatementError(Exception):

@@ -19,11 +19,11 @@ def apply_if_none_match(response: Response, known: Sequence[str] | None) -> Resp
 
     A response without an `ETag` gets a weak one, computed from body and `Link`. A streaming response gets none.
     """
-    if response.status_code != HTTPStatus.OK or not hasattr(response, "body"):
-        return response
     said = dict(response.raw_headers)
+    if response.status_code != HTTPStatus.OK or not (b"etag" in said or hasattr(response, "body")):
+        return response
     if b"etag" not in said:
-        said[b"etag"] = _weak_tag(bytes(response.body) + said.get(b"link", b""))
+        said[b"etag"] = weak_tag(bytes(response.body) + said.get(b"link", b""))
         response.raw_headers.append((b"etag", said[b"etag"]))
     if known is None:
         return response
@@ -39,5 +39,6 @@ def _opaque(tag: str) -> str:
     return _BY_PROXY.sub("", tag)
 
 
-def _weak_tag(content: bytes) -> bytes:
+def weak_tag(content: bytes) -> bytes:
+    """Returns an entity tag that other content does not have."""
     return b'W/"%s"' % blake2b(content, digest_size=12).hexdigest().encode()

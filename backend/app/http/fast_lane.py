@@ -6,6 +6,7 @@ serves every other route. The tests of the routes also pass with `FastLane.enabl
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -128,7 +129,7 @@ class JSONRoute(APIRoute):
 
         async def respond(request: Request) -> Response:
             effective = effective_route(request.scope)
-            names = known_names(effective if effective.original_route is self else self)
+            names = known_names(effective if getattr(effective, "original_route", None) is self else self)
             return await _respond(request, names, lambda request, _: handle(request))
 
         return respond
@@ -314,7 +315,8 @@ def _parse(request: Request, content: bytes) -> Any:
     if not is_json or any(coding.lower() != "identity" for coding in values_of(request, b"content-encoding")):
         raise UnsupportedMediaTypeError
     try:
-        request._json = from_json(content, allow_inf_nan=False)  # noqa: SLF001  # so that FastAPI does not parse it again
+        text = content.removeprefix(BOM_UTF8)  # RFC 8259 section 8.1
+        request._json = from_json(text, allow_inf_nan=False)  # noqa: SLF001  # so that FastAPI does not parse it again
     except ValueError as error:
         message = f"The body is not JSON: {error}."
         raise MalformedBodyError(message) from None

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any, Final, NoReturn
 
 import orjson
+from fastapi import FastAPI
 from starlette._utils import is_async_callable
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,6 +26,7 @@ from app.core.errors import MisdirectedRequestError, PreflightRefusedError, Shut
 from app.core.logging import JsonFormatter, LogHandler
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.fast_lane import effective_route
+from app.http.paths import RoutePaths
 from app.http.problems import answer_defect, problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
 
@@ -71,7 +73,8 @@ class ProblemCORSMiddleware(CORSMiddleware):
             return response
         refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
         refusal = problem(request_headers, PreflightRefusedError(f"CORS does not allow this: {refused}."))
-        kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        dropped = "content-", "access-control-allow-private-network"
+        kept = {name: value for name, value in response.headers.items() if not name.startswith(dropped)}
         refusal.headers.update(kept)
         return refusal
 
@@ -80,16 +83,15 @@ class RequestMiddleware:
     """The outermost layer, in the place of Starlette's ServerErrorMiddleware.
 
     Gives each request an id, which inner layers read from the request header `X-Request-ID`. Logs one line per request.
-    Adds the security and CORS headers. Treats HEAD as GET (RFC 9110 section 9.3.2). Answers exceptions that no inner
-    layer has answered.
+    Adds the security and CORS headers. Treats HEAD as GET (RFC 9110 section 9.3.2). Corrects the slashes of a path, so
+    that every inner layer sees the path of the route. Answers exceptions that no inner layer has answered.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, handlers: Mapping[Any, Any], cors: Mapping[str, Any], loopback_only: bool
-    ) -> None:
-        """`handlers` are FastAPI's `exception_handlers`; `cors` are the options of Starlette's CORSMiddleware."""
+    def __init__(self, app: ASGIApp, api: FastAPI, *, cors: Mapping[str, Any], loopback_only: bool) -> None:
+        """`api` has the routes and the exception handlers; `cors` are the options of Starlette's CORSMiddleware."""
         self._app = app
-        self._handlers = handlers
+        self._paths = RoutePaths(api.routes)
+        self._handlers: Mapping[Any, Any] = api.exception_handlers
         self._cors = ProblemCORSMiddleware(app, **cors)
         self._loopback_only = loopback_only
 
@@ -134,11 +136,13 @@ class RequestMiddleware:
             )
 
     def _check(self, scope: Scope) -> None:
-        """Raises an AppError for a request that no inner layer may see."""
+        """Correct the path. Raises an AppError for a request that no inner layer may see."""
         if REFUSAL in scope:
             raise scope[REFUSAL]
         if self._loopback_only:
             refuse_misdirected(scope)
+        if "//" in (path := scope["path"]) or path[-1:] == "/" or self._paths.any_end_in_slash:
+            self._paths.correct(scope)
         if b"%" in (scope.get("raw_path") or b""):
             refuse_ambiguous_path(scope)
 

@@ -11,6 +11,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, StreamingRespons
 
 from app.core.errors import RouteNotFoundError
 from app.http.authorization import public
+from app.http.conditions import weak_tag
+from app.http.fast_lane import JSONRoute
 
 _ASSETS: Final = "/docs/assets"
 _PART: Final = 65_536  # bytes
@@ -31,7 +33,7 @@ _MEDIA_TYPES: Final = {
 
 _FOLDER: Final = files("fastapi_offline") / "static"
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=JSONRoute)  # for the entity tags
 
 
 @router.get(_ASSETS + "/{name}")
@@ -40,14 +42,15 @@ async def get_asset(name: str) -> StreamingResponse:
     """Returns a file of the page."""
     if name not in _MEDIA_TYPES:
         raise RouteNotFoundError
-    content = _read(name)
-    headers = _CACHED | {"Content-Length": str(len(content))}
+    content, tag = _read(name)
+    headers = _CACHED | {"Content-Length": str(len(content)), "ETag": tag}
     return StreamingResponse(_parts(content), headers=headers, media_type=_MEDIA_TYPES[name])
 
 
 @cache
-def _read(name: str) -> bytes:
-    return (_FOLDER / name).read_bytes()
+def _read(name: str) -> tuple[bytes, str]:
+    content = (_FOLDER / name).read_bytes()
+    return content, weak_tag(content).decode()
 
 
 async def _parts(content: bytes) -> AsyncIterator[bytes]:

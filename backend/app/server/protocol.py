@@ -8,7 +8,14 @@ from typing import Any, Final, NoReturn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.core.errors import AppError, HeadTooLargeError, MalformedRequestError, RequestTimeoutError
+from app.core.errors import (
+    AppError,
+    FeatureNotImplementedError,
+    HeadTooLargeError,
+    HTTPVersionError,
+    MalformedRequestError,
+    RequestTimeoutError,
+)
 from app.http.middleware import REFUSAL
 
 HEAD_MAX: Final = 32_768  # bytes of request line and headers
@@ -18,7 +25,11 @@ REQUEST_TIMEOUT: Final = 30  # seconds until a request must be complete, with it
 REPLY_TIMEOUT: Final = 60  # seconds for a client to read a reply that does not fit into the socket buffers
 LINGER: Final = 0.2  # seconds that an idle connection stays open after the shutdown has begun
 
-_WITHOUT_PATH: Final = re.compile(rb"\A[^/?#]+://[^/?#]+(?=[?#]|\Z)")  # a URL of scheme and authority
+# A URL without the user information that could disguise its host (RFC 9110 section 4.2.4). The parser checks the rest.
+_ABSOLUTE: Final = re.compile(rb"(https?://([^/?#@]+))(?:/|(?=[?#])|\Z)", re.IGNORECASE)
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
+_METHOD: Final = re.compile(rb"[\r\n]*%s( |\Z)" % _TOKEN)  # or what has arrived of it
+_CODINGS: Final = re.compile(rb"((?!chunked *,)%s[ \t]*,[ \t]*)*%s" % (_TOKEN, _TOKEN))
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -38,7 +49,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it
         super().connection_made(transport)
         # The parser would drop whatever follows `Connection: close`, even in a trailer. Only a reply ends a connection.
-        self.parser.set_dangerous_leniencies(lenient_keep_alive=True)
+        # HTTP/1.2 is read as HTTP/1.1 (RFC 9110 section 2.5). `on_headers_complete` refuses all other versions.
+        self.parser.set_dangerous_leniencies(lenient_keep_alive=True, lenient_version=True)
         self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -83,12 +95,13 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._since_body += len(data)
+        continues = self._in_head
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
             self._ignore_upgrade(upgrade, data)
-        except HttpParserError:
-            self._refuse(self._refusal or MalformedRequestError())
+        except HttpParserError as error:
+            self._refuse(self._refusal or self._refusal_for(error, b"A" + data if continues else data))
         else:
             if self._since_body > HEAD_MAX:
                 self._refuse(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
@@ -108,20 +121,23 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             super().on_header(name, value)
         if self._trailer_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:
-            self._refuse_head()
+            self._stop(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
 
     def on_headers_complete(self) -> None:
         """Raises ValueError for an invalid request. The parser turns it into HttpParserError."""
         if self._head_size() > HEAD_MAX:
-            self._refuse_head()
-        if not self._is_unambiguous() or len(self.pipeline) >= PIPELINE_MAX:
+            self._stop(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
+        version = self.parser.get_http_version()
+        if "1.1" < version < "2":
+            version = "1.1"
+        if not self._is_unambiguous(version) or len(self.pipeline) >= PIPELINE_MAX:
             raise ValueError
-        if self.url[:1] != b"/":  # an empty path is `/` (RFC 9110 section 4.2.3)
-            self.url = _WITHOUT_PATH.sub(rb"\g<0>/", self.url)
-        if self.expect_100_continue:  # not with HTTP/1.0 (RFC 9110 section 10.1.1)
-            self.expect_100_continue = self.parser.get_http_version() == "1.1"
+        if self.url[:1] != b"/":
+            self._read_target()
+        self.expect_100_continue &= version == "1.1"  # RFC 9110 section 10.1.1
         self._earlier = self.cycle if self.cycle and not self.cycle.response_complete else None
         super().on_headers_complete()
+        self.scope["http_version"] = version
         if not self.pipeline:
             self._running = self.cycle
         self._in_head, self._in_body = False, True
@@ -151,22 +167,43 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._close()
 
-    def _refuse_head(self) -> NoReturn:
-        self._refusal = HeadTooLargeError(HEAD_MAX, HEADERS_MAX)
+    def _stop(self, refusal: AppError) -> NoReturn:
+        self._refusal = refusal
         raise ValueError
+
+    def _refusal_for(self, error: HttpParserError, data: bytes) -> AppError:
+        """Returns the answer to an error of the parser. `data` begins with the method if the error is about it."""
+        if self.parser.get_http_version() >= "2":  # also the preface of HTTP/2
+            return HTTPVersionError()
+        if "method" in str(error) and (self.url or _METHOD.match(data)):
+            return FeatureNotImplementedError()
+        return MalformedRequestError()
 
     def _head_size(self) -> int:
         return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
 
-    def _is_unambiguous(self) -> bool:
+    def _is_unambiguous(self, version: str) -> bool:
         """Returns whether the host (RFC 9112 section 3.2) and the end of the request (section 6.1) are certain."""
-        version = self.parser.get_http_version()
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
         if b"transfer-encoding" in names:
-            codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
-            return version == "1.1" and hosts == 1 and codings == [b"chunked"]
+            codings = b",".join(value for name, value in self.headers if name == b"transfer-encoding").lower()
+            if codings != b"chunked" and _CODINGS.fullmatch(codings):
+                self._stop(FeatureNotImplementedError())
+            return version == "1.1" and hosts == 1 and codings == b"chunked"
         return hosts == 1 if version == "1.1" else version == "1.0" and hosts <= 1
+
+    def _read_target(self) -> None:
+        """Put the authority of a URL in the place of `Host` (RFC 9112 section 3.2.2), or refuse the request."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._stop(FeatureNotImplementedError())
+        if absolute := _ABSOLUTE.match(self.url):
+            self.url = b"%s/%s" % (absolute[1], self.url[absolute.end() :])  # RFC 9110 section 4.2.3
+            others = [field for field in self.headers if field[0] != b"host"]
+            self.headers[:] = [(b"host", absolute[2]), *others]
+        elif (method, self.url) != (b"OPTIONS", b"*"):
+            raise ValueError
 
     def _set_deadline(self) -> None:
         if self._deadline is None:
