@@ -44,6 +44,7 @@ class TasksAPI(FastAPI):
             "expose_headers": [name for name in RESPONSE_HEADERS if name != "Cache-Control"],
         }
         self._authenticates = settings.authenticates
+        self._keeps = settings.unknown_fields == "keep"
 
     def build_middleware_stack(self) -> ASGIApp:
         """Returns FastAPI's own stack with three changes.
@@ -67,13 +68,14 @@ class TasksAPI(FastAPI):
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:  # FastAPI has rebuilt it
-            complete_document(document, self.routes, authenticates=self._authenticates)
+            complete_document(document, self.routes, authenticates=self._authenticates, keeps=self._keeps)
         return document
 
 
 class _State(TypedDict):
     database: Database
     tokens: TokenVerifier | None
+    keeps_unknown_fields: bool
 
 
 def create_app(settings: Settings | None = None, *, bounded: bool = False) -> FastAPI:
@@ -149,7 +151,11 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             await database.check()
             async with _verifier(settings) as tokens:
                 _freeze_startup_objects()
-                yield {"database": database, "tokens": tokens}
+                yield {
+                    "database": database,
+                    "tokens": tokens,
+                    "keeps_unknown_fields": settings.unknown_fields == "keep",
+                }
         finally:
             await database.close()
 

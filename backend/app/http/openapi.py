@@ -26,6 +26,7 @@ from app.http.fast_lane import BODY_LIMIT, JSONRoute
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.http.problems import MEDIA_TYPE, problem_details
 from app.schemas.problem import EXAMPLE_ID, Problem
+from app.schemas.task import TaskCreate, TaskResponse, TaskUpdate
 
 DESCRIPTION: Final = """\
 Tasks, each owned by one user. A bearer token proves who asks.
@@ -36,6 +37,9 @@ Tasks, each owned by one user. A bearer token proves who asks.
 * A change with `If-Match` is made only if the task is still at the version that you have seen.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
 """
+
+_KEEPS: Final = "* But POST and PUT keep unknown body fields: replies have them after the fields of the task.\n"
+_OPEN: Final = (TaskCreate, TaskUpdate, TaskResponse)
 
 _SCHEMES: Final = {
     "bearer": {
@@ -116,11 +120,18 @@ CHANGE: Final = _operation(
 DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-None-Match"))
 
 
-def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool) -> None:
+def complete_document(
+    document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool, keeps: bool = False
+) -> None:
     """Add to FastAPI's `document`, in place, the security, errors and headers of every operation.
 
     With `authenticates` off, the token is optional, so a generated client also works where authentication is on.
+    `keeps` is the setting UNKNOWN_FIELDS.
     """
+    if keeps:
+        document["info"]["description"] += _KEEPS
+        for schema in _OPEN:
+            document["components"]["schemas"][schema.__name__]["additionalProperties"] = True
     components = document.setdefault("components", {})
     components["securitySchemes"] = {**components.get("securitySchemes", {}), **_SCHEMES}
     components["headers"] = RESPONSE_HEADERS

@@ -1,6 +1,8 @@
 """The six task endpoints."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 from urllib.parse import quote, quote_plus
 
@@ -9,7 +11,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
 from app.models.task import WireTask
-from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
+from app.routes.deps import Db, IdempotencyKey, Keeps, KeptFields, RequestConditions, TaskId, UserId
 from app.schemas.task import (
     Completion,
     TaskCreate,
@@ -24,6 +26,7 @@ _TOGGLE_OR_SET: Final[Any] = Body(
     openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
 )
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameters that the link to the next page repeats
 
 router = APIRouter(
@@ -35,12 +38,14 @@ router = APIRouter(
 
 
 @router.get("", response_model=TaskList, **LIST)
-async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request) -> Response:
+async def list_tasks(
+    db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], keeps: Keeps, request: Request
+) -> Response:
     """List the user's tasks, newest first.
 
     When there are more, the header `Link` leads to the next page: `</api/...>; rel="next"`.
     """
-    page = await tasks.list_tasks(db, user_id, query)
+    page = await tasks.list_tasks(db, user_id, query, keeps=keeps)
     reply = RowResponse(page.tasks)
     if page.next_cursor:
         reply.headers["Link"] = f'<{_next_page(request, page.next_cursor)}>; rel="next"'
@@ -48,28 +53,29 @@ async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query(
 
 
 @router.post("", response_model=TaskResponse, status_code=201, **CREATE)
-async def create_task(db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, request: Request) -> Response:
+async def create_task(
+    db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, kept: KeptFields, request: Request
+) -> Response:
     """Create a task. `Location` is its address. With `Idempotency-Key`, sending it again creates no second one."""
-    task, replayed = await tasks.create_task(db, user_id, body, key)
-    reply = _reply(task, HTTPStatus.CREATED)
-    reply.headers["Location"] = f"{_path(request)}/{task.id}"
+    task, replayed = await tasks.create_task(db, user_id, body, key, kept)
+    reply = _reply(task, HTTPStatus.CREATED, {"Location": f"{_path(request)}/{task.id}"})
     if replayed:
         reply.headers["Idempotent-Replayed"] = "true"
     return reply
 
 
 @router.get("/{task_id}", response_model=TaskResponse, **READ)
-async def get_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> Response:
+async def get_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions, keeps: Keeps) -> Response:
     """Read one task."""
-    return _reply(await tasks.get_task(db, user_id, task_id, conditions))
+    return _reply(await tasks.get_task(db, user_id, task_id, conditions, keeps=keeps))
 
 
 @router.put("/{task_id}", response_model=TaskResponse, **CHANGE)
 async def update_task(
-    db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions
+    db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions, kept: KeptFields
 ) -> Response:
     """Change the fields that are sent and keep the others. `"description": null` clears the description."""
-    return _reply(await tasks.update_task(db, user_id, task_id, body, conditions))
+    return _reply(await tasks.update_task(db, user_id, task_id, body, conditions, kept))
 
 
 @router.patch("/{task_id}/complete", response_model=TaskResponse, **CHANGE)
@@ -78,11 +84,12 @@ async def complete_task(
     user_id: UserId,
     task_id: TaskId,
     conditions: RequestConditions,
+    keeps: Keeps,
     body: Annotated[Completion | None, _TOGGLE_OR_SET] = None,
 ) -> Response:
     """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat."""
     completed = (body or {}).get("completed")
-    return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions))
+    return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions, keeps=keeps))
 
 
 @router.delete("/{task_id}", status_code=204, response_class=Response, **DELETE)
@@ -92,8 +99,8 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _reply(task: WireTask, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return RowResponse(task, status, {"ETag": tasks.entity_tag(task)})
+def _reply(task: WireTask, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] = _NONE) -> Response:
+    return RowResponse(task, status, {"ETag": tasks.entity_tag(task), **headers})
 
 
 def _path(request: Request) -> str:

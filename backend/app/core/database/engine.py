@@ -181,7 +181,7 @@ class Database:
 
         Raises DatabaseUnavailableError in the place of a StatementError if something is known to be missing.
         """
-        if isinstance(error, OverloadedError):
+        if isinstance(error, OverloadedError) or getattr(error, "constraint", None):
             return
         cause = error.__cause__
         if is_unprepared(cause):
