@@ -11,15 +11,20 @@ from uuid import uuid4
 import asyncpg
 import httpx
 import pytest
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
 from hypothesis import HealthCheck, Phase, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
+from pydantic import BaseModel
 
 from app.core.config import Settings
-from app.http.fast_lane import FastLane
+from app.http.fast_lane import FastLane, JSONRoute
+from app.routes.deps import KeptFields
 from tests.conftest import Serve
-from tests.support import pointers, serving_in_thread, short
+from tests.http.support import BASE, extended
+from tests.support import SECRET, pointers, serving_in_thread, short
 
 Client = httpx.AsyncClient
 Task = dict[str, Any]
@@ -57,6 +62,10 @@ async def keeping(url: str) -> AsyncIterator[Client]:
     """A client of a service that keeps unknown fields. `client` is one of a service that ignores them."""
     async with Client(base_url=url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as keeping:
         yield keeping
+
+
+class Thing(BaseModel):
+    first: int
 
 
 def typed(value: Any) -> Any:
@@ -217,6 +226,32 @@ class TestSwitch:
             assert is_open is (name in {"TaskCreate", "TaskUpdate", "TaskResponse"}), name
         assert on["info"].pop("description") != off["info"].pop("description")
         assert on == off
+
+
+class TestOtherRoutes:
+    @pytest.mark.parametrize("enabled", [True, False], ids=["lane", "fastapi"])
+    async def test_a_route_keeps_unknown_fields_if_it_takes_them(
+        self, configure: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, enabled: bool
+    ) -> None:
+        monkeypatch.setattr(FastLane, "enabled", enabled and FastLane.enabled)
+        router = APIRouter(prefix=BASE, route_class=JSONRoute)
+
+        @router.post("/kept")
+        async def keep(body: Thing, kept: KeptFields) -> Response:
+            return JSONResponse([body.first, kept])
+
+        @router.post("/ignored")
+        async def ignore(body: Thing) -> Response:
+            return JSONResponse([body.first])
+
+        settings = configure(unknown_fields="keep", auth_jwt_secret=SECRET)
+        async with extended(settings, lambda app: app.include_router(router)) as client:
+            replies = [
+                await client.post(f"/api/ada/things/{n}", json={"first": 1, "b": 2}) for n in ("kept", "ignored")
+            ]
+
+        assert [reply.json() for reply in replies] == [[1, {"b": 2}], [1]]
+        assert [reply.headers.get("Ignored-Fields") for reply in replies] == [None, "b"]
 
 
 class TestIdempotencyKey:

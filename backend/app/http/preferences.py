@@ -48,7 +48,7 @@ def known_names(route: Any) -> KnownNames:
     embedded = route._embed_body_fields  # noqa: SLF001  # the body is an object keyed by parameter
     fields = frozenset(field.alias for field in bodies) if embedded else _names_of(bodies, alone=_Anything())
     keeps = any(dependant.call is read_kept_fields for dependant in dependants)
-    never_kept = _names_of([route.response_field]) if keeps else None
+    never_kept = _names_of(filter(None, [route.response_field])) if keeps else None
     return KnownNames(bool(bodies), fields, _names_of(parameters), never_kept)
 
 
