@@ -75,7 +75,6 @@ class TasksAPI(FastAPI):
 class _State(TypedDict):
     database: Database
     tokens: TokenVerifier | None
-    keeps_unknown_fields: bool
 
 
 def create_app(settings: Settings | None = None, *, bounded: bool = False) -> FastAPI:
@@ -145,17 +144,14 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             pool_timeout=settings.database_pool_timeout,
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
+            keeps=settings.unknown_fields == "keep",
             tables={name: table.columns.keys() for name, table in SQLModel.metadata.tables.items()},
         )
         try:
             await database.check()
             async with _verifier(settings) as tokens:
                 _freeze_startup_objects()
-                yield {
-                    "database": database,
-                    "tokens": tokens,
-                    "keeps_unknown_fields": settings.unknown_fields == "keep",
-                }
+                yield {"database": database, "tokens": tokens}
         finally:
             await database.close()
 

@@ -21,24 +21,20 @@ get_task, update_task, complete_task = services.get_task, services.update_task, 
 cache: dict[UUID, WireTask] = {}
 
 
-async def read_then_set(
-    db: Database, user: str, task_id: UUID, completed: bool | None, found: Conditions, **_: Any
-) -> WireTask:
+async def read_then_set(db: Database, user: str, task_id: UUID, completed: bool | None, found: Conditions) -> WireTask:
     """A toggle in two statements. Another toggle between the two is lost."""
     if completed is None:
         completed = not (await get_task(db, user, task_id, found)).completed
     return await complete_task(db, user, task_id, completed, found)
 
 
-async def compare_then_set(
-    db: Database, user: str, task_id: UUID, new: TaskUpdate, found: Conditions, *_: Any
-) -> WireTask:
+async def compare_then_set(db: Database, user: str, task_id: UUID, new: TaskUpdate, found: Conditions) -> WireTask:
     """A conditional change in two statements. Another change between the two is overwritten."""
     await get_task(db, user, task_id, found)
     return await update_task(db, user, task_id, new, UNCONDITIONAL)
 
 
-async def get_cached(db: Database, user: str, task_id: UUID, found: Conditions, **_: Any) -> WireTask:
+async def get_cached(db: Database, user: str, task_id: UUID, found: Conditions) -> WireTask:
     """Reads each task once from the database, and then from a cache that no change clears."""
     if task_id not in cache:
         cache[task_id] = await get_task(db, user, task_id, found)

@@ -137,9 +137,9 @@ class TestReplay:
         first = await post(client, tasks)
         get_task = services.get_task
 
-        async def delete_first(*arguments: Any, **options: Any) -> Any:
+        async def delete_first(*arguments: Any) -> Any:
             await client.delete(first.headers["Location"])
-            return await get_task(*arguments, **options)
+            return await get_task(*arguments)
 
         with monkeypatch.context() as meanwhile:
             meanwhile.setattr(services, "get_task", delete_first)

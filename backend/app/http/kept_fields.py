@@ -13,7 +13,6 @@ from app.core.errors import FieldError, InvalidRequestError
 from app.http.problems import body_pointer, cut_name
 from app.schemas.problem import ERRORS_MAX
 
-SETTING: Final = "keeps_unknown_fields"  # key in the state of the lifespan
 _NAMES: Final = "app.kept_names"  # key in the scope: the names of this body's fields to keep
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -24,28 +23,21 @@ _UNTRAPPED: Final = Context(traps=[])  # not a number for an exponent that Decim
 
 def take_kept(request: Request, unknown: Iterable[str], never: Container[str]) -> list[str]:
     """Returns the `unknown` names whose fields are kept, and notes them for `read_kept_fields`."""
-    if not request.scope.get("state", {}).get(SETTING):
-        return []
-    names = request.scope[_NAMES] = [name for name in unknown if name not in never]
+    keeps = request.scope["state"]["database"].keeps
+    names = request.scope[_NAMES] = [name for name in unknown if keeps and name not in never]
     return names
 
 
-async def read_kept_fields(request: Request) -> dict[str, Any] | None:
-    """Returns the fields to keep, None if the setting is off.
-
-    Raises InvalidRequestError for a name that is not allowed, and for a value that would not be given back as sent.
-    """
-    if not request.scope["state"][SETTING]:
-        return None
+async def read_kept_fields(request: Request) -> dict[str, Any]:
+    """Returns the fields to keep. Raises InvalidRequestError for those that would not be given back as sent."""
     names = request.scope.get(_NAMES)
-    sent = json.loads(request._body, parse_int=_exact, parse_float=_exact) if names else {}  # noqa: SLF001  # see fast_lane
-    kept = {name: sent[name] for name in names or ()}
-    faults = [(name, fault) for name, value in kept.items() if (fault := _fault(name, value))]
+    if not names:
+        return {}
+    sent = json.loads(request._body, parse_int=_exact, parse_float=_exact)  # noqa: SLF001  # see fast_lane
+    faults = [(name, fault) for name in names if (fault := _fault(name, sent[name]))][:ERRORS_MAX]
     if faults:
-        raise InvalidRequestError(
-            FieldError(body_pointer(cut_name(name)), fault) for name, fault in faults[:ERRORS_MAX]
-        )
-    return kept
+        raise InvalidRequestError(FieldError(body_pointer(cut_name(name)), fault) for name, fault in faults)
+    return {name: sent[name] for name in names}
 
 
 def _fault(name: str, value: Any) -> str | None:

@@ -26,7 +26,6 @@ from app.http.fast_lane import BODY_LIMIT, JSONRoute
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.http.problems import MEDIA_TYPE, problem_details
 from app.schemas.problem import EXAMPLE_ID, Problem
-from app.schemas.task import TaskCreate, TaskResponse, TaskUpdate
 
 DESCRIPTION: Final = """\
 Tasks, each owned by one user. A bearer token proves who asks.
@@ -39,7 +38,6 @@ Tasks, each owned by one user. A bearer token proves who asks.
 """
 
 _KEEPS: Final = "* But POST and PUT keep unknown body fields: replies have them after the fields of the task.\n"
-_OPEN: Final = (TaskCreate, TaskUpdate, TaskResponse)
 
 _SCHEMES: Final = {
     "bearer": {
@@ -121,17 +119,13 @@ DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-No
 
 
 def complete_document(
-    document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool, keeps: bool = False
+    document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool, keeps: bool
 ) -> None:
     """Add to FastAPI's `document`, in place, the security, errors and headers of every operation.
 
     With `authenticates` off, the token is optional, so a generated client also works where authentication is on.
     `keeps` is the setting UNKNOWN_FIELDS.
     """
-    if keeps:
-        document["info"]["description"] += _KEEPS
-        for schema in _OPEN:
-            document["components"]["schemas"][schema.__name__]["additionalProperties"] = True
     components = document.setdefault("components", {})
     components["securitySchemes"] = {**components.get("securitySchemes", {}), **_SCHEMES}
     components["headers"] = RESPONSE_HEADERS
@@ -140,6 +134,10 @@ def complete_document(
     }
     schemas = components.setdefault("schemas", {})
     schemas.setdefault("Problem", Problem.model_json_schema(ref_template="#/components/schemas/{model}"))
+    if keeps:
+        document["info"]["description"] += _KEEPS
+        for name in ("TaskCreate", "TaskUpdate", "TaskResponse"):
+            schemas[name]["additionalProperties"] = True
     for schema in schemas.values():
         _order_example(schema)
     for context in iter_route_contexts(routes):

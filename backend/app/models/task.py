@@ -96,9 +96,8 @@ class KeptTask(dict[str, Any]):
 
 def kept_task(*row: Any) -> Any:
     """Returns the WireTask, or KeptTask, of a row of `WIRE_COLUMNS` and `KEPT_COLUMN`."""
-    *values, kept_fields = row
-    task = WireTask(*values)
-    return KeptTask(task, kept_fields) if kept_fields else task
+    task = WireTask(*row[:-1])
+    return KeptTask(task, row[-1]) if row[-1] else task
 
 
 def time_text(column: Any) -> Any:

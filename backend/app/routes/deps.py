@@ -16,7 +16,7 @@ from app.core.security.tokens import TokenVerifier
 from app.http.authorization import NotStartedError, current_user
 from app.http.fast_lane import tags_of, values_of
 from app.http.headers import KEY_MAX
-from app.http.kept_fields import SETTING, read_kept_fields
+from app.http.kept_fields import read_kept_fields
 from app.schemas.task import ID_BOUNDS, UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
@@ -48,12 +48,6 @@ async def get_tokens(request: Request) -> TokenVerifier | None:
     """Returns the verifier of tokens, None if authentication is off."""
     tokens: TokenVerifier | None = request.scope["state"]["tokens"]
     return tokens
-
-
-async def get_keeps(request: Request) -> bool:
-    """Returns whether tasks are given back with their kept fields: the setting UNKNOWN_FIELDS."""
-    keeps: bool = request.scope["state"][SETTING]
-    return keeps
 
 
 async def read_conditions(request: Request) -> Conditions:
@@ -110,6 +104,5 @@ Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
 TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.", json_schema_extra=ID_BOUNDS)]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
-Keeps = Annotated[bool, Depends(get_keeps)]
-KeptFields = Annotated[dict[str, Any] | None, Depends(read_kept_fields)]
+KeptFields = Annotated[dict[str, Any], Depends(read_kept_fields)]
 IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]

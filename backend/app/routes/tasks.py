@@ -1,8 +1,6 @@
 """The six task endpoints."""
 
-from collections.abc import Mapping
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import Annotated, Any, Final
 from urllib.parse import quote, quote_plus
 
@@ -11,7 +9,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
 from app.models.task import WireTask
-from app.routes.deps import Db, IdempotencyKey, Keeps, KeptFields, RequestConditions, TaskId, UserId
+from app.routes.deps import Db, IdempotencyKey, KeptFields, RequestConditions, TaskId, UserId
 from app.schemas.task import (
     Completion,
     TaskCreate,
@@ -26,7 +24,6 @@ _TOGGLE_OR_SET: Final[Any] = Body(
     openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
 )
 
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameters that the link to the next page repeats
 
 router = APIRouter(
@@ -38,14 +35,12 @@ router = APIRouter(
 
 
 @router.get("", response_model=TaskList, **LIST)
-async def list_tasks(
-    db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], keeps: Keeps, request: Request
-) -> Response:
+async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request) -> Response:
     """List the user's tasks, newest first.
 
     When there are more, the header `Link` leads to the next page: `</api/...>; rel="next"`.
     """
-    page = await tasks.list_tasks(db, user_id, query, keeps=keeps)
+    page = await tasks.list_tasks(db, user_id, query)
     reply = RowResponse(page.tasks)
     if page.next_cursor:
         reply.headers["Link"] = f'<{_next_page(request, page.next_cursor)}>; rel="next"'
@@ -58,16 +53,16 @@ async def create_task(
 ) -> Response:
     """Create a task. `Location` is its address. With `Idempotency-Key`, sending it again creates no second one."""
     task, replayed = await tasks.create_task(db, user_id, body, key, kept)
-    reply = _reply(task, HTTPStatus.CREATED, {"Location": f"{_path(request)}/{task.id}"})
+    headers = {"ETag": tasks.entity_tag(task), "Location": f"{_path(request)}/{task.id}"}
     if replayed:
-        reply.headers["Idempotent-Replayed"] = "true"
-    return reply
+        headers["Idempotent-Replayed"] = "true"
+    return RowResponse(task, HTTPStatus.CREATED, headers)
 
 
 @router.get("/{task_id}", response_model=TaskResponse, **READ)
-async def get_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions, keeps: Keeps) -> Response:
+async def get_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> Response:
     """Read one task."""
-    return _reply(await tasks.get_task(db, user_id, task_id, conditions, keeps=keeps))
+    return _reply(await tasks.get_task(db, user_id, task_id, conditions))
 
 
 @router.put("/{task_id}", response_model=TaskResponse, **CHANGE)
@@ -84,12 +79,11 @@ async def complete_task(
     user_id: UserId,
     task_id: TaskId,
     conditions: RequestConditions,
-    keeps: Keeps,
     body: Annotated[Completion | None, _TOGGLE_OR_SET] = None,
 ) -> Response:
     """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat."""
     completed = (body or {}).get("completed")
-    return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions, keeps=keeps))
+    return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions))
 
 
 @router.delete("/{task_id}", status_code=204, response_class=Response, **DELETE)
@@ -99,8 +93,8 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _reply(task: WireTask, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] = _NONE) -> Response:
-    return RowResponse(task, status, {"ETag": tasks.entity_tag(task), **headers})
+def _reply(task: WireTask) -> Response:
+    return RowResponse(task, headers={"ETag": tasks.entity_tag(task)})
 
 
 def _path(request: Request) -> str:

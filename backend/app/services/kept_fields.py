@@ -12,22 +12,22 @@ Kept = Mapping[str, Any]  # JSON by name
 
 _CONSTRAINT: Final = "ck_tasks_kept_fields"
 _BOUND: Final = f"a task may keep {KEPT_NAMES_MAX} unknown fields and {KEPT_BYTES_MAX:,} bytes of them at most"
+_TOO_MUCH: Final = [FieldError("#", _BOUND)]
 
 
-def kept_json(kept: Kept) -> str:
-    """Returns the fields as PostgreSQL writes them, apart from numbers.
-
-    Raises InvalidRequestError if they alone are more than a task may keep.
-    """
-    text = json.dumps(kept, ensure_ascii=False, allow_nan=False)
+def kept_value(kept: Kept | None) -> dict[str, str | None]:
+    """Returns the parameter for the fields. Raises InvalidRequestError if they alone are more than a task may keep."""
+    if not kept:
+        return {"new_kept": None}
+    text = json.dumps(kept, ensure_ascii=False, allow_nan=False)  # as PostgreSQL writes them, apart from numbers
     if len(kept) > KEPT_NAMES_MAX or len(text.encode()) > KEPT_BYTES_MAX:
-        raise _too_much()
-    return text
+        raise InvalidRequestError(_TOO_MUCH)
+    return {"new_kept": text}
 
 
 def refused(error: StatementError) -> Exception:
     """Returns the error to raise: another one for fields that are too much only together with those of the task."""
-    return _too_much() if error.constraint == _CONSTRAINT else error
+    return InvalidRequestError(_TOO_MUCH) if error.constraint == _CONSTRAINT else error
 
 
 def same_json(one: str | None, other: str | None) -> bool:
@@ -41,7 +41,3 @@ def _parse(text: str) -> Any:
 
 def _number(text: str) -> tuple[Decimal]:
     return (Decimal(text),)
-
-
-def _too_much() -> InvalidRequestError:
-    return InvalidRequestError([FieldError("#", _BOUND)])

@@ -50,7 +50,7 @@ from app.core.errors import (
 from app.models.task import KEPT_COLUMN, LONG_COLUMNS, WIRE_COLUMNS, Task, WireTask, kept_task
 from app.schemas.task import UNCONDITIONAL, Conditions, Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
-from app.services.kept_fields import Kept, kept_json, refused, same_json
+from app.services.kept_fields import Kept, kept_value, refused, same_json
 
 # SQLAlchemy reserves the column names as parameters in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
@@ -133,7 +133,8 @@ _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradic
 }
 _OPERATORS: Final = re.compile(r"[][{}()*+?.^$|\\]")  # of a regular expression (PostgreSQL manual, 9.7.3)
 PAGE_MAX: Final = 1_048_576  # bytes of a page, so that nobody's lists keep the event loop busy for long
-_REST_MAX: Final = 60 * len(WIRE_COLUMNS)  # bytes of the JSON of a task without its long values
+_FIELDS: Final = len(WIRE_COLUMNS)
+_REST_MAX: Final = 60 * _FIELDS  # bytes of the JSON of a task without its long values
 # COLLATE "C" sorts by code point on every server. Cursors stay valid when the server's locales are upgraded.
 SORT_KEYS: Final[dict[str, SortKey]] = {
     "created_at": sort_key(col(Task.created_at)),
@@ -158,7 +159,7 @@ class TaskPage(NamedTuple):
     next_cursor: str | None
 
 
-async def list_tasks(db: Database, user_id: str, query: TaskQuery, *, keeps: bool = False) -> TaskPage:
+async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     """Returns one page of the user's tasks. Raises InvalidRequestError for an invalid cursor.
 
     The page ends before the task whose JSON would exceed PAGE_MAX.
@@ -171,19 +172,17 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery, *, keeps: boo
         position = decode_cursor(query.cursor, query.sort, scope, SORT_KEYS[query.sort.removeprefix("-")])
         in_nulls = position.key is None
         values |= {"after_id": position.id} if in_nulls else {"after_key": position.key, "after_id": position.id}
-    page = _page(query.sort, frozenset(filters), resumed=bool(query.cursor), in_nulls=in_nulls, keeps=keeps)
+    page = _page(query.sort, frozenset(filters), resumed=bool(query.cursor), in_nulls=in_nulls, keeps=db.keeps)
     records = await db.fetch(page, **values)
-    tasks = _fitting(records[: query.limit], _ROWS[keeps])
+    tasks = _fitting(records[: query.limit], keeps=db.keeps)
     if not tasks or not records[len(tasks) - 1]["has_next"]:
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
 
 
-async def get_task(
-    db: Database, user_id: str, task_id: UUID, conditions: Conditions, *, keeps: bool = False
-) -> WireTask:
-    """Returns the task, with its kept fields if `keeps`. Raises TaskNotFoundError or PreconditionFailedError."""
-    return await _one(db, _GET, user_id, task_id, conditions, keeps=keeps)
+async def get_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> WireTask:
+    """Returns the task. Raises TaskNotFoundError or PreconditionFailedError."""
+    return await _one(db, _GET, user_id, task_id, conditions)
 
 
 async def create_task(
@@ -191,83 +190,65 @@ async def create_task(
 ) -> CreatedTask:
     """Returns the new task, or the task that an earlier request with the same `key` created.
 
-    The id is a UUIDv5 of user and key, or a UUIDv7 without a key. The database sets the times. `kept` are unknown
-    fields to keep, None if the setting is off. Raises InvalidRequestError if the earlier request had other content,
-    and for more kept fields than a task may have.
+    The id is a UUIDv5 of user and key, or a UUIDv7 without a key. The database sets the times. Raises
+    InvalidRequestError if the earlier request had other content, or if the task would keep too many fields.
     """
     task_id = uuid5(_KEY_NAMESPACE, f"{user_id} {key}") if key else uuid7()
-    values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
-    keeps, new_kept = kept is not None, kept_json(kept) if kept else None
-    if keeps:
-        values["new_kept"] = new_kept
+    values: dict[str, Any] = {
+        "new_title": new.title,
+        "new_description": new.description,
+        "new_completed": new.completed,
+    }
+    values |= kept_value(kept) if db.keeps else {}
     while True:
         # The id makes the statement idempotent: a second run inserts nothing.
         try:
-            records = await db.fetch(_CREATE[keeps], idempotent=True, owner=user_id, task_id=task_id, **values)
+            records = await db.fetch(_CREATE[db.keeps], idempotent=True, owner=user_id, task_id=task_id, **values)
         except StatementError as error:
             raise refused(error) from None
         if records:
-            return CreatedTask(_ROWS[keeps](*records[0]), replayed=False)
+            return CreatedTask(_ROWS[db.keeps](*records[0]), replayed=False)
         try:
-            task = await get_task(db, user_id, task_id, UNCONDITIONAL, keeps=keeps)
+            task = await get_task(db, user_id, task_id, UNCONDITIONAL)
         except TaskNotFoundError:
             continue  # deleted in the meantime, so the key is free again
         except UnavailableError as error:
             raise OutcomeUnknownError from error
-        _refuse_other_content(new, new_kept, task)
+        _refuse_other_content(new, values.get("new_kept"), task)
         return CreatedTask(task, replayed=key is not None)
 
 
 async def update_task(
-    db: Database,
-    user_id: str,
-    task_id: UUID,
-    changes: TaskUpdate,
-    conditions: Conditions,
-    kept: Kept | None = None,
+    db: Database, user_id: str, task_id: UUID, changes: TaskUpdate, conditions: Conditions, kept: Kept | None = None
 ) -> WireTask:
-    """Returns the updated task. Without `changes` and `kept` nothing is written. For `kept` see `create_task`.
+    """Returns the updated task. Without `changes` and fields to keep nothing is written.
 
-    Raises TaskNotFoundError, PreconditionFailedError, and InvalidRequestError for too many kept fields.
+    Raises TaskNotFoundError, PreconditionFailedError, or InvalidRequestError if the task would keep too many fields.
     """
-    keeps = kept is not None
     if not changes and not kept:
-        return await get_task(db, user_id, task_id, conditions, keeps=keeps)
-    values: dict[str, Any] = {"new_kept": kept_json(kept) if kept else None} if keeps else {}
+        return await get_task(db, user_id, task_id, conditions)
+    values: dict[str, Any] = {
+        "new_title": changes.get("title"),
+        "sets_description": "description" in changes,
+        "new_description": changes.get("description"),
+        "new_completed": changes.get("completed"),
+    }
+    values |= kept_value(kept) if db.keeps else {}
     try:
-        return await _one(
-            db,
-            _UPDATE,
-            user_id,
-            task_id,
-            conditions,
-            keeps=keeps,
-            new_title=changes.get("title"),
-            sets_description="description" in changes,
-            new_description=changes.get("description"),
-            new_completed=changes.get("completed"),
-            **values,
-        )
+        return await _one(db, _UPDATE, user_id, task_id, conditions, **values)
     except StatementError as error:
         raise refused(error) from None
 
 
 async def complete_task(
-    db: Database,
-    user_id: str,
-    task_id: UUID,
-    completed: bool | None,
-    conditions: Conditions,
-    *,
-    keeps: bool = False,
+    db: Database, user_id: str, task_id: UUID, completed: bool | None, conditions: Conditions
 ) -> WireTask:
     """Returns the task after setting `completed`. None toggles the value atomically.
 
     Raises TaskNotFoundError or PreconditionFailedError.
     """
-    idempotent = completed is not None
     return await _one(
-        db, _COMPLETE, user_id, task_id, conditions, keeps=keeps, idempotent=idempotent, new_completed=completed
+        db, _COMPLETE, user_id, task_id, conditions, idempotent=completed is not None, new_completed=completed
     )
 
 
@@ -283,12 +264,11 @@ async def _one(
     task_id: UUID,
     conditions: Conditions,
     *,
-    keeps: bool = False,
     idempotent: bool = True,
     **values: object,
 ) -> WireTask:
     records = await db.fetch(
-        query[keeps],
+        query[db.keeps],
         idempotent=idempotent and conditions == UNCONDITIONAL,  # a retry after the change would fail its condition
         owner=user_id,
         task_id=task_id,
@@ -298,7 +278,7 @@ async def _one(
     )
     if not records:
         raise await _refusal(db, user_id, task_id, conditions)
-    return _ROWS[keeps](*records[0])
+    return _ROWS[db.keeps](*records[0])
 
 
 def _texts(versions: Sequence[datetime] | None) -> list[str] | None:
@@ -377,9 +357,11 @@ def _page(
     return statement(_bounded(ordered.limit(bindparam("limit"))), reads=True)
 
 
-def _fitting(records: Sequence[Record], make: Callable[..., WireTask]) -> list[WireTask]:
+def _fitting(records: Sequence[Record], *, keeps: bool) -> list[WireTask]:
     """Returns the first tasks, at least one, whose JSON array has at most PAGE_MAX bytes."""
-    tasks = [make(*record[:-2]) for record in records]
+    tasks = [WireTask(*record[:_FIELDS]) for record in records]
+    if keeps:  # calls nothing for a row without kept fields
+        tasks = [kept_task(*row[:-2]) if row["kept_fields"] else task for row, task in zip(records, tasks, strict=True)]
     # JSON writes a control character in six bytes (RFC 8259 section 7).
     if not tasks or 6 * records[-1]["weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
         return tasks
