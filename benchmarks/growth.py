@@ -32,11 +32,11 @@ WAVE: Final = 1_000  # users per INSERT; a single INSERT for all users takes twi
 LISTS: Final = tuple(limit for limit in (20, 200, 1_000) if limit <= LIMIT_MAX)
 
 STATEMENTS: Final = {  # by operation
-    "get": _GET,
+    "get": _GET[False],
     "first page": _page("-created_at", frozenset(), resumed=False),
     "far page": _page("-created_at", frozenset(), resumed=True),
-    "toggle": _COMPLETE,
-    "create": _CREATE,
+    "toggle": _COMPLETE[False],
+    "create": _CREATE[False],
 }
 PLANNING: Final = ("force_custom_plan", "force_generic_plan")  # PostgreSQL chooses either for a prepared statement
 # The cost of these plan nodes grows with the table or with the number of tasks of a user.

@@ -24,7 +24,7 @@ def upgrade() -> None:
         op.f("ck_tasks_kept_fields"),
         "tasks",
         "octet_length(kept_fields::text) <= 4096"
-        " AND jsonb_array_length(jsonb_path_query_array(kept_fields, '$.keyvalue()')) <= 20",
+        " AND jsonb_array_length(jsonb_path_query_array(kept_fields, 'strict $.keyvalue()')) <= 20",
     )
 
 

@@ -46,6 +46,7 @@ class TasksAPI(FastAPI):
             "expose_headers": [name for name in RESPONSE_HEADERS if name != "Cache-Control"],
         }
         self._authenticates = settings.authenticates
+        self._keeps = settings.unknown_fields == "keep"
 
     def build_middleware_stack(self) -> ASGIApp:
         """Returns FastAPI's own stack with three changes.
@@ -67,7 +68,7 @@ class TasksAPI(FastAPI):
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:  # FastAPI has rebuilt it
-            complete_document(document, self.routes, authenticates=self._authenticates)
+            complete_document(document, self.routes, authenticates=self._authenticates, keeps=self._keeps)
         return document
 
 
@@ -145,6 +146,7 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             pool_timeout=settings.database_pool_timeout,
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
+            keeps=settings.unknown_fields == "keep",
             tables={name: table.columns.keys() for name, table in SQLModel.metadata.tables.items()},
         )
         try:

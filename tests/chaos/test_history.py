@@ -28,7 +28,9 @@ async def read_then_set(db: Database, user: str, task_id: UUID, completed: bool 
     return await complete_task(db, user, task_id, completed, found)
 
 
-async def compare_then_set(db: Database, user: str, task_id: UUID, new: TaskUpdate, found: Conditions) -> WireTask:
+async def compare_then_set(
+    db: Database, user: str, task_id: UUID, new: TaskUpdate, found: Conditions, _: object
+) -> WireTask:
     """A conditional change in two statements. Another change between the two is overwritten."""
     await get_task(db, user, task_id, found)
     return await update_task(db, user, task_id, new, UNCONDITIONAL)

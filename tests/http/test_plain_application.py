@@ -149,7 +149,7 @@ class TestDocument:
     def test_a_document_without_routes_has_the_schemas_to_which_an_error_refers(self) -> None:
         document: dict[str, Any] = {}
 
-        complete_document(document, [], authenticates=True)
+        complete_document(document, [], authenticates=True, keeps=False)
 
         referred = set(re.findall(r'"#/components/schemas/(.*?)"', json.dumps(document)))
         assert referred == {"ProblemField", "ProblemType"}

@@ -147,8 +147,9 @@ class TestForeignTask:
         self, client: Client, new_user: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         """A positive control of the test above."""
-        scoped: Statement = getattr(service, name)
-        monkeypatch.setattr(service, name, scoped._replace(sql=scoped.sql.replace("tasks.user_id = $", "'' != $")))
+        scoped: list[Statement] = getattr(service, name)
+        open_to_all = [each._replace(sql=each.sql.replace("tasks.user_id = $", "'' != $")) for each in scoped]
+        monkeypatch.setattr(service, name, open_to_all)
         owner = new_user()
 
         with pytest.raises(AssertionError):

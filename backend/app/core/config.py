@@ -185,6 +185,12 @@ class Settings(BaseSettings):
         Field(default=_FRONTENDS, description="Origins of browser frontends, separated by commas. `*` is refused.")
     )
 
+    unknown_fields: Literal["ignore", "keep"] = Field(
+        default="ignore",
+        description="Unknown body fields are ignored, or with `keep` stored with the task and given back: "
+        "at most 20 and 4 KiB.",
+    )
+
     @model_validator(mode="after")
     def _requires_authentication(self) -> Self:
         for name in sorted(self.model_fields_set):

@@ -312,11 +312,12 @@ class HTTPVersionError(AppError):
 class StatementError(Exception):
     """A statement is wrong, or the role may not run it. The text has only the class and SQLSTATE of `error`.
 
-    The driver's own text is omitted because it may quote the user's data.
+    The driver's own text is omitted because it may quote the user's data. `constraint` is the name of the violated one.
     """
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__} {getattr(error, 'sqlstate', None)}")
+        self.constraint: str | None = getattr(error, "constraint_name", None)
 
 
 class StartupError(Exception):

@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMediaTypeError
 from app.http.conditions import apply_if_none_match
+from app.http.kept_fields import take_kept
 from app.http.preferences import KnownNames, handling_headers, known_names
 from app.http.problems import EXTRA_HEADERS
 
@@ -275,10 +276,11 @@ async def _respond(
 ) -> Response:
     body = await _read(request) if names.has_body else _ABSENT
     fields = [name for name in body if name not in names.fields] if isinstance(body, dict) else []
-    query = request.query_params if request.scope["query_string"] else ()
-    parameters = [name for name in query if name not in names.parameters]
+    kept = take_kept(request, fields, names.never_kept) if fields and names.never_kept is not None else ()
+    has_query = request.scope["query_string"]
+    parameters = [name for name in request.query_params if name not in names.parameters] if has_query else []
     prefer = values_of(request, b"prefer")
-    headers = handling_headers(prefer, fields, parameters) if prefer or fields or parameters else None
+    headers = handling_headers(prefer, fields, parameters, kept) if prefer or fields or parameters else None
     if headers:
         request.scope[EXTRA_HEADERS] = headers
     response = await call(request, body)

@@ -37,6 +37,8 @@ Tasks, each owned by one user. A bearer token proves who asks.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
 """
 
+_KEEPS: Final = "* But POST and PUT keep unknown body fields: replies have them after the fields of the task.\n"
+
 _SCHEMES: Final = {
     "bearer": {
         "type": "http",
@@ -116,10 +118,13 @@ CHANGE: Final = _operation(
 DELETE: Final = _operation(204, "It is gone.", *_TASK, takes=("If-Match", "If-None-Match"))
 
 
-def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool) -> None:
+def complete_document(
+    document: dict[str, Any], routes: Sequence[BaseRoute], *, authenticates: bool, keeps: bool
+) -> None:
     """Add to FastAPI's `document`, in place, the security, errors and headers of every operation.
 
     With `authenticates` off, the token is optional, so a generated client also works where authentication is on.
+    `keeps` is the setting UNKNOWN_FIELDS.
     """
     components = document.setdefault("components", {})
     components["securitySchemes"] = {**components.get("securitySchemes", {}), **_SCHEMES}
@@ -133,6 +138,10 @@ def complete_document(document: dict[str, Any], routes: Sequence[BaseRoute], *, 
         schemas.setdefault(name, schema)
     schemas["Problem"]["example"] = example = problem_details(_BODY[-1], EXAMPLE_ID)
     schemas["ProblemField"]["example"] = example["errors"][0]
+    if keeps:
+        document["info"]["description"] += _KEEPS
+        for name in schemas.keys() & {"TaskCreate", "TaskUpdate", "TaskResponse"}:
+            schemas[name]["additionalProperties"] = True
     for schema in schemas.values():
         _order_example(schema)
     for context in iter_route_contexts(routes):

@@ -12,6 +12,7 @@ from typing_extensions import is_typeddict
 
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.authorization import all_dependants
+from app.http.kept_fields import read_kept_fields
 from app.http.problems import body_pointer, cut_name
 
 _NAMES_SHOWN: Final = 20  # limits how much input a reply repeats, as `cut_name` does
@@ -28,11 +29,15 @@ class _Anything:
 
 
 class KnownNames(NamedTuple):
-    """The known names of body fields and query parameters, and whether the route reads a body."""
+    """The known names of body fields and query parameters, and whether the route reads a body.
+
+    `never_kept` are the names of its reply, which it does not keep as unknown fields. None if it keeps none.
+    """
 
     has_body: bool
     fields: Container[str]
     parameters: Container[str]
+    never_kept: Container[str] | None
 
 
 def known_names(route: Any) -> KnownNames:
@@ -42,7 +47,9 @@ def known_names(route: Any) -> KnownNames:
     parameters = [field for dependant in dependants for field in dependant.query_params]
     embedded = route._embed_body_fields  # noqa: SLF001  # the body is an object keyed by parameter
     fields = frozenset(field.alias for field in bodies) if embedded else _names_of(bodies, alone=_Anything())
-    return KnownNames(bool(bodies), fields, _names_of(parameters))
+    keeps = any(dependant.call is read_kept_fields for dependant in dependants)
+    never_kept = _names_of(filter(None, [route.response_field])) if keeps else None
+    return KnownNames(bool(bodies), fields, _names_of(parameters), never_kept)
 
 
 def _names_of(fields: Iterable[Any], alone: Container[str] | None = None) -> Container[str]:
@@ -81,8 +88,10 @@ def _aliases(field: Any, name: str) -> set[str]:
     return {str(each) for each in (name, field.alias, *paths) if each is not None}
 
 
-def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: Sequence[str]) -> dict[str, str]:
-    """Returns the reply headers, given the values of `Prefer` and the unknown names in body and query.
+def handling_headers(
+    prefer: Sequence[str], fields: Sequence[str], parameters: Sequence[str], kept: Container[str] = ()
+) -> dict[str, str]:
+    """Returns the reply headers, given the values of `Prefer`, the unknown names in body and query, and those `kept`.
 
     Raises InvalidRequestError for names with a NUL character, and with `handling=strict` for all unknown names.
     """
@@ -95,7 +104,8 @@ def handling_headers(prefer: Sequence[str], fields: Sequence[str], parameters: S
         error = InvalidRequestError(_unknown(*refused))
         error.headers.update(headers)
         raise error
-    return headers | {"Ignored-Fields": ", ".join(map(_quoted, [*fields, *parameters][:_NAMES_SHOWN]))}
+    ignored = [*(name for name in fields if name not in kept), *parameters]
+    return headers | ({"Ignored-Fields": ", ".join(map(_quoted, ignored[:_NAMES_SHOWN]))} if ignored else {})
 
 
 def _handling(prefer: Sequence[str]) -> str | None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
 from sqlalchemy import (
     Boolean,
     CheckConstraint,
@@ -62,7 +63,7 @@ class Task(SQLModel, table=True):
         CheckConstraint(f"char_length(description) <= {DESCRIPTION_MAX}", name="description"),
         CheckConstraint(
             f"octet_length(kept_fields::text) <= {KEPT_BYTES_MAX}"
-            f" AND jsonb_array_length(jsonb_path_query_array(kept_fields, '$.keyvalue()')) <= {KEPT_NAMES_MAX}",
+            f" AND jsonb_array_length(jsonb_path_query_array(kept_fields, 'strict $.keyvalue()')) <= {KEPT_NAMES_MAX}",
             name="kept_fields",
         ),
     )
@@ -82,6 +83,21 @@ class WireTask:
     completed: bool
     created_at: str
     updated_at: str
+
+
+class KeptTask(dict[str, Any]):
+    """A WireTask with kept fields: its attributes are those of the task, as JSON the kept fields follow them."""
+
+    def __init__(self, task: WireTask, kept_fields: str) -> None:
+        kept = orjson.loads(kept_fields)
+        super().__init__({**vars(task), **kept, **vars(task)})  # a field of the task wins
+        self.__dict__ = {**vars(task), "kept_fields": kept_fields}
+
+
+def kept_task(*row: Any) -> Any:
+    """Returns the WireTask, or KeptTask, of a row of `WIRE_COLUMNS` and `KEPT_COLUMN`."""
+    task = WireTask(*row[:-1])
+    return KeptTask(task, row[-1]) if row[-1] else task
 
 
 def time_text(column: Any) -> Any:
@@ -107,6 +123,7 @@ def _on_the_wire(column: Any) -> Any:
 _table: Any = SQLModel.metadata.tables["tasks"]
 _columns = [_table.c[field.name] for field in fields(WireTask)]
 WIRE_COLUMNS: Final = tuple(map(_on_the_wire, _columns))
+KEPT_COLUMN: Final = cast(_table.c.kept_fields, Text).label("kept_fields")
 # The names of those whose values may be long.
 LONG_COLUMNS: Final = [c.name for c in _columns if not (c.primary_key or isinstance(c.type, Boolean | DateTime | Date))]
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import Depends, Path, Request
@@ -17,6 +17,7 @@ from app.http.authorization import NotStartedError, current_user
 from app.http.conditions import CODING
 from app.http.fast_lane import tags_of, values_of
 from app.http.headers import KEY_MAX
+from app.http.kept_fields import read_kept_fields
 from app.schemas.task import UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
@@ -118,4 +119,5 @@ Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
 TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.")]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
+KeptFields = Annotated[dict[str, Any], Depends(read_kept_fields)]
 IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]

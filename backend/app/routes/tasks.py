@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
 from app.models.task import WireTask
-from app.routes.deps import Db, IdempotencyKey, RequestConditions, TaskId, UserId
+from app.routes.deps import Db, IdempotencyKey, KeptFields, RequestConditions, TaskId, UserId
 from app.schemas.task import (
     Completion,
     TaskCreate,
@@ -48,14 +48,15 @@ async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query(
 
 
 @router.post("", response_model=TaskResponse, status_code=201, **CREATE)
-async def create_task(db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, request: Request) -> Response:
+async def create_task(
+    db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, kept: KeptFields, request: Request
+) -> Response:
     """Create a task. `Location` is its address. With `Idempotency-Key`, sending it again creates no second one."""
-    task, replayed = await tasks.create_task(db, user_id, body, key)
-    reply = _reply(task, HTTPStatus.CREATED)
-    reply.headers["Location"] = f"{_path(request)}/{task.id}"
+    task, replayed = await tasks.create_task(db, user_id, body, key, kept)
+    headers = {"ETag": tasks.entity_tag(task), "Location": f"{_path(request)}/{task.id}"}
     if replayed:
-        reply.headers["Idempotent-Replayed"] = "true"
-    return reply
+        headers["Idempotent-Replayed"] = "true"
+    return RowResponse(task, HTTPStatus.CREATED, headers)
 
 
 @router.get("/{task_id}", response_model=TaskResponse, **READ)
@@ -66,10 +67,10 @@ async def get_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Request
 
 @router.put("/{task_id}", response_model=TaskResponse, **CHANGE)
 async def update_task(
-    db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions
+    db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions, kept: KeptFields
 ) -> Response:
     """Change the fields that are sent and keep the others. `"description": null` clears the description."""
-    return _reply(await tasks.update_task(db, user_id, task_id, body, conditions))
+    return _reply(await tasks.update_task(db, user_id, task_id, body, conditions, kept))
 
 
 @router.patch("/{task_id}/complete", response_model=TaskResponse, **CHANGE)
@@ -92,8 +93,8 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _reply(task: WireTask, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return RowResponse(task, status, {"ETag": tasks.entity_tag(task)})
+def _reply(task: WireTask) -> Response:
+    return RowResponse(task, headers={"ETag": tasks.entity_tag(task)})
 
 
 def _path(request: Request) -> str:

@@ -1,7 +1,7 @@
 """The six operations on tasks. Each runs one SQL statement, restricted to the owner's rows."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache, reduce
 from itertools import accumulate, takewhile
@@ -32,7 +32,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
@@ -43,12 +43,14 @@ from app.core.errors import (
     InvalidRequestError,
     OutcomeUnknownError,
     PreconditionFailedError,
+    StatementError,
     TaskNotFoundError,
     UnavailableError,
 )
-from app.models.task import LONG_COLUMNS, WIRE_COLUMNS, Task, WireTask
+from app.models.task import KEPT_COLUMN, LONG_COLUMNS, WIRE_COLUMNS, Task, WireTask, kept_task
 from app.schemas.task import UNCONDITIONAL, Conditions, Sort, TaskCreate, TaskQuery, TaskUpdate
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
+from app.services.kept_fields import Kept, kept_value, refused, same_json
 
 # SQLAlchemy reserves the column names as parameters in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
@@ -66,8 +68,18 @@ _MATCHES_REQUEST: Final = (
     or_(_NONE_MATCH.is_(None), col(Task.updated_at) != all_(_NONE_MATCH)),
 )
 
-_GET: Final = statement(select(*WIRE_COLUMNS).where(*_MATCHES_REQUEST), reads=True)
-_CREATE: Final = statement(
+_NEW_KEPT: Final = cast(bindparam("new_kept", type_=Text), JSONB)
+
+
+def _both(clause: Any, *, reads: bool, **kept: Any) -> tuple[Statement, Statement]:
+    """Returns the statement, and the one for `UNKNOWN_FIELDS=keep`, which also sets `kept` and returns KEPT_COLUMN."""
+    keeping = clause.values(**kept) if kept else clause
+    returning = keeping.add_columns if reads else keeping.returning
+    return statement(clause, reads=reads), statement(returning(KEPT_COLUMN), reads=reads)
+
+
+_GET: Final = _both(select(*WIRE_COLUMNS).where(*_MATCHES_REQUEST), reads=True)
+_CREATE: Final = _both(
     insert(Task)
     .values(
         user_id=bindparam("owner"),
@@ -79,8 +91,9 @@ _CREATE: Final = statement(
     .on_conflict_do_nothing(index_elements=[col(Task.user_id), col(Task.id)])
     .returning(*WIRE_COLUMNS),
     reads=False,
+    kept_fields=_NEW_KEPT,
 )
-_UPDATE: Final = statement(
+_UPDATE: Final = _both(
     update(Task)
     .where(*_MATCHES_REQUEST)
     .values(
@@ -94,8 +107,10 @@ _UPDATE: Final = statement(
     )
     .returning(*WIRE_COLUMNS),
     reads=False,
+    # Name by name. `||` is NULL if one of the two is.
+    kept_fields=func.coalesce(col(Task.kept_fields).op("||")(_NEW_KEPT), _NEW_KEPT, col(Task.kept_fields)),
 )
-_COMPLETE: Final = statement(
+_COMPLETE: Final = _both(
     update(Task)
     .where(*_MATCHES_REQUEST)
     .values(
@@ -105,7 +120,7 @@ _COMPLETE: Final = statement(
     .returning(*WIRE_COLUMNS),
     reads=False,
 )
-_DELETE: Final = statement(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE_COLUMNS), reads=False)
+_DELETE: Final = _both(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE_COLUMNS), reads=False)
 
 _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradict each other
     "status": col(Task.completed) == bindparam("status", type_=Boolean),
@@ -118,7 +133,8 @@ _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradic
 }
 _OPERATORS: Final = re.compile(r"[][{}()*+?.^$|\\]")  # of a regular expression (PostgreSQL manual, 9.7.3)
 PAGE_MAX: Final = 1_048_576  # bytes of a page, so that nobody's lists keep the event loop busy for long
-_REST_MAX: Final = 60 * len(WIRE_COLUMNS)  # bytes of the JSON of a task without its long values
+_FIELDS: Final = len(WIRE_COLUMNS)
+_REST_MAX: Final = 60 * _FIELDS  # bytes of the JSON of a task without its long values
 # COLLATE "C" sorts by code point on every server. Cursors stay valid when the server's locales are upgraded.
 SORT_KEYS: Final[dict[str, SortKey]] = {
     "created_at": sort_key(col(Task.created_at)),
@@ -126,6 +142,7 @@ SORT_KEYS: Final[dict[str, SortKey]] = {
     "title": SortKey(col(Task.title).collate("C"), str),
 }
 _KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # for ids from keys (RFC 9562 section 5.5)
+_ROWS: Final[tuple[Callable[..., WireTask], ...]] = (WireTask, kept_task)  # without and with KEPT_COLUMN
 
 
 class CreatedTask(NamedTuple):
@@ -155,9 +172,9 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
         position = decode_cursor(query.cursor, query.sort, scope, SORT_KEYS[query.sort.removeprefix("-")])
         in_nulls = position.key is None
         values |= {"after_id": position.id} if in_nulls else {"after_key": position.key, "after_id": position.id}
-    page = _page(query.sort, frozenset(filters), resumed=bool(query.cursor), in_nulls=in_nulls)
+    page = _page(query.sort, frozenset(filters), resumed=bool(query.cursor), in_nulls=in_nulls, keeps=db.keeps)
     records = await db.fetch(page, **values)
-    tasks = _fitting(records[: query.limit])
+    tasks = _fitting(records[: query.limit], keeps=db.keeps)
     if not tasks or not records[len(tasks) - 1]["has_next"]:
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], query.sort), query.sort, scope))
@@ -168,48 +185,59 @@ async def get_task(db: Database, user_id: str, task_id: UUID, conditions: Condit
     return await _one(db, _GET, user_id, task_id, conditions)
 
 
-async def create_task(db: Database, user_id: str, new: TaskCreate, key: str | None = None) -> CreatedTask:
+async def create_task(
+    db: Database, user_id: str, new: TaskCreate, key: str | None = None, kept: Kept | None = None
+) -> CreatedTask:
     """Returns the new task, or the task that an earlier request with the same `key` created.
 
     The id is a UUIDv5 of user and key, or a UUIDv7 without a key. The database sets the times. Raises
-    InvalidRequestError if the earlier request had other content.
+    InvalidRequestError if the earlier request had other content, or if the task would keep too many fields.
     """
     task_id = uuid5(_KEY_NAMESPACE, f"{user_id} {key}") if key else uuid7()
-    values = {"new_title": new.title, "new_description": new.description, "new_completed": new.completed}
+    values: dict[str, Any] = {
+        "new_title": new.title,
+        "new_description": new.description,
+        "new_completed": new.completed,
+    }
+    values |= kept_value(kept) if db.keeps else {}
     while True:
         # The id makes the statement idempotent: a second run inserts nothing.
-        if records := await db.fetch(_CREATE, idempotent=True, owner=user_id, task_id=task_id, **values):
-            return CreatedTask(WireTask(*records[0]), replayed=False)
+        try:
+            records = await db.fetch(_CREATE[db.keeps], idempotent=True, owner=user_id, task_id=task_id, **values)
+        except StatementError as error:
+            raise refused(error) from None
+        if records:
+            return CreatedTask(_ROWS[db.keeps](*records[0]), replayed=False)
         try:
             task = await get_task(db, user_id, task_id, UNCONDITIONAL)
         except TaskNotFoundError:
             continue  # deleted in the meantime, so the key is free again
         except UnavailableError as error:
             raise OutcomeUnknownError from error
-        _refuse_other_content(new, task)
+        _refuse_other_content(new, values.get("new_kept"), task)
         return CreatedTask(task, replayed=key is not None)
 
 
 async def update_task(
-    db: Database, user_id: str, task_id: UUID, changes: TaskUpdate, conditions: Conditions
+    db: Database, user_id: str, task_id: UUID, changes: TaskUpdate, conditions: Conditions, kept: Kept | None = None
 ) -> WireTask:
-    """Returns the updated task. Without `changes` nothing is written.
+    """Returns the updated task. Without `changes` and fields to keep nothing is written.
 
-    Raises TaskNotFoundError or PreconditionFailedError.
+    Raises TaskNotFoundError, PreconditionFailedError, or InvalidRequestError if the task would keep too many fields.
     """
-    if not changes:
+    if not changes and not kept:
         return await get_task(db, user_id, task_id, conditions)
-    return await _one(
-        db,
-        _UPDATE,
-        user_id,
-        task_id,
-        conditions,
-        new_title=changes.get("title"),
-        sets_description="description" in changes,
-        new_description=changes.get("description"),
-        new_completed=changes.get("completed"),
-    )
+    values: dict[str, Any] = {
+        "new_title": changes.get("title"),
+        "sets_description": "description" in changes,
+        "new_description": changes.get("description"),
+        "new_completed": changes.get("completed"),
+    }
+    values |= kept_value(kept) if db.keeps else {}
+    try:
+        return await _one(db, _UPDATE, user_id, task_id, conditions, **values)
+    except StatementError as error:
+        raise refused(error) from None
 
 
 async def complete_task(
@@ -231,7 +259,7 @@ async def delete_task(db: Database, user_id: str, task_id: UUID, conditions: Con
 
 async def _one(
     db: Database,
-    query: Statement,
+    query: tuple[Statement, Statement],
     user_id: str,
     task_id: UUID,
     conditions: Conditions,
@@ -240,7 +268,7 @@ async def _one(
     **values: object,
 ) -> WireTask:
     records = await db.fetch(
-        query,
+        query[db.keeps],
         idempotent=idempotent and conditions == UNCONDITIONAL,  # a retry after the change would fail its condition
         owner=user_id,
         task_id=task_id,
@@ -250,7 +278,7 @@ async def _one(
     )
     if not records:
         raise await _refusal(db, user_id, task_id, conditions)
-    return WireTask(*records[0])
+    return _ROWS[db.keeps](*records[0])
 
 
 def _texts(versions: Sequence[datetime] | None) -> list[str] | None:
@@ -274,10 +302,12 @@ def entity_tag(task: WireTask) -> str:
     return f'"{task.updated_at}"'
 
 
-def _refuse_other_content(new: TaskCreate, task: WireTask) -> None:
-    """Raises InvalidRequestError if the content of `task` is not that of `new`. A modified task is not compared."""
+def _refuse_other_content(new: TaskCreate, kept: str | None, task: WireTask) -> None:
+    """Raises InvalidRequestError if `task` has other content than `new` and `kept`, unless it was modified since."""
     content = (new.title, new.description, new.completed)
-    if task.updated_at == task.created_at and content != (task.title, task.description, task.completed):
+    same = content == (task.title, task.description, task.completed)
+    same = same and same_json(kept, getattr(task, "kept_fields", None))
+    if task.updated_at == task.created_at and not same:
         error = FieldError("header/Idempotency-Key", "was sent before with another task")
         raise InvalidRequestError([error], "This task was saved before, with other content. Please load it again.")
 
@@ -317,17 +347,22 @@ def _literal(words: str) -> str:
 
 
 @cache
-def _page(sort: Sort, filters: frozenset[str], *, resumed: bool, in_nulls: bool = False) -> Statement:
+def _page(
+    sort: Sort, filters: frozenset[str], *, resumed: bool, in_nulls: bool = False, keeps: bool = False
+) -> Statement:
     """Returns the statement for a page. With `resumed` the page starts after a position; see `page_after`."""
-    query = select(*WIRE_COLUMNS).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
+    columns = (*WIRE_COLUMNS, KEPT_COLUMN) if keeps else WIRE_COLUMNS
+    query = select(*columns).where(_OWNER, *(_FILTERS[name] for name in sorted(filters)))
     key, descending = SORT_KEYS[sort.removeprefix("-")], sort.startswith("-")
     ordered = page_after(query, key, col(Task.id), descending=descending, resumed=resumed, in_nulls=in_nulls)
     return statement(_bounded(ordered.limit(bindparam("limit"))), reads=True)
 
 
-def _fitting(records: Sequence[Record]) -> list[WireTask]:
+def _fitting(records: Sequence[Record], *, keeps: bool) -> list[WireTask]:
     """Returns the first tasks, at least one, whose JSON array has at most PAGE_MAX bytes."""
-    tasks = [WireTask(*record[:-2]) for record in records]
+    tasks = [WireTask(*record[:_FIELDS]) for record in records]
+    if keeps:  # calls nothing for a row without kept fields
+        tasks = [kept_task(*row[:-2]) if row["kept_fields"] else task for row, task in zip(records, tasks, strict=True)]
     # JSON writes a control character in six bytes (RFC 8259 section 7).
     if not tasks or 6 * records[-1]["weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
         return tasks
@@ -342,7 +377,8 @@ def _bounded(page: Select[Any]) -> Select[Any]:
     follows it.
     """
     rows = page.subquery()
-    sizes = [func.coalesce(func.octet_length(cast(rows.c[name], Text)), literal_column("0")) for name in LONG_COLUMNS]
+    names = [name for name in (*LONG_COLUMNS, KEPT_COLUMN.name) if name in rows.c]
+    sizes = [func.coalesce(func.octet_length(cast(rows.c[name], Text)), literal_column("0")) for name in names]
     size = reduce(add, sizes)
     weight = func.sum(size).over(rows=(None, 0))
     has_next = func.lead(true()).over(rows=(None, 0))

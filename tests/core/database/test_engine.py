@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import repeat
 from typing import Any, Final
 
@@ -70,6 +71,11 @@ async def fit(
     await server.execute("DROP TABLE things, others; DROP ROLE fit")
 
 
+async def noted(probes: list[bool]) -> bool:
+    probes.append(True)
+    return True
+
+
 def fails_first(*, reads: bool) -> Statement:
     return Statement("SELECT fails_first($1, $2)", ("name", "state"), reads)
 
@@ -94,6 +100,24 @@ class TestErrors:
         assert str(caught.value) == reason
         assert "s3cret" not in "".join(traceback.format_exception(caught.value))
         assert await pid_of_fetch(db) == pid
+
+    async def test_a_violated_constraint_is_named_and_starts_no_probe(
+        self, db: Database, server: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        probes: list[bool] = []
+        monkeypatch.setattr(db, "check", partial(noted, probes))
+        await server.execute("CREATE TABLE bounded (n integer CONSTRAINT small CHECK (n < 1))")
+
+        with pytest.raises(StatementError) as caught:
+            await db.fetch(Statement("INSERT INTO bounded VALUES (1)", (), reads=False))
+        assert await pid_of_fetch(db)
+        before = [*probes]
+        with pytest.raises(StatementError):  # the positive control
+            await db.fetch(FAIL, state="42501")
+        await until(lambda: probes)
+        await server.execute("DROP TABLE bounded")
+
+        assert (caught.value.constraint, before) == ("small", [])
 
     async def test_a_pooler_that_mixes_up_prepared_statements_is_logged_once_and_not_as_an_outage(
         self, db: Database, caplog: pytest.LogCaptureFixture

@@ -54,16 +54,18 @@ class Database:
         prepares: bool | None = None,
         tables: Mapping[str, Sequence[str]] = MappingProxyType({}),
         timeouts: Timeouts = TIMEOUTS,
+        keeps: bool = False,
     ) -> None:
         """Does not connect before the first statement.
 
         `pool_timeout` is in seconds. `concurrency_limit` counts running and waiting calls. The database is usable if
-        it has `tables` with these columns, and its role may read and write them. Raises ValueError for an invalid
-        connection string.
+        it has `tables` with these columns, and its role may read and write them. `keeps` is the setting UNKNOWN_FIELDS,
+        for statements that depend on it. Raises ValueError for an invalid connection string.
         """
         self.engine = _create_engine(
             dsn, prepares, timeouts, pool_size=pool_size, waiters_max=concurrency_limit, pool_timeout=pool_timeout
         )
+        self.keeps = keeps
         self._pool: Any = self.engine.pool
         self._capacity = concurrency_limit
         self._probing: asyncio.Task[None] | None = None
@@ -183,7 +185,7 @@ class Database:
 
         Raises DatabaseUnavailableError in the place of a StatementError if something is known to be missing.
         """
-        if isinstance(error, OverloadedError):
+        if isinstance(error, OverloadedError) or getattr(error, "constraint", None):
             return
         cause = error.__cause__
         if is_unprepared(cause):

@@ -1,0 +1,43 @@
+"""The rules of kept fields: unknown fields of a body that are stored with the task (`UNKNOWN_FIELDS=keep`)."""
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from app.core.errors import FieldError, InvalidRequestError, StatementError
+from app.models.task import KEPT_BYTES_MAX, KEPT_NAMES_MAX
+
+Kept = Mapping[str, Any]  # JSON by name
+
+_CONSTRAINT: Final = "ck_tasks_kept_fields"
+_BOUND: Final = f"a task may keep {KEPT_NAMES_MAX} unknown fields and {KEPT_BYTES_MAX:,} bytes of them at most"
+_TOO_MUCH: Final = [FieldError("#", _BOUND)]
+
+
+def kept_value(kept: Kept | None) -> dict[str, str | None]:
+    """Returns the parameter for the fields. Raises InvalidRequestError if they alone are more than a task may keep."""
+    if not kept:
+        return {"new_kept": None}
+    text = json.dumps(kept, ensure_ascii=False, allow_nan=False)  # as PostgreSQL writes them, apart from numbers
+    if len(kept) > KEPT_NAMES_MAX or len(text.encode()) > KEPT_BYTES_MAX:
+        raise InvalidRequestError(_TOO_MUCH)
+    return {"new_kept": text}
+
+
+def refused(error: StatementError) -> Exception:
+    """Returns the error to raise: another one for fields that are too much only together with those of the task."""
+    return InvalidRequestError(_TOO_MUCH) if error.constraint == _CONSTRAINT else error
+
+
+def same_json(one: str | None, other: str | None) -> bool:
+    """Returns whether two JSON texts, or None, have the same value: 1e2 is 100, but 1 is not `true` as in Python."""
+    return one == other or (one is not None and other is not None and _parse(one) == _parse(other))
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, parse_int=_number, parse_float=_number)
+
+
+def _number(text: str) -> tuple[Decimal]:
+    return (Decimal(text),)
