@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from app.core.config import Settings
-from app.schemas.task import Sort
+from app.schemas.words import Sort
 from tests.support import serving_in_thread
 
 Task = dict[str, Any]

@@ -274,10 +274,13 @@ async def _respond(
 ) -> Response:
     body = await _read(request) if names.has_body else _ABSENT
     fields = [name for name in body if name not in names.fields] if isinstance(body, dict) else []
-    query = request.query_params if request.scope["query_string"] else ()
-    parameters = [name for name in query if name not in names.parameters]
+    parameters = {
+        name: value
+        for name, value in (request.query_params.items() if request.scope["query_string"] else ())
+        if name not in names.parameters or (name in names.words and value.lower() not in names.words[name])
+    }
     prefer = values_of(request, b"prefer")
-    headers = handling_headers(prefer, fields, parameters) if prefer or fields or parameters else None
+    headers = handling_headers(prefer, names, fields, parameters) if prefer or fields or parameters else None
     if headers:
         request.scope[EXTRA_HEADERS] = headers
     response = await call(request, body)

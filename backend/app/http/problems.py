@@ -37,7 +37,9 @@ EXTRA_HEADERS: Final = "app.problem_headers"  # key in the scope: headers that a
 # Replaces messages of pydantic that quote the input or mention Python.
 _WORDS: Final = {
     "missing": "is required",
+    **dict.fromkeys(("enum", "literal_error"), "is not one of the known values"),
     "uuid_parsing": "must be a UUID",
+    "int_parsing": "must be a whole number",
     "bool_parsing": "must be true or false",
     "string_pattern_mismatch": "has characters that are not allowed here",
     "model_attributes_type": "must be a JSON object",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, NamedTuple
 from uuid import UUID
 
 from pydantic import (
@@ -20,11 +20,19 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN
+from app.schemas.words import (
+    NEWEST_FIRST,
+    SORT_DESCRIPTION,
+    DirectionWord,
+    OtherSortWord,
+    Sort,
+    SortWord,
+    Status,
+    ordering,
+)
 
 SEARCH_MAX: Final = 200
 LIMIT_MAX: Final = 1_000
-
-Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 
 ID_BOUNDS: Final[JsonDict] = {"minLength": 36, "maxLength": 36}
 # A pattern must mean the same in every dialect of regular expressions. `\s` differs between dialects, so these are the
@@ -62,13 +70,19 @@ def _boolean(text: object) -> object:
     return {"true": True, "false": False, "1": True, "0": False}.get(str(text).lower(), "not a boolean")
 
 
+def _boolean_if_any(text: object) -> object:
+    return _boolean(text) if text != "" else None
+
+
 def timestamp(moment: datetime) -> str:
     """Returns a UTC time in RFC 3339, with `Z` and always six fractional digits, so that times sort as text."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _digits(text: object) -> object:
-    """Accepts only ASCII digits. Pydantic would also accept `1_000`, `+5` and `5.0`."""
+def _limit(text: object) -> object:
+    """Accepts only ASCII digits, and an empty text as absent. Pydantic would also accept `1_000`, `+5` and `5.0`."""
+    if text == "":
+        return LIMIT_MAX
     return text if str(text).isascii() and str(text).isdigit() else "not a number"
 
 
@@ -142,8 +156,8 @@ TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LI
 class TaskQuery(BaseModel):
     """The filters, the order and the limit of a list."""
 
-    status: Literal["all", "pending", "completed"] = Field(default="all", description="Which tasks by state.")
-    completed: Annotated[bool | None, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})] = Field(
+    status: Status = "all"
+    completed: Annotated[bool | None, BeforeValidator(_boolean_if_any), WithJsonSchema({"type": "boolean"})] = Field(
         default=None, description="The same as `status`, as a boolean. Given both, both apply."
     )
     search: Annotated[str, AfterValidator(_storable)] = Field(
@@ -152,10 +166,11 @@ class TaskQuery(BaseModel):
         json_schema_extra=_STORABLE,
         description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters.",
     )
-    sort: Sort = Field(
-        default="-created_at", description="`-` for descending; ties by `id`. Titles sort by code point."
-    )
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(
+    sort: SortWord = Field(default=NEWEST_FIRST, description=SORT_DESCRIPTION)
+    sort_by: OtherSortWord = ""
+    order: DirectionWord = ""
+    sort_order: DirectionWord = ""
+    limit: Annotated[int, BeforeValidator(_limit)] = Field(
         default=LIMIT_MAX,
         ge=1,
         le=LIMIT_MAX,
@@ -168,6 +183,12 @@ class TaskQuery(BaseModel):
         json_schema_extra={"pattern": "^[A-Za-z0-9_-]*$"},
         description="Where to go on, as given in `Link`. Only with the same filters.",
     )
+
+    @property
+    def ordering(self) -> Sort:
+        """The order that the words ask for. `sort_by` counts more than `sort`, which others use for the direction."""
+        sort, direction = self.sort_by or self.sort, self.order or self.sort_order
+        return NEWEST_FIRST if sort == NEWEST_FIRST and not direction else ordering(sort, direction)
 
 
 class Conditions(NamedTuple):
