@@ -25,6 +25,7 @@ from app.core.errors import (
     MalformedBodyError,
     MethodNotAllowedError,
     RouteNotFoundError,
+    TaskNotFoundError,
     UnavailableError,
 )
 from app.schemas.problem import ERRORS_MAX
@@ -165,6 +166,8 @@ async def _answer_validation_error(request: Request, error: RequestValidationErr
     if errors and errors[0].get("type") == "json_invalid" and errors[0].get("loc", ())[:1] == ("body",):
         reason = errors[0].get("ctx", {}).get("error", "")
         return await answer_app_error(request, MalformedBodyError(f"The body is not JSON: {reason}."))
+    if any(each.get("type") == TaskNotFoundError.kind for each in errors):
+        return await answer_app_error(request, TaskNotFoundError())
     return await answer_app_error(request, InvalidRequestError(map(field_error, errors[:ERRORS_MAX])))
 
 
