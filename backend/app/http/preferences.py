@@ -17,6 +17,7 @@ from app.http.authorization import all_dependants
 from app.http.problems import body_pointer, cut_name
 from app.schemas.words import PAGES, UNKNOWN_WORD, Words
 
+UNKNOWN_NAMES: Final = "app.unknown_names"  # key in the scope of a JSON route: those of the body, and of the query
 _NAMES_SHOWN: Final = 20  # limits how much input a reply repeats, as `cut_name` does
 _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')  # a quoted string may have a comma (RFC 9110, 5.6.4)
 # Possessive: white space would otherwise match in many ways, at a cost of the third power of its length.

@@ -70,6 +70,10 @@ def _boolean(text: object) -> object:
     return {"true": True, "false": False, "1": True, "0": False}.get(str(text).lower(), "not a boolean")
 
 
+def _false_if_null(value: object) -> object:
+    return False if value is None else value
+
+
 def _boolean_if_any(text: object) -> object:
     return _boolean(text) if text != "" else None
 
@@ -96,6 +100,8 @@ Title = Annotated[
     AfterValidator(_not_blank),
 ]
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+# `null` counts as absent: generated clients send it for what is not set. The document has one way to say it.
+_BooleanOrNull = Annotated[bool | None, WithJsonSchema({"type": "boolean"})]
 Timestamp = Annotated[datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema(_TIMESTAMP)]
 
 
@@ -109,7 +115,7 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Description | None = None
-    completed: bool = Field(
+    completed: Annotated[bool, BeforeValidator(_false_if_null)] = Field(
         default_factory=bool,  # with `default=False`, client generators would make the field required
         description="`false` if it is not sent.",
     )
@@ -121,14 +127,22 @@ class TaskUpdate(TypedDict, total=False):
 
     title: Title
     description: Description | None
-    completed: bool
+    completed: _BooleanOrNull
 
 
 @with_config(strict=True, json_schema_extra={"example": {"completed": True}})
 class Completion(TypedDict, total=False):
     """The state to set. Without `completed` the task is toggled."""
 
-    completed: bool
+    completed: _BooleanOrNull
+
+
+class CompletionQuery(BaseModel):
+    """The same as `Completion`, in the query."""
+
+    completed: Annotated[bool | None, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})] = Field(
+        default=None, description="The state to set, as in the body."
+    )
 
 
 class TaskResponse(BaseModel):

@@ -210,7 +210,7 @@ async def update_task(
 
     Raises TaskNotFoundError or PreconditionFailedError.
     """
-    if not changes:
+    if not changes or changes == {"completed": None}:
         return await get_task(db, user_id, task_id, conditions)
     return await _one(
         db,
