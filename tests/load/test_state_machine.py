@@ -118,7 +118,7 @@ class TasksMachine(RuleBasedStateMachine):
 
         sort = query.get("sort", "-created_at")
         expected = [task for task in self.stored.values() if matches(query, task)]
-        expected.sort(key=lambda task: (task[sort.removeprefix("-")], task["id"]), reverse=sort.startswith("-"))
+        expected.sort(key=lambda task: (task[sort.removeprefix("-")].lower(), task["id"]), reverse=sort.startswith("-"))
         assert listed == expected
 
     def change(

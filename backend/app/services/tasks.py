@@ -161,7 +161,8 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     filters, sort = _filters(query), query.ordering
     name = sort.removeprefix("-")
     key = SORT_KEYS[name]
-    order, scope = key.bound(sort), repr((user_id, filters))
+    order = key.bound(sort)
+    scope = repr((user_id, filters))
     values = {"owner": user_id, "limit": query.limit + 1, "page_max": PAGE_MAX, **filters}
     in_nulls = False
     if query.cursor:
