@@ -5,7 +5,6 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
@@ -26,7 +25,6 @@ _HANDLING: Final = re.compile(
 )
 _NUL, _UNKNOWN = "must not contain a NUL character", "is not known here"
 _LATER_PAGE: Final = "does not lead to another page here; the header Link of each page leads to the next one"
-_NO_DETAILS: Final = MappingProxyType[str, str]({})
 
 
 class _Anything:
@@ -143,10 +141,8 @@ def _is_later_page(name: str, value: str) -> bool:
     return False
 
 
-def refusal(
-    fields: Iterable[str], parameters: Iterable[str], details: Mapping[str, str] = _NO_DETAILS
-) -> InvalidRequestError:
-    """Returns the error for unknown names in body and query. `details` has other texts for some of the query."""
+def refusal(fields: Iterable[str], parameters: Iterable[str], details: Mapping[str, str]) -> InvalidRequestError:
+    """Returns the error for unknown names in body and query. `details` has the texts for some of the query."""
     named = [(body_pointer(cut_name(name)), name, _UNKNOWN) for name in fields]
     named += [(f"query/{_quoted(name)}", name, details.get(name, _UNKNOWN)) for name in parameters]
     return InvalidRequestError(

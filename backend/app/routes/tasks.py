@@ -105,9 +105,9 @@ def _state(body: Completion | None, query: CompletionQuery, request: Request) ->
     fields, parameters = request.scope[UNKNOWN_NAMES]
     in_body = body.get("completed") if body else None
     completed = query.completed if in_body is None else in_body
-    refused = (fields if in_body is None else [], parameters if completed is None else [])
-    if any(refused):
-        raise refusal(*refused)
+    fields, parameters = () if in_body is not None else fields, () if completed is not None else parameters
+    if fields or parameters:
+        raise refusal(fields, parameters, {})
     if query.completed not in (None, completed):
         raise InvalidRequestError([FieldError("query/completed", "contradicts the body")])
     return completed

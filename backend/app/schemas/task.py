@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, get_args
 from uuid import UUID
 
 from pydantic import (
@@ -20,16 +20,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN
-from app.schemas.words import (
-    NEWEST_FIRST,
-    SORT_DESCRIPTION,
-    DirectionWord,
-    OtherSortWord,
-    Sort,
-    SortWord,
-    Status,
-    ordering,
-)
+from app.schemas import words
 
 SEARCH_MAX: Final = 200
 LIMIT_MAX: Final = 1_000
@@ -70,14 +61,6 @@ def _boolean(text: object) -> object:
     return {"true": True, "false": False, "1": True, "0": False}.get(str(text).lower(), "not a boolean")
 
 
-def _false_if_null(value: object) -> object:
-    return False if value is None else value
-
-
-def _boolean_if_any(text: object) -> object:
-    return _boolean(text) if text != "" else None
-
-
 def timestamp(moment: datetime) -> str:
     """Returns a UTC time in RFC 3339, with `Z` and always six fractional digits, so that times sort as text."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -115,7 +98,7 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Description | None = None
-    completed: Annotated[bool, BeforeValidator(_false_if_null)] = Field(
+    completed: Annotated[bool, BeforeValidator(lambda value: False if value is None else value)] = Field(
         default_factory=bool,  # with `default=False`, client generators would make the field required
         description="`false` if it is not sent.",
     )
@@ -140,7 +123,7 @@ class Completion(TypedDict, total=False):
 class CompletionQuery(BaseModel):
     """The same as `Completion`, in the query."""
 
-    completed: Annotated[bool | None, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})] = Field(
+    completed: Annotated[_BooleanOrNull, BeforeValidator(_boolean)] = Field(
         default=None, description="The state to set, as in the body."
     )
 
@@ -170,8 +153,10 @@ TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LI
 class TaskQuery(BaseModel):
     """The filters, the order and the limit of a list."""
 
-    status: Status = "all"
-    completed: Annotated[bool | None, BeforeValidator(_boolean_if_any), WithJsonSchema({"type": "boolean"})] = Field(
+    status: words.StateWord = Field(
+        default="all", description=f"Which tasks by state. {words.also(words.STATES, get_args(words.State))}"
+    )
+    completed: Annotated[_BooleanOrNull, BeforeValidator(lambda text: _boolean(text) if text else None)] = Field(
         default=None, description="The same as `status`, as a boolean. Given both, both apply."
     )
     search: Annotated[str, AfterValidator(_storable)] = Field(
@@ -180,10 +165,14 @@ class TaskQuery(BaseModel):
         json_schema_extra=_STORABLE,
         description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters.",
     )
-    sort: SortWord = Field(default=NEWEST_FIRST, description=SORT_DESCRIPTION)
-    sort_by: OtherSortWord = ""
-    order: DirectionWord = ""
-    sort_order: DirectionWord = ""
+    sort: words.SortWord = Field(
+        default=words.NEWEST_FIRST,
+        description="`-` for descending; ties by `id`. Titles sort without regard to case. "
+        f"{words.also(words.SORTS, get_args(words.Sort))} So are the names `sort_by`, `order` and `sort_order`.",
+    )
+    sort_by: words.OtherSortWord = ""
+    order: words.DirectionWord = ""
+    sort_order: words.DirectionWord = ""
     limit: Annotated[int, BeforeValidator(_limit)] = Field(
         default=LIMIT_MAX,
         ge=1,
@@ -199,10 +188,16 @@ class TaskQuery(BaseModel):
     )
 
     @property
-    def ordering(self) -> Sort:
-        """The order that the words ask for. `sort_by` counts more than `sort`, which others use for the direction."""
-        sort, direction = self.sort_by or self.sort, self.order or self.sort_order
-        return NEWEST_FIRST if sort == NEWEST_FIRST and not direction else ordering(sort, direction)
+    def ordering(self) -> words.Sort:
+        """The order that the words ask for. An unknown sort is the default order, whatever the direction.
+
+        `sort_by` counts more than `sort`, which other services use for the direction, and a direction more than a sign.
+        """
+        sort = words.SORTS.get(self.sort_by or self.sort)
+        sign = words.DIRECTIONS.get(self.order or self.sort_order)
+        if sort is None or sign is None:
+            return sort or words.NEWEST_FIRST
+        return words.SORTS[sign + sort.removeprefix("-")]
 
 
 class Conditions(NamedTuple):
