@@ -30,7 +30,8 @@ from app.core.security.jwks import _read_keys
 from app.core.security.tokens import SharedSecret, TokenVerifier
 from app.models.task import USER_ID_PATTERN
 from app.routes.deps import read_conditions
-from app.schemas.task import Sort, timestamp
+from app.schemas.task import timestamp
+from app.schemas.words import Sort
 from app.services.cursors import _with_checksum, decode_cursor
 from app.services.tasks import SORT_KEYS
 

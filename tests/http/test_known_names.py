@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from app.core.config import Settings
 from app.http.fast_lane import JSONRoute
+from app.schemas.words import Words
 from tests.http.support import BASE, extended, problem_of
 
 
@@ -65,6 +66,7 @@ async def client(secured: Settings) -> AsyncIterator[httpx.AsyncClient]:
         router.add_api_route(f"/{name}", handler, methods=[method], dependencies=[Depends(with_parameter)])
 
     add("GET", "query", Annotated[list[UUID], Query(validation_alias="sent")])
+    add("GET", "words", Annotated[str, Words({"a", "b"}), Query()])
     for name, (annotation, *_) in BODIES.items():
         add("POST", name, annotation)
     async with extended(secured, lambda app: app.include_router(router)) as client:
@@ -79,6 +81,13 @@ async def test_the_query_parameters_of_a_handler_and_its_dependencies_are_known(
 
     assert (accepted.status_code, accepted.headers["Preference-Applied"]) == (200, "handling=strict")
     assert [error["pointer"] for error in problem_of(refused, 422)["errors"]] == ["query/unknown"]
+
+
+async def test_other_words_of_a_marked_parameter_are_refused_as_unknown(client: httpx.AsyncClient) -> None:
+    accepted, refused = [await client.get(f"/api/ada/things/words?value={word}&other=1") for word in "Bc"]
+
+    assert (accepted.status_code, accepted.text) == (200, "\"'B'\"")
+    assert problem_of(refused, 422)["detail"] == "value: is not one that this list knows"
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import pytest
 
-from app.schemas.task import Sort
+from app.schemas.words import Sort
 from app.services.cursors import Position
 from app.services.tasks import _page  # the statement that the service runs
 from tests.support import connected

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from app.core.config import Settings
-from app.schemas.task import Sort
+from app.schemas.words import Sort
 from tests.support import serving_in_thread
 
 Task = dict[str, Any]
@@ -118,7 +118,7 @@ class TasksMachine(RuleBasedStateMachine):
 
         sort = query.get("sort", "-created_at")
         expected = [task for task in self.stored.values() if matches(query, task)]
-        expected.sort(key=lambda task: (task[sort.removeprefix("-")], task["id"]), reverse=sort.startswith("-"))
+        expected.sort(key=lambda task: (task[sort.removeprefix("-")].lower(), task["id"]), reverse=sort.startswith("-"))
         assert listed == expected
 
     def change(

@@ -20,9 +20,9 @@ _JSON = {"Content-Type": "application/json"}
         (b"", {"Content-Type": "text/plain"}),
         (b"{}", _JSON),
         (b"null", _JSON),  # what axios sends for `patch(url, null)`
-        (b'{"priority": "high"}', _JSON),
+        (b'{"completed": null}', _JSON),  # what generated clients send for a field that is not set
     ],
-    ids=["no body", "no body as JSON", "empty as text", "{}", "null", "unknown field"],
+    ids=["no body", "no body as JSON", "empty as text", "{}", "null", "null as the state"],
 )
 async def test_each_request_without_a_state_toggles_the_task(
     client: httpx.AsyncClient, path: str, task: dict[str, Any], content: bytes | None, headers: dict[str, str]
@@ -71,7 +71,52 @@ async def test_fields_other_than_completed_are_ignored(
     assert reply.headers["Ignored-Fields"] == "title, description"
 
 
-@pytest.mark.parametrize("completed", [None, 0, 1, "true", "", [], {}])
+@pytest.mark.parametrize("completed", [True, False])
+@pytest.mark.parametrize(
+    ("query", "body"),
+    [("{}", None), ("{}", {}), ("{}", {"completed": None}), ("{}", "same"), ("{}&verbose=1", None), ("", "same")],
+)
+async def test_the_state_may_be_in_the_query_in_the_body_or_in_both(
+    client: httpx.AsyncClient, path: str, completed: bool, query: str, body: object
+) -> None:
+    url = f"{path}/complete?" + query.format(f"completed={str(completed).title()}")
+    sent = {"completed": completed} if body == "same" else body
+
+    replies = [await client.patch(url, json=sent) for _ in range(2)]
+
+    assert [(reply.status_code, reply.json()["completed"]) for reply in replies] == [(200, completed)] * 2
+    assert [reply.headers.get("Ignored-Fields") for reply in replies] == ["verbose" if "verbose" in url else None] * 2
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "named"),
+    [
+        ("", {"is_completed": False}, ["#/is_completed"]),
+        ("", {"done": True, "status": "completed"}, ["#/done", "#/status"]),
+        ("", {"completed": None, "is_completed": False}, ["#/is_completed"]),
+        ("", {"Completed": False}, ["#/Completed"]),
+        ("is_completed=false", None, ["query/is_completed"]),
+        ("done=true", {}, ["query/done"]),
+        ("Completed=false", {"completed": None}, ["query/Completed"]),
+        ("done=1", {"done": True}, ["#/done", "query/done"]),
+        ("completed=true", {"is_completed": False}, ["#/is_completed"]),
+        ("completed=", None, ["query/completed"]),
+        ("completed=no", None, ["query/completed"]),
+        ("completed=null", {"completed": True}, ["query/completed"]),
+        ("completed=false", {"completed": True}, ["query/completed"]),
+        ("completed=1", {"completed": False}, ["query/completed"]),
+        *(("", body, ["#"]) for body in (False, True, 0, "false", "", [], [{"completed": False}])),
+    ],
+)
+async def test_what_may_be_meant_as_a_state_never_toggles(
+    client: httpx.AsyncClient, path: str, task: dict[str, Any], *, query: str, body: object, named: list[str]
+) -> None:
+    for headers in ({}, {"Prefer": "handling=lenient"}, {"Prefer": "handling=strict"}):
+        assert pointers(await client.patch(f"{path}/complete?{query}", json=body, headers=headers)) == named
+    assert (await client.get(path)).json() == task
+
+
+@pytest.mark.parametrize("completed", [0, 1, "true", "", [], {}])
 async def test_a_state_other_than_true_or_false_is_refused(
     client: httpx.AsyncClient, path: str, task: dict[str, Any], completed: object
 ) -> None:

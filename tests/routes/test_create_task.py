@@ -38,6 +38,16 @@ class TestReply:
 
         assert sent.items() <= reply.json().items()
 
+    async def test_a_state_of_null_is_as_if_absent(self, client: httpx.AsyncClient, tasks: str) -> None:
+        headers = {"Idempotency-Key": "once", "Prefer": "handling=strict"}
+        bodies: list[dict[str, object]] = [{"title": "a", "completed": None}, {"title": "a"}]
+
+        replies = [await client.post(tasks, json=body, headers=headers) for body in bodies]
+
+        assert [reply.status_code for reply in replies] == [201, 201]
+        assert replies[0].json() == replies[1].json()
+        assert replies[0].json()["completed"] is False
+
     async def test_the_times_of_a_new_task_come_from_the_database_clock(
         self, database: asyncpg.Connection, client: httpx.AsyncClient, tasks: str
     ) -> None:

@@ -30,7 +30,7 @@ VALID: Final[dict[str, list[object]]] = {
 INVALID: Final[dict[str, list[object]]] = {
     "title": ["", " \t\u3000\n\x85\u2028", "x" * 201, "\U0001f600" * 201, "a\0b", None, 1, True, ["a"], {}],
     "description": ["x" * 5_001, "\U0001f600" * 5_001, "a\0b", 0, False, []],
-    "completed": [None, 0, 1, "true", "", [], {}],
+    "completed": [0, 1, "true", "", [], {}],
 }
 
 

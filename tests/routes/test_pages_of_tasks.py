@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.schemas.task import Sort
+from app.schemas.words import Sort
+from app.services.cursors import _with_checksum
 from tests.routes.support import Tasks, add, listed, titles_of
 from tests.support import pointers
 
@@ -196,6 +197,15 @@ class TestCursor:
         for text in changed:
             assert pointers(await client.get(tasks, params={"cursor": text})) == ["query/cursor"], text
 
+    @pytest.mark.parametrize("sort", ["title", "-title"])
+    async def test_a_cursor_of_a_release_that_sorted_titles_by_code_point_is_refused(
+        self, client: httpx.AsyncClient, user: str, tasks: str, sort: str
+    ) -> None:
+        [first, _] = await add(client, tasks, "a", "B")
+        before = _with_checksum(UUID(first["id"]).bytes + b"a", sort, repr((user, {})))
+
+        assert pointers(await client.get(tasks, params={"sort": sort, "cursor": before})) == ["query/cursor"]
+
     async def test_an_empty_cursor_gives_the_first_page_and_the_page_size_may_change(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:
@@ -261,6 +271,35 @@ class TestWalk:
                 walked += [task["title"] for task in page]
                 assert len(walked) <= len(ordered)
             assert walked == (ordered[::-1] if sort.startswith("-") else ordered)
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        titles=st.lists(
+            st.text(st.sampled_from("aAbB\u0130\u0131\u1e9e\xdf\u03a3\u03c3\u03c2\xe9\xc9\u01c5 "), max_size=4)
+            | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=199),
+            max_size=12,
+        ),
+        sort=st.sampled_from(["title", "-title"]),
+    )
+    async def test_pages_of_any_size_have_each_title_once_in_the_order_of_the_database(
+        self,
+        database: asyncpg.Connection,
+        client: httpx.AsyncClient,
+        new_user: Callable[[], str],
+        *,
+        titles: list[str],
+        sort: str,
+    ) -> None:
+        user, insert = new_user(), "INSERT INTO tasks (user_id, id, title) VALUES ($1, gen_random_uuid(), $2)"
+        await database.executemany(insert, [(user, f"{title}.") for title in titles])
+        way = "DESC" if sort == "-title" else "ASC"
+        lowered = f'lower(lower(title COLLATE "C") COLLATE "default") COLLATE "C" {way}, id {way}'
+        sql = f"SELECT id::text FROM tasks WHERE user_id = $1 ORDER BY {lowered}"  # noqa: S608
+        ordered = [record[0] for record in await database.fetch(sql, user)]
+
+        for limit in (1, 2, 3, 1_000):
+            pages = [page async for page in _pages(client, f"/api/{user}/tasks", sort=sort, limit=limit)]
+            assert [task["id"] for page in pages for task in page] == ordered
 
     @pytest.mark.parametrize("sort", _SORTS)
     async def test_changes_between_the_pages_neither_repeat_nor_skip_an_untouched_task(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support import pointers
+from tests.support import pointers, short
 
 STRICT: Final = {"Prefer": "handling=strict"}
 
@@ -115,6 +115,52 @@ class TestNames:
 
         assert (ignored.status_code, ignored.headers["Ignored-Fields"]) == (201, ", ".join(names[:20]))
         assert pointers(refused) == [f"#/{name}" for name in names[:20]]
+
+
+class TestPages:
+    @pytest.mark.parametrize("headers", [{}, STRICT], ids=["lenient", "strict"])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            *("page=2", "offset=1", "skip=20", "Page=2", "_page=2", "page_number=3", "pageNumber=3", "page_no=2"),
+            *("%24skip=1", "page%5Bnumber%5D=2", "page%5Boffset%5D=5", "page-index=2", "page=1&page=2"),
+            *("page=%202", "page=2.0", "page=1e3", "page=%D9%A2", "page=" + "9" * 5_000, "offset=Infinity"),
+        ],
+        ids=short,
+    )
+    async def test_a_later_page_is_refused_with_a_word_about_the_link(
+        self, client: httpx.AsyncClient, tasks: str, query: str, headers: dict[str, str]
+    ) -> None:
+        name = query.partition("=")[0]
+
+        reply = await client.get(f"{tasks}?limit=1&{query}&verbose=1", headers=headers)
+
+        assert pointers(reply) == [f"query/{name}", *(["query/verbose"] if headers else [])]
+        assert "the header Link" in reply.json()["errors"][0]["detail"]
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            *("page=1", "offset=0", "skip=0", "page=0", "page=", "page=undefined", "page=NaN", "offset=-1", "page=%00"),
+            *("per_page=5", "page_size=10", "pages=2", "start=2026", "homepage=2", "page=2&page=1"),
+        ],
+    )
+    async def test_the_first_page_and_what_is_no_page_are_ignored_as_any_unknown_name(
+        self, client: httpx.AsyncClient, tasks: str, task: dict[str, Any], query: str
+    ) -> None:
+        lenient, strict = [await client.get(f"{tasks}?{query}", headers=headers) for headers in ({}, STRICT)]
+
+        name = query.partition("=")[0]
+        assert (lenient.json(), lenient.headers["Ignored-Fields"]) == ([task], name)
+        assert (pointers(strict), strict.json()["errors"][0]["detail"]) == ([f"query/{name}"], "is not known here")
+
+    async def test_a_page_is_ignored_where_there_are_no_pages(
+        self, client: httpx.AsyncClient, tasks: str, path: str
+    ) -> None:
+        replies = [await client.get(f"{path}?page=2"), await client.post(f"{tasks}?page=2", json={"title": "a"})]
+
+        assert [reply.status_code for reply in replies] == [200, 201]
+        assert [reply.headers["Ignored-Fields"] for reply in replies] == ["page"] * 2
 
 
 class TestPrefer:

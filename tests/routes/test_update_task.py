@@ -41,6 +41,17 @@ async def test_a_later_update_keeps_a_completed_state_and_a_cleared_description(
     assert after == before | {"title": "Buy soy milk", "updated_at": after["updated_at"]}
 
 
+@pytest.mark.parametrize("completed", [True, False])
+async def test_a_state_of_null_keeps_the_state(client: httpx.AsyncClient, path: str, completed: bool) -> None:
+    before = (await client.put(path, json={"completed": completed})).json()
+
+    unchanged = await client.put(path, json={"completed": None}, headers={"Prefer": "handling=strict"})
+    renamed = await client.put(path, json={"completed": None, "title": "Buy soy milk"})
+
+    assert unchanged.json() == before
+    assert renamed.json() == before | {"title": "Buy soy milk", "updated_at": renamed.json()["updated_at"]}
+
+
 @pytest.mark.parametrize("body", [{}, {"priority": "high"}, {"id": str(uuid4()), "created_at": None}])
 async def test_an_update_without_a_known_field_changes_nothing(
     client: httpx.AsyncClient, path: str, task: dict[str, Any], body: dict[str, Any]

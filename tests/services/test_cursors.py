@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import InvalidRequestError
-from app.schemas.task import Sort, timestamp
+from app.schemas.task import timestamp
+from app.schemas.words import Sort
 from app.services.cursors import Position, _with_checksum, decode_cursor, encode_cursor
 from app.services.tasks import SORT_KEYS
 

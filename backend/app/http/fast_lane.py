@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 from starlette._utils import get_route_path
 from starlette.convertors import StringConvertor
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMediaTypeError
 from app.http.conditions import apply_if_none_match
 from app.http.kept_fields import take_kept
-from app.http.preferences import KnownNames, handling_headers, known_names
+from app.http.preferences import UNKNOWN_NAMES, KnownNames, handling_headers, known_names
 from app.http.problems import EXTRA_HEADERS
 
 BODY_LIMIT: Final = 65_536  # bytes
@@ -243,10 +243,10 @@ class ArgumentReader:
                 arguments[name] = given
         wrong: list[Any] = []
         for name, alias, validate in self._path:
-            arguments[name], errors = validate(request.path_params[alias], loc=("path", alias))
+            arguments[name], errors = validate(request.scope["path_params"][alias], loc=("path", alias))
             wrong += errors
         if self._query:
-            values, errors = self._read_query(request.query_params)
+            values, errors = self._read_query(request)
             arguments |= values
             wrong += errors
         for name, required, validate in self._body:
@@ -263,11 +263,12 @@ class ArgumentReader:
             arguments[self._request] = request
         return arguments
 
-    def _read_query(self, sent: QueryParams) -> tuple[dict[str, Any], list[Any]]:
+    def _read_query(self, request: Request) -> tuple[dict[str, Any], list[Any]]:
         """Validates one model at once: 10 µs of a list. FastAPI's own function reads each field separately: 110 µs."""
         if self._query_model is None:
-            return request_params_to_args(self._query, sent)
-        value, errors = self._query_model.validate(dict(sent), loc=("query",))
+            return request_params_to_args(self._query, request.query_params)
+        sent = dict(request.query_params) if request.scope["query_string"] else {}
+        value, errors = self._query_model.validate(sent, loc=("query",))
         return {self._query_model.name: value}, errors
 
 
@@ -277,10 +278,14 @@ async def _respond(
     body = await _read(request) if names.has_body else _ABSENT
     fields = [name for name in body if name not in names.fields] if isinstance(body, dict) else []
     kept = take_kept(request, fields, names.never_kept) if fields and names.never_kept is not None else ()
-    has_query = request.scope["query_string"]
-    parameters = [name for name in request.query_params if name not in names.parameters] if has_query else []
+    parameters = {
+        name: value
+        for name, value in (request.query_params.items() if request.scope["query_string"] else ())
+        if name not in names.parameters or (name in names.words and value.lower() not in names.words[name])
+    }
+    request.scope[UNKNOWN_NAMES] = fields, parameters
     prefer = values_of(request, b"prefer")
-    headers = handling_headers(prefer, fields, parameters, kept) if prefer or fields or parameters else None
+    headers = handling_headers(prefer, names, fields, parameters, kept) if prefer or fields or parameters else None
     if headers:
         request.scope[EXTRA_HEADERS] = headers
     response = await call(request, body)

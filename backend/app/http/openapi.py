@@ -26,6 +26,7 @@ from app.http.fast_lane import BODY_LIMIT, JSONRoute
 from app.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from app.http.problems import MEDIA_TYPE, problem_details
 from app.schemas.problem import EXAMPLE_ID, Problem
+from app.schemas.words import UNDOCUMENTED
 
 DESCRIPTION: Final = """\
 Tasks, each owned by one user. A bearer token proves who asks.
@@ -161,6 +162,8 @@ def _complete_operation(operation: dict[str, Any], context: RouteContext, *, aut
     tokens = [{**scheme, **_SECURED} for scheme in own or [{}]]
     operation["security"] = own if public else tokens if authenticates else [*tokens, {}]
     _drop_null(operation)
+    if parameters := operation.get("parameters"):
+        operation["parameters"] = [each for each in parameters if UNDOCUMENTED not in each.get("schema", {})]
     responses = operation.setdefault("responses", {})
     if "HTTPValidationError" in str(responses.get("422", "")):
         del responses["422"]

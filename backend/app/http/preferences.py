@@ -1,7 +1,8 @@
 """Unknown names in a request: listed in `Ignored-Fields`, or refused with `Prefer: handling=strict` (RFC 7240)."""
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
@@ -14,13 +15,17 @@ from app.core.errors import FieldError, InvalidRequestError
 from app.http.authorization import all_dependants
 from app.http.kept_fields import read_kept_fields
 from app.http.problems import body_pointer, cut_name
+from app.schemas.words import PAGES, UNKNOWN_WORD, Words
 
+UNKNOWN_NAMES: Final = "app.unknown_names"  # key in the scope of a JSON route: those of the body, and of the query
 _NAMES_SHOWN: Final = 20  # limits how much input a reply repeats, as `cut_name` does
 _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')  # a quoted string may have a comma (RFC 9110, 5.6.4)
 # Possessive: white space would otherwise match in many ways, at a cost of the third power of its length.
 _HANDLING: Final = re.compile(
     r'[ \t]*+handling[ \t]*+(?:=[ \t]*+("(?:[^"\\]|\\.)*+"[ \t]*+|[^";]*+))?(?:;|$)', re.IGNORECASE
 )
+_NUL, _UNKNOWN = "must not contain a NUL character", "is not known here"
+_LATER_PAGE: Final = "does not lead to another page here; the header Link of each page leads to the next one"
 
 
 class _Anything:
@@ -31,12 +36,14 @@ class _Anything:
 class KnownNames(NamedTuple):
     """The known names of body fields and query parameters, and whether the route reads a body.
 
-    `never_kept` are the names of its reply, which it does not keep as unknown fields. None if it keeps none.
+    `words` has the known values of the parameters of which other values are ignored, as unknown names are. `never_kept`
+    are the names of its reply, which it does not keep as unknown fields. None if it keeps none.
     """
 
     has_body: bool
     fields: Container[str]
     parameters: Container[str]
+    words: Mapping[str, Container[str]]
     never_kept: Container[str] | None
 
 
@@ -49,7 +56,15 @@ def known_names(route: Any) -> KnownNames:
     fields = frozenset(field.alias for field in bodies) if embedded else _names_of(bodies, alone=_Anything())
     keeps = any(dependant.call is read_kept_fields for dependant in dependants)
     never_kept = _names_of(filter(None, [route.response_field])) if keeps else None
-    return KnownNames(bool(bodies), fields, _names_of(parameters), never_kept)
+    return KnownNames(bool(bodies), fields, _names_of(parameters), _words_of(parameters), never_kept)
+
+
+def _words_of(fields: Sequence[Any]) -> dict[str, Container[str]]:
+    """Returns the known values of each parameter that is marked with `Words`."""
+    infos = {field.alias: field.field_info for field in fields}
+    for field in fields:
+        infos |= getattr(field.field_info.annotation, "model_fields", {})
+    return {name: mark.known for name, info in infos.items() for mark in info.metadata if isinstance(mark, Words)}
 
 
 def _names_of(fields: Iterable[Any], alone: Container[str] | None = None) -> Container[str]:
@@ -89,19 +104,30 @@ def _aliases(field: Any, name: str) -> set[str]:
 
 
 def handling_headers(
-    prefer: Sequence[str], fields: Sequence[str], parameters: Sequence[str], kept: Container[str] = ()
+    prefer: Sequence[str],
+    known: KnownNames,
+    fields: Sequence[str],
+    parameters: Mapping[str, str],
+    kept: Container[str] = (),
 ) -> dict[str, str]:
     """Returns the reply headers, given the values of `Prefer`, the unknown names in body and query, and those `kept`.
 
-    Raises InvalidRequestError for names with a NUL character, and with `handling=strict` for all unknown names.
+    Raises InvalidRequestError for names with a NUL character and for a later page of a list that has cursors, because
+    the client would take the first page for it. With `handling=strict`, raises it for all unknown names.
     """
     handling = _handling(prefer)
     headers = {"Preference-Applied": f"handling={handling}"} if handling else {}
     if not fields and not parameters:
         return headers
-    refused = [[name for name in names if handling == "strict" or "\0" in name] for names in (fields, parameters)]
-    if any(refused):
-        error = InvalidRequestError(_unknown(*refused))
+    has_cursors = "cursor" in known.parameters
+    later = [name for name, value in parameters.items() if has_cursors and _is_later_page(name, value)]
+    refused_fields, refused_parameters = [
+        [name for name in names if handling == "strict" or "\0" in name] for names in (fields, parameters)
+    ]
+    refused_parameters = refused_parameters or later
+    if refused_fields or refused_parameters:
+        details = dict.fromkeys(known.words, UNKNOWN_WORD) | dict.fromkeys(later, _LATER_PAGE)
+        error = refusal(refused_fields, refused_parameters, details)
         error.headers.update(headers)
         raise error
     ignored = [*(name for name in fields if name not in kept), *parameters]
@@ -117,11 +143,21 @@ def _handling(prefer: Sequence[str]) -> str | None:
     return None
 
 
-def _unknown(fields: Iterable[str], parameters: Iterable[str]) -> list[FieldError]:
-    named = [(body_pointer(cut_name(name)), name) for name in fields]
-    named += [(f"query/{_quoted(name)}", name) for name in parameters]
-    nul, unknown = "must not contain a NUL character", "is not known here"
-    return [FieldError(pointer, nul if "\0" in name else unknown) for pointer, name in named[:_NAMES_SHOWN]]
+def _is_later_page(name: str, value: str) -> bool:
+    """Whether the parameter asks for a page after the first one. What is not a number does not."""
+    first = PAGES.get(re.sub(r"[\W_]", "", name).lower())
+    with suppress(ValueError):
+        return first is not None and float(value) > first
+    return False
+
+
+def refusal(fields: Iterable[str], parameters: Iterable[str], details: Mapping[str, str]) -> InvalidRequestError:
+    """Returns the error for unknown names in body and query. `details` has the texts for some of the query."""
+    named = [(body_pointer(cut_name(name)), name, _UNKNOWN) for name in fields]
+    named += [(f"query/{_quoted(name)}", name, details.get(name, _UNKNOWN)) for name in parameters]
+    return InvalidRequestError(
+        FieldError(pointer, _NUL if "\0" in name else detail) for pointer, name, detail in named[:_NAMES_SHOWN]
+    )
 
 
 def _quoted(name: str) -> str:

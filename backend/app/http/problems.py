@@ -25,6 +25,7 @@ from app.core.errors import (
     MalformedBodyError,
     MethodNotAllowedError,
     RouteNotFoundError,
+    TaskNotFoundError,
     UnavailableError,
 )
 from app.schemas.problem import ERRORS_MAX
@@ -37,7 +38,9 @@ EXTRA_HEADERS: Final = "app.problem_headers"  # key in the scope: headers that a
 # Replaces messages of pydantic that quote the input or mention Python.
 _WORDS: Final = {
     "missing": "is required",
+    **dict.fromkeys(("enum", "literal_error"), "is not one of the known values"),
     "uuid_parsing": "must be a UUID",
+    "int_parsing": "must be a whole number",
     "bool_parsing": "must be true or false",
     "string_pattern_mismatch": "has characters that are not allowed here",
     "model_attributes_type": "must be a JSON object",
@@ -163,6 +166,8 @@ async def _answer_validation_error(request: Request, error: RequestValidationErr
     if errors and errors[0].get("type") == "json_invalid" and errors[0].get("loc", ())[:1] == ("body",):
         reason = errors[0].get("ctx", {}).get("error", "")
         return await answer_app_error(request, MalformedBodyError(f"The body is not JSON: {reason}."))
+    if any(each.get("type") == TaskNotFoundError.kind for each in errors):
+        return await answer_app_error(request, TaskNotFoundError())
     return await answer_app_error(request, InvalidRequestError(map(field_error, errors[:ERRORS_MAX])))
 
 

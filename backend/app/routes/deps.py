@@ -8,10 +8,12 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import Depends, Path, Request
+from pydantic import GetPydanticSchema
+from pydantic_core.core_schema import custom_error_schema
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.database import Database
-from app.core.errors import MalformedHeaderError
+from app.core.errors import MalformedHeaderError, TaskNotFoundError
 from app.core.security.tokens import TokenVerifier
 from app.http.authorization import NotStartedError, current_user
 from app.http.conditions import CODING
@@ -117,7 +119,11 @@ Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
 CurrentUser = Annotated[str, Depends(current_user)]
 Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
-TaskId = Annotated[UUID, Path(description="The id of one of the user's tasks.")]
+# No task has an id that is no UUID. The type of this error becomes TaskNotFoundError, at no cost for other ids.
+_OrNoTask = GetPydanticSchema(
+    lambda source, handler: custom_error_schema(handler(source), TaskNotFoundError.kind, custom_error_message="")
+)
+TaskId = Annotated[UUID, _OrNoTask, Path(description="The id of one of the user's tasks.")]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
 KeptFields = Annotated[dict[str, Any], Depends(read_kept_fields)]
 IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]

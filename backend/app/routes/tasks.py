@@ -6,12 +6,15 @@ from urllib.parse import quote, quote_plus
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
+from app.core.errors import FieldError, InvalidRequestError
 from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
+from app.http.preferences import UNKNOWN_NAMES, refusal
 from app.models.task import WireTask
 from app.routes.deps import Db, IdempotencyKey, KeptFields, RequestConditions, TaskId, UserId
 from app.schemas.task import (
     Completion,
+    CompletionQuery,
     TaskCreate,
     TaskList,
     TaskQuery,
@@ -79,10 +82,15 @@ async def complete_task(
     user_id: UserId,
     task_id: TaskId,
     conditions: RequestConditions,
+    query: Annotated[CompletionQuery, Query()],
+    request: Request,
     body: Annotated[Completion | None, _TOGGLE_OR_SET] = None,
 ) -> Response:
-    """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat."""
-    completed = (body or {}).get("completed")
+    """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat.
+
+    A request with other names and without `completed` is refused.
+    """
+    completed = _state(body, query, request)
     return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions))
 
 
@@ -91,6 +99,19 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
     """Delete a task for good."""
     await tasks.delete_task(db, user_id, task_id, conditions)
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _state(body: Completion | None, query: CompletionQuery, request: Request) -> bool | None:
+    """Returns the state to set, None to toggle. Raises InvalidRequestError if the request may mean something else."""
+    fields, parameters = request.scope[UNKNOWN_NAMES]
+    in_body = body.get("completed") if body else None
+    completed = query.completed if in_body is None else in_body
+    fields, parameters = () if in_body is not None else fields, () if completed is not None else parameters
+    if fields or parameters:
+        raise refusal(fields, parameters, {})
+    if query.completed not in (None, completed):
+        raise InvalidRequestError([FieldError("query/completed", "contradicts the body")])
+    return completed
 
 
 def _reply(task: WireTask) -> Response:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, NamedTuple, get_args
 from uuid import UUID
 
 from pydantic import (
@@ -20,11 +20,10 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.models.task import DESCRIPTION_MAX, TITLE_MAX, USER_ID_PATTERN
+from app.schemas import words
 
 SEARCH_MAX: Final = 200
 LIMIT_MAX: Final = 1_000
-
-Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 
 # Generators of clients copy a pattern into code, so it has no control character and no `\u`, which PCRE does not know.
 # `\s` is white space in every dialect, though not for each rare character the same: `_not_blank` decides.
@@ -66,8 +65,10 @@ def timestamp(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _digits(text: object) -> object:
-    """Accepts only ASCII digits. Pydantic would also accept `1_000`, `+5` and `5.0`."""
+def _limit(text: object) -> object:
+    """Accepts only ASCII digits, and an empty text as absent. Pydantic would also accept `1_000`, `+5` and `5.0`."""
+    if text == "":
+        return LIMIT_MAX
     return text if str(text).isascii() and str(text).isdigit() else "not a number"
 
 
@@ -81,6 +82,8 @@ Title = Annotated[
     AfterValidator(_not_blank),
 ]
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+# `null` counts as absent: generated clients send it for what is not set. The document has one way to say it.
+_BooleanOrNull = Annotated[bool | None, WithJsonSchema({"type": "boolean"})]
 Timestamp = Annotated[datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema(_TIMESTAMP)]
 
 
@@ -94,7 +97,7 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Description | None = None
-    completed: bool = Field(
+    completed: Annotated[bool, BeforeValidator(lambda value: False if value is None else value)] = Field(
         default_factory=bool,  # with `default=False`, client generators would make the field required
         description="`false` if it is not sent.",
     )
@@ -106,14 +109,22 @@ class TaskUpdate(TypedDict, total=False):
 
     title: Title
     description: Description | None
-    completed: bool
+    completed: _BooleanOrNull
 
 
 @with_config(strict=True, json_schema_extra={"example": {"completed": True}})
 class Completion(TypedDict, total=False):
     """The state to set. Without `completed` the task is toggled."""
 
-    completed: bool
+    completed: _BooleanOrNull
+
+
+class CompletionQuery(BaseModel):
+    """The same as `Completion`, in the query."""
+
+    completed: Annotated[_BooleanOrNull, BeforeValidator(_boolean)] = Field(
+        default=None, description="The state to set, as in the body."
+    )
 
 
 class TaskResponse(BaseModel):
@@ -138,8 +149,10 @@ TaskList = Annotated[list[TaskResponse], Field(json_schema_extra={"maxItems": LI
 class TaskQuery(BaseModel):
     """The filters, the order and the limit of a list."""
 
-    status: Literal["all", "pending", "completed"] = Field(default="all", description="Which tasks by state.")
-    completed: Annotated[bool | None, BeforeValidator(_boolean)] = Field(
+    status: words.StateWord = Field(
+        default="all", description=f"Which tasks by state. {words.also(words.STATES, get_args(words.State))}"
+    )
+    completed: Annotated[_BooleanOrNull, BeforeValidator(lambda text: _boolean(text) if text else None)] = Field(
         default=None, description="The same as `status`, as a boolean. Given both, both apply."
     )
     search: Annotated[str, AfterValidator(_storable)] = Field(
@@ -148,10 +161,15 @@ class TaskQuery(BaseModel):
         json_schema_extra=_STORABLE,
         description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters.",
     )
-    sort: Sort = Field(
-        default="-created_at", description="`-` for descending; ties by `id`. Titles sort by code point."
+    sort: words.SortWord = Field(
+        default=words.NEWEST_FIRST,
+        description="`-` for descending; ties by `id`. Titles sort without regard to case. "
+        f"{words.also(words.SORTS, get_args(words.Sort))} So are the names `sort_by`, `order` and `sort_order`.",
     )
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(
+    sort_by: words.OtherSortWord = ""
+    order: words.DirectionWord = ""
+    sort_order: words.DirectionWord = ""
+    limit: Annotated[int, BeforeValidator(_limit)] = Field(
         default=LIMIT_MAX,
         ge=1,
         le=LIMIT_MAX,
@@ -164,6 +182,18 @@ class TaskQuery(BaseModel):
         json_schema_extra={"pattern": "^[A-Za-z0-9_-]*$"},
         description="Where to go on, as given in `Link`. Only with the same filters.",
     )
+
+    @property
+    def ordering(self) -> words.Sort:
+        """The order that the words ask for. An unknown sort is the default order, whatever the direction.
+
+        `sort_by` counts more than `sort`, which other services use for the direction, and a direction more than a sign.
+        """
+        sort = words.SORTS.get(self.sort_by or self.sort)
+        sign = words.DIRECTIONS.get(self.order or self.sort_order)
+        if sort is None or sign is None:
+            return sort or words.NEWEST_FIRST
+        return words.SORTS[sign + sort.removeprefix("-")]
 
 
 class Conditions(NamedTuple):

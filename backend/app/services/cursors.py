@@ -50,11 +50,17 @@ _YEARS: Final = range(-4712, 294_277)  # of PostgreSQL's timestamp; 0 is the yea
 
 
 class SortKey(NamedTuple):
-    """A column to sort lists by, and the Python type of its values. NULLs of a `nullable` column always come last."""
+    """A column to sort lists by, and the Python type of its values. NULLs of a `nullable` column always come last.
+
+    Lists are sorted by what `function` makes of the column. A cursor has the value of the column, because only the
+    database can compute exactly the same. When that order changes, change `order`: it keeps older cursors out.
+    """
 
     column: Any
     kind: type
     nullable: bool = False
+    function: Callable[[Any], Any] = lambda column: column
+    order: str = ""
 
 
 class Position(NamedTuple):
@@ -88,7 +94,8 @@ def page_after(
     A resumed query starts after the position in its parameters `after_key` and `after_id`. Pass `in_nulls` if the key
     of that position is None. The query then has no `after_key`.
     """
-    order = [key.column.desc(), row_id.desc()] if descending else [key.column, row_id]
+    value = key.function(key.column)
+    order = [value.desc(), row_id.desc()] if descending else [value, row_id]
     if key.nullable:
         order[0] = order[0].nulls_last()
     if resumed:
@@ -100,7 +107,8 @@ def _is_after(key: SortKey, row_id: Any, *, descending: bool, in_nulls: bool) ->
     after_id = bindparam("after_id", type_=Uuid)
     if in_nulls:
         return and_(key.column.is_(None), row_id < after_id if descending else row_id > after_id)
-    row, position = tuple_(key.column, row_id), tuple_(_key_parameter(key.column.type), after_id)
+    row = tuple_(key.function(key.column), row_id)
+    position = tuple_(key.function(_key_parameter(key.column.type)), after_id)
     beyond = row < position if descending else row > position
     return or_(beyond, key.column.is_(None)) if key.nullable else beyond
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from app.core.database import Statement
 from app.core.database.migrations import migrate
-from app.schemas.task import Sort
+from app.schemas.words import Sort
 from app.services import tasks
 from tests.deployments import PARTITIONS, partition
 from tests.support import execute, new_database
