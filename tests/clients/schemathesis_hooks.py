@@ -18,6 +18,7 @@ _WRONG_ONE = {
     "does not belong to this list; start again without it",
     "was sent before with another task",
     "contradicts the body",
+    "must not contain a NUL character",  # in a name: values have a pattern
 }
 _SORTS = {f"{sign}{name}" for name in ("created_at", "updated_at", "title") for sign in ("", "-")}
 
