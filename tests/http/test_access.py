@@ -53,7 +53,7 @@ class Table(NamedTuple):
             return [405] * 4
         if not known[0].startswith("/api/"):
             return [0] * 4
-        due = 404 if path.endswith("/tasks/none") else 0  # the handler's: no task has this id
+        due = 404 if "{task_id}" in known[0] and path not in self.routes else 0  # the handler's: no task has this id
         return [401, 401, 403 if known[0].startswith("/api/{user_id}/") else 0, due]
 
     def breaches(self) -> list[tuple[str, str, Statuses]]:

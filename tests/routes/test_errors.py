@@ -157,10 +157,11 @@ class TestDefect:
             yield b"{"
             raise RuntimeError
 
+        created = (await client.post(TASKS, json={"title": "Buy oat milk"})).json()
         monkeypatch.setattr("app.routes.tasks._reply", lambda *_: StreamingResponse(content()))
 
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
-            await client.post(TASKS, json={"title": "Buy oat milk"})
+            await client.put(f"{TASKS}/{created['id']}", json={"title": "Buy oat milk"})
 
         assert [record.levelname for record in caplog.records if record.levelno >= logging.ERROR] == ["ERROR"]
         assert (await client.get("/health/live")).status_code == 200

@@ -51,7 +51,7 @@ async def test_an_arbitrary_body_is_read_or_refused(
 
 
 @hostile
-@given(owner=any_segment, task_id=any_segment, method=st.sampled_from(["GET", "PUT", "DELETE"]))
+@given(owner=any_segment, task_id=any_segment.filter(bool), method=st.sampled_from(["GET", "PUT", "DELETE"]))
 @example(owner="%FF%FE", task_id="%00", method="DELETE")
 @example(owner="a", task_id="%7B019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa%7D", method="GET")
 @example(owner="%2E%2E", task_id="%2E%2E", method="GET")
