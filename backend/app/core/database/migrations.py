@@ -12,6 +12,7 @@ from app.core.database.faults import may_recover, probe_delays
 from app.core.errors import StartupError
 from app.core.stopping import pause
 
+VERSION_TABLE: Final = "tasks_api_version"  # Alembic's default would be the table of another program in the schema
 _INI: Final = Path(__file__).parents[4] / "alembic.ini"
 
 _logger = logging.getLogger(__name__)
