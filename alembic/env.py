@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,7 @@ from app.core.database.migrations import VERSION_TABLE
 from app.core.errors import StartupError
 from app.core.stopping import INTERVAL, check, end_in_time, note_signals, requested
 from app.server.embedded import embedded_postgres
-from app.services.adoption import has_our_key
+from app.services.adoption import has_our_key, has_unadopted
 
 for _model in iter_modules(app.models.__path__, "app.models."):
     import_module(_model.name)  # fills the metadata
@@ -46,6 +46,7 @@ _UNKNOWN: Final = (
     f"{VERSION_TABLE} names {{}}, which fits neither this release nor a later one that it works with; "
     f"start the release that migrated the database, restore {VERSION_TABLE}, or use another database"
 )
+_ADOPT: Final = "`python -m app.adopt` says how to take them over"
 
 _logger = logging.getLogger("app.migrations")  # not under "alembic", whose handler drops what a command logs
 
@@ -79,9 +80,20 @@ def _migrate(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         # Requests queue behind a migration that waits for a table. The migration must time out before they do.
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
-        _take_over_revision(connection)
-        if not _is_migrated_further(connection):
-            context.run_migrations()
+        work = context.config.attributes.get("work", _only_migrate)
+        work(connection, lambda: _run_migrations(connection))
+
+
+def _only_migrate(connection: Connection, migrate: Callable[[], None]) -> None:
+    migrate()
+    if context.get_context().opts["fn"].__name__ == "upgrade" and has_unadopted(connection):
+        _logger.warning("the tasks of another program are in the table task; %s", _ADOPT)
+
+
+def _run_migrations(connection: Connection) -> None:
+    _take_over_revision(connection)
+    if not _is_migrated_further(connection):
+        context.run_migrations()
 
 
 def _is_in_models(name: str | None, kind: str, _: object) -> bool:
@@ -117,7 +129,7 @@ def _is_migrated_further(connection: Connection) -> bool:
     if is_known or migration.opts["fn"].__name__ != "upgrade":
         return False
     if not heads and has_table("tasks") and not has_our_key(connection):
-        raise CommandError("the table tasks is of another program; rename it, or use another database")
+        raise CommandError(f"the table tasks has the tasks of another program; {_ADOPT}")
     if len(heads) != 1 or not all(map(_is_addition, compare_metadata(migration, SQLModel.metadata))):
         raise CommandError(_UNKNOWN.format(", ".join(heads) or "no revision"))
     _logger.warning("the database is at revision %s of a later release: nothing is migrated", heads[0])

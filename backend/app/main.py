@@ -143,7 +143,7 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             pool_timeout=settings.database_pool_timeout,
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
-            tables={name: table.columns.keys() for name, table in SQLModel.metadata.tables.items()},
+            tables=SQLModel.metadata.tables.values(),
         )
         try:
             await database.check()

@@ -292,7 +292,7 @@ class TestVersionTable:
 
     @pytest.mark.parametrize("revision", ["0001", HEAD, "1975ea83b712", None])
     @pytest.mark.parametrize("key", ["id integer PRIMARY KEY", "id integer, user_id text, PRIMARY KEY (user_id, id)"])
-    def test_the_tasks_of_another_program_are_left_alone_and_reported(
+    def test_the_tasks_of_another_program_are_left_alone_and_the_error_says_how_to_take_them_over(
         self, empty: str, revision: str | None, key: str
     ) -> None:
         execute(empty, "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
@@ -300,7 +300,7 @@ class TestVersionTable:
         execute(empty, f"CREATE TABLE tasks ({key})")
         before = structure(empty)
 
-        with pytest.raises(StartupError, match="the table tasks is of another program"):
+        with pytest.raises(StartupError, match=r"tasks of another program; `python -m app\.adopt` says how"):
             migrate(empty)
 
         assert structure(empty) == before
