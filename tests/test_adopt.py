@@ -68,7 +68,7 @@ MINIMAL: Final = """
 WIDE: Final = f"""
     CREATE TABLE tasks (
         id SERIAL NOT NULL, user_id VARCHAR DEFAULT 'ada', title VARCHAR, description VARCHAR, done INTEGER,
-        deleted_at TIMESTAMP WITHOUT TIME ZONE, "due date" VARCHAR,
+        deleted_at TIMESTAMP WITHOUT TIME ZONE, "due date" VARCHAR, size NUMERIC,
         {", ".join(f"c{number} VARCHAR" for number in range(1, 22))}, PRIMARY KEY (id)
     )
 """
@@ -78,7 +78,7 @@ COPIES: Final = """
     SELECT 1 + number, user_id, title, description, completed, created_at, updated_at
     FROM tasks, generate_series(1, $1) AS number
 """
-CHANGED: Final = "^{} tasks were created or changed since the adoption"
+CHANGED: Final = "^Tasks that were created or changed since the adoption: {}[.]"
 CREATED: Final = datetime(2026, 1, 2)  # noqa: DTZ001  # naive, as other programs store it
 UPDATED: Final = datetime(2026, 1, 3)  # noqa: DTZ001  # as above
 
@@ -279,11 +279,12 @@ class TestAdopt:
         add(empty, "long", c1="x" * 4_100)
         add(empty, "many", **{f"c{number}": "x" for number in range(1, 22)})
         add(empty, "named", **{'"due date"': "x"})
+        add(empty, "large", size=-(10**309))
 
         report = adopt("--yes")
 
         reasons = re.findall(r"^  \d+: (.*)$", report, re.MULTILINE)
-        assert "Rows that cannot become tasks, and are left in tasks: 15." in report
+        assert "Rows that cannot become tasks, and are left in tasks: 16." in report
         assert Counter(reasons) == {
             "it was deleted": 2,
             "there is no title": 1,
@@ -292,10 +293,11 @@ class TestAdopt:
             "the owner is not 1 to 128 of A-Z a-z 0-9 _ - | . : @ + = ~": 4,
             "the description has more than 5,000 characters": 1,
             "the other columns are more than 20 or more than 4,096 bytes": 2,
-            "a column has a value, but a name that cannot be kept": 1,
+            "a column's name cannot be kept": 1,
+            "a number is too large to be kept": 1,
         }
         assert execute(empty, "SELECT title FROM tasks") == [("fits",)]
-        assert execute(empty, "SELECT count(*) FROM tasks_before_adoption") == [(16,)]
+        assert execute(empty, "SELECT count(*) FROM tasks_before_adoption") == [(17,)]
 
     def test_only_the_first_rows_are_listed(self, serial: str) -> None:
         execute(serial, "UPDATE tasks SET title = ' '")
@@ -349,7 +351,7 @@ class TestAdopt:
         execute(empty, own, FIRST, "not overwritten")
         execute(empty, "INSERT INTO task SELECT 2, user_id, 'second', NULL, false, now(), now() FROM task")
 
-        assert "and 1 tasks were made of its rows. 1 were there already." in adopt("--yes")
+        assert "Rows that became tasks: 1. Tasks that were there already: 1." in adopt("--yes")
         migrate(empty)
 
         assert caplog.messages == []
@@ -458,16 +460,29 @@ class TestStart:
         done, failed = run_command("--yes"), run_command("--undo", "--table", "other")
 
         assert (done.returncode, done.stderr) == (0, "")
-        assert "Done. tasks is called tasks_before_adoption now, and 1 tasks were made of its rows." in done.stdout
+        assert "Done. tasks is called tasks_before_adoption now. Rows that became tasks: 1." in done.stdout
         assert (failed.returncode, failed.stdout) == (1, "")
         assert failed.stderr == "Choose with --table NAME which adoption to undo. There are: tasks.\n"
+
+
+def test_the_documented_commands_print_what_the_page_shows(empty: str) -> None:
+    page = (BACKEND.parent / "docs/adopt.md").read_text()
+    [example] = re.findall(r"^```sql\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    for statement in example.split(";\n")[:-1]:
+        execute(empty, statement)
+
+    commands = re.findall(
+        r"^```sh\n[^\n]* -m app\.adopt([^\n]*)\n```\n```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE
+    )
+
+    assert [adopt(*arguments.split()) + "\n" for arguments, _ in commands] == [shown for _, shown in commands]
 
 
 @pytest.mark.ci
 def test_many_rows_are_adopted(serial: str) -> None:
     execute(serial, f"INSERT INTO tasks {COPIES}", 99_999)
 
-    assert "and 100,000 tasks were made of its rows" in adopt("--yes")
+    assert "Rows that became tasks: 100,000." in adopt("--yes")
 
     assert execute(serial, "SELECT count(*), count(DISTINCT id) FROM tasks") == [(100_000, 100_000)]
     assert "No task was created or changed" in adopt("--undo")

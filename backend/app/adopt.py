@@ -22,11 +22,11 @@ _RULES: Final = (
     "An id that is no UUID becomes a UUIDv5. Clients get kept_fields with UNKNOWN_FIELDS=keep."
 )
 _PLAN: Final = (
-    "Nothing was changed. With --yes, {old} is renamed to {new}, and tasks are made of {rows:,} rows.\n"
+    "Nothing was changed. With --yes, {old} is renamed to {new}. Rows that become tasks: {rows:,}.\n"
     "Stop every program that uses {old} before that."
 )
 _DONE: Final = (
-    "Done. {old} is called {new} now, and {copied:,} tasks were made of its rows. {there:,} were there already.\n"
+    "Done. {old} is called {new} now. Rows that became tasks: {copied:,}. Tasks that were there already: {there:,}.\n"
     "`python -m app.adopt --undo` says how to go back."
 )
 _UNDO_PLAN: Final = (
@@ -35,7 +35,7 @@ _UNDO_PLAN: Final = (
 )
 _UNDONE: Final = "Done. The tables of this service were removed, and {new} is called {old} again."
 _CHANGED: Final = (
-    "{changed:,} tasks were created or changed since the adoption, and only the table tasks has them. "
+    "Tasks that were created or changed since the adoption: {changed:,}. Only the table tasks has them. "
     "Save or delete them, and undo again."
 )
 
@@ -94,7 +94,7 @@ def _adopt(report: list[str], table: str | None, does: bool, connection: Connect
 
 
 def _description(source: Source, rows: int, rejected: int) -> list[str]:
-    lines = [f"The table {source.name} has this number of rows: {rows:,}. A task is made of its columns in this way:"]
+    lines = [f"Rows in the table {source.name}: {rows:,}. A task is made of its columns in this way:"]
     lines += [*source.describe(), _RULES]
     if rejected:
         lines.append(f"Rows that cannot become tasks, and are left in {source.name}: {rejected:,}. The first are:")

@@ -3,6 +3,7 @@
 One SELECT makes a task of each row, or says why the row cannot be one.
 """
 
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -33,7 +34,11 @@ _COMPLETED: Final = ("true", "1", "completed", "complete", "done")
 _NOT_DELETED: Final = ("false", "0")
 _UUID: Final = "^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$"
 _NAMESPACE: Final = UUID("bd5e7140-a4eb-4f29-8c4f-84f43e9587c1")  # of the ids that are made: never change it
-_BAD_NAME: Final = '$.keyvalue() ? (!(@.key like_regex "^[A-Za-z_][A-Za-z0-9_]{0,39}$"))'
+# What the setting UNKNOWN_FIELDS=keep does not accept, as JSON paths.
+_UNKEPT: Final = {
+    '$.keyvalue() ? (!(@.key like_regex "^[A-Za-z_][A-Za-z0-9_]{0,39}$"))': "a column's name cannot be kept",
+    "$.** ? (@ > 1.7e308 || @ < -1.7e308)": "a number is too large to be kept",
+}
 _REASONS: Final = {  # by the name of the constraint
     "ck_tasks_user_id": "the owner is not 1 to 128 of A-Z a-z 0-9 _ - | . : @ + = ~",
     "ck_tasks_title": "the title is blank or has more than 200 characters",
@@ -211,11 +216,11 @@ class Source:
         values = [value.label(name) for name, value in self._made_values().items()]
         with_ids = self._table.outerjoin(_IDS, _IDS.c.old == self._text("id"))
         row = sa.select(*values).select_from(with_ids).offset(0).subquery().c  # OFFSET: each value is computed once
-        bad_name = sa.func.jsonb_path_exists(row.kept_fields, sa.literal_column(f"'{_BAD_NAME}'"))
+        finds = partial(sa.func.jsonb_path_exists, row.kept_fields)
         reasons: list[Any] = [
             *((row[name].is_(None), f"there is no {name}") for name in ("user_id", "old_id", "title")),
             (row.deleted, "it was deleted"),
-            (bad_name, "a column has a value, but a name that cannot be kept"),
+            *((finds(sa.literal_column(f"'{path}'")), reason) for path, reason in _UNKEPT.items()),
         ]
         rules = sorted((str(each.name), each) for each in _tasks.constraints if isinstance(each, sa.CheckConstraint))
         broken: list[Any] = [
