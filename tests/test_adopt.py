@@ -22,7 +22,7 @@ from sqlalchemy import text
 from app.adopt import run
 from app.core.database.migrations import alembic_config, migrate
 from tests.service import BACKEND
-from tests.support import execute, make_settings, new_database, serving
+from tests.support import connected, execute, make_settings, new_database, serving
 
 KNOWN: Final = "4f0c6f1c-59d0-4d5b-8a3b-0f6f5b7c9a11"
 FIRST: Final = "9e8a6fbf-e740-5b77-8c81-47fb1315e03d"  # what becomes of the id 1, in every database and every release
@@ -335,6 +335,18 @@ class TestAdopt:
             adopt("--yes")
 
         assert snapshot(serial) == before
+
+    async def test_a_table_that_another_program_uses_is_not_waited_for_and_nothing_is_changed(
+        self, serial: str
+    ) -> None:
+        before = await asyncio.to_thread(snapshot, serial)
+        async with connected(serial) as program, program.transaction():
+            await program.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
+
+            with pytest.raises(CommandError, match="canceling statement due to lock timeout"):
+                await asyncio.to_thread(adopt, "--yes")
+
+        assert await asyncio.to_thread(snapshot, serial) == before
 
     def test_tasks_of_the_service_and_of_task_are_together_after_an_adoption(
         self, empty: str, caplog: pytest.LogCaptureFixture
