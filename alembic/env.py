@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -22,9 +22,11 @@ from sqlmodel import SQLModel
 import app.models
 from app.core.config import load_settings
 from app.core.database.dsn import parse_dsn
+from app.core.database.migrations import VERSION_TABLE
 from app.core.errors import StartupError
 from app.core.stopping import INTERVAL, check, end_in_time, note_signals, requested
 from app.server.embedded import embedded_postgres
+from app.services.adoption import has_our_key, has_unadopted
 
 for _model in iter_modules(app.models.__path__, "app.models."):
     import_module(_model.name)  # fills the metadata
@@ -39,10 +41,12 @@ _EXPECTED: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
 )
+_EARLIER_VERSION_TABLE: Final = "alembic_version"  # of releases before decision 33, and of other programs
 _UNKNOWN: Final = (
-    "alembic_version names {}, which fits neither this release nor a later one that it works with; "
-    "start the release that migrated the database, restore alembic_version, or use another database"
+    f"{VERSION_TABLE} names {{}}, which fits neither this release nor a later one that it works with; "
+    f"start the release that migrated the database, restore {VERSION_TABLE}, or use another database"
 )
+_ADOPT: Final = "`python -m app.adopt` says how to take them over"
 
 _logger = logging.getLogger("app.migrations")  # not under "alembic", whose handler drops what a command logs
 
@@ -60,7 +64,13 @@ def _dsn() -> Iterator[str]:
 
 
 def _migrate(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=True)
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        compare_server_default=True,
+        include_name=_is_in_models,
+        version_table=VERSION_TABLE,
+    )
     with context.begin_transaction():
         # The role may be that of the service, which has short timeouts.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -70,8 +80,40 @@ def _migrate(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         # Requests queue behind a migration that waits for a table. The migration must time out before they do.
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
-        if not _is_migrated_further(connection):
-            context.run_migrations()
+        work = context.config.attributes.get("work", _only_migrate)
+        work(connection, lambda: _run_migrations(connection))
+
+
+def _only_migrate(connection: Connection, migrate: Callable[[], None]) -> None:
+    migrate()
+    if context.get_context().opts["fn"].__name__ == "upgrade" and has_unadopted(connection):
+        _logger.warning("the tasks of another program are in the table task; %s", _ADOPT)
+
+
+def _run_migrations(connection: Connection) -> None:
+    _take_over_revision(connection)
+    if not _is_migrated_further(connection):
+        context.run_migrations()
+
+
+def _is_in_models(name: str | None, kind: str, _: object) -> bool:
+    """Returns whether to compare the table. Other programs may have tables in the same schema."""
+    return kind != "table" or name in SQLModel.metadata.tables
+
+
+def _take_over_revision(connection: Connection) -> None:
+    """Copy the revision of an earlier release to the table that has it now. That release can still be restarted."""
+    has_table = inspect(connection).has_table
+    if has_table(VERSION_TABLE) or not has_table(_EARLIER_VERSION_TABLE) or not has_our_key(connection):
+        return
+    query = text(f"SELECT version_num FROM {_EARLIER_VERSION_TABLE}")  # noqa: S608  # a constant
+    revisions = connection.scalars(query).all()
+    if len(revisions) == 1 and _known_revisions().issuperset(revisions):
+        context.get_context().stamp(context.script, revisions[0])
+
+
+def _known_revisions() -> set[str]:
+    return {script.revision for script in context.script.walk_revisions()}
 
 
 def _is_migrated_further(connection: Connection) -> bool:
@@ -82,11 +124,12 @@ def _is_migrated_further(connection: Connection) -> bool:
     """
     migration = context.get_context()
     heads = migration.get_current_heads()
-    known = {script.revision for script in context.script.walk_revisions()}
     has_table = inspect(connection).has_table
-    is_known = known.issuperset(heads) if heads else not any(map(has_table, SQLModel.metadata.tables))
+    is_known = _known_revisions().issuperset(heads) if heads else not any(map(has_table, SQLModel.metadata.tables))
     if is_known or migration.opts["fn"].__name__ != "upgrade":
         return False
+    if not heads and has_table("tasks") and not has_our_key(connection):
+        raise CommandError(f"the table tasks has the tasks of another program; {_ADOPT}")
     if len(heads) != 1 or not all(map(_is_addition, compare_metadata(migration, SQLModel.metadata))):
         raise CommandError(_UNKNOWN.format(", ".join(heads) or "no revision"))
     _logger.warning("the database is at revision %s of a later release: nothing is migrated", heads[0])
@@ -104,7 +147,7 @@ def _is_addition(difference: Any) -> bool:
             return not index.unique
         case ("modify_nullable", *_, now_nullable, _):
             return bool(now_nullable)
-    return difference[0] in {"remove_table", "remove_table_comment", "modify_comment"}
+    return difference[0] in {"remove_table_comment", "modify_comment"}
 
 
 async def _run(dsn: str) -> None:

@@ -49,7 +49,7 @@ def instructions(name: str) -> list[str]:
     return re.findall(rf"^{name} +(.*)$", DOCKERFILE, re.MULTILINE)
 
 
-GRANT, SHOW, REVOKE = blocks("sql")
+GRANT, SHOW, REVOKE, _ = blocks("sql")
 MIGRATE, START, PROBE, DOCKER = blocks("sh")
 (PRODUCTION,) = blocks("ini")
 (POD,) = map(YAML(typ="safe").load, blocks("yaml"))
@@ -139,7 +139,7 @@ class TestNeon:
             "CREATE TABLE public.other ()",
             "ALTER TABLE tasks ADD COLUMN other text",
             "TRUNCATE tasks",
-            "UPDATE alembic_version SET version_num = '0000'",
+            "UPDATE tasks_api_version SET version_num = '0000'",
             "SET ROLE neondb_owner",
         ],
     )
@@ -164,11 +164,11 @@ class TestNeon:
             await app.close()
 
     def test_app_may_start_an_old_release_after_a_later_one_has_migrated(self, project: Project) -> None:
-        execute(project.owner, "UPDATE alembic_version SET version_num = '9999'")
+        execute(project.owner, "UPDATE tasks_api_version SET version_num = '9999'")
         try:
             migrate(project.app)
         finally:
-            execute(project.owner, "UPDATE alembic_version SET version_num = '0002'")
+            execute(project.owner, "UPDATE tasks_api_version SET version_num = '0002'")
 
     async def test_a_migration_waits_for_another_one_longer_than_the_lock_timeout_of_its_role(
         self, project: Project

@@ -176,7 +176,7 @@ class TestTwoReleases:
 
         assert len(done) == len(RESTARTS) == 16
         assert load.faults == []
-        assert await asyncio.to_thread(execute, own, "SELECT version_num FROM alembic_version") == [("0002",)]
+        assert await asyncio.to_thread(execute, own, "SELECT version_num FROM tasks_api_version") == [("0003",)]
 
 
 @pytest.mark.ci

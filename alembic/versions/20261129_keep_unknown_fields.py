@@ -19,13 +19,12 @@ def upgrade() -> None:
 
     PostgreSQL reads each row once for the rule, a million rows in 0.2 s.
     """
-    op.add_column("tasks", sa.Column("kept_fields", JSONB(), nullable=True))
-    op.create_check_constraint(
-        op.f("ck_tasks_kept_fields"),
-        "tasks",
+    rule = sa.CheckConstraint(
         "octet_length(kept_fields::text) <= 4096"
         " AND jsonb_array_length(jsonb_path_query_array(kept_fields, 'strict $.keyvalue()')) <= 20",
+        name=op.f("ck_tasks_kept_fields"),
     )
+    op.add_column("tasks", sa.Column("kept_fields", JSONB(), rule, nullable=True))
 
 
 def downgrade() -> None:

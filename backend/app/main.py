@@ -147,7 +147,7 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
             keeps=settings.unknown_fields == "keep",
-            tables={name: table.columns.keys() for name, table in SQLModel.metadata.tables.items()},
+            tables=SQLModel.metadata.tables.values(),
         )
         try:
             await database.check()

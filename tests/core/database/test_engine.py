@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
-from sqlalchemy import Integer, Text, bindparam, cast, make_url, select
+from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, cast, make_url, select
 
 from app.core.database import Database, Statement, statement
 from app.core.database.pool import Timeouts
@@ -34,10 +34,12 @@ FUNCTIONS: Final = (
     """,
 )
 
-NO_RIGHT: Final = "no table or column, or no right to it: others"
+NO_RIGHT: Final = "no right to others"
+NO_COLUMN: Final = "no column id INTEGER in others; if another program made the table, run `python -m app.adopt`"
+TABLES: Final = (Table("things", MetaData()), Table("others", MetaData(), Column("id", Integer)))
 RESTORE: Final = """
     ALTER ROLE fit RESET ALL; ALTER TABLE IF EXISTS gone RENAME TO others;
-    ALTER TABLE others ADD COLUMN IF NOT EXISTS id integer; GRANT ALL ON others TO fit
+    ALTER TABLE others DROP COLUMN IF EXISTS id, ADD COLUMN id integer; GRANT ALL ON others TO fit
 """
 END: Final = f"SELECT pg_terminate_backend(pid, 10000) {ACTIVITY}"
 
@@ -67,7 +69,7 @@ async def fit(
     await server.execute("CREATE TABLE things (); CREATE TABLE others (id integer); CREATE ROLE fit LOGIN")
     await server.execute("GRANT ALL ON things, others TO fit")
     dsn = make_url(own_dsn).set(username="fit").render_as_string(hide_password=False)
-    yield make_database(dsn, tables={"things": (), "others": ("id",)})
+    yield make_database(dsn, tables=TABLES)
     await server.execute("DROP TABLE things, others; DROP ROLE fit")
 
 
@@ -239,8 +241,9 @@ class TestUsability:
         [
             ("ALTER ROLE fit SET default_transaction_read_only = on", "read-only"),
             *((f"REVOKE {right} ON others FROM fit", NO_RIGHT) for right in ("SELECT", "INSERT", "UPDATE", "DELETE")),
-            ("ALTER TABLE others RENAME TO gone", NO_RIGHT),
-            ("ALTER TABLE others DROP COLUMN id", NO_RIGHT),
+            ("ALTER TABLE others RENAME TO gone", "no table others"),
+            ("ALTER TABLE others DROP COLUMN id", NO_COLUMN),
+            ("ALTER TABLE others ALTER COLUMN id TYPE text", NO_COLUMN),
         ],
     )
     async def test_a_database_is_usable_while_it_is_writable_and_the_role_has_rights_to_all_tables(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import asyncpg
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -34,16 +36,17 @@ from tests.support import execute, new_database
 ROOT: Final = Path(migrations.__file__).parents[4]
 COLUMNS: Final = """
     SELECT column_name, data_type, is_nullable, column_default, collation_name, ordinal_position
-    FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 6
+    FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_version$' ORDER BY 6
 """
 CONSTRAINTS: Final = """
     SELECT conname, contype::text, pg_get_constraintdef(oid) FROM pg_constraint
-    WHERE connamespace = 'public'::regnamespace AND conrelid IS DISTINCT FROM to_regclass('alembic_version') ORDER BY 1
+    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text !~ '_version$' ORDER BY 1
 """
 INDEXES: Final = """
     SELECT indexname, indexdef FROM pg_indexes
-    WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1
+    WHERE schemaname = 'public' AND tablename !~ '_version$' ORDER BY 1
 """
+HEAD: Final = str(ScriptDirectory.from_config(alembic_config()).get_current_head())
 INSERT: Final = "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, gen_random_uuid(), $2, $3)"
 
 
@@ -157,7 +160,7 @@ class TestLaterRelease:
         execute(empty, "COMMENT ON TABLE tasks IS 'Things to do'")
         execute(empty, "COMMENT ON COLUMN tasks.title IS 'What to do'")
         execute(empty, "ALTER TABLE tasks ALTER COLUMN title DROP NOT NULL")
-        execute(empty, "UPDATE alembic_version SET version_num = '9999'")
+        execute(empty, "UPDATE tasks_api_version SET version_num = '9999'")
         return empty
 
     def test_an_upgrade_leaves_an_expanded_database_alone_with_one_warning(
@@ -169,7 +172,7 @@ class TestLaterRelease:
 
         assert caplog.messages == ["the database is at revision 9999 of a later release: nothing is migrated"]
         assert structure(later) == before
-        assert execute(later, "SELECT version_num FROM alembic_version") == [("9999",)]
+        assert execute(later, "SELECT version_num FROM tasks_api_version") == [("9999",)]
 
     @pytest.mark.ci
     def test_the_command_prints_the_warning_and_succeeds(self, later: str) -> None:
@@ -191,7 +194,7 @@ class TestLaterRelease:
             "ALTER TABLE tasks ADD COLUMN needed integer NOT NULL",
             "CREATE UNIQUE INDEX ON tasks (user_id, title)",
             "DROP TABLE tasks",
-            "INSERT INTO alembic_version VALUES ('0001')",
+            "INSERT INTO tasks_api_version VALUES ('0001')",
         ],
     )
     def test_a_database_that_lacks_what_this_release_needs_is_reported_with_what_to_do(
@@ -203,26 +206,17 @@ class TestLaterRelease:
             migrate(later)
 
         assert re.fullmatch(
-            r"The database could not be migrated: alembic_version names (9999|0001, 9999|9999, 0001), "
+            r"The database could not be migrated: tasks_api_version names (9999|0001, 9999|9999, 0001), "
             r"which fits neither this release nor a later one that it works with; start the release .+",
             str(caught.value),
         )
 
-    def test_the_revision_of_another_project_is_reported_and_its_tables_are_left_alone(self, empty: str) -> None:
-        execute(empty, "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
-        execute(empty, "INSERT INTO alembic_version VALUES ('1975ea83b712')")
-
-        with pytest.raises(StartupError, match="names 1975ea83b712, which fits neither this release nor"):
-            migrate(empty)
-
-        assert structure(empty) == [[], [], []]
-
     def test_tables_without_a_revision_are_reported_with_what_to_do(self, empty: str) -> None:
         migrate(empty)
-        for damage in ("DELETE FROM alembic_version", "DROP TABLE alembic_version"):
+        for damage in ("DELETE FROM tasks_api_version", "DROP TABLE tasks_api_version"):
             execute(empty, damage)
 
-            with pytest.raises(StartupError, match=r"names no revision, .+ restore alembic_version, or use"):
+            with pytest.raises(StartupError, match=r"names no revision, .+ restore tasks_api_version, or use"):
                 migrate(empty)
 
     @pytest.mark.parametrize(
@@ -232,6 +226,105 @@ class TestLaterRelease:
     def test_a_command_that_needs_the_later_revision_fails(self, later: str, run: Callable[[Config], object]) -> None:
         with pytest.raises(CommandError, match="Can't locate revision identified by '9999'"):
             run(alembic_config(later))
+
+
+class TestVersionTable:
+    """The revision is in a table of its own. Earlier releases had it in Alembic's default, `alembic_version`."""
+
+    @pytest.fixture
+    def upgrade_earlier(self, empty: str, tmp_path: Path) -> Callable[[], None]:
+        """Migrates as the release did whose only revision was 0001."""
+        shutil.copytree(ROOT / "alembic", tmp_path / "alembic")
+        for path in (tmp_path / "alembic/versions").glob("*.py"):
+            if "0001" not in re.findall('^revision = "(.*)"', path.read_text(), re.MULTILINE):
+                path.unlink()
+        env = (tmp_path / "alembic/env.py").read_text()
+        assert "version_table=VERSION_TABLE" in env
+        (tmp_path / "alembic/env.py").write_text(env.replace("=VERSION_TABLE", '="alembic_version"'))
+        config = alembic_config(empty)
+        config.set_main_option("script_location", str(tmp_path / "alembic"))
+        return lambda: command.upgrade(config, "head")
+
+    def test_an_earlier_installation_is_migrated_and_the_earlier_release_can_still_be_restarted(
+        self, dsn: str, empty: str, upgrade_earlier: Callable[[], None]
+    ) -> None:
+        upgrade_earlier()
+        execute(empty, INSERT, "ada", "Buy oat milk", None)
+        assert structure(empty) != structure(dsn)
+
+        for release in (migrate, lambda _: upgrade_earlier(), migrate):
+            release(empty)
+
+            assert structure(empty) == structure(dsn)
+            assert execute(empty, "SELECT version_num FROM alembic_version") == [("0001",)]
+            assert execute(empty, "SELECT version_num FROM tasks_api_version") == [(HEAD,)]
+        assert execute(empty, "SELECT title FROM tasks") == [("Buy oat milk",)]
+
+    def test_the_earlier_release_starts_on_a_new_database_after_the_documented_statements(
+        self, dsn: str, empty: str, upgrade_earlier: Callable[[], None]
+    ) -> None:
+        migrate(empty)
+        with pytest.raises(CommandError, match="names no revision"):
+            upgrade_earlier()
+        documented = (ROOT / "docs/deploy-neon.md").read_text()
+        for statement in re.findall(r"^(?:CREATE TABLE|INSERT INTO) alembic_version.*;$", documented, re.MULTILINE):
+            execute(empty, statement)
+
+        upgrade_earlier()
+        migrate(empty)
+
+        assert structure(empty) == structure(dsn)
+
+    @pytest.mark.parametrize(
+        "run",
+        [
+            command.check,
+            lambda config: command.current(config, check_heads=True),
+            lambda config: command.stamp(config, HEAD),
+            lambda config: command.downgrade(config, "-1"),
+        ],
+        ids=["check", "current", "stamp", "downgrade"],
+    )
+    def test_a_command_works_after_an_earlier_installation_was_migrated(
+        self, empty: str, upgrade_earlier: Callable[[], None], run: Callable[[Config], object]
+    ) -> None:
+        upgrade_earlier()
+        migrate(empty)
+
+        run(alembic_config(empty))
+
+    @pytest.mark.parametrize("revision", ["0001", HEAD, "1975ea83b712", None])
+    def test_the_version_table_of_another_program_has_no_effect_and_is_left_alone(
+        self, dsn: str, empty: str, revision: str | None
+    ) -> None:
+        execute(empty, "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        execute(empty, "INSERT INTO alembic_version SELECT $1::text WHERE $1 IS NOT NULL", revision)
+        before = execute(empty, "SELECT * FROM alembic_version")
+
+        for _ in range(2):
+            migrate(empty)
+            command.check(alembic_config(empty))
+
+        assert structure(empty) == structure(dsn)
+        command.downgrade(alembic_config(empty), "base")
+        migrate(empty)
+        assert structure(empty) == structure(dsn)
+        assert execute(empty, "SELECT * FROM alembic_version") == before
+
+    @pytest.mark.parametrize("revision", ["0001", HEAD, "1975ea83b712", None])
+    @pytest.mark.parametrize("key", ["id integer PRIMARY KEY", "id integer, user_id text, PRIMARY KEY (user_id, id)"])
+    def test_the_tasks_of_another_program_are_left_alone_and_the_error_says_how_to_take_them_over(
+        self, empty: str, revision: str | None, key: str
+    ) -> None:
+        execute(empty, "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        execute(empty, "INSERT INTO alembic_version SELECT $1::text WHERE $1 IS NOT NULL", revision)
+        execute(empty, f"CREATE TABLE tasks ({key})")
+        before = structure(empty)
+
+        with pytest.raises(StartupError, match=r"tasks of another program; `python -m app\.adopt` says how"):
+            migrate(empty)
+
+        assert structure(empty) == before
 
 
 class TestSettings:

@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from types import MappingProxyType
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy import and_, column, event, func, literal_column, select, table
+from sqlalchemy import Dialect, Table, event, func, literal_column, select
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import EmulatedDBAPIException
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -33,6 +32,15 @@ from app.core.errors import (
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds; a random pause, so that requests do not retry together
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_LACK: Final = """
+    CASE WHEN to_regclass('{name}') IS NULL THEN 'no table {name}' ELSE coalesce((
+        SELECT 'no column ' || string_agg(wanted || ' ' || type, ', ') || ' in {name}; if another program made the '
+            'table, run `python -m app.adopt`'
+        FROM unnest(ARRAY[{names}]::text[], ARRAY[{types}]::text[]) AS _ (wanted, type) WHERE (to_regtype(type) = (
+            SELECT atttypid FROM pg_attribute WHERE attrelid = to_regclass('{name}') AND attname = wanted
+        )) IS NOT TRUE
+    ), CASE WHEN NOT ({rights}) THEN 'no right to {name}' END) END
+"""
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
     "see docs/deploy-neon.md"
@@ -52,15 +60,15 @@ class Database:
         pool_timeout: float,
         concurrency_limit: int,
         prepares: bool | None = None,
-        tables: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        tables: Iterable[Table] = (),
         timeouts: Timeouts = TIMEOUTS,
         keeps: bool = False,
     ) -> None:
         """Does not connect before the first statement.
 
         `pool_timeout` is in seconds. `concurrency_limit` counts running and waiting calls. The database is usable if
-        it has `tables` with these columns, and its role may read and write them. `keeps` is the setting UNKNOWN_FIELDS,
-        for statements that depend on it. Raises ValueError for an invalid connection string.
+        it has `tables` with their columns and types, and its role may read and write them. `keeps` is the setting
+        UNKNOWN_FIELDS, for statements that depend on it. Raises ValueError for an invalid connection string.
         """
         self.engine = _create_engine(
             dsn, prepares, timeouts, pool_size=pool_size, waiters_max=concurrency_limit, pool_timeout=pool_timeout
@@ -70,10 +78,9 @@ class Database:
         self._capacity = concurrency_limit
         self._probing: asyncio.Task[None] | None = None
         settings = map(_setting, ("statement_timeout", "lock_timeout", "transaction_read_only"))
-        self._probe = statement(select(*settings, *map(_is_usable, tables, tables.values())), reads=True)
-        self._tables = tuple(tables)
+        self._probe = statement(select(*settings, *(_lack(table, self.engine.dialect) for table in tables)), reads=True)
         self._answered: bool | None = None
-        self._unusable: str | None = None
+        self._unusable = ""
         self._warnings: set[str] = set()
 
     @property
@@ -127,7 +134,7 @@ class Database:
     async def check(self) -> bool:
         """Probe the database once. Returns whether it is usable."""
         try:
-            [(statement_timeout, lock_timeout, read_only, *usable)] = await self.fetch(self._probe)
+            [(statement_timeout, lock_timeout, read_only, *lacks)] = await self.fetch(self._probe)
         except OverloadedError:
             return False
         except (UnavailableError, StatementError) as error:
@@ -137,12 +144,8 @@ class Database:
             return False
         if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
-        self._note_use("read-only" if read_only == "on" else self._missing(usable))
+        self._note_use("read-only" if read_only == "on" else "; ".join(filter(None, lacks)))
         return self.usable
-
-    def _missing(self, usable: list[bool | None]) -> str | None:
-        missing = [table for table, is_usable in zip(self._tables, usable, strict=True) if not is_usable]
-        return f"no table or column, or no right to it: {', '.join(missing)}" if missing else None
 
     async def close(self) -> None:
         """Close every connection."""
@@ -205,8 +208,8 @@ class Database:
                 cause = _driver_error(cause)
                 _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
 
-    def _note_use(self, reason: str | None) -> None:
-        """Store the reason why a reachable database cannot be used, or None."""
+    def _note_use(self, reason: str) -> None:
+        """Store the reason why a reachable database cannot be used, or an empty string."""
         if reason != self._unusable:
             self._unusable = reason
             if reason:
@@ -269,17 +272,20 @@ def _raise_fault(context: ExceptionContext) -> None:
 
 
 def _setting(name: str) -> Any:
-    return func.current_setting(_quoted(name))
+    return func.current_setting(literal_column(_literal(name)))
 
 
-def _is_usable(name: str, columns: Sequence[str]) -> Any:
-    """Returns SQL that is NULL or false unless the table has these columns and the role has all rights to it."""
-    found = func.to_regclass(_quoted(name))
-    rights = [func.has_table_privilege(found, _quoted(right)) for right in _RIGHTS]
-    is_named = column("attname").in_(map(_quoted, ["", *columns]))  # IN needs an element
-    count = select(func.count()).select_from(table("pg_attribute")).where(column("attrelid") == found, is_named)
-    return and_(*rights, count.scalar_subquery() == literal_column(str(len(columns))))
+def _lack(table: Table, dialect: Dialect) -> Any:
+    """Returns SQL for what the service needs and does not have: a column, its type or a right. NULL if it has all."""
+    types = (column.type.compile(dialect) for column in table.columns)
+    values = {
+        "name": table.name,
+        "names": ",".join(map(_literal, table.columns.keys())),
+        "types": ",".join(map(_literal, types)),
+        "rights": " AND ".join(f"has_table_privilege('{table.name}', '{right}')" for right in _RIGHTS),
+    }
+    return literal_column(_LACK.format(**values))
 
 
-def _quoted(text: str) -> Any:
-    return literal_column(f"'{text}'")
+def _literal(text: str) -> str:
+    return f"'{text}'"

@@ -13,6 +13,7 @@ from app.core.database.faults import may_recover, probe_delays, refusal
 from app.core.errors import StartupError
 from app.core.stopping import pause
 
+VERSION_TABLE: Final = "tasks_api_version"  # Alembic's default would be the table of another program in the schema
 _INI: Final = Path(__file__).parents[4] / "alembic.ini"
 _REFUSALS_MAX: Final = 30  # with the same text, after about two minutes
 _HINT: Final = "; if this is a pooler, set DATABASE_URL_UNPOOLED to a direct connection"

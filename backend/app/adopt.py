@@ -1,0 +1,149 @@
+"""`python -m app.adopt`: take over the tasks that another program has stored in a table of the same database."""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from alembic import command
+from alembic.util import CommandError
+from sqlalchemy import Connection, inspect, text
+
+from app.core.database.migrations import VERSION_TABLE, alembic_config
+from app.core.errors import StartupError
+from app.core.stopping import end_in_time, note_signals
+from app.services.adoption import SUFFIX, Source, find_source, give_back, has_our_key, lock, set_aside
+
+_ENDING_TIME: Final = 10  # seconds from a signal to the exit
+_LISTED: Final = 20  # rows
+_RULES: Final = (
+    "Times without a time zone are UTC. A time that is missing is another one of its row, or the time of the copy.\n"
+    "An id that is no UUID becomes a UUIDv5. Clients get kept_fields with UNKNOWN_FIELDS=keep."
+)
+_PLAN: Final = (
+    "Nothing was changed. With --yes, {old} is renamed to {new}. Rows that become tasks: {rows:,}.\n"
+    "Stop every program that uses {old} before that."
+)
+_DONE: Final = (
+    "Done. {old} is called {new} now. Rows that became tasks: {copied:,}. Tasks that were there already: {there:,}.\n"
+    "`python -m app.adopt --undo` says how to go back."
+)
+_UNDO_PLAN: Final = (
+    "No task was created or changed since the adoption. Nothing was changed now. With --yes, the tables of this\n"
+    "service are removed, and {new} is renamed to {old}. Stop this service before that."
+)
+_UNDONE: Final = "Done. The tables of this service were removed, and {new} is called {old} again."
+_CHANGED: Final = (
+    "Tasks that were created or changed since the adoption: {changed:,}. Only the table tasks has them. "
+    "Save or delete them, and undo again."
+)
+
+Migrate = Callable[[], None]
+
+
+def main() -> None:
+    """Run the command. After an error nothing was changed, and one sentence on stderr says why."""
+    note_signals()
+    end_in_time(_ENDING_TIME)
+    try:
+        print("\n".join(run(sys.argv[1:])))
+    except CommandError as error:
+        sys.exit(str(error))
+
+
+def run(arguments: list[str]) -> list[str]:
+    """Run the command with these arguments, in one transaction. Returns its report. Raises CommandError."""
+    parser = ArgumentParser("python -m app.adopt", description="Take over the tasks of another program.")
+    parser.add_argument("--table", metavar="NAME", help="its table, if it is not tasks or task")
+    parser.add_argument("--undo", action="store_true", help="remove the tables of this service, and rename it back")
+    parser.add_argument("--yes", action="store_true", help="do it; otherwise only say what would be done")
+    chosen = parser.parse_args(arguments)
+    report: list[str] = []
+    config = alembic_config()
+    config.attributes["work"] = partial(_undo if chosen.undo else _adopt, report, chosen.table, chosen.yes)
+    if chosen.undo:
+        command.downgrade(config, "base")
+    else:
+        command.upgrade(config, "head")
+    return report
+
+
+def _adopt(report: list[str], table: str | None, does: bool, connection: Connection, migrate: Migrate) -> None:
+    _prepare(connection, does)
+    source = find_source(connection, table)
+    if source is None:
+        report.append(f"There is no table {table or 'tasks or task'} of another program, so there is nothing to do.")
+        return
+    old, new = source.name, source.name + SUFFIX
+    is_first = not has_our_key(connection)
+    _check_free(connection, new, *["tasks"] * (is_first and old != "tasks"))
+    if does:
+        lock(connection, old)
+    rows, rejected = source.count()
+    report += _description(source, rows, rejected)
+    if not does:
+        report.append(_PLAN.format(old=old, new=new, rows=rows - rejected))
+        return
+    if is_first:
+        connection.execute(text(f"DROP TABLE IF EXISTS {VERSION_TABLE}"))  # a revision that was stamped by hand
+    set_aside(connection, old)
+    migrate()
+    copied = Source(connection, new).copy()
+    report.append(_DONE.format(old=old, new=new, copied=copied, there=rows - rejected - copied))
+
+
+def _description(source: Source, rows: int, rejected: int) -> list[str]:
+    lines = [f"Rows in the table {source.name}: {rows:,}. A task is made of its columns in this way:"]
+    lines += [*source.describe(), _RULES]
+    if rejected:
+        lines.append(f"Rows that cannot become tasks, and are left in {source.name}: {rejected:,}. The first are:")
+        lines += source.rejected(_LISTED)
+    if references := source.references():
+        lines.append(f"Tables whose foreign keys go on to refer to the renamed table: {', '.join(references)}.")
+    return lines
+
+
+def _undo(report: list[str], table: str | None, does: bool, connection: Connection, migrate: Migrate) -> None:
+    _prepare(connection, does)
+    new = _adopted_table(connection, table)
+    old = new.removesuffix(SUFFIX)
+    if not has_our_key(connection):
+        message = "The table tasks is not that of this service, so there is nothing to undo."
+        raise StartupError(message)
+    _check_free(connection, *{old} - {"tasks"})
+    if does:
+        lock(connection, "tasks")
+    if changed := Source(connection, new).count_changed():
+        raise StartupError(_CHANGED.format(changed=changed))
+    if does:
+        migrate()
+        give_back(connection, new)
+    report.append((_UNDONE if does else _UNDO_PLAN).format(old=old, new=new))
+
+
+def _adopted_table(connection: Connection, table: str | None) -> str:
+    adopted = [name for name in inspect(connection).get_table_names() if name.endswith(SUFFIX)]
+    found = [name for name in adopted if table in {None, name.removesuffix(SUFFIX)}]
+    if len(found) != 1:
+        names = ", ".join(name.removesuffix(SUFFIX) for name in adopted) or "none"
+        message = f"Choose with --table NAME which adoption to undo. There are: {names}."
+        raise StartupError(message)
+    return found[0]
+
+
+def _prepare(connection: Connection, does: bool) -> None:
+    if not does:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+    connection.execute(text("SET LOCAL timezone = 'UTC'"))  # of times without a time zone
+    connection.execute(text("SET LOCAL row_security = off"))  # a row that is hidden from the role is an error
+
+
+def _check_free(connection: Connection, *names: str) -> None:
+    for name in filter(inspect(connection).has_table, names):
+        message = f"There is already a table {name}; rename or remove it first."
+        raise StartupError(message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,500 @@
+"""`python -m app.adopt`, on tables as the `create_all` of public projects makes them."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+import httpx
+import pytest
+from alembic import command
+from alembic.util import CommandError
+from sqlalchemy import text
+
+from app.adopt import run
+from app.core.database.migrations import alembic_config, migrate
+from tests.service import BACKEND
+from tests.support import connected, execute, make_settings, new_database, serving
+
+KNOWN: Final = "4f0c6f1c-59d0-4d5b-8a3b-0f6f5b7c9a11"
+FIRST: Final = "9e8a6fbf-e740-5b77-8c81-47fb1315e03d"  # what becomes of the id 1, in every database and every release
+STRUCTURE: Final = """
+    SELECT table_name::text, column_name::text, data_type::text FROM information_schema.columns
+    WHERE table_schema = 'public'
+    UNION ALL SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace
+    UNION ALL SELECT tablename::text, indexname::text, indexdef FROM pg_indexes WHERE schemaname = 'public'
+    ORDER BY 1, 2, 3
+"""
+TABLES: Final = (
+    "SELECT format('%I', relname) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+)
+USER: Final = """CREATE TABLE "user" (id SERIAL NOT NULL, email VARCHAR NOT NULL, PRIMARY KEY (id))"""
+STORED: Final = "SELECT t::text FROM tasks t ORDER BY 1"
+ADA: Final = """INSERT INTO "user" (email) VALUES ('ada')"""
+SERIAL: Final = """
+    CREATE TABLE {name} (
+        id SERIAL NOT NULL, user_id INTEGER NOT NULL, title VARCHAR(200) NOT NULL, description VARCHAR(1000),
+        completed BOOLEAN NOT NULL, created_at TIMESTAMP WITHOUT TIME ZONE NOT NULL,
+        updated_at TIMESTAMP WITHOUT TIME ZONE NOT NULL, PRIMARY KEY (id), FOREIGN KEY(user_id) REFERENCES "user" (id)
+    )
+"""
+INSERT: Final = """
+    INSERT INTO {name} (user_id, title, description, completed, created_at, updated_at)
+    VALUES (1, 'Buy oat milk', 'The barista one', true, '2026-01-02 03:04:05.000006', '2026-01-03 00:00:00')
+"""
+DONE: Final = {
+    "title": "Buy oat milk",
+    "description": "The barista one",
+    "completed": True,
+    "created_at": "2026-01-02T03:04:05.000006Z",
+    "updated_at": "2026-01-03T00:00:00.000000Z",
+}
+OPEN: Final = {**DONE, "description": None, "completed": False, "updated_at": DONE["created_at"]}
+MINIMAL: Final = """
+    CREATE TABLE tasks (
+        id SERIAL NOT NULL, owner_id VARCHAR DEFAULT 'ada', title VARCHAR, created TIMESTAMP WITHOUT TIME ZONE,
+        updated TIMESTAMP WITHOUT TIME ZONE, completed_at TIMESTAMP WITHOUT TIME ZONE, PRIMARY KEY (id)
+    )
+"""
+WIDE: Final = f"""
+    CREATE TABLE tasks (
+        id SERIAL NOT NULL, user_id VARCHAR DEFAULT 'ada', title VARCHAR, description VARCHAR, done INTEGER,
+        deleted_at TIMESTAMP WITHOUT TIME ZONE, "due date" VARCHAR, size NUMERIC,
+        {", ".join(f"c{number} VARCHAR" for number in range(1, 22))}, PRIMARY KEY (id)
+    )
+"""
+TASK: Final = "CREATE TABLE task (id SERIAL PRIMARY KEY, user_id VARCHAR, title VARCHAR)"
+TEXT_TIMES: Final = "CREATE TABLE tasks (id SERIAL PRIMARY KEY, user_id VARCHAR, title VARCHAR, created_at TEXT)"
+COPIES: Final = """
+    SELECT 1 + number, user_id, title, description, completed, created_at, updated_at
+    FROM tasks, generate_series(1, $1) AS number
+"""
+CHANGED: Final = "^Tasks that were created or changed since the adoption: {}[.]"
+CREATED: Final = datetime(2026, 1, 2)  # noqa: DTZ001  # naive, as other programs store it
+UPDATED: Final = datetime(2026, 1, 3)  # noqa: DTZ001  # as above
+
+
+class Shape(NamedTuple):
+    """Statements of another program, its table, and the only task that it has stored."""
+
+    statements: tuple[str, ...]
+    user: str
+    task: dict[str, Any]
+    kept: dict[str, Any] | None = None
+    table: str = "tasks"
+
+
+def serial_shape(table: str, name: str) -> Shape:
+    statements = (USER, ADA, SERIAL.format(name=name), "CREATE INDEX ON {name} (user_id)", INSERT)
+    return Shape(tuple(each.format(name=name) for each in statements), "1", {**DONE, "id": FIRST}, table=table)
+
+
+SHAPES: Final = {
+    "serial": serial_shape("tasks", "tasks"),
+    "task": serial_shape("task", "task"),
+    "quoted": serial_shape('To "do"; --', '"To ""do""; --"'),
+    "uuid": Shape(
+        (
+            "CREATE TYPE priority AS ENUM ('low', 'medium', 'high')",
+            """CREATE TABLE tasks (
+                id UUID NOT NULL, user_id VARCHAR(255) NOT NULL, title VARCHAR(255) NOT NULL, description TEXT,
+                is_completed BOOLEAN NOT NULL, priority priority NOT NULL, due_date DATE, tags VARCHAR[],
+                estimate NUMERIC(6, 2), details JSON, recurrence VARCHAR,
+                created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, CONSTRAINT pk_tasks PRIMARY KEY (id)
+            )""",
+            f"""INSERT INTO tasks VALUES (
+                '{KNOWN}', 'ada@example.com', 'Buy oat milk', NULL, false, 'high', '2026-12-24', '{{home,shop}}',
+                1.50, '{{"a": null}}', NULL, '2026-01-02 05:04:05.000006+02'
+            )""",  # noqa: S608
+        ),
+        "ada@example.com",
+        {**OPEN, "id": KNOWN},
+        {
+            "priority": "high",
+            "due_date": "2026-12-24",
+            "tags": ["home", "shop"],
+            "estimate": 1.5,
+            "details": {"a": None},
+        },
+    ),
+    "varchar": Shape(
+        (
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, PRIMARY KEY (version_num))",
+            "INSERT INTO alembic_version VALUES ('0001')",
+            """CREATE TABLE tasks (
+                id VARCHAR(36) NOT NULL, "ownerId" VARCHAR NOT NULL, title VARCHAR NOT NULL, description VARCHAR,
+                status VARCHAR NOT NULL, created_at TIMESTAMP WITHOUT TIME ZONE,
+                completed_at TIMESTAMP WITHOUT TIME ZONE, PRIMARY KEY (id)
+            )""",
+            f"""INSERT INTO tasks VALUES (
+                '{KNOWN.upper()}', 'ada', 'Buy oat milk', 'The barista one', 'Completed',
+                '2026-01-02 03:04:05.000006', '2026-01-03'
+            )""",  # noqa: S608
+        ),
+        "ada",
+        {**DONE, "id": KNOWN},
+        {"status": "Completed", "completed_at": "2026-01-03T00:00:00"},
+    ),
+}
+
+
+@pytest.fixture
+def empty(dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """An empty database that the command finds in the settings."""
+    monkeypatch.chdir(tmp_path)
+    with new_database(dsn, "adoption") as empty:
+        monkeypatch.setenv("DATABASE_URL", empty)
+        yield empty
+
+
+@pytest.fixture(params=SHAPES)
+def shape(empty: str, request: pytest.FixtureRequest) -> Shape:
+    shape: Shape = SHAPES[request.param]
+    for statement in shape.statements:
+        execute(empty, statement)
+    return shape
+
+
+@pytest.fixture
+def serial(empty: str) -> str:
+    for statement in SHAPES["serial"].statements:
+        execute(empty, statement)
+    return empty
+
+
+def adopt(*arguments: str) -> str:
+    return "\n".join(run([*arguments]))
+
+
+def snapshot(dsn: str) -> Any:
+    """The structure and the rows of every table."""
+    tables = [name for (name,) in execute(dsn, TABLES)]
+    return execute(dsn, STRUCTURE), [execute(dsn, f"SELECT t::text FROM {name} t ORDER BY 1") for name in tables]  # noqa: S608
+
+
+def add(dsn: str, *titles: str | None, **others: object) -> None:
+    """Add rows to the old table."""
+    for title in titles:
+        columns, values = ", ".join(["title", *others]), [title, *others.values()]
+        places = ", ".join(f"${number}" for number in range(1, len(values) + 1))
+        execute(dsn, f"INSERT INTO tasks ({columns}) VALUES ({places})", *values)  # noqa: S608
+
+
+class TestAdopt:
+    async def test_the_six_operations_work_on_the_adopted_tasks(self, empty: str, shape: Shape) -> None:
+        table = ("--table", shape.table) * (shape.table not in {"tasks", "task"})
+        await asyncio.to_thread(adopt, "--yes", *table)
+
+        async with serving(make_settings(empty)) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            tasks = f"/api/{shape.user}/tasks"
+            [task] = (await client.get(tasks)).json()
+            [(kept,)] = await asyncio.to_thread(execute, empty, "SELECT kept_fields FROM tasks")
+            assert (kept and json.loads(kept)) == shape.kept
+            assert {name: task[name] for name in [*shape.task, "user_id"]} == {**shape.task, "user_id": shape.user}
+            path = f"{tasks}/{task['id']}"
+            assert (await client.get(path)).json() == task
+            assert (await client.put(path, json={"title": "Buy tea"})).json()["title"] == "Buy tea"
+            assert (await client.patch(f"{path}/complete")).json()["completed"] is not task["completed"]
+            assert (await client.delete(path)).status_code == 204
+            assert (await client.post(tasks, json={"title": "Buy milk"})).status_code == 201
+
+    def test_without_yes_nothing_is_changed_and_the_report_says_what_would_be(self, empty: str, shape: Shape) -> None:
+        before = snapshot(empty)
+
+        report = adopt("--table", shape.table)
+
+        assert snapshot(empty) == before
+        assert f"With --yes, {shape.table} is renamed to {shape.table}_before_adoption" in report
+        assert "  title: title\n" in report
+
+    @pytest.mark.usefixtures("serial")
+    def test_without_yes_the_transaction_is_read_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = text("CREATE TABLE a ()")
+        monkeypatch.setattr("app.adopt.find_source", lambda connection, _: connection.execute(write))
+
+        with pytest.raises(CommandError, match="cannot execute CREATE TABLE in a read-only transaction"):
+            adopt()
+
+    def test_a_second_run_has_nothing_to_do_and_after_an_undo_everything_is_as_before_and_makes_the_same_tasks(
+        self, empty: str, shape: Shape
+    ) -> None:
+        before = snapshot(empty)
+        adopt("--yes", "--table", shape.table)
+        made, adopted = execute(empty, STORED), snapshot(empty)
+
+        assert "there is nothing to do" in adopt("--yes")
+        migrate(empty)
+        assert f"{shape.table}_before_adoption is renamed to {shape.table}" in adopt("--undo")
+        assert snapshot(empty) == adopted
+        assert "Done." in adopt("--undo", "--yes", "--table", shape.table)
+        execute(empty, "DROP TABLE tasks_api_version")
+        assert snapshot(empty) == before
+        adopt("--yes", "--table", shape.table)
+
+        assert execute(empty, STORED) == made
+
+    def test_a_missing_time_is_another_one_of_its_row_or_the_time_of_the_copy(self, empty: str) -> None:
+        execute(empty, MINIMAL)
+        add(empty, "none")
+        add(empty, "created", created=CREATED)
+        add(empty, "updated", updated=UPDATED)
+        add(empty, "completed", created=CREATED, completed_at=UPDATED)
+        add(empty, "only completed", completed_at=UPDATED)
+
+        adopt("--yes")
+
+        times = dict(execute(empty, "SELECT title, ARRAY[created_at, updated_at] FROM tasks"))
+        created, updated = CREATED.replace(tzinfo=UTC), UPDATED.replace(tzinfo=UTC)
+        assert times.pop("none")[0] > updated
+        assert times == {
+            "created": [created, created],
+            "updated": [updated, updated],
+            "completed": [created, updated],
+            "only completed": [updated, updated],
+        }
+        assert execute(empty, "SELECT title FROM tasks WHERE completed ORDER BY 1") == [
+            ("completed",),
+            ("only completed",),
+        ]
+        assert "No task was created or changed" in adopt("--undo")
+
+    def test_rows_that_break_a_rule_are_listed_and_left(self, empty: str) -> None:
+        execute(empty, WIDE)
+        add(empty, "fits", *(f"gone {number}" for number in range(2)))
+        execute(empty, "UPDATE tasks SET deleted_at = now() WHERE title LIKE 'gone%'")
+        execute(empty, "UPDATE tasks SET description = repeat('d', 5000), c1 = repeat('x', 4000) WHERE title = 'fits'")
+        add(empty, None, "", " \t\u2003".strip("\u2003"), "t" * 201)
+        for user in (None, "", "ada lovelace", "ümlaut", "u" * 129):
+            add(empty, "owner", user_id=user)
+        add(empty, "description", description="d" * 5_001)
+        add(empty, "long", c1="x" * 4_100)
+        add(empty, "many", **{f"c{number}": "x" for number in range(1, 22)})
+        add(empty, "named", **{'"due date"': "x"})
+        add(empty, "large", size=-(10**309))
+
+        report = adopt("--yes")
+
+        reasons = re.findall(r"^  \d+: (.*)$", report, re.MULTILINE)
+        assert "Rows that cannot become tasks, and are left in tasks: 16." in report
+        assert Counter(reasons) == {
+            "it was deleted": 2,
+            "there is no title": 1,
+            "the title is blank or has more than 200 characters": 3,
+            "there is no user_id": 1,
+            "the owner is not 1 to 128 of A-Z a-z 0-9 _ - | . : @ + = ~": 4,
+            "the description has more than 5,000 characters": 1,
+            "the other columns are more than 20 or more than 4,096 bytes": 2,
+            "a column's name cannot be kept": 1,
+            "a number is too large to be kept": 1,
+        }
+        assert execute(empty, "SELECT title FROM tasks") == [("fits",)]
+        assert execute(empty, "SELECT count(*) FROM tasks_before_adoption") == [(17,)]
+
+    def test_only_the_first_rows_are_listed(self, serial: str) -> None:
+        execute(serial, "UPDATE tasks SET title = ' '")
+        execute(serial, f"INSERT INTO tasks {COPIES}", 24)
+
+        report = adopt()
+
+        assert "are left in tasks: 25." in report
+        assert len(re.findall(r"^  \d+: the title is blank", report, re.MULTILINE)) == 20
+
+    def test_tables_that_refer_to_the_old_one_are_named_and_refer_to_it_still(self, serial: str) -> None:
+        execute(serial, "CREATE TABLE comments (task_id integer REFERENCES tasks)")
+
+        assert "refer to the renamed table: comments." in adopt("--yes")
+
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
+            execute(serial, "INSERT INTO comments VALUES (2)")
+        execute(serial, "INSERT INTO comments VALUES (1)")
+
+    def test_the_new_table_has_the_default_privileges_of_the_role(self, serial: str) -> None:
+        execute(serial, "CREATE ROLE adopting")
+        execute(serial, "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO adopting")
+
+        adopt("--yes")
+
+        assert execute(serial, "SELECT has_table_privilege('adopting', 'tasks', 'SELECT')") == [(True,)]
+        execute(serial, "DROP OWNED BY adopting")
+        execute(serial, "DROP ROLE adopting")
+
+    def test_a_failure_in_the_middle_changes_nothing(self, serial: str) -> None:
+        execute(serial, "CREATE TABLE ix_tasks_user_id_created_at_id ()")  # the name of an index of the new table
+        before = snapshot(serial)
+
+        with pytest.raises(CommandError, match="ix_tasks_user_id_created_at_id"):
+            adopt("--yes")
+
+        assert snapshot(serial) == before
+
+    async def test_a_table_that_another_program_uses_is_not_waited_for_and_nothing_is_changed(
+        self, serial: str
+    ) -> None:
+        before = await asyncio.to_thread(snapshot, serial)
+        async with connected(serial) as program, program.transaction():
+            await program.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
+
+            with pytest.raises(CommandError, match="canceling statement due to lock timeout"):
+                await asyncio.to_thread(adopt, "--yes")
+
+        assert await asyncio.to_thread(snapshot, serial) == before
+
+    def test_tasks_of_the_service_and_of_task_are_together_after_an_adoption(
+        self, empty: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for statement in SHAPES["task"].statements:
+            execute(empty, statement)
+        migrate(empty)
+        assert [message for message in caplog.messages if "app.adopt" in message] == [
+            "the tasks of another program are in the table task; `python -m app.adopt` says how to take them over"
+        ]
+        caplog.clear()
+        own = "INSERT INTO tasks (user_id, id, title) VALUES ('1', $1::text::uuid, $2)"
+        execute(empty, own, KNOWN, "own")
+        execute(empty, own, FIRST, "not overwritten")
+        execute(empty, "INSERT INTO task SELECT 2, user_id, 'second', NULL, false, now(), now() FROM task")
+
+        assert "Rows that became tasks: 1. Tasks that were there already: 1." in adopt("--yes")
+        migrate(empty)
+
+        assert caplog.messages == []
+        titles = execute(empty, "SELECT title FROM tasks ORDER BY 1")
+        assert titles == [("not overwritten",), ("own",), ("second",)]
+        with pytest.raises(CommandError, match=CHANGED.format(2)):
+            adopt("--undo", "--yes")
+
+    @pytest.mark.parametrize(
+        ("statements", "arguments", "refusal"),
+        [
+            (("CREATE TABLE tasks (id int, title text)",), (), "tasks has no column user_id, but id, title; rename"),
+            (("CREATE TABLE task (id int, user_id text)",), (), "task has no column title, but id, user_id; rename"),
+            (("CREATE TABLE todo (id int)",), ("--table", "todo"), "todo has no column user_id, but id;"),
+            ((TEXT_TIMES,), (), r"tasks.created_at is no time but TEXT; change its type to timestamptz\."),
+            ((TASK, "CREATE TABLE tasks ()"), (), "There are two tables, tasks and task. Choose with --table tasks or"),
+            ((TASK, "CREATE TABLE tasks ()"), ("--table", "task"), "already a table tasks; rename or remove it first"),
+            ((TASK, "CREATE TABLE task_before_adoption ()"), (), "already a table task_before_adoption; rename or"),
+            ((), ("--undo",), "Choose with --table NAME which adoption to undo. There are: none."),
+            ((TASK, "ALTER TABLE task RENAME TO task_before_adoption"), ("--undo",), "tasks is not that of"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_done_is_refused_with_what_to_do(
+        self, empty: str, statements: tuple[str, ...], arguments: tuple[str, ...], refusal: str
+    ) -> None:
+        for statement in statements:
+            execute(empty, statement)
+        before = snapshot(empty)
+
+        for yes in ((), ("--yes",)):
+            with pytest.raises(CommandError, match=refusal):
+                adopt(*arguments, *yes)
+
+        assert snapshot(empty) == before
+
+
+class TestUndo:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "INSERT INTO tasks (user_id, id, title) VALUES ('1', gen_random_uuid(), 'new')",
+            "UPDATE tasks SET completed = NOT completed, updated_at = now()",
+            "UPDATE tasks SET kept_fields = '{}', updated_at = now()",
+        ],
+    )
+    def test_an_undo_that_would_lose_a_task_is_refused_until_it_is_deleted(self, serial: str, change: str) -> None:
+        adopt("--yes")
+        execute(serial, change)
+        before = snapshot(serial)
+
+        for arguments in (["--undo"], ["--undo", "--yes"]):
+            with pytest.raises(CommandError, match=CHANGED.format(1)):
+                adopt(*arguments)
+
+        assert snapshot(serial) == before
+        execute(serial, "DELETE FROM tasks")
+        adopt("--undo", "--yes")
+        assert execute(serial, "SELECT title FROM tasks") == [("Buy oat milk",)]
+
+    def test_several_adoptions_are_undone_one_by_one(self, serial: str) -> None:
+        execute(serial, "CREATE TABLE todos AS SELECT id + 1 AS id, user_id, title FROM tasks")
+        adopt("--yes")
+        adopt("--yes", "--table", "todos")
+
+        with pytest.raises(CommandError, match=r"There are: tasks, todos\."):
+            adopt("--undo", "--yes")
+        with pytest.raises(CommandError, match=CHANGED.format(1)):
+            adopt("--undo", "--yes", "--table", "todos")
+
+
+class TestStart:
+    async def test_a_stamped_table_of_another_program_is_not_ready_and_the_log_says_why(
+        self, serial: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await asyncio.to_thread(command.stamp, alembic_config(serial), "head")
+        await asyncio.to_thread(migrate, serial)
+
+        async with serving(make_settings(serial)) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            assert (await client.get("/health/ready")).status_code == 503
+            assert (await client.get("/api/1/tasks")).status_code == 503
+        [reason] = [message for message in caplog.messages if "cannot be used" in message]
+        assert "no column user_id TEXT, id UUID, title TEXT" in reason
+        assert reason.endswith("in tasks; if another program made the table, run `python -m app.adopt`")
+        await asyncio.to_thread(adopt, "--yes")
+        async with serving(make_settings(serial)) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            assert [task["title"] for task in (await client.get("/api/1/tasks")).json()] == ["Buy oat milk"]
+
+    @pytest.mark.parametrize("statement", ["CREATE TABLE task (id int)", TASK])
+    def test_a_table_task_without_tasks_causes_no_warning(
+        self, empty: str, caplog: pytest.LogCaptureFixture, statement: str
+    ) -> None:
+        execute(empty, statement)
+        if statement != TASK:
+            execute(empty, "INSERT INTO task VALUES (1)")
+
+        migrate(empty)
+
+        assert caplog.messages == []
+
+    def test_the_command_prints_its_report_or_one_sentence_and_fails(self, serial: str, tmp_path: Path) -> None:
+        def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+            program = [sys.executable, "-m", "app.adopt", *arguments]
+            environment = os.environ | {"PYTHONPATH": str(BACKEND), "DATABASE_URL": serial}
+            return subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+        done, failed = run_command("--yes"), run_command("--undo", "--table", "other")
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Done. tasks is called tasks_before_adoption now. Rows that became tasks: 1." in done.stdout
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert failed.stderr == "Choose with --table NAME which adoption to undo. There are: tasks.\n"
+
+
+def test_the_documented_commands_print_what_the_page_shows(empty: str) -> None:
+    page = (BACKEND.parent / "docs/adopt.md").read_text()
+    [example] = re.findall(r"^```sql\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    for statement in example.split(";\n")[:-1]:
+        execute(empty, statement)
+
+    commands = re.findall(
+        r"^```sh\n[^\n]* -m app\.adopt([^\n]*)\n```\n```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE
+    )
+
+    assert [adopt(*arguments.split()) + "\n" for arguments, _ in commands] == [shown for _, shown in commands]
+
+
+@pytest.mark.ci
+def test_many_rows_are_adopted(serial: str) -> None:
+    execute(serial, f"INSERT INTO tasks {COPIES}", 99_999)
+
+    assert "Rows that became tasks: 100,000." in adopt("--yes")
+
+    assert execute(serial, "SELECT count(*), count(DISTINCT id) FROM tasks") == [(100_000, 100_000)]
+    assert "No task was created or changed" in adopt("--undo")
