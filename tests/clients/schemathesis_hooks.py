@@ -54,7 +54,8 @@ def filter_failure(_: HookContext, failure: Failure, case: Case[Any], response: 
 
 
 def _is_understood(case: Case[Any]) -> bool:
-    """Whether the request has an order that no list knows, an empty parameter, or null as the state or the body."""
+    """Whether the request has an order that no list knows, a parameter that is not set, or null as state or body."""
     query, body = case.query or {}, case.body if isinstance(case.body, dict) else {}
     has_other_order = str(query.get("sort", "title")) not in _SORTS
-    return has_other_order or "" in query.values() or case.body is None or body.get("completed", False) is None
+    not_set = {"", "null", "undefined"}.intersection(map(str, query.values()))
+    return has_other_order or bool(not_set) or case.body is None or body.get("completed", False) is None

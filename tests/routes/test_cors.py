@@ -15,9 +15,8 @@ TASKS: Final = "/api/ada/tasks"
 ORIGIN: Final = "http://localhost:3000"
 DEFAULT_ORIGINS: Final = (ORIGIN, "http://localhost:5173", "http://127.0.0.1:3000", "http://127.0.0.1:5173")
 FOREIGN_ORIGINS: Final = ("https://localhost:3000", "http://localhost:30000", f"{ORIGIN}.evil.example", "null", "*", "")
-ASKED: Final = {
-    *("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer", "X-Request-ID")
-}
+# Tracing and a frontend's own code add headers that no list of ours could name.
+ASKED: Final = {*("authorization", "content-type", "idempotency-key", "if-match", "sentry-trace", "x-own")}
 EXPOSED: Final = {
     *("ETag", "Idempotent-Replayed", "Ignored-Fields", "Link", "Location", "Preference-Applied", "Retry-After"),
     *("WWW-Authenticate", "X-Request-ID"),
@@ -41,7 +40,7 @@ class TestPreflight:
     async def test_an_allowed_origin_may_use_every_method_and_request_header(
         self, client: httpx.AsyncClient, origin: str, method: str
     ) -> None:
-        reply = await preflight(client, origin, method, ",".join(ASKED).lower())
+        reply = await preflight(client, origin, method, ",".join(ASKED))
 
         assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (200, origin)
         assert reply.headers["Access-Control-Allow-Credentials"] == "true"
@@ -51,23 +50,18 @@ class TestPreflight:
         assert "Origin" in listed(reply, "Vary")
 
     @pytest.mark.parametrize(
-        ("origin", "method", "headers"),
-        [
-            *((origin, "POST", "content-type") for origin in FOREIGN_ORIGINS),
-            (ORIGIN, "TRACE", "content-type"),
-            (ORIGIN, "post", "content-type"),
-            (ORIGIN, "POST", "content-type,x-nope"),
-        ],
+        ("origin", "method"),
+        [*((origin, "POST") for origin in FOREIGN_ORIGINS), (ORIGIN, "TRACE"), (ORIGIN, "post")],
     )
-    async def test_a_foreign_origin_an_unknown_method_or_an_unknown_header_is_refused_with_a_problem(
-        self, client: httpx.AsyncClient, origin: str, method: str, headers: str
+    async def test_a_foreign_origin_or_an_unknown_method_is_refused_with_a_problem(
+        self, client: httpx.AsyncClient, origin: str, method: str
     ) -> None:
-        reply = await preflight(client, origin, method, headers)
+        reply = await preflight(client, origin, method)
 
         assert (reply.status_code, reply.headers["Content-Type"]) == (400, "application/problem+json")
         problem = reply.json()
         assert (problem["type"], problem["status"]) == ("urn:problem-type:preflight-refused", 400)
-        assert re.fullmatch(r"CORS does not allow this: (origin|method|headers)\.", problem["detail"])
+        assert re.fullmatch(r"CORS does not allow this: (origin|method)\.", problem["detail"])
         assert problem["instance"] == reply.headers["X-Request-ID"]
         assert ("Access-Control-Allow-Origin" in reply.headers) == (origin == ORIGIN)
         assert "Origin" in listed(reply, "Vary")

@@ -81,16 +81,21 @@ ORDERS: Final = {
     "-created_at": (
         *("sort=created", "sort=-created", "sort=date", "sort=DATE", "sort=created_at&order=desc", "order=desc"),
         *("sort_by=created", "sort=&sort_by=", "order=&sort_order=", "sort=created_at&sort_order=DESC", "verbose=1"),
-        "sort_by=created_at&sort=desc&order=desc",
+        "sort_by=created_at&sort=desc",
+        "sort=desc",
+        "sort=undefined&order=null",
     ),
     "created_at": (
         *("sort=created_at", "sort=Created_At", "sort=created&order=asc", "sort=-created_at&order=asc", "order=asc"),
         *("sort_by=created_at", "sort=date&sort_order=ASC", "sort_by=created_at&sort=", "sort=-date&order=asc"),
+        "sort=ASC",
     ),
     "-updated_at": ("sort=updated", "sort=-updated", "sort_by=updated_at&order=desc", "sort=updated&order=sideways"),
     "updated_at": ("sort=updated&order=asc", "sort_by=updated&sort_order=asc&order=", "sort=updated_at&order="),
     "title": ("sort=Title", "sort=title&order=asc", "sort_by=title", "sort=-title&order=asc", "sort=asc&sort_by=title"),
-    "-title": ("sort=title&order=desc", "sort_by=-title", "sort=title&order=desc&sort_order=asc"),
+    "-title": (
+        *("sort=title&order=desc", "sort_by=-title", "sort=title&order=desc&sort_order=asc", "sort=desc&sort_by=title"),
+    ),
 }
 
 
@@ -161,7 +166,7 @@ class TestWords:
     @pytest.mark.parametrize(
         ("titles", "words"),
         [
-            (["done", "open"], ["", "all", "All"]),
+            (["done", "open"], ["", "all", "All", "undefined", "null"]),
             (["open"], ["pending", "Pending", "active", "ACTIVE", "incomplete", "open", "todo"]),
             (["done"], ["completed", "Completed", "complete", "done"]),
         ],
@@ -178,11 +183,16 @@ class TestWords:
             assert sorted({*await titles_of(client, tasks, status=word)}) == titles
             assert await titles_of(client, tasks, status=word, cursor=cursor, limit=1) == titles[:1]
 
-    async def test_an_empty_parameter_is_as_if_absent(self, client: httpx.AsyncClient, tasks: str) -> None:
+    @pytest.mark.parametrize("value", ["", "undefined", "null"])
+    async def test_a_parameter_that_javascript_has_not_set_is_as_if_absent(
+        self, client: httpx.AsyncClient, tasks: str, value: str
+    ) -> None:
         added = await add(client, tasks, "open", "done")
-        names = ("status", "completed", "search", "sort", "sort_by", "order", "sort_order", "limit", "cursor")
+        names = ["status", "completed", "sort", "sort_by", "order", "sort_order", "limit"]
+        texts = [] if value else ["search", "q", "cursor"]
 
-        reply = await client.get(tasks, params=dict.fromkeys(names, ""), headers={"Prefer": "handling=strict"})
+        params = dict.fromkeys([*names, *texts], value)
+        reply = await client.get(tasks, params=params, headers={"Prefer": "handling=strict"})
 
         assert reply.json() == added[::-1]
 
@@ -244,6 +254,7 @@ class TestFilters:
         await add(client, tasks, "CAF\xc9\nlatte", "\u0416\u0423\u041a", "\u540d\u524d")
 
         assert await titles_of(client, tasks, search=search) == titles
+        assert await titles_of(client, tasks, q=search) == titles
 
     @pytest.mark.parametrize(
         ("stored", "search"),
@@ -292,8 +303,8 @@ class TestFilters:
         ("name", "value"),
         [
             *(("status", value) for value in ("pending ", "in progress", "\0")),
-            *(("completed", value) for value in ("yes", "2", "null", " true", "\0")),
-            *(("search", value) for value in ("x" * 201, "a\0b")),
+            *(("completed", value) for value in ("yes", "2", "Null", " true", "\0")),
+            *((name, value) for name in ("search", "q") for value in ("x" * 201, "a\0b")),
             *((name, value) for name in ("sort", "sort_by", "order", "sort_order") for value in ("\0", "x" * 41)),
             *(("limit", value) for value in ("0", "-1", "1001", "5.0", "1_0", "+5", " 5", "\u0665", "9" * 30)),
             *(("cursor", value) for value in ("x", "a+b/c", "=" * 4, "A" * 2_048, "A" * 2_049, "\0", "\U0001f600")),

@@ -66,8 +66,8 @@ def timestamp(moment: datetime) -> str:
 
 
 def _limit(text: object) -> object:
-    """Accepts only ASCII digits, and an empty text as absent. Pydantic would also accept `1_000`, `+5` and `5.0`."""
-    if text == "":
+    """Accepts only ASCII digits, or a value that is not set. Pydantic would also accept `1_000`, `+5` and `5.0`."""
+    if text in words.ABSENT:
         return LIMIT_MAX
     return text if str(text).isascii() and str(text).isdigit() else "not a number"
 
@@ -84,6 +84,7 @@ Title = Annotated[
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX, json_schema_extra=_STORABLE), AfterValidator(_storable)]
 # `null` counts as absent: generated clients send it for what is not set. The document has one way to say it.
 _BooleanOrNull = Annotated[bool | None, WithJsonSchema({"type": "boolean"})]
+_Search = Annotated[str, Field(max_length=SEARCH_MAX, json_schema_extra=_STORABLE), AfterValidator(_storable)]
 Timestamp = Annotated[datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema(_TIMESTAMP)]
 
 
@@ -152,15 +153,15 @@ class TaskQuery(BaseModel):
     status: words.StateWord = Field(
         default="all", description=f"Which tasks by state. {words.also(words.STATES, get_args(words.State))}"
     )
-    completed: Annotated[_BooleanOrNull, BeforeValidator(lambda text: _boolean(text) if text else None)] = Field(
-        default=None, description="The same as `status`, as a boolean. Given both, both apply."
-    )
-    search: Annotated[str, AfterValidator(_storable)] = Field(
+    completed: Annotated[
+        _BooleanOrNull, BeforeValidator(lambda text: _boolean(text) if words.present(text) else None)
+    ] = Field(default=None, description="The same as `status`, as a boolean. Given both, both apply.")
+    search: _Search = Field(
         default="",
-        max_length=SEARCH_MAX,
-        json_schema_extra=_STORABLE,
-        description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters.",
+        description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters. "
+        "`q` is another name.",
     )
+    q: Annotated[_Search, words.Undocumented] = ""
     sort: words.SortWord = Field(
         default=words.NEWEST_FIRST,
         description="`-` for descending; ties by `id`. Titles sort without regard to case. "
@@ -187,10 +188,10 @@ class TaskQuery(BaseModel):
     def ordering(self) -> words.Sort:
         """The order that the words ask for. An unknown sort is the default order, whatever the direction.
 
-        `sort_by` counts more than `sort`, which other services use for the direction, and a direction more than a sign.
+        `sort_by` counts more than `sort`, which may also be the direction, and a direction counts more than a sign.
         """
         sort = words.SORTS.get(self.sort_by or self.sort)
-        sign = words.DIRECTIONS.get(self.order or self.sort_order)
+        sign = words.DIRECTIONS.get(self.order or self.sort_order or self.sort)
         if sort is None or sign is None:
             return sort or words.NEWEST_FIRST
         return words.SORTS[sign + sort.removeprefix("-")]

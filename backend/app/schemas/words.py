@@ -10,17 +10,18 @@ State = Literal["all", "pending", "completed"]
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 
 NEWEST_FIRST: Final[Sort] = "-created_at"
+ABSENT: Final = ("", "undefined", "null")  # what JavaScript writes into a URL for a value that is not set
 STATES: Final[dict[str, State]] = {
-    **dict.fromkeys(("all", ""), "all"),
+    **dict.fromkeys(("all", *ABSENT), "all"),
     **dict.fromkeys(("pending", "active", "incomplete", "open", "todo"), "pending"),
     **dict.fromkeys(("completed", "complete", "done"), "completed"),
 }
 SORTS: Final[dict[str, Sort]] = {
     **{word: word for word in get_args(Sort)},
-    **dict.fromkeys(("created", "-created", "date", "-date", ""), NEWEST_FIRST),
+    **dict.fromkeys(("created", "-created", "date", "-date", "asc", "desc", *ABSENT), NEWEST_FIRST),
     **dict.fromkeys(("updated", "-updated"), "-updated_at"),
 }
-DIRECTIONS: Final = {"": None, "asc": "", "desc": "-"}
+DIRECTIONS: Final = {**dict.fromkeys(ABSENT), "asc": "", "desc": "-"}
 # The names by which other services ask for a page, without punctuation, and the value for the first page.
 PAGES: Final = {"offset": 0, "pageoffset": 0, "skip": 0, "page": 1, "pageindex": 1, "pageno": 1, "pagenumber": 1}
 UNKNOWN_WORD: Final = "is not one that this list knows"
@@ -39,15 +40,20 @@ def _state(text: str) -> State:
     return STATES[text.lower()]
 
 
+def present(text: str) -> str:
+    """Returns the text, an empty one for a value that is not set."""
+    return "" if text in ABSENT else text
+
+
 def also(words: Iterable[str], documented: Container[str]) -> str:
     """Returns the sentence of the document about the other words."""
-    others = [f"`{word}`" for word in words if word[:1] not in ("", "-") and word not in documented]
+    others = [f"`{word}`" for word in words if word not in ABSENT and word[0] != "-" and word not in documented]
     return f"Also understood: {', '.join(others)}."
 
 
-_Word = Annotated[str, StringConstraints(to_lower=True, max_length=40, pattern=r"^[^\x00]*$")]
-_Undocumented = Field(json_schema_extra={UNDOCUMENTED: True})
+_Word = Annotated[str, BeforeValidator(present), StringConstraints(to_lower=True, max_length=40, pattern=r"^[^\x00]*$")]
+Undocumented = Field(json_schema_extra={UNDOCUMENTED: True})
 StateWord = Annotated[State, BeforeValidator(_state)]
 SortWord = Annotated[_Word, Words(SORTS), WithJsonSchema({"type": "string", "enum": [*get_args(Sort)]})]
-OtherSortWord = Annotated[_Word, Words(SORTS), _Undocumented]
-DirectionWord = Annotated[_Word, Words(DIRECTIONS), _Undocumented]
+OtherSortWord = Annotated[_Word, Words(SORTS), Undocumented]
+DirectionWord = Annotated[_Word, Words(DIRECTIONS), Undocumented]

@@ -333,8 +333,8 @@ def _filters(query: TaskQuery) -> dict[str, Any]:
         asked["status"] = query.status == "completed"
     if query.completed is not None:
         asked["completed"] = query.completed
-    if query.search:
-        asked["search"] = _pattern(query.search)
+    if search := query.search or query.q:
+        asked["search"] = _pattern(search)
     return asked
 
 
