@@ -57,5 +57,6 @@ def _is_understood(case: Case[Any]) -> bool:
     """Whether the request has an order that no list knows, a parameter that is not set, or null as state or body."""
     query, body = case.query or {}, case.body if isinstance(case.body, dict) else {}
     has_other_order = str(query.get("sort", "title")) not in _SORTS
-    not_set = {"", "null", "undefined"}.intersection(map(str, query.values()))
-    return has_other_order or bool(not_set) or case.body is None or body.get("completed", False) is None
+    sent = {str(each) for value in query.values() for each in (value if isinstance(value, list) else [value])}
+    is_not_set = not sent.isdisjoint({"", "null", "undefined"})
+    return has_other_order or is_not_set or case.body is None or body.get("completed", False) is None
