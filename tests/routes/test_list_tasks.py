@@ -81,20 +81,22 @@ ORDERS: Final = {
     "-created_at": (
         *("sort=created", "sort=-created", "sort=date", "sort=DATE", "sort=created_at&order=desc", "order=desc"),
         *("sort_by=created", "sort=&sort_by=", "order=&sort_order=", "sort=created_at&sort_order=DESC", "verbose=1"),
-        "sort_by=created_at&sort=desc",
-        "sort=desc",
-        "sort=undefined&order=null",
+        *("sort_by=created_at&sort=desc", "sort=desc", "sort=undefined&order=null", "sort=newest"),
     ),
     "created_at": (
         *("sort=created_at", "sort=Created_At", "sort=created&order=asc", "sort=-created_at&order=asc", "order=asc"),
         *("sort_by=created_at", "sort=date&sort_order=ASC", "sort_by=created_at&sort=", "sort=-date&order=asc"),
-        "sort=ASC",
+        *("sort=ASC", "sort=oldest", "sort=createdAt"),
     ),
     "-updated_at": ("sort=updated", "sort=-updated", "sort_by=updated_at&order=desc", "sort=updated&order=sideways"),
     "updated_at": ("sort=updated&order=asc", "sort_by=updated&sort_order=asc&order=", "sort=updated_at&order="),
-    "title": ("sort=Title", "sort=title&order=asc", "sort_by=title", "sort=-title&order=asc", "sort=asc&sort_by=title"),
+    "title": (
+        *("sort=Title", "sort=title&order=asc", "sort_by=title", "sort=-title&order=asc", "sort=asc&sort_by=title"),
+        "sort=title&sort_by=priority",
+    ),
     "-title": (
         *("sort=title&order=desc", "sort_by=-title", "sort=title&order=desc&sort_order=asc", "sort=desc&sort_by=title"),
+        "sort=title&order=sideways&sort_order=desc",
     ),
 }
 
@@ -135,7 +137,8 @@ class TestWords:
             *((f"sort={field}", "sort") for field in ("priority", "-due_date", "id", "+title", "--title", "title,id")),
             ("sort_by=priority", "sort_by"),
             ("sort=priority&order=asc", "sort"),
-            ("sort=priority&sort_by=due_date", "sort, sort_by"),
+            ("sort=priority&sort_by=due_date&order=asc", "sort, sort_by"),
+            ("sort_by=due_date&order=asc", "sort_by"),
             ("order=sideways", "order"),
             ("sort_order=1", "sort_order"),
             ("sort=\u0130&verbose=1", "sort, verbose"),

@@ -80,13 +80,13 @@ def is_public(context: RouteContext) -> bool:
 
 
 def check_routes(router: APIRouter) -> None:
-    """Raises StartupError for a route that has unclear access, is never reached, or commits after its reply."""
+    """Raises StartupError for a route that has unclear access, is never reached, or has an unfit dependency."""
     if [*router._iter_low_priority_routes()]:  # noqa: SLF001  # FastAPI has no other list of them
         message = "frontend() cannot be declared public; mount StaticFiles instead: app.mount(path, public(files))"
         raise StartupError(message)
     contexts = [*iter_route_contexts(router.routes)]
     for context in contexts:
-        if reason := _access_problem(context) or _shadow(context, contexts) or _commit_after_reply(context):
+        if reason := _access_problem(context) or _shadow(context, contexts) or _dependency_problem(context):
             methods = ", ".join(sorted(context.methods or ())) or "the mount"
             message = f"{methods} {context.path or context.original_route}: {reason}"
             raise StartupError(message)
@@ -124,12 +124,15 @@ def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | No
     return None
 
 
-def _commit_after_reply(context: RouteContext) -> str | None:
-    """Returns the reason if a dependency ends after the reply. It would be too late to answer a failed commit."""
+def _dependency_problem(context: RouteContext) -> str | None:
+    """Returns the reason if a dependency commits after the reply, too late for an error, or needs a JSONRoute."""
     dependant: Dependant | None = getattr(context, "dependant", None)
+    reads_names = hasattr(context.original_route, "reads_unknown_names")
     for each in all_dependants(dependant) if dependant else ():
         if getattr(each.call, "must_end_before_reply", False) and each.scope != "function":
             return f'would commit after its reply; take Session (app.routes.deps), or {each.name} with scope="function"'
+        if getattr(each.call, "needs_json_route", False) and not reads_names:
+            return f"takes {each.name}, which needs APIRouter(route_class=JSONRoute) from app.http.fast_lane"
     return None
 
 

@@ -33,8 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMediaTypeError
 from app.http.conditions import apply_if_none_match
-from app.http.kept_fields import take_kept
-from app.http.preferences import UNKNOWN_NAMES, KnownNames, handling_headers, known_names
+from app.http.preferences import UNKNOWN_NAMES, KnownNames, UnknownNames, handling_headers, known_names
 from app.http.problems import EXTRA_HEADERS
 
 BODY_LIMIT: Final = 65_536  # bytes
@@ -124,6 +123,8 @@ class JSONRoute(APIRoute):
     A body must be uncompressed JSON of 64 KiB at most. Unknown names are listed in `Ignored-Fields`. A GET has an
     `ETag`.
     """
+
+    reads_unknown_names = True
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
@@ -277,15 +278,16 @@ async def _respond(
 ) -> Response:
     body = await _read(request) if names.has_body else _ABSENT
     fields = [name for name in body if name not in names.fields] if isinstance(body, dict) else []
-    kept = take_kept(request, fields, names.never_kept) if fields and names.never_kept is not None else ()
+    own = names.reply_names if fields and request.scope["state"]["database"].keeps else None
+    kept = [name for name in fields if name not in own] if own is not None else []
     parameters = {
         name: value
         for name, value in (request.query_params.items() if request.scope["query_string"] else ())
         if name not in names.parameters or (name in names.words and value.lower() not in names.words[name])
     }
-    request.scope[UNKNOWN_NAMES] = fields, parameters
+    unknown = request.scope[UNKNOWN_NAMES] = UnknownNames(fields, kept, parameters)
     prefer = values_of(request, b"prefer")
-    headers = handling_headers(prefer, names, fields, parameters, kept) if prefer or fields or parameters else None
+    headers = handling_headers(prefer, names, unknown) if prefer or fields or parameters else None
     if headers:
         request.scope[EXTRA_HEADERS] = headers
     response = await call(request, body)

@@ -1,8 +1,7 @@
-"""Unknown body fields that a route keeps if `UNKNOWN_FIELDS=keep`: those of routes with `read_kept_fields`."""
+"""Unknown body fields that a JSONRoute with the dependency `read_kept_fields` keeps if `UNKNOWN_FIELDS=keep`."""
 
 import json
 import re
-from collections.abc import Container, Iterable
 from decimal import Context, Decimal
 from math import nan
 from typing import Any, Final
@@ -10,27 +9,19 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from app.core.errors import FieldError, InvalidRequestError
+from app.http.preferences import UNKNOWN_NAMES
 from app.http.problems import body_pointer, cut_name
+from app.models.task import KEPT_NAME_PATTERN
 from app.schemas.problem import ERRORS_MAX
 
-_NAMES: Final = "app.kept_names"  # key in the scope: the names of this body's fields to keep
-
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON, where a backslash may be an escaped one
 _DIGITS: Final = 20  # of a number of 64 bits, with its sign
 _UNTRAPPED: Final = Context(traps=[])  # not a number for an exponent that Decimal cannot hold
 
 
-def take_kept(request: Request, unknown: Iterable[str], never: Container[str]) -> list[str]:
-    """Returns the `unknown` names whose fields are kept, and notes them for `read_kept_fields`."""
-    keeps = request.scope["state"]["database"].keeps
-    names = request.scope[_NAMES] = [name for name in unknown if keeps and name not in never]
-    return names
-
-
 async def read_kept_fields(request: Request) -> dict[str, Any]:
     """Returns the fields to keep. Raises InvalidRequestError for those that would not be given back as sent."""
-    names = request.scope.get(_NAMES)
+    names = request.scope[UNKNOWN_NAMES].kept
     if not names:
         return {}
     sent = json.loads(request._body, parse_int=_exact, parse_float=_exact)  # noqa: SLF001  # see fast_lane
@@ -40,9 +31,13 @@ async def read_kept_fields(request: Request) -> dict[str, Any]:
     return {name: sent[name] for name in names}
 
 
+read_kept_fields.keeps_unknown_fields = True  # type: ignore[attr-defined]  # read by known_names
+read_kept_fields.needs_json_route = True  # type: ignore[attr-defined]  # checked by check_routes
+
+
 def _fault(name: str, value: Any) -> str | None:
-    if not _NAME.fullmatch(name):
-        return "is not a name that can be kept: 1 to 40 letters, digits and _, without a digit at the start"
+    if not re.fullmatch(KEPT_NAME_PATTERN, name):
+        return "is not a name that can be kept: 1 to 40 of A-Z a-z 0-9 _, without a digit at the start"
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:

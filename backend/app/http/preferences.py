@@ -5,19 +5,20 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
+from fastapi import Request
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel
 from typing_extensions import is_typeddict
 
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.authorization import all_dependants
-from app.http.kept_fields import read_kept_fields
 from app.http.problems import body_pointer, cut_name
 from app.schemas.words import PAGES, UNKNOWN_WORD, Words
 
-UNKNOWN_NAMES: Final = "app.unknown_names"  # key in the scope of a JSON route: those of the body, and of the query
+UNKNOWN_NAMES: Final = "app.unknown_names"  # key in the scope of a JSONRoute for its UnknownNames
 _NAMES_SHOWN: Final = 20  # limits how much input a reply repeats, as `cut_name` does
 _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')  # a quoted string may have a comma (RFC 9110, 5.6.4)
 # Possessive: white space would otherwise match in many ways, at a cost of the third power of its length.
@@ -34,17 +35,34 @@ class _Anything:
 
 
 class KnownNames(NamedTuple):
-    """The known names of body fields and query parameters, and whether the route reads a body.
+    """The known names of a route's body fields and query parameters, and whether the route reads a body.
 
-    `words` has the known values of the parameters of which other values are ignored, as unknown names are. `never_kept`
-    are the names of its reply, which it does not keep as unknown fields. None if it keeps none.
+    `words` has the known values of the parameters marked with Words. `reply_names` are the fields of the reply, under
+    which the route keeps no unknown field. None if the route keeps no unknown fields.
     """
 
     has_body: bool
     fields: Container[str]
     parameters: Container[str]
     words: Mapping[str, Container[str]]
-    never_kept: Container[str] | None
+    reply_names: Container[str] | None
+
+
+class UnknownNames(NamedTuple):
+    """The unknown fields of a request, those of them that are kept, and the unknown parameters with their values."""
+
+    fields: Sequence[str]
+    kept: Sequence[str]
+    parameters: Mapping[str, str]
+
+
+async def read_unknown_names(request: Request) -> UnknownNames:
+    """Returns the unknown names of the request."""
+    unknown: UnknownNames = request.scope[UNKNOWN_NAMES]
+    return unknown
+
+
+read_unknown_names.needs_json_route = True  # type: ignore[attr-defined]  # checked by check_routes
 
 
 def known_names(route: Any) -> KnownNames:
@@ -54,9 +72,9 @@ def known_names(route: Any) -> KnownNames:
     parameters = [field for dependant in dependants for field in dependant.query_params]
     embedded = route._embed_body_fields  # noqa: SLF001  # the body is an object keyed by parameter
     fields = frozenset(field.alias for field in bodies) if embedded else _names_of(bodies, alone=_Anything())
-    keeps = any(dependant.call is read_kept_fields for dependant in dependants)
-    never_kept = _names_of(filter(None, [route.response_field])) if keeps else None
-    return KnownNames(bool(bodies), fields, _names_of(parameters), _words_of(parameters), never_kept)
+    keeps = any(hasattr(dependant.call, "keeps_unknown_fields") for dependant in dependants)
+    reply_names = _names_of(filter(None, [route.response_field])) if keeps else None
+    return KnownNames(bool(bodies), fields, _names_of(parameters), _words_of(parameters), reply_names)
 
 
 def _words_of(fields: Sequence[Any]) -> dict[str, Container[str]]:
@@ -103,34 +121,27 @@ def _aliases(field: Any, name: str) -> set[str]:
     return {str(each) for each in (name, field.alias, *paths) if each is not None}
 
 
-def handling_headers(
-    prefer: Sequence[str],
-    known: KnownNames,
-    fields: Sequence[str],
-    parameters: Mapping[str, str],
-    kept: Container[str] = (),
-) -> dict[str, str]:
-    """Returns the reply headers, given the values of `Prefer`, the unknown names in body and query, and those `kept`.
+def handling_headers(prefer: Sequence[str], known: KnownNames, unknown: UnknownNames) -> dict[str, str]:
+    """Returns the reply headers, given the values of `Prefer`.
 
     Raises InvalidRequestError for names with a NUL character and for a later page of a list that has cursors, because
     the client would take the first page for it. With `handling=strict`, raises it for all unknown names.
     """
     handling = _handling(prefer)
     headers = {"Preference-Applied": f"handling={handling}"} if handling else {}
-    if not fields and not parameters:
+    if not unknown.fields and not unknown.parameters:
         return headers
-    has_cursors = "cursor" in known.parameters
-    later = [name for name, value in parameters.items() if has_cursors and _is_later_page(name, value)]
-    refused_fields, refused_parameters = [
-        [name for name in names if handling == "strict" or "\0" in name] for names in (fields, parameters)
-    ]
-    refused_parameters = refused_parameters or later
-    if refused_fields or refused_parameters:
-        details = dict.fromkeys(known.words, UNKNOWN_WORD) | dict.fromkeys(later, _LATER_PAGE)
-        error = refusal(refused_fields, refused_parameters, details)
+    details = dict.fromkeys(known.words, UNKNOWN_WORD)
+    if "cursor" in known.parameters:
+        details |= {name: _LATER_PAGE for name, value in unknown.parameters.items() if _is_later_page(name, value)}
+    is_strict = handling == "strict"
+    fields = [name for name in unknown.fields if is_strict or "\0" in name]
+    parameters = [name for name in unknown.parameters if is_strict or "\0" in name or details.get(name) is _LATER_PAGE]
+    if fields or parameters:
+        error = unknown_names_error(fields, parameters, details)
         error.headers.update(headers)
         raise error
-    ignored = [*(name for name in fields if name not in kept), *parameters]
+    ignored = [*(name for name in unknown.fields if name not in unknown.kept), *unknown.parameters]
     return headers | ({"Ignored-Fields": ", ".join(map(_quoted, ignored[:_NAMES_SHOWN]))} if ignored else {})
 
 
@@ -151,7 +162,9 @@ def _is_later_page(name: str, value: str) -> bool:
     return False
 
 
-def refusal(fields: Iterable[str], parameters: Iterable[str], details: Mapping[str, str]) -> InvalidRequestError:
+def unknown_names_error(
+    fields: Iterable[str], parameters: Iterable[str], details: Mapping[str, str] = MappingProxyType({})
+) -> InvalidRequestError:
     """Returns the error for unknown names in body and query. `details` has the texts for some of the query."""
     named = [(body_pointer(cut_name(name)), name, _UNKNOWN) for name in fields]
     named += [(f"query/{_quoted(name)}", name, details.get(name, _UNKNOWN)) for name in parameters]

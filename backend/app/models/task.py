@@ -25,6 +25,7 @@ from sqlmodel import Field, SQLModel
 
 TITLE_MAX: Final = 200
 DESCRIPTION_MAX: Final = 5_000
+KEPT_NAME_PATTERN: Final = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 KEPT_NAMES_MAX: Final = 20
 KEPT_BYTES_MAX: Final = 4_096  # of the text that PostgreSQL makes of the object
 USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
@@ -86,7 +87,7 @@ class WireTask:
 
 
 class KeptTask(dict[str, Any]):
-    """A WireTask with kept fields: its attributes are those of the task, as JSON the kept fields follow them."""
+    """Has the attributes of a WireTask. Its JSON has the kept fields after them."""
 
     def __init__(self, task: WireTask, kept_fields: str) -> None:
         kept = orjson.loads(kept_fields)

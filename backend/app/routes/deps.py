@@ -20,6 +20,7 @@ from app.http.conditions import CODING
 from app.http.fast_lane import tags_of, values_of
 from app.http.headers import KEY_MAX
 from app.http.kept_fields import read_kept_fields
+from app.http.preferences import UnknownNames, read_unknown_names
 from app.schemas.task import UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
@@ -69,16 +70,16 @@ async def read_conditions(request: Request) -> Conditions:
     if match is None and none_match is None:
         return UNCONDITIONAL
     if none_match is not None and _ANY in none_match:  # no version can fulfil this
-        return Conditions(match=(), must_exist=match == [_ANY], refusal=_NOT_AS_EXPECTED)
+        return Conditions(match=(), must_exist=match == [_ANY], failed_detail=_NOT_AS_EXPECTED)
     return Conditions(
         None if match is None or match == [_ANY] else _versions(match),
         None if none_match is None else _versions(none_match),
         must_exist=match == [_ANY],
-        refusal=_refusal(match, none_match),
+        failed_detail=_failed_detail(match, none_match),
     )
 
 
-def _refusal(match: list[str] | None, none_match: list[str] | None) -> str | None:
+def _failed_detail(match: list[str] | None, none_match: list[str] | None) -> str | None:
     """Returns the detail of a 412 for these tags, None for the usual one."""
     if match is not None and match != [_ANY] and not (match and all(map(version_of, match))):
         return _NO_VERSION
@@ -121,9 +122,12 @@ Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
 UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
 # No task has an id that is no UUID. The type of this error becomes TaskNotFoundError, at no cost for other ids.
 _OrNoTask = GetPydanticSchema(
-    lambda source, handler: custom_error_schema(handler(source), TaskNotFoundError.kind, custom_error_message="")
+    lambda source, handler: custom_error_schema(
+        handler(source), TaskNotFoundError.kind, custom_error_message=TaskNotFoundError.detail
+    )
 )
 TaskId = Annotated[UUID, _OrNoTask, Path(description="The id of one of the user's tasks.")]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
+Unknown = Annotated[UnknownNames, Depends(read_unknown_names)]
 KeptFields = Annotated[dict[str, Any], Depends(read_kept_fields)]
 IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
-from app.http.preferences import UNKNOWN_NAMES, refusal
+from app.http.preferences import UnknownNames, unknown_names_error
 from app.models.task import WireTask
-from app.routes.deps import Db, IdempotencyKey, KeptFields, RequestConditions, TaskId, UserId
+from app.routes.deps import Db, IdempotencyKey, KeptFields, RequestConditions, TaskId, Unknown, UserId
 from app.schemas.task import (
     Completion,
     CompletionQuery,
@@ -83,14 +83,14 @@ async def complete_task(
     task_id: TaskId,
     conditions: RequestConditions,
     query: Annotated[CompletionQuery, Query()],
-    request: Request,
+    unknown: Unknown,
     body: Annotated[Completion | None, _TOGGLE_OR_SET] = None,
 ) -> Response:
     """Toggle `completed`, or set it with `{"completed": true}`, which is safe to repeat.
 
     A request with other names and without `completed` is refused.
     """
-    completed = _state(body, query, request)
+    completed = _state(body, query, unknown)
     return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions))
 
 
@@ -101,14 +101,14 @@ async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: Requ
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _state(body: Completion | None, query: CompletionQuery, request: Request) -> bool | None:
+def _state(body: Completion | None, query: CompletionQuery, unknown: UnknownNames) -> bool | None:
     """Returns the state to set, None to toggle. Raises InvalidRequestError if the request may mean something else."""
-    fields, parameters = request.scope[UNKNOWN_NAMES]
     in_body = body.get("completed") if body else None
     completed = query.completed if in_body is None else in_body
-    fields, parameters = () if in_body is not None else fields, () if completed is not None else parameters
+    fields = unknown.fields if in_body is None else ()
+    parameters = unknown.parameters if completed is None else ()
     if fields or parameters:
-        raise refusal(fields, parameters, {})
+        raise unknown_names_error(fields, parameters)
     if query.completed not in (None, completed):
         raise InvalidRequestError([FieldError("query/completed", "contradicts the body")])
     return completed

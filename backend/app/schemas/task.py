@@ -163,7 +163,7 @@ class TaskQuery(BaseModel):
     )
     q: Annotated[_Search, words.Undocumented] = ""
     sort: words.SortWord = Field(
-        default=words.NEWEST_FIRST,
+        default="",
         description="`-` for descending; ties by `id`. Titles sort without regard to case. "
         f"{words.also(words.SORTS, get_args(words.Sort))} So are the names `sort_by`, `order` and `sort_order`.",
     )
@@ -186,28 +186,32 @@ class TaskQuery(BaseModel):
 
     @property
     def ordering(self) -> words.Sort:
-        """The order that the words ask for. An unknown sort is the default order, whatever the direction.
+        """The order that the words ask for. If only unknown ones are sent, the default order, whatever the direction.
 
         `sort_by` counts more than `sort`, which may also be the direction, and a direction counts more than a sign.
         """
-        sort = words.SORTS.get(self.sort_by or self.sort)
-        sign = words.DIRECTIONS.get(self.order or self.sort_order or self.sort)
-        if sort is None or sign is None:
-            return sort or words.NEWEST_FIRST
-        return words.SORTS[sign + sort.removeprefix("-")]
+        first = self.sort_by if self.sort_by in words.SORTS else ""
+        sort = words.SORTS.get(first or self.sort)
+        if sort is None or (self.sort_by and not first and not self.sort):
+            return words.NEWEST_FIRST  # only unknown ones
+        for word in (self.order, self.sort_order, self.sort):
+            if word in ("asc", "desc"):
+                return words.SORTS[("-" if word == "desc" else "") + sort.removeprefix("-")]
+        return sort
 
 
 class Conditions(NamedTuple):
     """The conditions of a request (RFC 9110 section 13.1). A version is the `updated_at` of a task.
 
     The version must be in `match` and must not be in `none_match`. None means no condition. With `must_exist`, a
-    missing task is a failed condition (412), not a 404. `refusal` is the `detail` of a 412, None for the usual one.
+    missing task is a failed condition (412), not a 404. `failed_detail` is the `detail` of a 412, None for the usual
+    one.
     """
 
     match: Sequence[datetime] | None = None
     none_match: Sequence[datetime] | None = None
     must_exist: bool = False
-    refusal: str | None = None
+    failed_detail: str | None = None
 
 
 UNCONDITIONAL: Final = Conditions()

@@ -1,4 +1,4 @@
-"""The words of lists: what existing frontends send in any case, and what it means."""
+"""The words of lists: what existing frontends send, in upper or lower case, and what it means."""
 
 from collections.abc import Container, Iterable
 from typing import Annotated, Final, Literal, NamedTuple, get_args
@@ -18,18 +18,27 @@ STATES: Final[dict[str, State]] = {
 }
 SORTS: Final[dict[str, Sort]] = {
     **{word: word for word in get_args(Sort)},
-    **dict.fromkeys(("created", "-created", "date", "-date", "asc", "desc", *ABSENT), NEWEST_FIRST),
+    **dict.fromkeys(("created", "-created", "date", "-date", "newest", "asc", "desc", *ABSENT), NEWEST_FIRST),
     **dict.fromkeys(("updated", "-updated"), "-updated_at"),
+    "createdat": "created_at",
+    "oldest": "created_at",
+    "updatedat": "updated_at",
 }
-DIRECTIONS: Final = {**dict.fromkeys(ABSENT), "asc": "", "desc": "-"}
+DIRECTIONS: Final = ("asc", "desc", *ABSENT)
 # The names by which other services ask for a page, without punctuation, and the value for the first page.
-PAGES: Final = {"offset": 0, "pageoffset": 0, "skip": 0, "page": 1, "pageindex": 1, "pageno": 1, "pagenumber": 1}
+PAGES: Final = {
+    **dict.fromkeys(("offset", "pageoffset", "skip", "pageindex"), 0),
+    **dict.fromkeys(("page", "pageno", "pagenumber", "currentpage", "p"), 1),
+}
 UNKNOWN_WORD: Final = "is not one that this list knows"
 UNDOCUMENTED: Final = "x-undocumented"  # in a schema: other names would only confuse the users of a generated client
 
 
 class Words(NamedTuple):
-    """Marks a query parameter with the words that it knows. Any other value is ignored, as an unknown name is."""
+    """Marks a query parameter with the words that it knows, in lower case.
+
+    For any other value `Ignored-Fields` names the parameter. Its handler must then treat the value as absent.
+    """
 
     known: Container[str]
 
@@ -54,6 +63,7 @@ def also(words: Iterable[str], documented: Container[str]) -> str:
 _Word = Annotated[str, BeforeValidator(present), StringConstraints(to_lower=True, max_length=40, pattern=r"^[^\x00]*$")]
 Undocumented = Field(json_schema_extra={UNDOCUMENTED: True})
 StateWord = Annotated[State, BeforeValidator(_state)]
-SortWord = Annotated[_Word, Words(SORTS), WithJsonSchema({"type": "string", "enum": [*get_args(Sort)]})]
+_SORT: Final = {"type": "string", "enum": [*get_args(Sort)], "default": NEWEST_FIRST}
+SortWord = Annotated[_Word, Words(SORTS), WithJsonSchema(_SORT)]
 OtherSortWord = Annotated[_Word, Words(SORTS), Undocumented]
 DirectionWord = Annotated[_Word, Words(DIRECTIONS), Undocumented]

@@ -15,17 +15,17 @@ _BOUND: Final = f"a task may keep {KEPT_NAMES_MAX} unknown fields and {KEPT_BYTE
 _TOO_MUCH: Final = [FieldError("#", _BOUND)]
 
 
-def kept_value(kept: Kept | None) -> dict[str, str | None]:
-    """Returns the parameter for the fields. Raises InvalidRequestError if they alone are more than a task may keep."""
+def kept_text(kept: Kept | None) -> str | None:
+    """Returns the JSON of the fields. Raises InvalidRequestError if they alone are more than a task may keep."""
     if not kept:
-        return {"new_kept": None}
+        return None
     text = json.dumps(kept, ensure_ascii=False, allow_nan=False)  # as PostgreSQL writes them, apart from numbers
     if len(kept) > KEPT_NAMES_MAX or len(text.encode()) > KEPT_BYTES_MAX:
         raise InvalidRequestError(_TOO_MUCH)
-    return {"new_kept": text}
+    return text
 
 
-def refused(error: StatementError) -> Exception:
+def bound_error(error: StatementError) -> Exception:
     """Returns the error to raise: another one for fields that are too much only together with those of the task."""
     return InvalidRequestError(_TOO_MUCH) if error.constraint == _CONSTRAINT else error
 

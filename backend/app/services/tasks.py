@@ -51,7 +51,7 @@ from app.models.task import KEPT_COLUMN, LONG_COLUMNS, WIRE_COLUMNS, Task, WireT
 from app.schemas.task import UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.schemas.words import Sort
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
-from app.services.kept_fields import Kept, kept_value, refused, same_json
+from app.services.kept_fields import Kept, bound_error, kept_text, same_json
 
 # SQLAlchemy reserves the column names as parameters in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
@@ -213,13 +213,14 @@ async def create_task(
         "new_description": new.description,
         "new_completed": new.completed,
     }
-    values |= kept_value(kept) if db.keeps else {}
+    if db.keeps:
+        values["new_kept"] = kept_text(kept)
     while True:
         # The id makes the statement idempotent: a second run inserts nothing.
         try:
             records = await db.fetch(_CREATE[db.keeps], idempotent=True, owner=user_id, task_id=task_id, **values)
         except StatementError as error:
-            raise refused(error) from None
+            raise bound_error(error) from None
         if records:
             return CreatedTask(_ROWS[db.keeps](*records[0]), replayed=False)
         try:
@@ -247,11 +248,12 @@ async def update_task(
         "new_description": changes.get("description"),
         "new_completed": changes.get("completed"),
     }
-    values |= kept_value(kept) if db.keeps else {}
+    if db.keeps:
+        values["new_kept"] = kept_text(kept)
     try:
         return await _one(db, _UPDATE, user_id, task_id, conditions, **values)
     except StatementError as error:
-        raise refused(error) from None
+        raise bound_error(error) from None
 
 
 async def complete_task(
@@ -291,7 +293,7 @@ async def _one(
         **values,
     )
     if not records:
-        raise await _refusal(db, user_id, task_id, conditions)
+        raise await _no_row_error(db, user_id, task_id, conditions)
     return _ROWS[db.keeps](*records[0])
 
 
@@ -299,7 +301,7 @@ def _texts(versions: Sequence[datetime] | None) -> list[str] | None:
     return None if versions is None else [version.isoformat() for version in versions]
 
 
-async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> AppError:
+async def _no_row_error(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> AppError:
     """Returns the error for a statement that matched no row. Needs a second statement if there are conditions."""
     missing = PreconditionFailedError(None) if conditions.must_exist else TaskNotFoundError()
     if conditions.match is None and conditions.none_match is None:
@@ -308,7 +310,7 @@ async def _refusal(db: Database, user_id: str, task_id: UUID, conditions: Condit
         current = await get_task(db, user_id, task_id, UNCONDITIONAL)
     except TaskNotFoundError:
         return missing
-    return PreconditionFailedError(entity_tag(current), conditions.refusal)
+    return PreconditionFailedError(entity_tag(current), conditions.failed_detail)
 
 
 def entity_tag(task: WireTask) -> str:

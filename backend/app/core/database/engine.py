@@ -17,7 +17,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
-from app.core.database.faults import is_transient, is_unprepared, probe_delays, refusal, sqlstate, translate_error
+from app.core.database.faults import (
+    is_transient,
+    is_unprepared,
+    probe_delays,
+    server_error_text,
+    sqlstate,
+    translate_error,
+)
 from app.core.database.pool import TIMEOUTS, USER, SlotPool, Timeouts
 from app.core.database.statement import Statement, statement
 from app.core.database.transaction import open_session, transaction
@@ -139,7 +146,7 @@ class Database:
             return False
         except (UnavailableError, StatementError) as error:
             self._note_answer(answered=False, cause=error.__cause__ or error)
-            if text := refusal(error):  # the probe has no values that it could quote
+            if text := server_error_text(error):  # the probe has no values that it could quote
                 self._warn_once(f"the database refuses to work: {text}")
             return False
         if "0" in {statement_timeout, lock_timeout}:

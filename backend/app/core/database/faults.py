@@ -102,7 +102,7 @@ def may_recover(error: BaseException) -> bool:
     return sqlstate(error).startswith(_UNAVAILABLE) or isinstance(error, OSError)
 
 
-def refusal(error: BaseException | None) -> str:
+def server_error_text(error: BaseException | None) -> str:
     """Returns the text in which a server or a pooler refuses to work, or an empty string if it is starting or full.
 
     Such a refusal may be permanent. A connection that is lost without an answer is no refusal.

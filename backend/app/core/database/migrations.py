@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from app.core.database.faults import may_recover, probe_delays, refusal
+from app.core.database.faults import may_recover, probe_delays, server_error_text
 from app.core.errors import StartupError
 from app.core.stopping import pause
 
@@ -40,12 +40,10 @@ def migrate(dsn: str) -> None:
             command.upgrade(alembic_config(dsn), "head")
         except CommandError as error:
             cause = error.__cause__
-            text = refusal(cause)
+            text = server_error_text(cause)
             refusals[text] += bool(text)
             message = f"The database could not be migrated: {error}{_HINT if text else ''}"
-            if cause is None or not may_recover(cause):
-                raise StartupError(message) from error
-            if refusals[text] >= _REFUSALS_MAX:
+            if cause is None or not may_recover(cause) or refusals[text] >= _REFUSALS_MAX:
                 raise StartupError(message) from error
             _logger.warning("waiting for the database: %s", error)
             pause(delay)
