@@ -243,6 +243,7 @@ class TestAdopt:
         assert execute(empty, STORED) == made
 
     def test_a_missing_time_is_another_one_of_its_row_or_the_time_of_the_copy(self, empty: str) -> None:
+        execute(empty, "ALTER DATABASE adoption SET timezone = 'Asia/Kolkata'")
         execute(empty, MINIMAL)
         add(empty, "none")
         add(empty, "created", created=CREATED)

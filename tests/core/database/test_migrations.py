@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,8 +128,9 @@ class TestMigrate:
         self, monkeypatch: pytest.MonkeyPatch, words: tuple[str, str]
     ) -> None:
         monkeypatch.setattr(migrations, "probe_delays", lambda: repeat(0))
+        answers = chain([words] * 40, repeat(("28P01", "the last answer")))
 
-        with refusing(repeat(words)) as dsn, pytest.raises(StartupError, match=f"{words[1]}.+DATABASE_URL_UNPOOLED"):
+        with refusing(answers) as dsn, pytest.raises(StartupError, match=f"{words[1]}.+DATABASE_URL_UNPOOLED"):
             migrate(dsn)
 
     def test_a_migration_waits_for_a_server_as_long_as_it_is_starting_or_full(
