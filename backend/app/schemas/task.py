@@ -163,7 +163,7 @@ class TaskQuery(BaseModel):
     )
     q: Annotated[_Search, words.Undocumented] = ""
     sort: words.SortWord = Field(
-        default="",
+        default=words.NEWEST_FIRST,
         description="`-` for descending; ties by `id`. Titles sort without regard to case. "
         f"{words.also(words.SORTS, get_args(words.Sort))} So are the names `sort_by`, `order` and `sort_order`.",
     )
@@ -192,8 +192,8 @@ class TaskQuery(BaseModel):
         """
         first = self.sort_by if self.sort_by in words.SORTS else ""
         sort = words.SORTS.get(first or self.sort)
-        if sort is None or (self.sort_by and not first and not self.sort):
-            return words.NEWEST_FIRST  # only unknown ones
+        if sort is None or (self.sort_by and not first and sort == words.NEWEST_FIRST):
+            return words.NEWEST_FIRST
         for word in (self.order, self.sort_order, self.sort):
             if word in ("asc", "desc"):
                 return words.SORTS[("-" if word == "desc" else "") + sort.removeprefix("-")]

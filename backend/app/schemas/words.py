@@ -18,11 +18,10 @@ STATES: Final[dict[str, State]] = {
 }
 SORTS: Final[dict[str, Sort]] = {
     **{word: word for word in get_args(Sort)},
+    **{word.replace("_", ""): word for word in get_args(Sort)},  # createdAt
     **dict.fromkeys(("created", "-created", "date", "-date", "newest", "asc", "desc", *ABSENT), NEWEST_FIRST),
     **dict.fromkeys(("updated", "-updated"), "-updated_at"),
-    "createdat": "created_at",
     "oldest": "created_at",
-    "updatedat": "updated_at",
 }
 DIRECTIONS: Final = ("asc", "desc", *ABSENT)
 # The names by which other services ask for a page, without punctuation, and the value for the first page.
@@ -63,7 +62,6 @@ def also(words: Iterable[str], documented: Container[str]) -> str:
 _Word = Annotated[str, BeforeValidator(present), StringConstraints(to_lower=True, max_length=40, pattern=r"^[^\x00]*$")]
 Undocumented = Field(json_schema_extra={UNDOCUMENTED: True})
 StateWord = Annotated[State, BeforeValidator(_state)]
-_SORT: Final = {"type": "string", "enum": [*get_args(Sort)], "default": NEWEST_FIRST}
-SortWord = Annotated[_Word, Words(SORTS), WithJsonSchema(_SORT)]
+SortWord = Annotated[_Word, Words(SORTS), WithJsonSchema({"type": "string", "enum": [*get_args(Sort)]})]
 OtherSortWord = Annotated[_Word, Words(SORTS), Undocumented]
 DirectionWord = Annotated[_Word, Words(DIRECTIONS), Undocumented]
