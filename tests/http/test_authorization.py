@@ -14,7 +14,7 @@ from app.core.config import Settings
 from app.core.errors import StartupError
 from app.http.authorization import POLICY_VIOLATION, check_routes, public
 from app.main import create_app
-from app.routes.deps import CurrentUser, get_session
+from app.routes.deps import CurrentUser, KeptFields, Unknown, get_session
 from tests.http.support import Extend, extended
 from tests.support import bearer
 
@@ -137,6 +137,12 @@ async def admin() -> None: ...
 async def commits_late(session: Annotated[Any, Depends(get_session)]) -> None: ...
 
 
+async def keeps(kept: KeptFields) -> None: ...
+
+
+async def refuses(unknown: Unknown) -> None: ...
+
+
 OPEN: Final = PlainTextResponse("open")
 UNCLEAR: list[tuple[Extend, str]] = [
     (lambda app: app.mount("/site", OPEN), "the mount /site: is outside /api"),
@@ -144,6 +150,8 @@ UNCLEAR: list[tuple[Extend, str]] = [
     (lambda app: app.host("files.example.com", OPEN), "the mount "),
     (lambda app: app.add_route("/site", lambda _: OPEN), "GET, HEAD /site: is outside /api"),
     (lambda app: app.get("/api/{user_id}/late")(commits_late), "GET /api/{user_id}/late: would commit after its reply"),
+    (lambda app: app.put("/api/{user_id}/a")(keeps), "PUT /api/{user_id}/a: takes kept, which needs APIRouter(route_"),
+    (lambda app: app.get("/api/{user_id}/a")(refuses), "GET /api/{user_id}/a: takes unknown, which needs APIRouter("),
     (lambda app: app.get("/api/{user_id}/open")(ping), "GET /api/{user_id}/open: is under /api, which always asks for"),
     (lambda app: app.get("/admin")(admin), "GET /admin: is outside /api"),
     (lambda app: app.frontend("/site", directory="."), "frontend() cannot be declared public; mount StaticFiles"),
@@ -167,7 +175,7 @@ UNCLEAR += [
 
 class TestCheckRoutes:
     @pytest.mark.parametrize(("extend", "reason"), UNCLEAR)
-    async def test_a_route_with_unclear_access_or_a_late_commit_is_refused_at_the_start(
+    async def test_a_route_with_unclear_access_or_an_unfit_dependency_is_refused_at_the_start(
         self, secured: Settings, extend: Extend, reason: str
     ) -> None:
         app = create_app(secured)

@@ -101,6 +101,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except HttpParserUpgrade as upgrade:
             self._ignore_upgrade(upgrade, data)
         except HttpParserError as error:
+            # A letter stands for the part of a method that came before.
             self._refuse(self._refusal or self._refusal_for(error, b"A" + data if continues else data))
         else:
             if self._since_body > HEAD_MAX:

@@ -52,15 +52,15 @@ _YEARS: Final = range(-4712, 294_277)  # of PostgreSQL's timestamp; 0 is the yea
 class SortKey(NamedTuple):
     """A column to sort lists by, and the Python type of its values. NULLs of a `nullable` column always come last.
 
-    Lists are sorted by what `function` makes of the column. A cursor has the value of the column, because only the
-    database can compute exactly the same. When that order changes, change `order`: it keeps older cursors out.
+    Lists are sorted by `function` of the column. A cursor has the value of the column itself, because Python would
+    compute the function differently. When the function changes, change `version`: it makes older cursors invalid.
     """
 
     column: Any
     kind: type
     nullable: bool = False
     function: Callable[[Any], Any] = lambda column: column
-    order: str = ""
+    version: str = ""
 
 
 class Position(NamedTuple):

@@ -150,7 +150,7 @@ def _caseless(title: Any) -> Any:
 SORT_KEYS: Final[dict[str, SortKey]] = {
     "created_at": sort_key(col(Task.created_at)),
     "updated_at": sort_key(col(Task.updated_at)),
-    "title": SortKey(col(Task.title), str, function=_caseless, order=" caseless"),
+    "title": SortKey(col(Task.title), str, function=_caseless, version=" caseless"),
 }
 _KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # for ids from keys (RFC 9562 section 5.5)
 _ROWS: Final[tuple[Callable[..., WireTask], ...]] = (WireTask, kept_task)  # without and with KEPT_COLUMN
@@ -178,7 +178,7 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
     filters, sort = _filters(query), query.ordering
     name = sort.removeprefix("-")
     key = SORT_KEYS[name]
-    order = sort + key.order
+    order = sort + key.version
     scope = repr((user_id, filters))
     values = {"owner": user_id, "limit": query.limit + 1, "page_max": PAGE_MAX, **filters}
     in_nulls = False
