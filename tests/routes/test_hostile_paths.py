@@ -78,6 +78,7 @@ class TestPath:
         [
             *("/api%2F{user}/tasks", "/api/{user}%2ftasks", "/api/{user}/tasks%2F{task_id}", "/%2Fapi/{user}/tasks"),
             *("/%61pi/{user}/tasks", "/ap%69/{user}/tasks", "/%61pi/api/{user}/tasks", "/api%2f..%2fapi/{user}/tasks"),
+            *("/api/{user}/tasks%0A", "/api/{user}/tasks/{task_id}/complete%0a", "/health/live%0A", "/docs%0A"),
             *("/health%2Flive", "/docs%2Fassets/swagger-ui.css", "http://localhost/api%2F{user}/tasks"),
             *("//%61pi/{user}/tasks", "/./api/{user}/tasks", "/%2e/api/{user}/tasks", "/api/%2e/{user}/tasks"),
         ],

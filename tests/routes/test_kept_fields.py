@@ -289,12 +289,12 @@ class TestBounds:
     @pytest.mark.parametrize(
         "value",
         [
-            *("1e400", "-1e400", "1e-400", "1e-99999999999999999999", "18446744073709551616", "-9223372036854775809"),
-            *("0.10000000000000000555", "[{'x': 1e999}]", "9" * 4_000, r"'\u0000'", r"{'a\u0000': 1}", r"['\\\u0000']"),
+            *("1e400", "-1e400", "[{'x': 1e999}]"),
+            *(r"'\u0000'", r"{'a\u0000': 1}", r"['\\\u0000']"),
         ],
         ids=short,
     )
-    async def test_a_value_that_would_not_be_given_back_as_sent_is_refused(
+    async def test_a_value_that_cannot_be_stored_is_refused(
         self, keeping: Client, tasks: str, path: str, value: str
     ) -> None:
         value = value.replace("'", '"')
@@ -311,7 +311,8 @@ class TestBounds:
             *[("1e2", 100), ("1E+22", 1e22), ("10000000000000000000000", 1e22), ("-0.0", 0), ("0.10", 0.1)],
             *[("5e-324", 5e-324), ("1.7976931348623157e308", 1.7976931348623157e308), ("1.0", 1), ("-0", 0)],
             *[('{"a": 1, "a": 2}', {"a": 2}), (r'"\ud83d\ude00"', "😀"), (r'"\\u0000"', "\\u0000")],
-            *[(f"{2**64 - 1}", 2**64 - 1), (f"{-(2**63)}", -(2**63)), ("[" * 150 + "]" * 150, None)],
+            *[(f"{2**64}", 2**64), (f"{-(2**70)}", -(2**70)), ("[" * 150 + "]" * 150, None), ("9" * 4_000, None)],
+            *[("1e-400", 0), ("0.10000000000000000555", 0.1)],  # as doubles, which most clients read anyway
         ],
         ids=short,
     )
@@ -328,13 +329,23 @@ class TestBounds:
     async def test_what_is_no_json_for_the_service_is_400(self, keeping: Client, tasks: str, value: str) -> None:
         assert (await send(keeping, "POST", tasks, body(value))).status_code == 400
 
+    @pytest.mark.parametrize("content", ["12345678901234567890.1234567890123", "[" * 1_500 + "]" * 1_500], ids=short)
+    async def test_what_another_program_has_stored_is_given_back_unchanged(
+        self, keeping: Client, database: asyncpg.Connection, user: str, tasks: str, content: str
+    ) -> None:
+        await keeping.post(tasks, json={"title": "a"})
+        stored = f'{{"n": {content}}}'
+        await database.execute("UPDATE tasks SET kept_fields = $1 WHERE user_id = $2", stored, user)
+
+        assert (await keeping.get(tasks)).text.endswith(f', "n": {content}}}]')
+
     async def test_20_names_and_4096_bytes_are_kept_and_not_one_more(self, keeping: Client, tasks: str) -> None:
         names: Task = {f"f{number}": number for number in range(20)}
         largest = {"note": "é" * ((4_096 - len('{"note": ""}')) // 2)}
 
         assert kept(await keeping.post(tasks, json={"title": "a", **names})) == names
         assert kept(await keeping.post(tasks, json={"title": "a", **largest})) == largest
-        for more in (names | {"one_more": 1}, {"note": largest["note"] + "n"}):
+        for more in (names | {"one_more": 1}, {"note": largest["note"] + "n"}, {f"a{n}": 0 for n in range(6_000)}):
             refused = await keeping.post(tasks, json={"title": "a", **more})
             assert (pointers(refused), refused.json()["detail"]) == (["#"], TOO_MUCH)
 

@@ -127,13 +127,14 @@ async def test_an_incomplete_request_of_a_half_closed_connection_is_not_waited_f
     assert await connection.end() == []
 
 
+@pytest.mark.parametrize("rest", [b"", b"GET /hea"])
 @pytest.mark.parametrize("count", [1, 3])
 async def test_a_half_closed_connection_gets_the_replies_to_its_complete_requests(
-    base_url: str, tasks: str, count: int
+    base_url: str, tasks: str, count: int, rest: bytes
 ) -> None:
     connection = Connection(base_url)
     create = post(b"Content-Length: 14\r\n", path=tasks.encode()) + b'{"title": "a"}'
-    await connection.send(create * count)
+    await connection.send(create * count + rest)
     connection.socket.shutdown(socket.SHUT_WR)
 
     replies = await connection.end()

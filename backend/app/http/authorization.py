@@ -215,12 +215,17 @@ def _bearer_token(scope: Scope) -> str:
 
 
 def refuse_ambiguous_path(scope: Scope) -> None:
-    """Raises RouteNotFoundError for a path with an encoded slash, or with an encoded character in `/api`.
+    """Raises RouteNotFoundError for a path with an encoded slash, or with an encoded character in `/api`. Also for a
+    path with a newline at its end, which the patterns of Starlette's routes overlook.
 
     A proxy that does not decode the path would not recognize it as a path under `/api`, and could log its user.
     """
     sent = scope["raw_path"].removeprefix(scope.get("root_path", "").encode())
-    if b"%2f" in sent.lower() or (is_api(get_route_path(scope)) and b"%" in sent[: len("/api/")]):
+    if (
+        b"%2f" in sent.lower()
+        or scope["path"].endswith("\n")
+        or (is_api(get_route_path(scope)) and b"%" in sent[: len("/api/")])
+    ):
         raise RouteNotFoundError
 
 

@@ -35,6 +35,7 @@ from app.core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMe
 from app.http.conditions import apply_if_none_match
 from app.http.preferences import UNKNOWN_NAMES, KnownNames, UnknownNames, handling_headers, known_names
 from app.http.problems import EXTRA_HEADERS
+from app.models.task import KeptTask
 
 BODY_LIMIT: Final = 65_536  # bytes
 _ABSENT: Final[Any] = object()  # no body was sent; not None, because `null` is a body
@@ -279,7 +280,7 @@ async def _respond(
     body = await _read(request) if names.has_body else _ABSENT
     fields = [name for name in body if name not in names.fields] if isinstance(body, dict) else []
     own = names.reply_names if fields and request.scope["state"]["database"].keeps else None
-    kept = [name for name in fields if name not in own] if own is not None else []
+    kept = {name for name in fields if name not in own} if own is not None else set()
     parameters = {
         name: value
         for name, value in (request.query_params.items() if request.scope["query_string"] else ())
@@ -354,6 +355,10 @@ def _is_flat_model(fields: list[Any]) -> bool:
     return not any(field.validation_alias or field_annotation_is_sequence(field.annotation) for field in every)
 
 
+def _jsonable(value: Any) -> Any:
+    return value.fragment() if isinstance(value, KeptTask) else to_jsonable_python(value)
+
+
 class RowResponse(Response):
     """A JSON reply made of dataclasses. Their fields may have any type that pydantic can serialize."""
 
@@ -362,6 +367,6 @@ class RowResponse(Response):
     def render(self, content: Any) -> bytes:
         """Returns the same JSON as pydantic: times in UTC end in `Z`."""
         try:
-            return orjson.dumps(content, default=to_jsonable_python, option=orjson.OPT_PASSTHROUGH_DATETIME)
+            return orjson.dumps(content, default=_jsonable, option=orjson.OPT_PASSTHROUGH_DATETIME)
         except orjson.JSONEncodeError:  # an integer of more than 64 bits, or a key that is not text
             return to_json(content, inf_nan_mode="null")

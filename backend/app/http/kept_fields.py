@@ -2,8 +2,6 @@
 
 import json
 import re
-from decimal import Context, Decimal
-from math import nan
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -11,24 +9,23 @@ from starlette.requests import Request
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.preferences import UNKNOWN_NAMES
 from app.http.problems import body_pointer, cut_name
-from app.models.task import KEPT_NAME_PATTERN
-from app.schemas.problem import ERRORS_MAX
+from app.models.task import KEPT_BOUND, KEPT_NAME_PATTERN, KEPT_NAMES_MAX
 
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON, where a backslash may be an escaped one
-_DIGITS: Final = 20  # of a number of 64 bits, with its sign
-_UNTRAPPED: Final = Context(traps=[])  # not a number for an exponent that Decimal cannot hold
 
 
 async def read_kept_fields(request: Request) -> dict[str, Any]:
-    """Returns the fields to keep. Raises InvalidRequestError for those that would not be given back as sent."""
-    names = request.scope[UNKNOWN_NAMES].kept
-    if not names:
+    """Returns the fields to keep. Raises InvalidRequestError for those that cannot be stored, or too many."""
+    unknown = request.scope[UNKNOWN_NAMES]
+    if not unknown.kept:
         return {}
-    sent = json.loads(request._body, parse_int=_exact, parse_float=_exact)  # noqa: SLF001  # see fast_lane
-    faults = [(name, fault) for name in names if (fault := _fault(name, sent[name]))][:ERRORS_MAX]
-    if faults:
+    if len(unknown.kept) > KEPT_NAMES_MAX:
+        raise InvalidRequestError([FieldError("#", KEPT_BOUND)])
+    body = await request.json()  # JSONRoute has parsed it
+    fields = {name: body[name] for name in unknown.fields if name in unknown.kept}
+    if faults := [(name, fault) for name, value in fields.items() if (fault := _fault(name, value))]:
         raise InvalidRequestError(FieldError(body_pointer(cut_name(name)), fault) for name, fault in faults)
-    return {name: sent[name] for name in names}
+    return fields
 
 
 read_kept_fields.keeps_unknown_fields = True  # type: ignore[attr-defined]  # read by known_names
@@ -41,13 +38,5 @@ def _fault(name: str, value: Any) -> str | None:
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
-        return "has a number that is too large or too precise to be kept"
+        return "has a number that is too large to be kept"
     return "must not contain a NUL character" if _NUL.search(text) else None
-
-
-def _exact(text: str) -> float:
-    """Returns the number, NaN for one that neither 64 bits nor a double hold."""
-    if len(text) <= _DIGITS and text.lstrip("-").isdigit() and -(2**63) <= int(text) < 2**64:
-        return int(text)
-    number = float(text)
-    return number if Decimal(text, _UNTRAPPED) == Decimal(repr(number)) else nan

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
@@ -52,7 +53,7 @@ class UnknownNames(NamedTuple):
     """The unknown fields of a request, those of them that are kept, and the unknown parameters with their values."""
 
     fields: Sequence[str]
-    kept: Sequence[str]
+    kept: AbstractSet[str]
     parameters: Mapping[str, str]
 
 

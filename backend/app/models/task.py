@@ -28,6 +28,7 @@ DESCRIPTION_MAX: Final = 5_000
 KEPT_NAME_PATTERN: Final = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 KEPT_NAMES_MAX: Final = 20
 KEPT_BYTES_MAX: Final = 4_096  # of the text that PostgreSQL makes of the object
+KEPT_BOUND: Final = f"a task may keep {KEPT_NAMES_MAX} unknown fields and {KEPT_BYTES_MAX:,} bytes of them at most"
 USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
 
 _RFC_3339: Final = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
@@ -86,13 +87,16 @@ class WireTask:
     updated_at: str
 
 
-class KeptTask(dict[str, Any]):
-    """Has the attributes of a WireTask. Its JSON has the kept fields after them."""
+class KeptTask:
+    """Has the attributes of a WireTask, and the JSON of its kept fields."""
 
     def __init__(self, task: WireTask, kept_fields: str) -> None:
-        kept = orjson.loads(kept_fields)
-        super().__init__({**vars(task), **kept, **vars(task)})  # a field of the task wins
-        self.__dict__ = {**vars(task), "kept_fields": kept_fields}
+        self.__dict__ = {**vars(task), "task": task, "kept_fields": kept_fields}
+
+    def fragment(self) -> orjson.Fragment:
+        """Returns the JSON of the task with the kept fields after its own. They are not parsed, so nothing changes."""
+        own: bytes = orjson.dumps(vars(self)["task"])
+        return orjson.Fragment(b"%b, %b" % (own[:-1], vars(self)["kept_fields"][1:].encode()))
 
 
 def kept_task(*row: Any) -> Any:
@@ -124,7 +128,9 @@ def _on_the_wire(column: Any) -> Any:
 _table: Any = SQLModel.metadata.tables["tasks"]
 _columns = [_table.c[field.name] for field in fields(WireTask)]
 WIRE_COLUMNS: Final = tuple(map(_on_the_wire, _columns))
-KEPT_COLUMN: Final = cast(_table.c.kept_fields, Text).label("kept_fields")
+# Without names that have become columns: the field of the task wins.
+_kept = _table.c.kept_fields.op("-")(literal_column(f"'{{{','.join(c.name for c in _columns)}}}'::text[]"))
+KEPT_COLUMN: Final = cast(func.nullif(_kept, literal_column("'{}'::jsonb")), Text).label("kept_fields")
 # The names of those whose values may be long.
 LONG_COLUMNS: Final = [c.name for c in _columns if not (c.primary_key or isinstance(c.type, Boolean | DateTime | Date))]
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())

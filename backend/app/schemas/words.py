@@ -59,7 +59,7 @@ def also(words: Iterable[str], documented: Container[str]) -> str:
     return f"Also understood: {', '.join(others)}."
 
 
-_Word = Annotated[str, BeforeValidator(present), StringConstraints(to_lower=True, max_length=40, pattern=r"^[^\x00]*$")]
+_Word = Annotated[str, BeforeValidator(present), StringConstraints(to_lower=True, pattern=r"^[^\x00]*$")]
 Undocumented = Field(json_schema_extra={UNDOCUMENTED: True})
 StateWord = Annotated[State, BeforeValidator(_state)]
 SortWord = Annotated[_Word, Words(SORTS), WithJsonSchema({"type": "string", "enum": [*get_args(Sort)]})]

@@ -62,7 +62,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn narrows it
         """Returns whether the connection stays open for pending replies. A client may close its sending half only."""
-        if self._is_idle() or self._in_head or self._in_body:
+        if self._in_body or self.cycle is None or self.cycle.response_complete:
             return False
         self.cycle.keep_alive = False
         return True

@@ -6,13 +6,12 @@ from decimal import Decimal
 from typing import Any, Final
 
 from app.core.errors import FieldError, InvalidRequestError, StatementError
-from app.models.task import KEPT_BYTES_MAX, KEPT_NAMES_MAX
+from app.models.task import KEPT_BOUND, KEPT_BYTES_MAX
 
 Kept = Mapping[str, Any]  # JSON by name
 
 _CONSTRAINT: Final = "ck_tasks_kept_fields"
-_BOUND: Final = f"a task may keep {KEPT_NAMES_MAX} unknown fields and {KEPT_BYTES_MAX:,} bytes of them at most"
-_TOO_MUCH: Final = [FieldError("#", _BOUND)]
+_TOO_MUCH: Final = [FieldError("#", KEPT_BOUND)]
 
 
 def kept_text(kept: Kept | None) -> str | None:
@@ -20,7 +19,7 @@ def kept_text(kept: Kept | None) -> str | None:
     if not kept:
         return None
     text = json.dumps(kept, ensure_ascii=False, allow_nan=False)  # as PostgreSQL writes them, apart from numbers
-    if len(kept) > KEPT_NAMES_MAX or len(text.encode()) > KEPT_BYTES_MAX:
+    if len(text.encode()) > KEPT_BYTES_MAX:
         raise InvalidRequestError(_TOO_MUCH)
     return text
 

@@ -47,7 +47,7 @@ from app.core.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
-from app.models.task import KEPT_COLUMN, LONG_COLUMNS, WIRE_COLUMNS, Task, WireTask, kept_task
+from app.models.task import KEPT_COLUMN, LONG_COLUMNS, WIRE_COLUMNS, KeptTask, Task, WireTask, kept_task
 from app.schemas.task import UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.schemas.words import Sort
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
@@ -382,7 +382,9 @@ def _fitting(records: Sequence[Record], *, keeps: bool) -> list[WireTask]:
     # JSON writes a control character in six bytes (RFC 8259 section 7).
     if not tasks or 6 * records[-1]["weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
         return tasks
-    sizes = accumulate(len(orjson.dumps(task)) + 1 for task in tasks)  # with a comma or the last bracket
+    sizes = accumulate(
+        len(orjson.dumps(task, default=KeptTask.fragment)) + 1 for task in tasks
+    )  # with a comma or the last bracket
     return tasks[: max(1, sum(1 for _ in takewhile(PAGE_MAX.__gt__, sizes)))]
 
 
