@@ -4,12 +4,13 @@ import json
 import re
 from typing import Any, Final
 
+from pydantic_core import to_json
 from starlette.requests import Request
 
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.preferences import UNKNOWN_NAMES
 from app.http.problems import body_pointer, cut_name
-from app.models.task import KEPT_BOUND, KEPT_NAME_PATTERN, KEPT_NAMES_MAX
+from app.models.task import KEPT_BOUND, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, KEPT_NAMES_MAX
 
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON, where a backslash may be an escaped one
 
@@ -19,10 +20,11 @@ async def read_kept_fields(request: Request) -> dict[str, Any]:
     unknown = request.scope[UNKNOWN_NAMES]
     if not unknown.kept:
         return {}
-    if len(unknown.kept) > KEPT_NAMES_MAX:
-        raise InvalidRequestError([FieldError("#", KEPT_BOUND)])
     body = await request.json()  # JSONRoute has parsed it
     fields = {name: body[name] for name in unknown.fields if name in unknown.kept}
+    # An early and rough bound. PostgreSQL's text may be shorter than this one, but not half as long.
+    if len(fields) > KEPT_NAMES_MAX or len(to_json(fields)) > 2 * KEPT_BYTES_MAX:
+        raise InvalidRequestError([FieldError("#", KEPT_BOUND)])
     if faults := [(name, fault) for name, value in fields.items() if (fault := _fault(name, value))]:
         raise InvalidRequestError(FieldError(body_pointer(cut_name(name)), fault) for name, fault in faults)
     return fields
