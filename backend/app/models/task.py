@@ -26,6 +26,7 @@ from sqlmodel import Field, SQLModel
 TITLE_MAX: Final = 200
 DESCRIPTION_MAX: Final = 5_000
 KEPT_NAMES_MAX: Final = 20
+KEPT_NAME_PATTERN: Final = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 KEPT_BYTES_MAX: Final = 4_096  # of the text that PostgreSQL makes of the object
 USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"
 
