@@ -446,9 +446,7 @@ class TestStart:
         [reason] = [message for message in caplog.messages if "cannot be used" in message]
         assert "no column user_id TEXT, id UUID, title TEXT" in reason
         assert reason.endswith("in tasks; if another program made the table, run `python -m app.adopt`")
-        await asyncio.to_thread(adopt, "--yes")
-        async with serving(make_settings(serial)) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
-            assert [task["title"] for task in (await client.get("/api/1/tasks")).json()] == ["Buy oat milk"]
+        assert "Rows that became tasks: 1." in await asyncio.to_thread(adopt, "--yes")
 
     @pytest.mark.parametrize(
         "statements", [("CREATE TABLE task (id int)", "INSERT INTO task VALUES (1)"), (TASK,), PARTITIONED]
