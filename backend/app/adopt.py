@@ -18,15 +18,16 @@ from app.services.adoption import SUFFIX, Source, find_source, give_back, has_ou
 _ENDING_TIME: Final = 10  # seconds from a signal to the exit
 _LISTED: Final = 20  # rows
 _RULES: Final = (
-    "Times without a time zone are UTC. A time that is missing is another one of its row, or the time of the copy.\n"
-    "An id that is no UUID becomes a UUIDv5. Clients get kept_fields with UNKNOWN_FIELDS=keep."
+    "Times without a time zone are UTC. An id that is no UUID becomes a UUIDv5.\n"
+    "A missing time is taken from another time of the row; without any, it is the time of the copy.\n"
+    "Clients get kept_fields with UNKNOWN_FIELDS=keep."
 )
 _PLAN: Final = (
     "Nothing was changed. With --yes, {old} is renamed to {new}. Rows that become tasks: {rows:,}.\n"
     "Stop every program that uses {old} before that."
 )
 _DONE: Final = (
-    "Done. {old} is called {new} now. Rows that became tasks: {copied:,}. Tasks that were there already: {there:,}.\n"
+    "Done. {old} is called {new} now. Rows that became tasks: {rows:,}.\n"
     "`python -m app.adopt --undo` says how to go back."
 )
 _UNDO_PLAN: Final = (
@@ -35,8 +36,12 @@ _UNDO_PLAN: Final = (
 )
 _UNDONE: Final = "Done. The tables of this service were removed, and {new} is called {old} again."
 _CHANGED: Final = (
-    "Tasks that were created or changed since the adoption: {changed:,}. Only the table tasks has them. "
+    "Rows that an undo would lose, because only the tables of this service have them as they are: {changed:,}. "
     "Save or delete them, and undo again."
+)
+_SAME: Final = (
+    "Tasks that several rows would become, or that are there already: {number:,}. The first ids are {ids}. "
+    "Change them in the old table, and adopt again."
 )
 
 Migrate = Callable[[], None]
@@ -55,42 +60,45 @@ def main() -> None:
 def run(arguments: list[str]) -> list[str]:
     """Run the command with these arguments, in one transaction. Returns its report. Raises CommandError."""
     parser = ArgumentParser("python -m app.adopt", description="Take over the tasks of another program.")
-    parser.add_argument("--table", metavar="NAME", help="its table, if it is not tasks or task")
-    parser.add_argument("--undo", action="store_true", help="remove the tables of this service, and rename it back")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--table", metavar="NAME", help="its table, if it is not tasks or task")
+    either.add_argument("--undo", action="store_true", help="remove the tables of this service, and rename it back")
     parser.add_argument("--yes", action="store_true", help="do it; otherwise only say what would be done")
     chosen = parser.parse_args(arguments)
     report: list[str] = []
     config = alembic_config()
-    config.attributes["work"] = partial(_undo if chosen.undo else _adopt, report, chosen.table, chosen.yes)
     if chosen.undo:
+        config.attributes["work"] = partial(_undo, report, chosen.yes)
         command.downgrade(config, "base")
     else:
+        config.attributes["work"] = partial(_adopt, report, chosen.yes, chosen.table)
         command.upgrade(config, "head")
     return report
 
 
-def _adopt(report: list[str], table: str | None, does: bool, connection: Connection, migrate: Migrate) -> None:
-    _prepare(connection, does)
+def _adopt(report: list[str], confirmed: bool, table: str | None, connection: Connection, migrate: Migrate) -> None:
+    _prepare(connection, confirmed)
     source = find_source(connection, table)
     if source is None:
         report.append(f"There is no table {table or 'tasks or task'} of another program, so there is nothing to do.")
         return
     old, new = source.name, source.name + SUFFIX
     is_first = not has_our_key(connection)
-    _check_free(connection, new, *["tasks"] * (is_first and old != "tasks"))
-    if does:
+    _check_free(connection, *_adopted(connection), *["tasks"] * (is_first and old != "tasks"))
+    if confirmed:
         lock(connection, old)
     rows, rejected = source.count()
     report += _description(source, rows, rejected)
-    if not does:
-        report.append(_PLAN.format(old=old, new=new, rows=rows - rejected))
+    if same := source.same():
+        raise StartupError(_SAME.format(number=len(same), ids="; ".join(same[:_LISTED])))
+    report.append((_DONE if confirmed else _PLAN).format(old=old, new=new, rows=rows - rejected))
+    if not confirmed:
         return
     if is_first:
         connection.execute(text(f"DROP TABLE IF EXISTS {VERSION_TABLE}"))  # a revision that was stamped by hand
     set_aside(connection, old)
     migrate()
-    copied = Source(connection, new).copy()
-    report.append(_DONE.format(old=old, new=new, copied=copied, there=rows - rejected - copied))
+    Source(connection, new).copy()
 
 
 def _description(source: Source, rows: int, rejected: int) -> list[str]:
@@ -99,41 +107,34 @@ def _description(source: Source, rows: int, rejected: int) -> list[str]:
     if rejected:
         lines.append(f"Rows that cannot become tasks, and are left in {source.name}: {rejected:,}. The first are:")
         lines += source.rejected(_LISTED)
-    if references := source.references():
-        lines.append(f"Tables whose foreign keys go on to refer to the renamed table: {', '.join(references)}.")
     return lines
 
 
-def _undo(report: list[str], table: str | None, does: bool, connection: Connection, migrate: Migrate) -> None:
-    _prepare(connection, does)
-    new = _adopted_table(connection, table)
-    old = new.removesuffix(SUFFIX)
-    if not has_our_key(connection):
-        message = "The table tasks is not that of this service, so there is nothing to undo."
+def _undo(report: list[str], confirmed: bool, connection: Connection, migrate: Migrate) -> None:
+    _prepare(connection, confirmed)
+    adopted = _adopted(connection)
+    if len(adopted) != 1 or not has_our_key(connection):
+        message = f"An undo needs the table tasks of this service and one table *{SUFFIX}, but finds {len(adopted)}."
         raise StartupError(message)
+    [new] = adopted
+    old = new.removesuffix(SUFFIX)
     _check_free(connection, *{old} - {"tasks"})
-    if does:
+    if confirmed:
         lock(connection, "tasks")
     if changed := Source(connection, new).count_changed():
         raise StartupError(_CHANGED.format(changed=changed))
-    if does:
+    if confirmed:
         migrate()
         give_back(connection, new)
-    report.append((_UNDONE if does else _UNDO_PLAN).format(old=old, new=new))
+    report.append((_UNDONE if confirmed else _UNDO_PLAN).format(old=old, new=new))
 
 
-def _adopted_table(connection: Connection, table: str | None) -> str:
-    adopted = [name for name in inspect(connection).get_table_names() if name.endswith(SUFFIX)]
-    found = [name for name in adopted if table in {None, name.removesuffix(SUFFIX)}]
-    if len(found) != 1:
-        names = ", ".join(name.removesuffix(SUFFIX) for name in adopted) or "none"
-        message = f"Choose with --table NAME which adoption to undo. There are: {names}."
-        raise StartupError(message)
-    return found[0]
+def _adopted(connection: Connection) -> list[str]:
+    return [name for name in inspect(connection).get_table_names() if name.endswith(SUFFIX)]
 
 
-def _prepare(connection: Connection, does: bool) -> None:
-    if not does:
+def _prepare(connection: Connection, confirmed: bool) -> None:
+    if not confirmed:
         connection.execute(text("SET TRANSACTION READ ONLY"))
     connection.execute(text("SET LOCAL timezone = 'UTC'"))  # of times without a time zone
     connection.execute(text("SET LOCAL row_security = off"))  # a row that is hidden from the role is an error

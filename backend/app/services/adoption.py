@@ -3,16 +3,17 @@
 One SELECT makes a task of each row, or says why the row cannot be one.
 """
 
+import warnings
 from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid5
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import SQLModel
 
 from app.core.errors import StartupError
-from app.models.task import KEPT_BYTES_MAX, KEPT_NAMES_MAX
+from app.models.task import DESCRIPTION_MAX, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, KEPT_NAMES_MAX, TITLE_MAX
+from app.schemas.words import STATES
 
 SUFFIX: Final = "_before_adoption"  # of the new name of an adopted table
 # What other programs call the columns: the first that is there counts. Case and underscores do not matter.
@@ -30,28 +31,27 @@ _NAMES: Final = {
 _REQUIRED: Final = ("user_id", "id", "title")
 _COPIED: Final = ("user_id", "id", "title", "description", "completed", "kept_fields")
 _TIMES: Final = ("created_at", "updated_at")
-_COMPLETED: Final = ("true", "1", "completed", "complete", "done")
+_COMPLETED: Final = ("true", "1", *(word for word, state in STATES.items() if state == "completed"))
 _NOT_DELETED: Final = ("false", "0")
 _UUID: Final = "^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$"
 _NAMESPACE: Final = UUID("bd5e7140-a4eb-4f29-8c4f-84f43e9587c1")  # of the ids that are made: never change it
 # What the setting UNKNOWN_FIELDS=keep does not accept, as JSON paths.
 _UNKEPT: Final = {
-    '$.keyvalue() ? (!(@.key like_regex "^[A-Za-z_][A-Za-z0-9_]{0,39}$"))': "a column's name cannot be kept",
+    f'$.keyvalue() ? (!(@.key like_regex "^{KEPT_NAME_PATTERN}$"))': "a column's name cannot be kept",
     "$.** ? (@ > 1.7e308 || @ < -1.7e308)": "a number is too large to be kept",
 }
 _REASONS: Final = {  # by the name of the constraint
     "ck_tasks_user_id": "the owner is not 1 to 128 of A-Z a-z 0-9 _ - | . : @ + = ~",
-    "ck_tasks_title": "the title is blank or has more than 200 characters",
-    "ck_tasks_description": "the description has more than 5,000 characters",
+    "ck_tasks_title": f"the title is blank or has more than {TITLE_MAX} characters",
+    "ck_tasks_description": f"the description has more than {DESCRIPTION_MAX:,} characters",
     "ck_tasks_kept_fields": f"the other columns are more than {KEPT_NAMES_MAX} or more than {KEPT_BYTES_MAX:,} bytes",
 }
-_REFERENCES: Final = sa.text(
-    "SELECT conrelid::regclass::text FROM pg_constraint"
-    " WHERE confrelid = to_regclass(:name) AND contype = 'f' AND conrelid <> confrelid"
+_KEY: Final = sa.text(
+    "SELECT attname || ' ' || atttypid::regtype FROM pg_constraint JOIN pg_attribute ON attrelid = conrelid"
+    " AND attnum = ANY (conkey) WHERE conrelid = to_regclass('tasks') AND contype = 'p'"
 )
-_ONLY_TASK_HAS_DATA: Final = sa.text(
-    "SELECT pg_relation_size(to_regclass('task')) > 0 AND pg_relation_size(to_regclass('tasks')) = 0"
-)
+_TASK_HAS_DATA: Final = sa.text("SELECT pg_relation_size(to_regclass('task')) > 0")
+_TASKS_HAS_ROWS: Final = sa.text("SELECT EXISTS (SELECT FROM tasks)")
 # The ids that are no UUIDs, and the UUIDs that are made of them.
 _IDS: Final = (
     sa.func.unnest(sa.bindparam("old", [], type_=sa.ARRAY(sa.Text)), sa.bindparam("new", [], type_=sa.ARRAY(sa.Uuid)))
@@ -60,22 +60,18 @@ _IDS: Final = (
 )
 
 _tasks: Any = SQLModel.metadata.tables["tasks"]
+_indexes = [_tasks.primary_key.name, *(index.name for index in _tasks.indexes)]
 
 
 def has_our_key(connection: sa.Connection) -> bool:
     """Returns whether `tasks` has the primary key of this service, which the tables of other programs do not have."""
-    inspector = sa.inspect(connection)
-    if not inspector.has_table("tasks"):
-        return False
-    types = {c["name"]: c["type"].compile(connection.dialect) for c in inspector.get_columns("tasks")}
-    key = inspector.get_pk_constraint("tasks")["constrained_columns"]
-    ours = {c.name: c.type.compile(connection.dialect) for c in _tasks.primary_key}
-    return {name: types[name] for name in key} == ours
+    ours = {f"{c.name} {c.type.compile(connection.dialect).lower()}" for c in _tasks.primary_key}
+    return {*connection.scalars(_KEY)} == ours
 
 
 def has_unadopted(connection: sa.Connection) -> bool:
     """Returns whether `task`, SQLModel's default name, has tasks of another program while `tasks` has none."""
-    if not connection.scalar(_ONLY_TASK_HAS_DATA):
+    if not connection.scalar(_TASK_HAS_DATA) or connection.scalar(_TASKS_HAS_ROWS):
         return False
     try:
         return find_source(connection, "task") is not None
@@ -103,28 +99,22 @@ def lock(connection: sa.Connection, name: str) -> None:
 
 
 def set_aside(connection: sa.Connection, name: str) -> None:
-    """Rename the table, and those of its indexes whose names the table of this service needs."""
-    ours = {_tasks.primary_key.name, *(index.name for index in _tasks.indexes)}
-    for index in ours.intersection(_index_names(connection, name)):
+    """Rename the table, and the indexes whose names the first table of this service needs."""
+    for index in () if has_our_key(connection) else _indexes:
         _rename(connection, "INDEX", index, index + SUFFIX)
     _rename(connection, "TABLE", name, name + SUFFIX)
 
 
 def give_back(connection: sa.Connection, name: str) -> None:
     """Undo `set_aside`. `name` is the new name."""
-    for old in (*_index_names(connection, name), name):
-        if old.endswith(SUFFIX):
-            _rename(connection, "TABLE" if old == name else "INDEX", old, old.removesuffix(SUFFIX))
-
-
-def _index_names(connection: sa.Connection, name: str) -> list[str]:
-    inspector = sa.inspect(connection)
-    indexes = [inspector.get_pk_constraint(name), *inspector.get_indexes(name)]
-    return [str(index["name"]) for index in indexes if index["name"]]
+    for index in _indexes:
+        _rename(connection, "INDEX", index + SUFFIX, index)
+    _rename(connection, "TABLE", name, name.removesuffix(SUFFIX))
 
 
 def _rename(connection: sa.Connection, kind: str, old: str, new: str) -> None:
-    connection.exec_driver_sql(f"ALTER {kind} {_quoted(connection, old)} RENAME TO {_quoted(connection, new)}")
+    names = f"{_quoted(connection, old)} RENAME TO {_quoted(connection, new)}"
+    connection.exec_driver_sql(f"ALTER {kind} IF EXISTS {names}")
 
 
 def _quoted(connection: sa.Connection, name: str) -> str:
@@ -138,7 +128,9 @@ class Source:
         """Raises StartupError if the table has no column for something that every task needs."""
         self.name = name
         self._connection = connection
-        self._table = sa.Table(name, sa.MetaData(), autoload_with=connection, resolve_fks=False)
+        with warnings.catch_warnings(action="ignore"):  # of types that SQLAlchemy does not know
+            table = sa.Table(name, sa.MetaData(), autoload_with=connection, resolve_fks=False)
+        self._table = table.alias("whole row")  # no column has this name
         exact_last = sorted(self._table.c, key=lambda c: c.name in _NAMES)  # it replaces one with a similar name
         there = {c.name.replace("_", "").lower(): c for c in exact_last}
         self._columns = {name: there[each] for name, others in _NAMES.items() for each in others[::-1] if each in there}
@@ -159,15 +151,9 @@ class Source:
 
     def describe(self) -> list[str]:
         """Returns a line for each column of a task, with the column of this table that it is made of."""
-        origins = {name: self._columns[name].name for name in _tasks.c.keys() if name in self._columns}  # noqa: SIM118
         kept = [c.name for c in self._table.c if c.name not in self._mapped]
-        return [f"  {name}: {origins.get(name, '-')}" for name in (*_COPIED[:-1], *_TIMES)] + [
-            f"  kept_fields: {', '.join(kept) or '-'}"
-        ]
-
-    def references(self) -> list[str]:
-        """Returns the tables with a foreign key to this one."""
-        return [*self._connection.scalars(_REFERENCES, {"name": _quoted(self._connection, self.name)})]
+        origins = {name: column.name for name, column in self._columns.items()} | {"kept_fields": ", ".join(kept)}
+        return [f"  {name}: {origins.get(name) or '-'}" for name in (*_COPIED[:-1], *_TIMES, "kept_fields")]
 
     def count(self) -> tuple[int, int]:
         """Returns the number of rows, and how many of them cannot become tasks."""
@@ -180,20 +166,32 @@ class Source:
         query = sa.select(self._rows.c.old_id, self._rows.c.reason).where(self._rows.c.reason.is_not(None)).limit(limit)
         return [f"  {old_id}: {reason}" for old_id, reason in self._connection.execute(query)]
 
-    def copy(self) -> int:
-        """Store the rows as tasks, except those that are there already. Returns how many were stored."""
+    def same(self) -> list[str]:
+        """Returns a text for each task that several rows, or a row and a stored task, would be: all their ids."""
+        row = self._rows.c
+        keys: Any = sa.select(row.user_id, row.id, row.old_id).where(row.reason.is_(None))
+        if has_our_key(self._connection):
+            keys = keys.union_all(sa.select(_tasks.c.user_id, _tasks.c.id, sa.cast(_tasks.c.id, sa.Text)))
+        key = keys.subquery().c
+        ids = sa.select(sa.func.string_agg(key.old_id, ", ")).group_by(key.user_id, key.id).having(sa.func.count() > 1)
+        return [*self._connection.scalars(ids, self._new_ids())]
+
+    def copy(self) -> None:
+        """Store the rows as tasks."""
         values = self._task_values(missing_time=sa.func.now())
         made = sa.select(*values.values()).where(self._rows.c.reason.is_(None))
-        query = insert(_tasks).from_select([*values], made).on_conflict_do_nothing()
-        return self._connection.execute(query, self._new_ids()).rowcount
+        self._connection.execute(sa.insert(_tasks).from_select([*values], made), self._new_ids())
 
     def count_changed(self) -> int:
-        """Returns how many tasks are not as `copy` makes them."""
+        """Returns how many tasks are not as `copy` makes them, plus the number of rows in the other tables."""
         values = self._task_values(missing_time=_tasks.c.created_at)  # a change sets only `updated_at`
         is_same = sa.and_(*(values[c.name] == c for c in _tasks.primary_key), self._rows.c.reason.is_(None))
         differs = sa.tuple_(*(_tasks.c[name] for name in values)).is_distinct_from(sa.tuple_(*values.values()))
-        query = sa.select(sa.func.count()).select_from(_tasks.outerjoin(self._rows, is_same)).where(differs)
-        return self._connection.execute(query, self._new_ids()).scalar_one()
+        rows = sa.select(sa.func.count())
+        counts: list[Any] = [rows.select_from(t) for t in SQLModel.metadata.sorted_tables if t is not _tasks]
+        counts.append(rows.select_from(_tasks.outerjoin(self._rows, is_same)).where(differs))
+        query = sa.select(sum(count.scalar_subquery() for count in counts))
+        return self._connection.execute(query, self._new_ids()).scalar_one()  # type: ignore[no-any-return]
 
     @property
     def _mapped(self) -> set[str]:

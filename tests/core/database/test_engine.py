@@ -9,7 +9,11 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, cast, make_url, select
+from sqlalchemy.dialects.postgresql import JSONB, CreateEnumType
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+from sqlalchemy.schema import CreateSchema, CreateTable
 
 from app.core.database import Database, Statement, statement
 from app.core.database.pool import Timeouts
@@ -37,6 +41,21 @@ FUNCTIONS: Final = (
 NO_RIGHT: Final = "no right to others"
 NO_COLUMN: Final = "no column id INTEGER in others; if another program made the table, run `python -m app.adopt`"
 TABLES: Final = (Table("things", MetaData()), Table("others", MetaData(), Column("id", Integer)))
+TYPES: Final[tuple[Any, ...]] = (
+    sa.String(20, collation="C"),
+    sa.ARRAY(sa.String(collation="C")),
+    sa.Enum("good", "bad", name="Ada's moods", schema="Other's"),
+    sa.Numeric(10, 2),
+    sa.ARRAY(Integer),
+    JSONB(),
+    sa.Interval(),
+    sa.LargeBinary(),
+    sa.Date(),
+    sa.Time(),
+    sa.SmallInteger(),
+    sa.Float(),
+    sa.Double(),
+)
 RESTORE: Final = """
     ALTER ROLE fit RESET ALL; ALTER TABLE IF EXISTS gone RENAME TO others;
     ALTER TABLE others DROP COLUMN IF EXISTS id, ADD COLUMN id integer; GRANT ALL ON others TO fit
@@ -266,6 +285,23 @@ class TestUsability:
         await until(lambda: fit.usable)
 
         assert caplog.messages == [f"database cannot be used: {reason}"]
+
+    async def test_a_table_with_columns_of_any_types_in_another_schema_is_found(
+        self, make_database: MakeDatabase, server: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        columns: list[Column[Any]] = [
+            Column(f"It's {number}", type_, key=str(number)) for number, type_ in enumerate(TYPES)
+        ]
+        table = Table("Ada's notes", MetaData(), *columns, schema="Other's")
+        for element in (CreateSchema("Other's"), CreateEnumType(TYPES[2]), CreateTable(table)):
+            await server.execute(str(element.compile(dialect=dialect())))  # type: ignore[no-untyped-call]
+        db = make_database(tables=[table])
+
+        assert await db.check()
+        await server.execute("""DROP TABLE "Other's"."Ada's notes" """)
+        assert not await db.check()
+
+        assert caplog.messages == ["""database cannot be used: no table "Other's"."Ada's notes\""""]
 
     @pytest.mark.parametrize("setting", ["statement_timeout", "lock_timeout"])
     async def test_a_role_without_a_timeout_causes_one_warning(

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy import Dialect, Table, event, func, literal_column, select
+from sqlalchemy import Dialect, Table, event, literal_column, select
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import EmulatedDBAPIException
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -38,15 +38,15 @@ from app.core.errors import (
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
 _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds; a random pause, so that requests do not retry together
-_RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
-_LACK: Final = """
-    CASE WHEN to_regclass('{name}') IS NULL THEN 'no table {name}' ELSE coalesce((
-        SELECT 'no column ' || string_agg(wanted || ' ' || type, ', ') || ' in {name}; if another program made the '
-            'table, run `python -m app.adopt`'
+_MISSING: Final = """
+    CASE WHEN to_regclass({name}) IS NULL THEN 'no table ' || {name} ELSE coalesce((
+        SELECT 'no column ' || string_agg(wanted || ' ' || type, ', ') || ' in ' || {name} || '; if another program '
+            'made the table, run `python -m app.adopt`'
         FROM unnest(ARRAY[{names}]::text[], ARRAY[{types}]::text[]) AS _ (wanted, type) WHERE (to_regtype(type) = (
-            SELECT atttypid FROM pg_attribute WHERE attrelid = to_regclass('{name}') AND attname = wanted
+            SELECT atttypid FROM pg_attribute WHERE attrelid = to_regclass({name}) AND attname = wanted
         )) IS NOT TRUE
-    ), CASE WHEN NOT ({rights}) THEN 'no right to {name}' END) END
+    ), (SELECT 'no right to ' || {name} FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS _ (privilege)
+        WHERE NOT has_table_privilege({name}, privilege) LIMIT 1)) END
 """
 _NO_TIMEOUTS: Final = (
     "statement_timeout or lock_timeout of the database's role is 0: what is given up may go on there, "
@@ -84,8 +84,10 @@ class Database:
         self._pool: Any = self.engine.pool
         self._capacity = concurrency_limit
         self._probing: asyncio.Task[None] | None = None
-        settings = map(_setting, ("statement_timeout", "lock_timeout", "transaction_read_only"))
-        self._probe = statement(select(*settings, *(_lack(table, self.engine.dialect) for table in tables)), reads=True)
+        settings = ("statement_timeout", "lock_timeout", "transaction_read_only")
+        probed = [f"current_setting('{name}')" for name in settings]
+        probed += [_missing(table, self.engine.dialect) for table in tables]
+        self._probe = statement(select(*map(literal_column, probed)), reads=True)
         self._answered: bool | None = None
         self._unusable = ""
         self._warnings: set[str] = set()
@@ -141,7 +143,7 @@ class Database:
     async def check(self) -> bool:
         """Probe the database once. Returns whether it is usable."""
         try:
-            [(statement_timeout, lock_timeout, read_only, *lacks)] = await self.fetch(self._probe)
+            [(statement_timeout, lock_timeout, read_only, *missing)] = await self.fetch(self._probe)
         except OverloadedError:
             return False
         except (UnavailableError, StatementError) as error:
@@ -151,7 +153,7 @@ class Database:
             return False
         if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
-        self._note_use("read-only" if read_only == "on" else "; ".join(filter(None, lacks)))
+        self._note_use("read-only" if read_only == "on" else "; ".join(filter(None, missing)))
         return self.usable
 
     async def close(self) -> None:
@@ -278,21 +280,15 @@ def _raise_fault(context: ExceptionContext) -> None:
         raise translated from cause
 
 
-def _setting(name: str) -> Any:
-    return func.current_setting(literal_column(_literal(name)))
-
-
-def _lack(table: Table, dialect: Dialect) -> Any:
-    """Returns SQL for what the service needs and does not have: a column, its type or a right. NULL if it has all."""
-    types = (column.type.compile(dialect) for column in table.columns)
+def _missing(table: Table, dialect: Dialect) -> str:
+    """Returns SQL for what the service needs and is missing: a column, its type or a right. NULL if it has all."""
     values = {
-        "name": table.name,
-        "names": ",".join(map(_literal, table.columns.keys())),
-        "types": ",".join(map(_literal, types)),
-        "rights": " AND ".join(f"has_table_privilege('{table.name}', '{right}')" for right in _RIGHTS),
+        "name": _literal(dialect.identifier_preparer.format_table(table)),
+        "names": ",".join(_literal(column.name) for column in table.columns),
+        "types": ",".join(_literal(c.type.compile(dialect).partition(" COLLATE ")[0]) for c in table.columns),
     }
-    return literal_column(_LACK.format(**values))
+    return _MISSING.format(**values)
 
 
 def _literal(text: str) -> str:
-    return f"'{text}'"
+    return "'{}'".format(text.replace("'", "''"))
