@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
-from fastapi import Request
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel
 from typing_extensions import is_typeddict
 
@@ -55,15 +54,6 @@ class UnknownNames(NamedTuple):
     fields: Sequence[str]
     kept: AbstractSet[str]
     parameters: Mapping[str, str]
-
-
-async def read_unknown_names(request: Request) -> UnknownNames:
-    """Returns the unknown names of the request."""
-    unknown: UnknownNames = request.scope[UNKNOWN_NAMES]
-    return unknown
-
-
-read_unknown_names.needs_json_route = True  # type: ignore[attr-defined]  # checked by check_routes
 
 
 def known_names(route: Any) -> KnownNames:

@@ -27,7 +27,6 @@ TITLE_MAX: Final = 200
 DESCRIPTION_MAX: Final = 5_000
 KEPT_NAME_PATTERN: Final = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 KEPT_NAMES_MAX: Final = 20
-KEPT_NAME_PATTERN: Final = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 KEPT_BYTES_MAX: Final = 4_096  # of the text that PostgreSQL makes of the object
 KEPT_BOUND: Final = f"a task may keep {KEPT_NAMES_MAX} unknown fields and {KEPT_BYTES_MAX:,} bytes of them at most"
 USER_ID_PATTERN: Final = "^[A-Za-z0-9_|.:@+=~-]{1,128}$"

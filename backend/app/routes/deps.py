@@ -20,7 +20,7 @@ from app.http.conditions import CODING
 from app.http.fast_lane import tags_of, values_of
 from app.http.headers import KEY_MAX
 from app.http.kept_fields import read_kept_fields
-from app.http.preferences import UnknownNames, read_unknown_names
+from app.http.preferences import UNKNOWN_NAMES, UnknownNames
 from app.schemas.task import UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
@@ -97,6 +97,15 @@ def version_of(tag: str) -> datetime | None:
     with suppress(ValueError):
         return datetime.fromisoformat(ours[1]) if ours else None
     return None
+
+
+async def read_unknown_names(request: Request) -> UnknownNames:
+    """Returns what the request has and its route does not know."""
+    unknown: UnknownNames = request.scope[UNKNOWN_NAMES]
+    return unknown
+
+
+read_unknown_names.needs_json_route = True  # type: ignore[attr-defined]  # checked by check_routes
 
 
 async def read_idempotency_key(request: Request) -> str | None:
