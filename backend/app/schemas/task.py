@@ -165,7 +165,7 @@ class TaskQuery(BaseModel):
     sort: words.SortWord = Field(
         default=words.NEWEST_FIRST,
         description="`-` for descending; ties by `id`. Titles sort without regard to case. "
-        f"{words.also(words.SORTS, get_args(words.Sort))} So are the names `sort_by`, `order` and `sort_order`.",
+        f"{words.also(words.SORTS, get_args(words.Sort))} `order=asc` and `order=desc` give the direction.",
     )
     sort_by: words.OtherSortWord = ""
     order: words.DirectionWord = ""

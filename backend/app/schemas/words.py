@@ -53,9 +53,10 @@ def present(text: str) -> str:
     return "" if text in ABSENT else text
 
 
-def also(words: Iterable[str], documented: Container[str]) -> str:
+def also(words: Iterable[str], documented: Iterable[str]) -> str:
     """Returns the sentence of the document about the other words."""
-    others = [f"`{word}`" for word in words if word not in ABSENT and word[0] != "-" and word not in documented]
+    known = {*ABSENT, *documented, *(word.replace("_", "") for word in documented)}
+    others = [f"`{word}`" for word in words if word not in known and word[0] != "-"]
     return f"Also understood: {', '.join(others)}."
 
 
