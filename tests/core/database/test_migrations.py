@@ -322,7 +322,7 @@ class TestVersionTable:
         execute(empty, f"CREATE TABLE tasks ({key})")
         before = structure(empty)
 
-        with pytest.raises(StartupError, match=r"tasks of another program; `python -m app\.adopt` says how"):
+        with pytest.raises(StartupError, match=r"tasks of another program; `python -m app\.adopt` takes"):
             migrate(empty)
 
         assert structure(empty) == before
