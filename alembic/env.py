@@ -46,7 +46,7 @@ _UNKNOWN: Final = (
     f"{VERSION_TABLE} names {{}}, which fits neither this release nor a later one that it works with; "
     f"start the release that migrated the database, restore {VERSION_TABLE}, or use another database"
 )
-_ADOPT: Final = "`python -m app.adopt` says how to take them over"
+_ADOPT: Final = "`python -m app.adopt` takes them over, see docs/adopt.md"
 
 _logger = logging.getLogger("app.migrations")  # not under "alembic", whose handler drops what a command logs
 
@@ -171,6 +171,7 @@ async def _run_until_stopped(dsn: str) -> None:
 
 
 def _reason(error: Exception) -> str:
+    error = getattr(error, "driver_exception", error)  # its text has no names of modules
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0] or 'no answer'}"
 
 

@@ -89,6 +89,24 @@ ODD_KEPT: Final = r"""{
     "size": {"width": 1, "unit": "l"}, "moods": ["good", "bad"], "price": "$1.50", "days": "[1,3)", "number": "NaN"
 }"""
 TASK: Final = "CREATE TABLE task (id SERIAL PRIMARY KEY, user_id VARCHAR, title VARCHAR)"
+ODD_VALUES: Final = """
+    CREATE TABLE tasks (
+        id TEXT, title TEXT DEFAULT 'listed', created_at DATE, updated_at TIMESTAMPTZ, completed_at TIMESTAMP,
+        is_deleted TEXT, "deletedAt" TIMESTAMP, data JSON, user_id TEXT DEFAULT 'ada'
+    )
+"""
+ODD_VALUES_ROWS: Final = (
+    "INSERT INTO tasks (id, is_deleted) VALUES ('deleted1', 'true'), (E'\x1b[2J\n  forged: ' || repeat('x', 99), '1')",
+    """INSERT INTO tasks (id, is_deleted, "deletedAt") VALUES ('deleted2', 'false', now()), ('deleted3', 't', NULL)""",
+    "INSERT INTO tasks (id, created_at) VALUES ('time1', '5874897-1-1'), ('time2', '-infinity'), ('time3', '1-1-1 BC')",
+    "INSERT INTO tasks (id, updated_at) VALUES ('time4', 'infinity'), ('time5', '294276-1-1'), ('time6', '10000-1-1')",
+    "INSERT INTO tasks (id, completed_at) VALUES ('time7', '294276-12-31')",
+    r"""INSERT INTO tasks (id, data) VALUES ('json1', '"\u0000"'), ('json2', '["\ud800"]'), ('json3', '"\udc00\ud800"'),
+    ('json4', '{"a": [1,-1e200000]}'), ('json5', '1E-20000')""",
+    r"""INSERT INTO tasks (id, title, data) VALUES (1, 'kept', '"\ud83d\ude00"'), (2, 'kept', '"\\u0000"'),
+    (3, 'kept', '"71e45678"'), (4, 'kept', '[1e5, "\u00e4"]')""",
+    "INSERT INTO tasks VALUES (5, 'kept', '0001-1-1', NULL, NULL, 'No'), (6, 'kept', '9999-12-31', NULL, NULL, '0.0')",
+)
 PARTITIONED: Final = (
     "DROP TABLE tasks",
     "CREATE TABLE tasks (user_id text) PARTITION BY LIST (user_id)",
@@ -97,8 +115,12 @@ PARTITIONED: Final = (
     TASK,
     "INSERT INTO task VALUES (1, 'ada', 'old')",
 )
+ODD_ARRAY: Final = (
+    r"""CREATE TABLE tasks AS SELECT 1 AS id, 1 AS user_id, '' AS title, ARRAY['"\u0000"'::json] AS tags"""
+)
 TEXT_TIMES: Final = "CREATE TABLE tasks (id SERIAL PRIMARY KEY, user_id VARCHAR, title VARCHAR, created_at TEXT)"
-LOST: Final = "^Rows that an undo would lose, because only the tables of this service have them as they are: {}[.] "
+A_UUID: Final = "[0-9a-f-]{36}"
+LOST: Final = "^Rows that an undo would lose, because only .* have them as they are: 1[.] The first are {}[.] Save or"
 SAME: Final = (
     r"^Tasks that several rows would become, or that are there already: 1\. The first ids are {}\. Change them"
 )
@@ -265,7 +287,6 @@ class TestAdopt:
         assert f"{shape.table}_before_adoption is renamed to {shape.table}" in adopt("--undo")
         assert snapshot(empty) == adopted
         assert "Done." in adopt("--undo", "--yes")
-        execute(empty, "DROP TABLE tasks_api_version")
         assert snapshot(empty) == before
         adopt("--yes", "--table", shape.table)
 
@@ -308,7 +329,7 @@ class TestAdopt:
         add(empty, "large", size=-(10**309))
 
         execute(empty, "INSERT INTO tasks (title, user_id) SELECT 'many', ' ' FROM generate_series(1, 9)")
-        assert len(re.findall(r"^  \d+: ", adopt(), re.MULTILINE)) == 20
+        assert len(re.findall(r"^  \d+: ", adopt(), re.MULTILINE)) == 25
         execute(empty, "DELETE FROM tasks WHERE user_id = ' '")
 
         report = adopt("--yes")
@@ -329,9 +350,53 @@ class TestAdopt:
         assert execute(empty, "SELECT title FROM tasks") == [("fits",)]
         assert execute(empty, "SELECT count(*) FROM tasks_before_adoption") == [(17,)]
 
+    @pytest.mark.parametrize(
+        ("column", "completed", "not_completed", "listed"),
+        [
+            (
+                "is_completed TEXT",
+                "t Y yes ON TRUE 1 1.0 Done",
+                "f N no Off False 0 00 Todo NULL",
+                "'' maybe 2 -1 10 all",
+            ),
+            ("completed NUMERIC(3,1)", "1", "0 NULL", "0.5 10 -1"),
+            ("done FLOAT", "1", "0 NULL", "1.5 NaN"),
+            ("status TIMESTAMP", "", "NULL", "2026-01-02"),
+        ],
+    )
+    def test_completed_is_never_guessed(
+        self, empty: str, column: str, completed: str, not_completed: str, listed: str
+    ) -> None:
+        execute(empty, f"CREATE TABLE tasks (id SERIAL, user_id INT DEFAULT 1, title TEXT, {column})")
+        insert = "INSERT INTO tasks (title, {}) VALUES ($1, nullif($2, 'NULL')::{})".format(*column.split())  # noqa: S608
+        for title, words in {"completed": completed, "not completed": not_completed, "listed": listed}.items():
+            for word in words.split():
+                execute(empty, insert, title, word.strip("'"))
+
+        report = adopt("--yes")
+
+        assert report.count(": no known word or number says whether it is completed") == len(listed.split())
+        tasks = execute(empty, "SELECT title, completed FROM tasks")
+        assert all(is_completed is (title == "completed") for title, is_completed in tasks)
+        assert len(tasks) == len(completed.split() + not_completed.split())
+
+    def test_a_deleted_row_and_one_that_the_service_cannot_give_are_listed(self, empty: str) -> None:
+        run_all(empty, ODD_VALUES, *ODD_VALUES_ROWS)
+
+        lines = adopt().splitlines()
+        listed = [line for line in lines if re.fullmatch("  [a-z]+[0-9].*", line)]
+        assert Counter(re.sub("^  ([a-z]+)[0-9]+: ", r"\1 ", line) for line in listed) == {
+            "deleted it was deleted": 3,
+            "time a time is not in 0001-01-01 to 9999-12-31": 7,
+            "json a JSON value cannot be kept": 5,
+        }
+        assert set(listed) < set(adopt("--yes").splitlines())
+        assert r"  \x1b[2J\n  forged: " + "x" * 44 + ": it was deleted" in lines
+        assert execute(empty, "SELECT title, count(*) FROM tasks GROUP BY 1") == [("kept", 6)]
+
     def test_values_of_types_that_sqlalchemy_does_not_know_are_kept_too(self, empty: str) -> None:
         run_all(empty, *ODD)
-        with pytest.raises(StartupError, match=r"`python -m app\.adopt` says how"):
+        with pytest.raises(StartupError, match=r"`python -m app\.adopt` takes them over"):
             migrate(empty)
 
         adopt("--yes")
@@ -375,15 +440,15 @@ class TestAdopt:
     ) -> None:
         run_all(empty, *SHAPES["task"].statements, "CREATE TABLE todo AS SELECT * FROM task")
         migrate(empty)
-        warning = "the tasks of another program are in the table task; `python -m app.adopt` says how to take them over"
-        assert warning in caplog.messages
+        warning = "the tasks of another program are in the table task; `python -m app.adopt` takes them over, see docs/"
+        assert f"{warning}adopt.md" in caplog.messages
         caplog.clear()
         execute(empty, "INSERT INTO tasks (user_id, id, title) VALUES ('1', gen_random_uuid(), 'own')")
         assert "Rows that became tasks: 1." in adopt("--yes")
         migrate(empty)
         assert caplog.messages == []
 
-        assert_refused(empty, LOST.format(1), "--undo")
+        assert_refused(empty, LOST.format(A_UUID), "--undo")
         assert_refused(empty, "already a table task_before_adoption; rename or remove it first", "--table", "todo")
         execute(empty, "DROP TABLE task_before_adoption")
         assert_refused(empty, SAME.format(f"1, {FIRST}"), "--table", "todo")
@@ -398,8 +463,12 @@ class TestAdopt:
             (("CREATE TABLE tasks (id int, title text)",), (), "tasks has no column user_id, but id, title; rename"),
             (("CREATE TABLE todo (id int)",), ("--table", "todo"), "todo has no column user_id, but id;"),
             ((TEXT_TIMES,), (), r"tasks.created_at is no time but TEXT; change its type to timestamptz\."),
+            ((ODD_ARRAY,), (), "^UntranslatableCharacterError: unsupported Unicode escape sequence$"),
             ((TASK, "CREATE TABLE tasks ()"), (), "There are two tables, tasks and task. Choose with --table tasks or"),
             ((TASK, "CREATE TABLE tasks ()"), ("--table", "task"), "already a table tasks; rename or remove it first"),
+            ((TASK, "CREATE VIEW tasks AS TABLE task", "ALTER TABLE task RENAME TO t"), (), "^tasks cannot be renamed"),
+            ((TASK, "CREATE MATERIALIZED VIEW m AS TABLE task"), ("--table", "m"), "m cannot be renamed: it is no"),
+            ((TASK, f"ALTER TABLE task RENAME TO {'t' * 48}"), ("--table", "t" * 48), "or its name is too long"),
             ((), ("--undo",), "one table [*]_before_adoption, but finds 0"),
             ((TASK, "ALTER TABLE task RENAME TO task_before_adoption"), ("--undo",), "An undo needs the table tasks"),
         ],
@@ -428,7 +497,7 @@ class TestUndo:
         adopt("--yes")
         run_all(serial, str(CreateTable(projects)), change)
 
-        assert_refused(serial, LOST.format(1), "--undo")
+        assert_refused(serial, LOST.format("a row of projects" if "projects" in change else A_UUID), "--undo")
         run_all(serial, "DELETE FROM tasks", "DELETE FROM projects")
         adopt("--undo", "--yes")
         assert execute(serial, "SELECT title FROM tasks") == [("Buy oat milk",)]
@@ -446,7 +515,7 @@ class TestStart:
             assert (await client.get("/api/1/tasks")).status_code == 503
         [reason] = [message for message in caplog.messages if "cannot be used" in message]
         assert "no column user_id TEXT, id UUID, title TEXT" in reason
-        assert reason.endswith("in tasks; if another program made the table, run `python -m app.adopt`")
+        assert reason.endswith("in tasks; if another program made the table, see docs/adopt.md")
         assert "Rows that became tasks: 1." in await asyncio.to_thread(adopt, "--yes")
 
     @pytest.mark.parametrize(
@@ -463,12 +532,22 @@ class TestStart:
         assert caplog.messages == []
 
     def test_the_command_prints_its_report_or_one_sentence_and_fails(self, serial: str, tmp_path: Path) -> None:
-        def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-            program = [sys.executable, "-m", "app.adopt", *arguments]
-            environment = os.environ | {"PYTHONPATH": str(BACKEND), "DATABASE_URL": serial}
+        def run_command(*arguments: str, redirection: str = "") -> subprocess.CompletedProcess[str]:
+            program = ["sh", "-c", f'"$0" -m app.adopt "$@" {redirection}', sys.executable, *arguments]
+            ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+            environment = os.environ | ascii_only | {"PYTHONPATH": str(BACKEND), "DATABASE_URL": serial}
             return subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
+        execute(serial, 'ALTER TABLE tasks ADD "prioritä" text')
+        unprinted = run_command(redirection="> /dev/full")
         done, failed = run_command("--yes"), run_command("--table", "user")
+
+        assert (
+            unprinted.stderr
+            == "The command has succeeded, but its report cannot be printed: No space left on device.\n"
+        )
+        assert unprinted.returncode == 1
+        assert r"kept_fields: priorit\xe4" in done.stdout
 
         assert (done.returncode, done.stderr) == (0, "")
         assert "Done. tasks is called tasks_before_adoption now. Rows that became tasks: 1." in done.stdout

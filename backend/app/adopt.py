@@ -16,7 +16,7 @@ from app.core.stopping import end_in_time, note_signals
 from app.services.adoption import SUFFIX, Source, find_source, give_back, has_our_key, lock, set_aside
 
 _ENDING_TIME: Final = 10  # seconds from a signal to the exit
-_LISTED: Final = 20  # rows
+_LISTED: Final = 20  # ids in an error
 _RULES: Final = (
     "Times without a time zone are UTC. An id that is no UUID becomes a UUIDv5.\n"
     "A missing time is taken from another time of the row; without any, it is the time of the copy.\n"
@@ -26,18 +26,15 @@ _PLAN: Final = (
     "Nothing was changed. With --yes, {old} is renamed to {new}. Rows that become tasks: {rows:,}.\n"
     "Stop every program that uses {old} before that."
 )
-_DONE: Final = (
-    "Done. {old} is called {new} now. Rows that became tasks: {rows:,}.\n"
-    "`python -m app.adopt --undo` says how to go back."
-)
+_DONE: Final = "Done. {old} is called {new} now. Rows that became tasks: {rows:,}.\nThe option --undo takes it back."
 _UNDO_PLAN: Final = (
     "No task was created or changed since the adoption. Nothing was changed now. With --yes, the tables of this\n"
     "service are removed, and {new} is renamed to {old}. Stop this service before that."
 )
 _UNDONE: Final = "Done. The tables of this service were removed, and {new} is called {old} again."
 _CHANGED: Final = (
-    "Rows that an undo would lose, because only the tables of this service have them as they are: {changed:,}. "
-    "Save or delete them, and undo again."
+    "Rows that an undo would lose, because only the tables of this service have them as they are: {number:,}. "
+    "The first are {ids}. Save or delete them, and undo again."
 )
 _SAME: Final = (
     "Tasks that several rows would become, or that are there already: {number:,}. The first ids are {ids}. "
@@ -48,13 +45,18 @@ Migrate = Callable[[], None]
 
 
 def main() -> None:
-    """Run the command. After an error nothing was changed, and one sentence on stderr says why."""
+    """Run the command. An error is one sentence on stderr: nothing was changed, or only the report is not printed."""
     note_signals()
     end_in_time(_ENDING_TIME)
     try:
-        print("\n".join(run(sys.argv[1:])))
+        report = "\n".join(run(sys.argv[1:]))
     except CommandError as error:
         sys.exit(str(error))
+    try:
+        with open(1, "w", errors="backslashreplace", closefd=False) as output:
+            output.write(report + "\n")
+    except OSError as error:
+        sys.exit(f"The command has succeeded, but its report cannot be printed: {error.strerror}.")
 
 
 def run(arguments: list[str]) -> list[str]:
@@ -87,11 +89,11 @@ def _adopt(report: list[str], confirmed: bool, table: str | None, connection: Co
     _check_free(connection, *_adopted(connection), *["tasks"] * (is_first and old != "tasks"))
     if confirmed:
         lock(connection, old)
-    rows, rejected = source.count()
+    rows, rejected = source.count(), source.rejected()
     report += _description(source, rows, rejected)
     if same := source.same():
         raise StartupError(_SAME.format(number=len(same), ids="; ".join(same[:_LISTED])))
-    report.append((_DONE if confirmed else _PLAN).format(old=old, new=new, rows=rows - rejected))
+    report.append((_DONE if confirmed else _PLAN).format(old=old, new=new, rows=rows - len(rejected)))
     if not confirmed:
         return
     if is_first:
@@ -101,13 +103,12 @@ def _adopt(report: list[str], confirmed: bool, table: str | None, connection: Co
     Source(connection, new).copy()
 
 
-def _description(source: Source, rows: int, rejected: int) -> list[str]:
+def _description(source: Source, rows: int, rejected: list[str]) -> list[str]:
     lines = [f"Rows in the table {source.name}: {rows:,}. A task is made of its columns in this way:"]
     lines += [*source.describe(), _RULES]
     if rejected:
-        lines.append(f"Rows that cannot become tasks, and are left in {source.name}: {rejected:,}. The first are:")
-        lines += source.rejected(_LISTED)
-    return lines
+        lines.append(f"Rows that cannot become tasks, and are left in {source.name}: {len(rejected):,}.")
+    return lines + rejected
 
 
 def _undo(report: list[str], confirmed: bool, connection: Connection, migrate: Migrate) -> None:
@@ -121,10 +122,11 @@ def _undo(report: list[str], confirmed: bool, connection: Connection, migrate: M
     _check_free(connection, *{old} - {"tasks"})
     if confirmed:
         lock(connection, "tasks")
-    if changed := Source(connection, new).count_changed():
-        raise StartupError(_CHANGED.format(changed=changed))
+    if changed := Source(connection, new).changed():
+        raise StartupError(_CHANGED.format(number=len(changed), ids="; ".join(changed[:_LISTED])))
     if confirmed:
         migrate()
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
         give_back(connection, new)
     report.append((_UNDONE if confirmed else _UNDO_PLAN).format(old=old, new=new))
 

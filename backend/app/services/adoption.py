@@ -16,6 +16,7 @@ from app.models.task import DESCRIPTION_MAX, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, 
 from app.schemas.words import STATES
 
 SUFFIX: Final = "_before_adoption"  # of the new name of an adopted table
+_NAME_MAX: Final = 63  # bytes of a name in PostgreSQL
 # What other programs call the columns: the first that is there counts. Case and underscores do not matter.
 _NAMES: Final = {
     "user_id": ("userid", "ownerid", "user", "owner"),
@@ -26,13 +27,17 @@ _NAMES: Final = {
     "created_at": ("createdat", "created"),
     "updated_at": ("updatedat", "updated"),
     "completed_at": ("completedat",),
-    "deleted": ("deletedat", "isdeleted", "deleted"),
 }
+_DELETED: Final = ("deletedat", "isdeleted", "deleted")  # any of them counts
 _REQUIRED: Final = ("user_id", "id", "title")
 _COPIED: Final = ("user_id", "id", "title", "description", "completed", "kept_fields")
 _TIMES: Final = ("created_at", "updated_at")
-_COMPLETED: Final = ("true", "1", *(word for word, state in STATES.items() if state == "completed"))
-_NOT_DELETED: Final = ("false", "0")
+_NO: Final = ("false", "f", "no", "n", "off", "0")
+_COMPLETED: Final = ("true", "t", "yes", "y", "on", "1", *(word for word in STATES if STATES[word] == "completed"))
+_OPEN: Final = (*_NO, *(word for word in STATES if STATES[word] == "pending"))
+_NUMBER: Final = r"^0*([01])(\.0*)?$"  # another spelling of 0 or 1
+_SERVED: Final[Any] = (sa.literal_column("'0001-01-01'"), sa.literal_column("'9999-12-31'"))  # first and last time
+_NO_TIME: Final[Any] = sa.literal_column("'infinity'::timestamptz")
 _UUID: Final = "^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$"
 _NAMESPACE: Final = UUID("bd5e7140-a4eb-4f29-8c4f-84f43e9587c1")  # of the ids that are made: never change it
 # What the setting UNKNOWN_FIELDS=keep does not accept, as JSON paths.
@@ -46,6 +51,9 @@ _REASONS: Final = {  # by the name of the constraint
     "ck_tasks_description": f"the description has more than {DESCRIPTION_MAX:,} characters",
     "ck_tasks_kept_fields": f"the other columns are more than {KEPT_NAMES_MAX} or more than {KEPT_BYTES_MAX:,} bytes",
 }
+# What `json` accepts but `jsonb` does not: a NUL, half a surrogate pair, a number with a large exponent.
+_JSON_ESCAPES: Final = r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F].."  # that `jsonb` accepts, or a backslash
+_NO_JSONB: Final = r"\\u(0000|[dD][89a-fA-F])|(^|[,:[\s])-?[0-9]+(\.[0-9]+)?[eE][-+]?[0-9]{4}"
 _KEY: Final = sa.text(
     "SELECT attname || ' ' || atttypid::regtype FROM pg_constraint JOIN pg_attribute ON attrelid = conrelid"
     " AND attnum = ANY (conkey) WHERE conrelid = to_regclass('tasks') AND contype = 'p'"
@@ -58,6 +66,11 @@ _IDS: Final = (
     .table_valued("old", "new")
     .render_derived(name="ids")
 )
+
+
+def _word(text: Any) -> Any:
+    return sa.func.regexp_replace(sa.func.lower(text), _NUMBER, r"\1")
+
 
 _tasks: Any = SQLModel.metadata.tables["tasks"]
 _indexes = [_tasks.primary_key.name, *(index.name for index in _tasks.indexes)]
@@ -90,7 +103,17 @@ def find_source(connection: sa.Connection, name: str | None) -> "Source | None":
     if len(found) > 1:
         message = "There are two tables, tasks and task. Choose with --table tasks or --table task."
         raise StartupError(message)
-    return Source(connection, found[0]) if found else None
+    if not found:
+        return None
+    if found[0] not in sa.inspect(connection).get_table_names() or len((found[0] + SUFFIX).encode()) > _NAME_MAX:
+        message = f"{found[0]} cannot be renamed: it is no table but, for example, a view, or its name is too long."
+        raise StartupError(message)
+    return Source(connection, found[0])
+
+
+def _shown(text: str) -> str:
+    """Returns the beginning of the text, without characters that a terminal would obey."""
+    return repr(text)[1:-1][:_NAME_MAX]
 
 
 def lock(connection: sa.Connection, name: str) -> None:
@@ -132,13 +155,15 @@ class Source:
             table = sa.Table(name, sa.MetaData(), autoload_with=connection, resolve_fks=False)
         self._table = table.alias("whole row")  # no column has this name
         exact_last = sorted(self._table.c, key=lambda c: c.name in _NAMES)  # it replaces one with a similar name
-        there = {c.name.replace("_", "").lower(): c for c in exact_last}
+        plain = [(c.name.replace("_", "").lower(), c) for c in exact_last]
+        there = dict(plain)
         self._columns = {name: there[each] for name, others in _NAMES.items() for each in others[::-1] if each in there}
+        self._deleted = [c for name, c in plain if name in _DELETED]
         self._check_columns()
         self._rows = self._make_rows()
 
     def _check_columns(self) -> None:
-        names = ", ".join(self._table.c.keys())
+        names = ", ".join(map(_shown, self._table.c.keys()))
         for name in _REQUIRED:
             if name not in self._columns:
                 message = f"The table {self.name} has no column {name}, but {names}; rename the one that has it."
@@ -151,20 +176,18 @@ class Source:
 
     def describe(self) -> list[str]:
         """Returns a line for each column of a task, with the column of this table that it is made of."""
-        kept = [c.name for c in self._table.c if c.name not in self._mapped]
-        origins = {name: column.name for name, column in self._columns.items()} | {"kept_fields": ", ".join(kept)}
+        kept = [_shown(c.name) for c in self._table.c if c.name not in self._mapped]
+        origins = {name: _shown(c.name) for name, c in self._columns.items()} | {"kept_fields": ", ".join(kept)}
         return [f"  {name}: {origins.get(name) or '-'}" for name in (*_COPIED[:-1], *_TIMES, "kept_fields")]
 
-    def count(self) -> tuple[int, int]:
-        """Returns the number of rows, and how many of them cannot become tasks."""
-        counts = sa.select(sa.func.count(), sa.func.count(self._rows.c.reason)).select_from(self._rows)
-        rows, rejected = self._connection.execute(counts).one()
-        return rows, rejected
+    def count(self) -> int:
+        """Returns the number of rows."""
+        return self._connection.scalars(sa.select(sa.func.count()).select_from(self._table)).one()
 
-    def rejected(self, limit: int) -> list[str]:
-        """Returns a line with id and reason for each of the first rows that cannot become tasks."""
-        query = sa.select(self._rows.c.old_id, self._rows.c.reason).where(self._rows.c.reason.is_not(None)).limit(limit)
-        return [f"  {old_id}: {reason}" for old_id, reason in self._connection.execute(query)]
+    def rejected(self) -> list[str]:
+        """Returns a line with id and reason for each row that cannot become a task."""
+        query = sa.select(self._rows.c.old_id, self._rows.c.reason).where(self._rows.c.reason.is_not(None))
+        return [f"  {_shown(old_id or '-')}: {reason}" for old_id, reason in self._connection.execute(query)]
 
     def same(self) -> list[str]:
         """Returns a text for each task that several rows, or a row and a stored task, would be: all their ids."""
@@ -173,8 +196,8 @@ class Source:
         if has_our_key(self._connection):
             keys = keys.union_all(sa.select(_tasks.c.user_id, _tasks.c.id, sa.cast(_tasks.c.id, sa.Text)))
         key = keys.subquery().c
-        ids = sa.select(sa.func.string_agg(key.old_id, ", ")).group_by(key.user_id, key.id).having(sa.func.count() > 1)
-        return [*self._connection.scalars(ids, self._new_ids())]
+        ids = sa.select(sa.func.array_agg(key.old_id)).group_by(key.user_id, key.id).having(sa.func.count() > 1)
+        return [", ".join(map(_shown, each)) for each in self._connection.scalars(ids, self._new_ids())]
 
     def copy(self) -> None:
         """Store the rows as tasks."""
@@ -182,21 +205,21 @@ class Source:
         made = sa.select(*values.values()).where(self._rows.c.reason.is_(None))
         self._connection.execute(sa.insert(_tasks).from_select([*values], made), self._new_ids())
 
-    def count_changed(self) -> int:
-        """Returns how many tasks are not as `copy` makes them, plus the number of rows in the other tables."""
+    def changed(self) -> list[str]:
+        """Returns the ids of the tasks that are not as `copy` makes them, and a name for each row of other tables."""
         values = self._task_values(missing_time=_tasks.c.created_at)  # a change sets only `updated_at`
         is_same = sa.and_(*(values[c.name] == c for c in _tasks.primary_key), self._rows.c.reason.is_(None))
         differs = sa.tuple_(*(_tasks.c[name] for name in values)).is_distinct_from(sa.tuple_(*values.values()))
-        rows = sa.select(sa.func.count())
-        counts: list[Any] = [rows.select_from(t) for t in SQLModel.metadata.sorted_tables if t is not _tasks]
-        counts.append(rows.select_from(_tasks.outerjoin(self._rows, is_same)).where(differs))
-        query = sa.select(sum(count.scalar_subquery() for count in counts))
-        return self._connection.execute(query, self._new_ids()).scalar_one()  # type: ignore[no-any-return]
+        tasks = sa.select(sa.cast(_tasks.c.id, sa.Text)).select_from(_tasks.outerjoin(self._rows, is_same))
+        others = [t for t in SQLModel.metadata.sorted_tables if t is not _tasks]
+        rows = (sa.select(sa.literal(f"a row of {t.name}", sa.Text)).select_from(t) for t in others)
+        return [*self._connection.scalars(tasks.where(differs).union_all(*rows), self._new_ids())]
 
     @property
     def _mapped(self) -> set[str]:
         """The columns whose values a task has as they are."""
-        return {c.name for name, c in self._columns.items() if name != "completed_at" and c.name.lower() != "status"}
+        mapped = {c.name for name, c in self._columns.items() if name != "completed_at" and c.name.lower() != "status"}
+        return mapped | {c.name for c in self._deleted}
 
     def _task_values(self, *, missing_time: Any) -> dict[str, Any]:
         row = self._rows.c
@@ -216,8 +239,13 @@ class Source:
         row = sa.select(*values).select_from(with_ids).offset(0).subquery().c  # OFFSET: each value is computed once
         finds = partial(sa.func.jsonb_path_exists, row.kept_fields)
         reasons: list[Any] = [
-            *((row[name].is_(None), f"there is no {name}") for name in ("user_id", "old_id", "title")),
+            (row.user_id.is_(None), "there is no user_id"),
+            (row.old_id.is_(None), "there is no id"),
+            (row.title.is_(None), "there is no title"),
             (row.deleted, "it was deleted"),
+            (row.completed.is_(None), "no known word or number says whether it is completed"),
+            (sa.func.greatest(row.created_at, row.updated_at) == _NO_TIME, "a time is not in 0001-01-01 to 9999-12-31"),
+            (row.is_no_jsonb, "a JSON value cannot be kept"),
             *((finds(sa.literal_column(f"'{path}'")), reason) for path, reason in _UNKEPT.items()),
         ]
         rules = sorted((str(each.name), each) for each in _tasks.constraints if isinstance(each, sa.CheckConstraint))
@@ -229,26 +257,31 @@ class Source:
     def _made_values(self) -> dict[str, Any]:
         created, updated, completed = map(self._time, (*_TIMES, "completed_at"))
         old_id = self._text("id")
-        is_completed = sa.func.lower(self._text("completed")).in_(_COMPLETED)
+        word = sa.func.coalesce(_word(self._text("completed")), sa.cast(completed.is_not(None), sa.Text))
+        json = sa.func.concat_ws(",", "", *(c for c in self._table.c if isinstance(c.type, sa.JSON)))
+        is_no_jsonb = sa.func.regexp_replace(json, _JSON_ESCAPES, "", "g").regexp_match(_NO_JSONB)
         return {
             "old_id": old_id,
             "user_id": self._text("user_id"),
             "id": sa.case((old_id.regexp_match(_UUID, "i"), sa.cast(old_id, sa.Uuid)), else_=_IDS.c.new),
             "title": self._text("title"),
             "description": self._text("description"),
-            "completed": sa.func.coalesce(is_completed, completed.is_not(None)),
+            "completed": sa.case((word.in_(_COMPLETED), sa.true()), (word.in_(_OPEN), sa.false())),
             "created_at": sa.func.coalesce(created, updated, completed),
             "updated_at": sa.func.coalesce(updated, sa.func.greatest(created, completed)),
-            "kept_fields": self._kept_fields(),
-            "deleted": self._text("deleted").not_in(_NOT_DELETED),
+            "kept_fields": sa.case((is_no_jsonb, sa.null()), else_=self._kept_fields()),
+            "is_no_jsonb": is_no_jsonb,
+            "deleted": sa.or_(sa.false(), *(_word(sa.cast(c, sa.Text)).not_in(_NO) for c in self._deleted)),
         }
 
     def _text(self, name: str) -> Any:
         return sa.cast(self._columns.get(name, sa.null()), sa.Text)
 
     def _time(self, name: str) -> Any:
-        """Returns a time with a zone. The time zone of the session applies to times without one."""
-        return sa.cast(self._columns.get(name, sa.null()), sa.DateTime(timezone=True))
+        """Returns a time with a zone, that of the session if it has none, or infinity instead of one out of range."""
+        column = self._columns.get(name, sa.null())
+        time = sa.cast(column, sa.DateTime(timezone=True))
+        return sa.case((column.between(*_SERVED), time), (column.is_not(None), _NO_TIME))
 
     def _kept_fields(self) -> Any:
         """Returns the object of the other columns that are not NULL, or NULL."""

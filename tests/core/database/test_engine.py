@@ -39,7 +39,7 @@ FUNCTIONS: Final = (
 )
 
 NO_RIGHT: Final = "no right to others"
-NO_COLUMN: Final = "no column id INTEGER in others; if another program made the table, run `python -m app.adopt`"
+NO_COLUMN: Final = "no column id INTEGER in others; if another program made the table, see docs/adopt.md"
 TABLES: Final = (Table("things", MetaData()), Table("others", MetaData(), Column("id", Integer)))
 TYPES: Final[tuple[Any, ...]] = (
     sa.String(20, collation="C"),

@@ -140,7 +140,7 @@ class TestMigrate:
         busy = [("57P03", "the database system is starting up"), ("53300", "sorry, too many clients already")]
         answers = [*busy * 40, ("28P01", "the last answer")]
 
-        with refusing(iter(answers)) as dsn, pytest.raises(StartupError, match=r"\) the last answer$"):
+        with refusing(iter(answers)) as dsn, pytest.raises(StartupError, match=r"Error: the last answer$"):
             migrate(dsn)
 
     def test_an_impossible_host_is_reported_in_one_line_without_the_password(self) -> None:
@@ -322,7 +322,7 @@ class TestVersionTable:
         execute(empty, f"CREATE TABLE tasks ({key})")
         before = structure(empty)
 
-        with pytest.raises(StartupError, match=r"tasks of another program; `python -m app\.adopt` says how"):
+        with pytest.raises(StartupError, match=r"tasks of another program; `python -m app\.adopt` takes"):
             migrate(empty)
 
         assert structure(empty) == before

@@ -41,7 +41,7 @@ _RETRY_PAUSE: Final = (0.05, 0.25)  # seconds; a random pause, so that requests 
 _MISSING: Final = """
     CASE WHEN to_regclass({name}) IS NULL THEN 'no table ' || {name} ELSE coalesce((
         SELECT 'no column ' || string_agg(wanted || ' ' || type, ', ') || ' in ' || {name} || '; if another program '
-            'made the table, run `python -m app.adopt`'
+            'made the table, see docs/adopt.md'
         FROM unnest(ARRAY[{names}]::text[], ARRAY[{types}]::text[]) AS _ (wanted, type) WHERE (to_regtype(type) = (
             SELECT atttypid FROM pg_attribute WHERE attrelid = to_regclass({name}) AND attname = wanted
         )) IS NOT TRUE
