@@ -13,7 +13,7 @@ import asyncpg
 from alembic import context
 from alembic.autogenerate import compare_metadata
 from alembic.util import CommandError
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, String, column, inspect, select, table, text
 from sqlalchemy.exc import EmulatedDBAPIException, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -106,8 +106,8 @@ def _take_over_revision(connection: Connection) -> None:
     has_table = inspect(connection).has_table
     if has_table(VERSION_TABLE) or not has_table(_EARLIER_VERSION_TABLE) or not has_our_key(connection):
         return
-    query = text(f"SELECT version_num FROM {_EARLIER_VERSION_TABLE}")  # noqa: S608  # a constant
-    revisions = connection.scalars(query).all()
+    version = column("version_num", String)
+    revisions = connection.scalars(select(version).select_from(table(_EARLIER_VERSION_TABLE))).all()
     if len(revisions) == 1 and _known_revisions().issuperset(revisions):
         context.get_context().stamp(context.script, revisions[0])
 
