@@ -195,7 +195,9 @@ def empty(dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
         yield empty
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(
+    params=["serial", "varchar", *(pytest.param(each, marks=pytest.mark.ci) for each in ("uuid", "task", "quoted"))]
+)
 def shape(empty: str, request: pytest.FixtureRequest) -> Shape:
     shape: Shape = SHAPES[request.param]
     run_all(empty, *shape.statements)

@@ -79,7 +79,7 @@ def interrupt(service: Service) -> None:
     os.killpg(service.process.pid, SIGINT)
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+@pytest.mark.parametrize("number", [SIGTERM, pytest.param(SIGINT, marks=pytest.mark.ci)])
 class TestStart:
     """The signal reaches the whole group, as from a terminal. It ends the start without a word."""
 
@@ -138,7 +138,7 @@ class TestStart:
 class TestAlembic:
     """`alembic upgrade head` by hand."""
 
-    @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+    @pytest.mark.parametrize("number", [SIGTERM, pytest.param(SIGINT, marks=pytest.mark.ci)])
     def test_a_signal_during_the_start_of_postgres_is_its_exit_code_and_leaves_no_postgres(
         self, directory: Path, number: signal.Signals
     ) -> None:
@@ -153,7 +153,7 @@ class TestAlembic:
         assert (process.returncode, "Traceback" in errors) == (128 + number, False)
         assert not (data / "postmaster.pid").exists()
 
-    @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+    @pytest.mark.parametrize("number", [SIGTERM, pytest.param(SIGINT, marks=pytest.mark.ci)])
     def test_a_signal_cancels_the_migration(self, dsn: str, tmp_path: Path, number: signal.Signals) -> None:
         with locked(dsn) as database, self.started(tmp_path, DATABASE_URL=database) as process:
             while execute(database, LOCKED) != [(1,)]:
@@ -199,7 +199,7 @@ class TestSecondInterrupt:
 
 
 class TestStalledLog:
-    @pytest.mark.parametrize("is_read", [False, True])
+    @pytest.mark.parametrize("is_read", [False, pytest.param(True, marks=pytest.mark.ci)])
     def test_while_nobody_reads_the_log_requests_are_served_and_the_service_ends_and_no_line_is_cut(
         self, directory: Path, *, is_read: bool
     ) -> None:
@@ -230,7 +230,7 @@ class TestStuck:
 
     @pytest.fixture
     def settings(self) -> dict[str, str]:
-        return {"SHUTDOWN_TIMEOUT": "3"}
+        return {"SHUTDOWN_TIMEOUT": "2"}
 
     def test_a_stuck_service_is_aborted_and_its_postgres_stopped(
         self, directory: Path, settings: dict[str, str]
@@ -241,6 +241,7 @@ class TestStuck:
             assert service.stderr == ABORTED
             wait_for_end(postmaster)
 
+    @pytest.mark.ci
     def test_a_stuck_service_does_not_stop_the_postgres_of_another_service(
         self, directory: Path, settings: dict[str, str]
     ) -> None:
@@ -262,6 +263,7 @@ class TestStuck:
             assert f"worker [{worker}] does not end and is killed" in service.messages
             assert not Path(f"/proc/{worker}").exists()
 
+    @pytest.mark.ci
     def test_a_stuck_worker_of_a_killed_parent_is_aborted(self, directory: Path, settings: dict[str, str]) -> None:
         with self.stuck(directory, settings | {"WEB_CONCURRENCY": "2"}) as (service, worker):
             service.end(SIGKILL)

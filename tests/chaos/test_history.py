@@ -61,10 +61,12 @@ async def recorded(network: FaultProxy, user: str, requests: Iterable[Request] =
     return history.faults()
 
 
+@pytest.mark.ci
 async def test_a_history_of_the_service_has_no_fault(network: FaultProxy, user: str) -> None:
     assert await recorded(network, user) == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("target", "name", "defect", "requests"),
     [

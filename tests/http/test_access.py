@@ -99,7 +99,7 @@ def near(route: str) -> Iterator[str]:
     """Yields the path of a route, the paths above it, and some below and beside it."""
     parts = route.split("/")
     yield from ("/".join(parts[:number]) or "/" for number in range(1, len(parts) + 1))
-    yield from (f"{route}/", f"/{route}", route.replace("/", "//"), f"{route}/none", f"/none{route}", f"/api{route}")
+    yield from (f"{route.replace('/', '//')}/", f"{route}/none", f"/none{route}", f"/api{route}")
     if not route.endswith("}"):
         yield f"{route}none"
 

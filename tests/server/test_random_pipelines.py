@@ -281,6 +281,7 @@ def found() -> Iterator[list[str]]:
     assert faults
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("after", "defect"),
     [

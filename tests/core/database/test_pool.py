@@ -335,7 +335,7 @@ class TestDiscarded:
         assert await pid_of_fetch(db) == await pid_of_session(db)
         [end] = await asyncio.gather(*left, return_exceptions=True)
         assert isinstance(end, Exception)
-        assert await states(server) == ["idle"]
+        await until_idle(server)
 
     async def test_a_connection_that_is_left_in_a_transaction_is_never_handed_out(
         self, db: Database, server: asyncpg.Connection
@@ -344,7 +344,7 @@ class TestDiscarded:
             await (await driver_of(session)).execute("BEGIN")
 
         assert await pid_of_fetch(db)
-        assert await states(server) == ["idle"]
+        await until_idle(server)
 
     async def test_tasks_that_share_a_session_leave_the_pool_whole(self, db: Database) -> None:
         with pytest.raises(IllegalStateChangeError):
