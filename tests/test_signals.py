@@ -230,7 +230,7 @@ class TestStuck:
 
     @pytest.fixture
     def settings(self) -> dict[str, str]:
-        return {"SHUTDOWN_TIMEOUT": "2"}
+        return {"SHUTDOWN_TIMEOUT": "3"}
 
     def test_a_stuck_service_is_aborted_and_its_postgres_stopped(
         self, directory: Path, settings: dict[str, str]
