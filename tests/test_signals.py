@@ -241,7 +241,6 @@ class TestStuck:
             assert service.stderr == ABORTED
             wait_for_end(postmaster)
 
-    @pytest.mark.ci
     def test_a_stuck_service_does_not_stop_the_postgres_of_another_service(
         self, directory: Path, settings: dict[str, str]
     ) -> None:
@@ -263,7 +262,6 @@ class TestStuck:
             assert f"worker [{worker}] does not end and is killed" in service.messages
             assert not Path(f"/proc/{worker}").exists()
 
-    @pytest.mark.ci
     def test_a_stuck_worker_of_a_killed_parent_is_aborted(self, directory: Path, settings: dict[str, str]) -> None:
         with self.stuck(directory, settings | {"WEB_CONCURRENCY": "2"}) as (service, worker):
             service.end(SIGKILL)
