@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 
 from app.core.errors import FieldError, InvalidRequestError
-from app.http.preferences import UNKNOWN_NAMES
+from app.http.preferences import NUL, UNKNOWN_NAMES
 from app.http.problems import body_pointer, cut_name
 from app.models.task import KEPT_BOUND, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, KEPT_NAMES_MAX
 
@@ -41,4 +41,4 @@ def _fault(name: str, value: Any) -> str | None:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
         return "has a number that is too large to be kept"
-    return "must not contain a NUL character" if _NUL.search(text) else None
+    return NUL if _NUL.search(text) else None

@@ -25,7 +25,8 @@ _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')  # a quoted st
 _HANDLING: Final = re.compile(
     r'[ \t]*+handling[ \t]*+(?:=[ \t]*+("(?:[^"\\]|\\.)*+"[ \t]*+|[^";]*+))?(?:;|$)', re.IGNORECASE
 )
-_NUL, _UNKNOWN = "must not contain a NUL character", "is not known here"
+NUL: Final = "must not contain a NUL character"
+_UNKNOWN: Final = "is not known here"
 _LATER_PAGE: Final = "does not lead to another page here; the header Link of each page leads to the next one"
 
 
@@ -160,7 +161,7 @@ def unknown_names_error(
     named = [(body_pointer(cut_name(name)), name, _UNKNOWN) for name in fields]
     named += [(f"query/{_quoted(name)}", name, details.get(name, _UNKNOWN)) for name in parameters]
     return InvalidRequestError(
-        FieldError(pointer, _NUL if "\0" in name else detail) for pointer, name, detail in named[:_NAMES_SHOWN]
+        FieldError(pointer, NUL if "\0" in name else detail) for pointer, name, detail in named[:_NAMES_SHOWN]
     )
 
 

@@ -91,12 +91,15 @@ class KeptTask:
     """Has the attributes of a WireTask, and the JSON of its kept fields."""
 
     def __init__(self, task: WireTask, kept_fields: str) -> None:
-        self.__dict__ = {**vars(task), "task": task, "kept_fields": kept_fields}
+        self.task = task
+        self.kept_fields = kept_fields
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
 
     def fragment(self) -> orjson.Fragment:
         """Returns the JSON of the task with the kept fields after its own. They are not parsed, so nothing changes."""
-        own: bytes = orjson.dumps(vars(self)["task"])
-        return orjson.Fragment(b"%b, %b" % (own[:-1], vars(self)["kept_fields"][1:].encode()))
+        return orjson.Fragment(b"%b, %b" % (orjson.dumps(self.task)[:-1], self.kept_fields[1:].encode()))
 
 
 def kept_task(*row: Any) -> Any:

@@ -376,9 +376,10 @@ def _page(
 
 def _fitting(records: Sequence[Record], *, keeps: bool) -> list[WireTask]:
     """Returns the first tasks, at least one, whose JSON array has at most PAGE_MAX bytes."""
-    tasks = [WireTask(*record[:_FIELDS]) for record in records]
+    tasks: list[Any] = [WireTask(*record[:_FIELDS]) for record in records]
     if keeps:  # calls nothing for a row without kept fields
-        tasks = [kept_task(*row[:-2]) if row["kept_fields"] else task for row, task in zip(records, tasks, strict=True)]
+        kept = [row["kept_fields"] for row in records]
+        tasks = [KeptTask(task, fields) if fields else task for task, fields in zip(tasks, kept, strict=True)]
     # JSON writes a control character in six bytes (RFC 8259 section 7).
     if not tasks or 6 * records[-1]["weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
         return tasks
