@@ -213,12 +213,17 @@ class TestDatabaseUrl:
         assert load(**variables).migration_dsn == dsn
 
     @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_URL_UNPOOLED"])
-    def test_an_insecure_connection_is_reported_with_the_name_of_the_setting(self, name: str) -> None:
+    def test_an_insecure_connection_and_dropped_parameters_are_reported_with_the_name_of_the_setting(
+        self, name: str
+    ) -> None:
         secure = {"DATABASE_URL": f"{DSN}?sslmode=verify-full"}
 
         assert load(**secure).warnings == []
         assert load(**{**secure, name: f"{DSN}?sslmode=require"}).warnings == [
             f"{name}: the connection is encrypted but not verified, because sslmode is require"
+        ]
+        assert load(**{**secure, name: f"{DSN}?sslmode=verify-full&connection_limit=1"}).warnings == [
+            f"{name}: has parameters of another program, which change nothing here: connection_limit"
         ]
 
     def test_the_operator_can_turn_prepared_statements_on_and_off(self) -> None:

@@ -150,7 +150,7 @@ class TestDatabaseUrl:
         except ValueError as error:
             refusal = str(error)
 
-        assert refusal is None or (refusal.startswith(("must look like ", "has ")) and PASSWORD not in refusal)
+        assert refusal is None or (refusal.startswith(("must look like ", "has ", "is ")) and PASSWORD not in refusal)
 
 
 VERIFIER: Final = TokenVerifier(

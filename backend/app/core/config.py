@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, Url
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.core.database.dsn import insecurity, parse_dsn, unpooled
+from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
 from app.core.environment import check_environment
 from app.core.errors import StartupError
 from app.core.security.loopback import is_loopback
@@ -213,11 +213,13 @@ class Settings(BaseSettings):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for the operator about connections that may be unencrypted or unverified, one sentence each."""
+        """Warnings for the operator, one sentence each."""
         return [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")
-            if (secret := getattr(self, name)) and (warning := insecurity(secret.get_secret_value()))
+            if (secret := getattr(self, name))
+            for check in (insecurity, unused)
+            if (warning := check(secret.get_secret_value()))
         ]
 
     @property

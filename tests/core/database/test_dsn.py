@@ -1,5 +1,6 @@
 """Connection strings in the forms that operators paste. Fuzz tests compare the parser with that of asyncpg."""
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any, Final
@@ -8,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 import trustme
 
-from app.core.database.dsn import insecurity, parse_dsn, unpooled
+from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
 
 NEON: Final = "ep-cool-darkness-a1b2c3d4.us-east-2.aws.neon.tech"
 POOLED: Final = NEON.replace(".", "-pooler.", 1)
@@ -130,6 +131,32 @@ class TestParameters:
     def test_a_parameter_becomes_an_argument_of_asyncpg(self, query: str, argument: str, value: Any) -> None:
         assert parse_dsn(f"postgresql://ada@h/tasks?{query}")[argument] == value
 
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "connection_limit=1&pool_timeout=0&schema=public",  # Prisma
+            "pgbouncer=true&socket_timeout=5&sslaccept=accept_invalid_certs",
+            "sslmode=require&uselibpqcompat=true",  # node-postgres
+            "currentSchema=public&prepareThreshold=5&ssl=true",  # JDBC
+            "pool=5&encoding=unicode",  # Rails
+            "conn_max_age=600&client_encoding=UTF8",  # Django
+            "pool_max_conns=10",  # pgx
+            "keepalives_idle=30&fallback_application_name=a",  # libpq
+            "sslmode=require&supa=base-pooler.x",
+        ],
+    )
+    def test_parameters_of_other_programs_that_change_nothing_are_dropped_and_reported(self, query: str) -> None:
+        plain = "&".join(part for part in query.split("&") if part.startswith(("pgbouncer", "ssl=", "sslmode")))
+        dropped = sorted(part.split("=")[0] for part in query.split("&") if part not in plain.split("&"))
+
+        arguments = parse_dsn(f"postgresql://ada@h/tasks?{query}")
+        expected = parse_dsn(f"postgresql://ada@h/tasks?{plain}")
+        assert arguments | {"ssl": None} == expected | {"ssl": None}
+        assert type(arguments["ssl"]) is type(expected["ssl"])
+        warning = f"has parameters of another program, which change nothing here: {', '.join(dropped)}"
+        assert unused(f"postgresql://ada@h/tasks?{query}") == warning
+        assert unused(f"postgresql://ada@h/tasks?{plain}") is None
+
 
 class TestEncryption:
     @pytest.mark.parametrize(
@@ -224,6 +251,9 @@ class TestPreparedStatements:
         assert arguments.get("statement_cache_size") == (None if prepares else 0)
 
 
+FORM: Final = "must look like postgresql://user:password@host/database"
+OTHER: Final = f"has a scheme that is not supported; it {FORM}"
+PLACEHOLDER: Final = "has a placeholder such as <password>, [YOUR-PASSWORD] or **** in it; put the real value there"
 UNSUPPORTED: Final = "has a parameter that is not supported"
 CONTRADICTION: Final = "has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption"
 UNREADABLE: Final = "has an sslrootcert that cannot be read"
@@ -235,7 +265,20 @@ class TestRefusal:
         [
             ("a,b,c/tasks?port=1,2", "has another number of ports than of hosts"),
             ("h/tasks?SSLMODE=s3cret", f"{UNSUPPORTED}: SSLMODE"),
-            ("h/tasks?options=s3cret&sslmode=require&colour=s3cret", f"{UNSUPPORTED}: colour, options"),
+            (
+                "h/tasks?options=s3cret&sslmode=require&colour=s3cret",
+                f"{UNSUPPORTED}: colour, options \\(only endpoint=… of Neon is\\)$",
+            ),
+            ("h/tasks?schema=s3cret", f"{UNSUPPORTED}: schema \\(set search_path with ALTER ROLE\\)$"),
+            ("h/tasks?currentSchema=publicity", f"{UNSUPPORTED}: currentSchema \\(set search_path"),
+            ("h/tasks?statement_timeout=1", f"{UNSUPPORTED}: statement_timeout \\(set it with ALTER"),
+            ("h/tasks?prepareThreshold=0", f"{UNSUPPORTED}: prepareThreshold \\(set DATABASE_PREPARED"),
+            ("h/tasks?sslcert=s3cret", f"{UNSUPPORTED}: sslcert \\(client certificates are not supported\\)$"),
+            ("h/tasks?sslaccept=strict", f"{UNSUPPORTED}: sslaccept \\(use sslmode=verify-full\\)$"),
+            ("h/tasks?uselibpqcompat=false", f"{UNSUPPORTED}: uselibpqcompat$"),
+            ("h/tasks?pool=true&client_encoding=latin1", f"{UNSUPPORTED}: client_encoding, pool$"),
+            ("h/tasks?sslmode=no-verify", "has sslmode=no-verify of node-postgres; use require, which does not verify"),
+            ("h/tasks?ssl=no-verify", "has sslmode=no-verify of node-postgres"),
             (f"{NEON}/tasks?options=-c statement_timeout=1s", f"{UNSUPPORTED}: options"),
             (f"{NEON}/tasks?options=endpoint=a b", f"{UNSUPPORTED}: options"),
             (f"{NEON}/tasks?options=", f"{UNSUPPORTED}: options"),
@@ -274,19 +317,42 @@ class TestRefusal:
         assert "s3cret" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        "dsn",
+        ("dsn", "sentence"),
         [
-            "",
-            "mysql://ada:s3cret@db.example.com/tasks",
-            "postgresql+pg8000://ada:s3cret@db.example.com/tasks",
-            "host=db.example.com user=ada password=s3cret",
-            "postgresql://ada:s3cret@db.example.com:65536/tasks",
-            "postgresql://ada:s3cret@db.example.com/tasks?port=s3cret",
-            "postgresql://ada:s3cret@db example.com/tasks",
-            "postgresql://ada:s3cret@db.example.com/tasks\n",
-            "postgresql://ada:x@s3cret?host=a@db.example.com/tasks",
+            ("postgresql://ada:s3cret@db.example.com:65536/tasks", FORM),
+            ("postgresql://ada:s3cret@db.example.com/tasks?port=s3cret", FORM),
+            ("postgresql://ada:s3cret@db example.com/tasks", FORM),
+            ("postgresql://ada:s3cret@db.example.com/tasks\n", FORM),
+            ("postgresql://ada:x@s3cret?host=a@db.example.com/tasks", FORM),
+            *((text, f"has no scheme; it {FORM}") for text in ("", "h/tasks", "h:5432/d", "ada:s3cret@h/d", "//h/d")),
+            ("mysql://ada:s3cret@h/tasks", f"has the scheme mysql; it {FORM}"),
+            ("mysql+pymysql://ada:s3cret@h/tasks", f"has the scheme mysql; it {FORM}"),
+            ("sqlite:///./s3cret.db", f"has the scheme sqlite; it {FORM}"),
+            ("mongodb+srv://ada:s3cret@h/tasks", f"has the scheme mongodb; it {FORM}"),
+            ("https://console.neon.tech/s3cret", f"has the scheme https; it {FORM}"),
+            ("jdbc:postgresql://h/tasks?password=s3cret", f"has the scheme jdbc; it {FORM}"),
+            ("prisma+postgres://h/?api_key=s3cret", f"has the scheme prisma; it {FORM}"),
+            *((f"{text}://ada:s3cret@h/d", OTHER) for text in ("postgresql+pg8000", "postgre", "s3cret")),
+            ("host=db.example.com user=ada password=s3cret", f"is of the form name=value; it {FORM}"),
+            ("DATABASE_URL=postgresql://ada:s3cret@h/d", f"is of the form name=value; it {FORM}"),
+            (
+                "psql -h s3cret",
+                "is a command for psql; keep only what looks like postgresql://user:password@host/database",
+            ),
+            ("postgresql://user:password@host/database", PLACEHOLDER),
+            (f"postgresql://user:password@{POOLED}/neondb", PLACEHOLDER),
+            *(
+                (f"postgresql://ada:{text}@h/d", PLACEHOLDER)
+                for text in ("<s3cret>", "[YOUR-PASSWORD]", "${s3cret}", "npg_****", "your_password")
+            ),
+            ("postgresql://ada:s3cret@<host>/d", PLACEHOLDER),
+            ("postgresql://ada:s3cret@[host]:5432/d", PLACEHOLDER),
         ],
     )
-    def test_a_malformed_string_is_refused_and_not_quoted(self, dsn: str) -> None:
-        with pytest.raises(ValueError, match=r"^must look like postgresql://user:password@host/database$"):
+    def test_what_is_no_connection_string_is_described_and_not_quoted(self, dsn: str, sentence: str) -> None:
+        with pytest.raises(ValueError, match=rf"^{re.escape(sentence)}$"):
             parse_dsn(dsn)
+
+    @pytest.mark.parametrize("password", ["password", "a<b>c", "$ecret", "p[1]", "**", "x${"])
+    def test_a_password_that_resembles_a_placeholder_is_accepted(self, password: str) -> None:
+        assert parse_dsn(f"Postgresql://user:{password}@host.docker.internal/d")["password"] == password

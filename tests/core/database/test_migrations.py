@@ -351,7 +351,7 @@ class TestSettings:
     def test_a_wrong_setting_is_an_error_of_alembic(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", "nonsense")
 
-        with pytest.raises(CommandError, match=r"^DATABASE_URL: must look like postgresql://"):
+        with pytest.raises(CommandError, match=r"^DATABASE_URL: has no scheme; it must look like postgresql://"):
             command.upgrade(alembic_config(), "head")
 
     @pytest.mark.ci

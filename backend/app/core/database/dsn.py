@@ -1,13 +1,14 @@
 """Turns a connection string into the arguments of asyncpg.
 
 The syntax and the parameters are those of libpq (https://www.postgresql.org/docs/current/libpq-connect.html).
-`_PARAMETERS` lists the supported ones. SQLAlchemy's schemes, its syntax for several hosts, and the parameters that it
-passes to asyncpg are supported too.
+`_PARAMETERS` lists the supported ones, `_UNUSED` those that are dropped. SQLAlchemy's schemes, its syntax for several
+hosts, and the parameters that it passes to asyncpg are supported too.
 """
 
 import re
 import ssl
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
@@ -46,6 +47,69 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
     "sslrootcert": None,
     "target_session_attrs": ("any", "primary", "read-write"),
 }
+# Parameters of other programs that change nothing here, with the values for which this is so.
+_UNUSED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(  # their pools, timeouts, caches and keepalives; this service has its own
+        (
+            *("connection_limit", "max_connection_lifetime", "max_idle_connection_lifetime"),  # Prisma
+            *("pool_timeout", "socket_timeout"),
+            *("checkout_timeout", "idle_timeout", "reaping_frequency"),  # Rails
+            *("conn_health_checks", "conn_max_age", "disable_server_side_cursors"),  # Django
+            *("connectTimeout", "loginTimeout", "socketTimeout", "tcpKeepAlive"),  # JDBC
+            *("defaultRowFetchSize", "preparedStatementCacheQueries", "reWriteBatchedInserts"),
+            *("pool_health_check_period", "pool_max_conn_idle_time", "pool_max_conn_lifetime"),  # pgx
+            *("pool_max_conns", "pool_min_conns"),
+            *("keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"),  # libpq
+            *("ApplicationName", "fallback_application_name"),
+            *("supa", "workaround"),  # marks that Vercel sets for Supabase
+        ),
+        ".*",
+    ),
+    **dict.fromkeys(("charset", "client_encoding", "encoding"), "(?i:utf-?8|unicode)"),
+    **dict.fromkeys(("currentSchema", "schema"), "public"),
+    "pool": "[0-9]+",  # Rails
+    "prepareThreshold": "[1-9][0-9]*",  # JDBC
+    "sslaccept": "accept_invalid_certs",  # Prisma
+    "uselibpqcompat": "true",  # node-postgres: read sslmode as libpq does
+}
+# What to do instead of parameters that would change something.
+_INSTEAD: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("currentSchema", "schema", "schema_search_path", "search_path"), "set search_path with ALTER ROLE"
+    ),
+    **dict.fromkeys(
+        ("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"), "set it with ALTER ROLE"
+    ),
+    **dict.fromkeys(("prepare", "prepareThreshold", "prepared_statements"), "set DATABASE_PREPARED_STATEMENTS"),
+    **dict.fromkeys(("sslcert", "sslidentity", "sslkey", "sslpassword"), "client certificates are not supported"),
+    "options": "only endpoint=… of Neon is",
+    "sslaccept": "use sslmode=verify-full",
+}
+
+_PLACEHOLDER: Final = "has a placeholder such as <password>, [YOUR-PASSWORD] or **** in it; put the real value there"
+_FORM: Final = "postgresql://user:password@host/database"
+# What is pasted instead of a connection string, the first that applies. A sentence shows nothing but the named scheme.
+_MISTAKES: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), sentence)
+    for pattern, sentence in (
+        (
+            r"[:/@](?:<[^<>@/]*>|\[(?![0-9a-f:.]*:)[^\[\]@/]*\])(?=[:/@?]|\Z)|\$\{\w+\}|:\w*\*{4,}@|:your[_-]?password@",
+            _PLACEHOLDER,
+        ),
+        (r"//user:password@(?:host[:/]|ep-cool-darkness-)", _PLACEHOLDER),
+        (r"\Apsql\b", f"is a command for psql; keep only what looks like {_FORM}"),
+        (r"\A\w+\s*=", f"is of the form name=value; it must look like {_FORM}"),
+        (
+            r"\A(https?|jdbc|mariadb|mongodb|mssql|mysql|prisma|redis|sqlite|sqlserver)\b[^/]*:",
+            f"has the scheme {{}}; it must look like {_FORM}",
+        ),
+        (
+            r"\A(?!postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?:)[a-z][\w+.-]*://",
+            f"has a scheme that is not supported; it must look like {_FORM}",
+        ),
+        (r"\A(?!.*://)", f"has no scheme; it must look like {_FORM}"),
+    )
+)
 
 
 class _Host(NamedTuple):
@@ -101,6 +165,12 @@ def insecurity(dsn: str) -> str | None:
     return f"the connection {what}, because sslmode is {mode}"
 
 
+def unused(dsn: str) -> str | None:
+    """Returns a warning with the names of the parameters that are dropped, else None. Raises ValueError."""
+    names = _parse(dsn)[0].keys() - _PARAMETERS.keys()
+    return _with_names("has parameters of another program, which change nothing here", names) if names else None
+
+
 def unpooled(dsn: str) -> str:
     """Returns `dsn` with the host of a Neon pooler replaced by the direct host."""
     return _NEON_POOLER.sub("", dsn)
@@ -117,7 +187,7 @@ def _parse(dsn: str) -> tuple[dict[str, str], list[_Host], str]:
 
 def _url_pattern(password: str) -> re.Pattern[str]:
     return re.compile(
-        r"postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?://"
+        r"(?i:postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?)://"
         rf"(?:(?P<user>[^:@/?]*)(?::(?P<password>{password}))?@)?"
         rf"(?P<host>{_HOST}(?:,{_HOST})*)(?:/(?P<dbname>[^?@]*))?(?:[?](?P<query>.*))?",
         re.DOTALL,
@@ -130,6 +200,9 @@ _URLS: Final = (_url_pattern("[^@/?]*"), _url_pattern(".*?"))
 
 def _options(dsn: str) -> dict[str, str]:
     """Returns the parameters and the parts of the URL, under the names of libpq. A parameter overrides a part."""
+    for pattern, sentence in _MISTAKES:
+        if mistake := pattern.search(dsn):
+            raise ValueError(sentence.format(*mistake.groups()))
     match = _URLS[0].fullmatch(dsn) or _URLS[1].fullmatch(dsn)
     if match is None or not dsn.isprintable():
         raise _malformed()
@@ -167,11 +240,12 @@ def _host(name: str, port: str) -> _Host:
 
 
 def _malformed() -> ValueError:
-    return ValueError("must look like postgresql://user:password@host/database")
+    return ValueError(f"must look like {_FORM}")
 
 
-def _with_names(sentence: str, names: Iterable[str]) -> str:
+def _with_names(sentence: str, names: Iterable[str], advice: Mapping[str, str] = MappingProxyType({})) -> str:
     shown = [name for name in sorted(names) if _NAME.fullmatch(name)]
+    shown = [f"{name} ({advice[name]})" if name in advice else name for name in shown]
     return f"{sentence}: {', '.join(shown) or 'its name is not shown'}"
 
 
@@ -179,11 +253,14 @@ def _check_parameters(options: Mapping[str, str], *, is_neon: bool) -> None:
     """Raises ValueError for an unknown parameter or value. `options` may only name the endpoint of a Neon host, and is
     not sent: Neon finds the endpoint by the name of the host.
     """
-    unknown = options.keys() - _PARAMETERS.keys()
+    unknown = {name for name in options.keys() - _PARAMETERS.keys() if not _is_unused(name, options[name])}
     if "options" in options and not (is_neon and _ENDPOINT.fullmatch(options["options"])):
         unknown |= {"options"}
     if unknown:
-        raise ValueError(_with_names("has a parameter that is not supported", unknown))
+        raise ValueError(_with_names("has a parameter that is not supported", unknown, _INSTEAD))
+    if "no-verify" in (options.get("sslmode"), options.get("ssl")):
+        message = "has sslmode=no-verify of node-postgres; use require, which does not verify either, or verify-full"
+        raise ValueError(message)
     for name, values in _PARAMETERS.items():
         if values and options.get(name, values[0]) not in values:
             message = f"has an unknown {name}; use one of {', '.join(values)}"
@@ -192,6 +269,10 @@ def _check_parameters(options: Mapping[str, str], *, is_neon: bool) -> None:
         if not re.fullmatch("0|[1-9][0-9]{0,3}", number := options.get(name, "0")) or int(number) > maximum:
             message = f"has an unknown {name}; use a whole number, {maximum} at most"
             raise ValueError(message)
+
+
+def _is_unused(name: str, value: str) -> bool:
+    return name in _UNUSED and bool(re.fullmatch(_UNUSED[name], value, re.DOTALL))
 
 
 def _sslmode(options: Mapping[str, str], *, is_neon: bool) -> str:
