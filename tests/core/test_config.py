@@ -157,11 +157,21 @@ class TestAuthentication:
 
 
 class TestCorsOrigins:
-    def test_origins_are_separated_by_commas(self) -> None:
-        several = load(CORS_ORIGINS=" https://a.example.com , http://[::1]:3000, ")
+    @pytest.mark.parametrize(
+        "text",
+        [
+            " https://a.example.com , http://[::1]:3000, ",
+            '["https://a.example.com", "http://[::1]:3000"]',
+            "['https://a.example.com',\r\n 'http://[::1]:3000',]\n",
+            '"https://a.example.com","http://[::1]:3000"',
+        ],
+    )
+    def test_origins_are_separated_by_commas_and_may_be_a_json_list(self, text: str) -> None:
+        assert load(CORS_ORIGINS=text).cors_origins == ("https://a.example.com", "http://[::1]:3000")
 
-        assert several.cors_origins == ("https://a.example.com", "http://[::1]:3000")
-        assert load(CORS_ORIGINS=",").cors_origins == ()
+    @pytest.mark.parametrize("text", [",", "[]"])
+    def test_a_list_may_be_empty(self, text: str) -> None:
+        assert load(CORS_ORIGINS=text).cors_origins == ()
 
     @pytest.mark.parametrize(
         "text",
@@ -169,30 +179,53 @@ class TestCorsOrigins:
             *("http://localhost", "http://127.0.0.1:3000", "https://my_host:8443", "http://a.example:443"),
             *("https://a.example:80", "https://a.example:65535", "https://a.example.", "https://xn--bcher-kva.example"),
             *("http://[::1]", "http://[::ffff:7f00:1]:8080", "http://[2001:db8::1]"),
+            *("tauri://localhost", "capacitor://localhost", "ionic://localhost", "app://-", "app://host:8080"),
+            *(
+                "chrome-extension://mdplmiioglkpgkgblfdilgebpppgdlm",
+                "moz-extension://5f3d9e0a-1c2b-4d5e-8f90-a1b2c3d4e5f6",
+            ),
+            "safari-web-extension://5F3D9E0A-1C2B-4D5E-8F90-A1B2C3D4E5F6",
         ],
     )
     def test_a_value_that_browsers_send_as_an_origin_is_accepted(self, text: str) -> None:
         assert load(CORS_ORIGINS=text).cors_origins == (text,)
 
     @pytest.mark.parametrize(
-        "text",
+        ("text", "sentence"),
         [
-            "*",
-            "https://app.example.com,*",
-            "ftp://app.example.com",
-            "http://a.example:80",
-            *(f"https://{end}" for end in ("", "a.example/", "A.example", "ada@a.example", "*.a.example", "a b")),
+            ("null", "is null, which browsers send for every sandboxed page and local file"),
+            *((text, "has a *; list each origin") for text in ("*", "https://*.a.example", "http://localhost:*")),
+            ("http://a.example http://b.example", "has white space in it; separate origins with commas"),
+            *((text, "has no scheme; put http") for text in ("app.example.com", "localhost:3000", "//a", "data:a")),
+            *((f"{text}/", "has a slash at the end; remove it") for text in ("https://a.example", "tauri://localhost")),
+            *((f"https://a.example{end}", "has a path; ") for end in ("/b", "?", "#", "/b/")),
+            *((text, "has capital letters; ") for text in ("https://A.example", "HTTPS://a.example", "http://[::FF]")),
+            *((text, "has the default port; ") for text in ("http://a.example:80", "https://a.example:443")),
+            *((text, "is not what browsers send, ") for text in ("ftp://a.example", "ws://a.example", "https://")),
+            *((text, "is not what browsers send, ") for text in ("https://ada:s3cret@a.example", "app://a:0")),
             *(
-                f"https://a.example:{port}"
-                for port in ("", "0", "443", "0443", "08443", "65536", "123456", "+1", "\u0661")
+                (f"https://a.example:{port}", "is not what browsers send, ")
+                for port in ("", "0", "0443", "08443", "65536", "123456", "+1", "\u0661")
             ),
-            *(f"http://{host}:3000" for host in ("127.1", "127.0.0.01", "0x7f.0.0.1", "2130706433", "256.0.0.1")),
-            *(f"http://[{host}]" for host in ("0:0:0:0:0:0:0:1", "::01", "::FF", "::ffff:127.0.0.1", "::1%25lo", ":")),
-            *(f"https://{name}" for name in ("bücher.example", "xn--a", "%61.example", "a.example?", "a.example#")),
+            *(
+                (f"http://{host}:3000", "is not what browsers send, ")
+                for host in ("127.1", "127.0.0.01", "0x7f.0.0.1", "2130706433", "256.0.0.1")
+            ),
+            *(
+                (f"http://[{host}]", "is not what browsers send, ")
+                for host in ("0:0:0:0:0:0:0:1", "::01", "::ffff:127.0.0.1", "::1%25lo", ":")
+            ),
+            *(
+                (f"https://{name}", "is not what browsers send, ")
+                for name in ("bücher.example", "xn--a", "%61.example")
+            ),
         ],
     )
-    def test_a_value_that_no_browser_sends_as_an_origin_is_refused(self, text: str) -> None:
-        assert "must list origins such as https://app.example.com" in refusals(CORS_ORIGINS=text)["CORS_ORIGINS"]
+    def test_what_is_wrong_with_an_item_is_said_and_the_item_is_named_by_its_position(
+        self, text: str, sentence: str
+    ) -> None:
+        origins = f"https://app.example.com,{text}"
+        assert refusals(CORS_ORIGINS=origins)["CORS_ORIGINS"].startswith(f"item 2 {sentence}")
 
 
 class TestDatabaseUrl:

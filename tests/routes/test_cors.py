@@ -149,7 +149,7 @@ class TestReply:
 
 
 async def test_cors_origins_replaces_the_default_origins(dsn: str) -> None:
-    origins = "https://app.example.com", "https://b.example:8443"
+    origins = "https://app.example.com", "https://b.example:8443", "tauri://localhost"
     settings = make_settings(dsn, cors_origins=", ".join(origins))
     async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
         for origin in (*origins, ORIGIN):

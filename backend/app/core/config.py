@@ -28,7 +28,31 @@ UNCHECKED: Final = "unchecked"
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 _COPIED = re.compile(r"""\A(?:psql\s+)?(["']?)(.*)\1\Z""")  # quotes from a shell; the command that Neon's console shows
+_LIST = re.compile(r"\A\s*\[(.*)\]\s*\Z", re.DOTALL)
 _ORIGIN_PATTERN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)?")
+# Pages of applications and extensions, such as tauri://localhost. By https://url.spec.whatwg.org/#origin their origin
+# is opaque, but the engines register these schemes and send the origin in this form.
+_APP_ORIGIN = re.compile(
+    r"(?!(?:https?|wss?|ftp|file|blob|data):)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[1-9][0-9]{0,4})?"
+)
+# What is wrong with an origin, the first that applies.
+_NO_ORIGIN = tuple(
+    (re.compile(pattern), sentence)
+    for pattern, sentence in (
+        (r"\Anull\Z", "is null, which browsers send for every sandboxed page and local file"),
+        (r"\*", "has a *; list each origin"),
+        (r"\s", "has white space in it; separate origins with commas"),
+        (r"\A(?!.*://)", "has no scheme; put http:// or https:// in front"),
+        (r"\A[^/]*//[^/]+/+\Z", "has a slash at the end; remove it"),
+        (r"//[^/?#]*[/?#]", "has a path; browsers send only scheme, host and port"),
+        (r"[A-Z]", "has capital letters; browsers send small ones"),
+        (r"\Ahttp:.*:80\Z|\Ahttps:.*:443\Z", "has the default port; remove it, as browsers do"),
+        (
+            "",
+            "is not what browsers send, such as https://app.example.com, with its name in the normal form (xn--…)",
+        ),
+    )
+)
 
 
 def _jwks_url(url: str) -> str:
@@ -38,7 +62,11 @@ def _jwks_url(url: str) -> str:
 
 
 def _split(text: object) -> object:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
+    """Returns the items of a text with commas, which may have the brackets and the quotes of JSON."""
+    if not isinstance(text, str):
+        return text
+    parts = (part.strip(" \t\r\n\"'") for part in _LIST.sub(r"\1", text).split(","))
+    return tuple(filter(None, parts))
 
 
 def _origin(text: str) -> str:
@@ -46,11 +74,9 @@ def _origin(text: str) -> str:
     with suppress(ValueError):
         if _ORIGIN_PATTERN.fullmatch(text) and str(Url(text)) == f"{text}/":
             return text
-    message = (
-        "must list origins such as https://app.example.com as browsers send them: without a path, without *, "
-        "without the default ports 80 and 443, and addresses and names in their normal form (xn--…)"
-    )
-    raise ValueError(message)
+    if _APP_ORIGIN.fullmatch(text):
+        return text
+    raise ValueError(next(sentence for pattern, sentence in _NO_ORIGIN if pattern.search(text)))
 
 
 def _secret(secret: SecretStr) -> SecretStr:
@@ -182,7 +208,10 @@ class Settings(BaseSettings):
         description="Maximum number of seconds from SIGTERM to exit. Requests in flight may use all but the last two.",
     )
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)] = (
-        Field(default=_FRONTENDS, description="Origins of browser frontends, separated by commas. `*` is refused.")
+        Field(
+            default=_FRONTENDS,
+            description="Origins of browser frontends, with commas or as a JSON list. `*` is refused.",
+        )
     )
 
     unknown_fields: Literal["ignore", "keep"] = Field(
@@ -242,4 +271,7 @@ def load_settings() -> Settings:
 
 def _setting_error(error: ErrorDetails) -> str:
     sentence = error["msg"].removeprefix("Value error, ")
-    return f"{str(error['loc'][0]).upper()}: {sentence}" if error["loc"] else sentence
+    name, *position = error["loc"] or ("",)
+    if position and isinstance(position[0], int):
+        sentence = f"item {position[0] + 1} {sentence}"
+    return f"{str(name).upper()}: {sentence}" if name else sentence
