@@ -45,6 +45,16 @@ class TestSources:
     def test_an_empty_variable_means_the_default(self, name: str) -> None:
         assert load(**{name.upper(): ""}) == Settings.model_construct()
 
+    @pytest.mark.parametrize("written", ['"{}"', "'{}'", " {}\r\n", '\t" {} "\n'])
+    def test_quotation_marks_and_white_space_around_any_value_are_removed(self, written: str) -> None:
+        plain = {"DATABASE_URL": DSN, "PORT": "9000", "UNKNOWN_FIELDS": "keep", "HOST": "::1", **JWKS}
+        plain |= {"CORS_ORIGINS": '["https://a.example"]', "EMBEDDED_POSTGRES_DIR": "/srv/data"}
+
+        assert load(**{name: written.format(value) for name, value in plain.items()}) == load(**plain)
+        assert load(PORT=written.format("")).port == 8000
+        assert refusals(AUTH_JWT_SECRET=written.format(SECRET)).keys() == {"AUTH_JWT_SECRET"}
+        assert refusals(AUTH_JWT_SECRET=SECRET, AUTH_ISSUER=written.format("")).keys() == {"AUTH_ISSUER"}
+
     def test_the_environment_takes_precedence_over_a_dotenv_file_with_any_variables(self) -> None:
         Path(".env").write_text("PORT=9000\nDATABASE_COLOUR=blue\n")
 
@@ -52,9 +62,9 @@ class TestSources:
         assert load(PORT="9001").port == 9001
 
     def test_a_dotenv_file_that_is_not_text_is_refused(self) -> None:
-        Path(".env").write_bytes("PORT=9000 # café".encode("latin-1"))
-
-        assert refusals() == {".env": "must be UTF-8 text"}
+        for text, encoding in (("PORT=9000 # café", "latin-1"), ("PORT=9000", "utf-16"), ("PORT=9000", "utf-16-le")):
+            Path(".env").write_bytes(text.encode(encoding))
+            assert refusals() == {".env": "must be UTF-8 text"}
 
     def test_settings_cannot_be_changed(self) -> None:
         with pytest.raises(ValidationError, match="frozen"):
@@ -77,6 +87,10 @@ class TestSources:
 
         assert found.keys() == {"HOST", "PORT", "WEB_CONCURRENCY", "CORS_ORIGINS"}
         assert found["PORT"] == "Input should be greater than or equal to 1"
+        assert refusals(PORT="8000/tcp", DATABASE_POOL_TIMEOUT="5s") == {
+            "PORT": "Input should be a valid integer",
+            "DATABASE_POOL_TIMEOUT": "Input should be a valid number",
+        }
 
     @pytest.mark.parametrize(
         ("name", "too_low", "lowest", "highest", "too_high"),
@@ -221,9 +235,7 @@ class TestCorsOrigins:
             ),
         ],
     )
-    def test_what_is_wrong_with_an_item_is_said_and_the_item_is_named_by_its_position(
-        self, text: str, sentence: str
-    ) -> None:
+    def test_a_value_that_no_browser_sends_as_an_origin_is_refused(self, text: str, sentence: str) -> None:
         origins = f"https://app.example.com,{text}"
         assert refusals(CORS_ORIGINS=origins)["CORS_ORIGINS"].startswith(f"item 2 {sentence}")
 

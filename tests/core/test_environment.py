@@ -1,5 +1,6 @@
 """Slips in the environment and in `.env` that would turn authentication off stop the start."""
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from tests.support import SECRET
 NOT_A_LINE: Final = "is not NAME=value, or its quote is not closed"
 EMPTY: Final = "is empty; give it a value, or remove it"
 UNKNOWN: Final = "is not a setting of this service; correct it or unset it (.env.example lists the settings)"
+COMPOSE: Final = Path(__file__).parents[2] / "compose.yaml"
 JWKS: Final = "AUTH_JWKS_URL=https://a.example/jwks\nAUTH_ISSUER=a\nAUTH_AUDIENCE=a\n"
 
 
@@ -63,7 +65,7 @@ class TestLines:
     def test_valid_lines_are_accepted(self) -> None:
         key = "-----BEGIN KEY-----\nQUJD=\n-----END KEY-----"
         Path(".env").write_text(
-            f"\ufeff# AUTH_JWT_SECRET: no\n\nexport PORT = '9000' # port\nKEY='{key}'\nmy.key=1\nEMPTY=\n"
+            f"\ufeffexport PORT = '9000' # port\r\n# AUTH_JWT_SECRET: no\n\nKEY='{key}'\nmy.key=1\nEMPTY=\n"
         )
 
         assert load_settings().port == 9000
@@ -122,3 +124,59 @@ class TestNames:
         monkeypatch.setenv(name, "")
 
         assert not load_settings().authenticates
+
+
+def warnings(monkeypatch: pytest.MonkeyPatch, text: str = "", **environment: str) -> list[str]:
+    """Returns the warnings about this `.env` and this environment."""
+    Path(".env").write_text(text)
+    for name in os.environ:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return load_settings().warnings
+
+
+class TestUnknownNames:
+    def test_a_name_in_dotenv_that_is_not_a_setting_is_reported_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = f"port=9000\nCOLOUR=blue\nCOLOUR=red\nDATABASE_ULR=s3cret\nHOSTS=a\n{'QUJD' * 11}=\n"
+        found = warnings(monkeypatch, text, DATABASE_ULR="s3cret")
+
+        names = "COLOUR, DATABASE_ULR (did you mean DATABASE_URL?), HOSTS"
+        assert found == [f"not settings of this service, and ignored: {names}"]
+
+    def test_the_variables_of_compose_yaml_are_not_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = re.findall(r"\$\{(\w+)", COMPOSE.read_text())
+        text = "".join(f"{name}={SECRET}\n" for name in names if name != "CORS_ORIGINS")
+
+        assert warnings(monkeypatch, f"{text}COMPOSE_PROJECT_NAME=tasks\n") == []
+        assert "POSTGRES_PASSWORD" in names
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            *((name, "DATABASE_URL") for name in ("DATABASE_ULR", "DATABSE_URL", "DATABASE_URLS", "DATA_BASE_URL")),
+            *(("DATABASE_URL_UNPOOLD", "DATABASE_URL_UNPOOLED"), ("WEB_CONCURENCY", "WEB_CONCURRENCY")),
+            *(("CORS_ORIGIN", "CORS_ORIGINS"), ("cors_orgins", "CORS_ORIGINS"), ("UNKOWN_FIELDS", "UNKNOWN_FIELDS")),
+            *(("SHUTDOWN_TIMEOUTS", "SHUTDOWN_TIMEOUT"), ("EMBEDED_POSTGRES_DIR", "EMBEDDED_POSTGRES_DIR")),
+        ],
+    )
+    def test_a_name_in_the_environment_that_is_almost_a_setting_is_reported(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+    ) -> None:
+        found = warnings(monkeypatch, **{name: "s3cret"})
+
+        assert found == [f"not settings of this service, and ignored: {name} (did you mean {meant}?)"]
+
+    def test_the_names_of_shells_containers_and_other_programs_are_not_reported(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = """
+            PATH HOME HOSTNAME HOSTS HOSTTYPE POST PORTS PWD LANG SHELL TERM XAUTHORITY SSH_AUTH_SOCK CI GITHUB_TOKEN
+            KUBERNETES_SERVICE_HOST KUBERNETES_PORT KUBERNETES_PORT_443_TCP DATABASE_SERVICE_HOST DATABASE_SERVICE_PORT
+            DATABASE_PORT DATABASE_PORT_5432_TCP_ADDR TASKS_PORT INVOCATION_ID LISTEN_FDS NOTIFY_SOCKET JOURNAL_STREAM
+            DATABASE_HOST DATABASE_USER DATABASE_PASSWORD DATABASE_NAME DATABASE_URL2 DATABASE_URL_2 TEST_DATABASE_URL
+            DIRECT_URL POSTGRES_URL POSTGRES_URL_NON_POOLING PGHOST PGHOST_UNPOOLED PGPASSWORD RAILS_MAX_THREADS
+            CORS_ALLOWED_ORIGINS CORS_ALLOW_ORIGINS CONCURRENCY UVICORN_PORT PYTHONPATH UV_CACHE_DIR
+        """
+
+        assert warnings(monkeypatch, **dict.fromkeys(names.split(), "1")) == []

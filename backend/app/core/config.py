@@ -3,7 +3,7 @@
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails, Url
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
-from app.core.environment import check_environment
+from app.core.environment import NOT_TEXT, check_environment, unknown_names, unwrapped
 from app.core.errors import StartupError
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
@@ -27,8 +27,8 @@ from app.core.security.tokens import check_secret
 UNCHECKED: Final = "unchecked"
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
-_COPIED = re.compile(r"""\A(?:psql\s+)?(["']?)(.*)\1\Z""")  # quotes from a shell; the command that Neon's console shows
-_LIST = re.compile(r"\A\s*\[(.*)\]\s*\Z", re.DOTALL)
+_PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
+_LIST = re.compile(r"""\A[\s"']*\[(.*)\][\s"']*\Z""", re.DOTALL)
 _ORIGIN_PATTERN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)?")
 # Pages of applications and extensions, such as tauri://localhost. By https://url.spec.whatwg.org/#origin their origin
 # is opaque, but the engines register these schemes and send the origin in this form.
@@ -47,10 +47,7 @@ _NO_ORIGIN = tuple(
         (r"//[^/?#]*[/?#]", "has a path; browsers send only scheme, host and port"),
         (r"[A-Z]", "has capital letters; browsers send small ones"),
         (r"\Ahttp:.*:80\Z|\Ahttps:.*:443\Z", "has the default port; remove it, as browsers do"),
-        (
-            "",
-            "is not what browsers send, such as https://app.example.com, with its name in the normal form (xn--…)",
-        ),
+        ("", "is not what browsers send, such as https://app.example.com; names have their normal form (xn--…)"),
     )
 )
 
@@ -115,7 +112,7 @@ def _host(host: str, info: ValidationInfo) -> str:
 
 
 def _dsn(secret: SecretStr) -> SecretStr:
-    dsn = _COPIED.sub(r"\2", secret.get_secret_value().strip())  # a file that holds a secret often ends with a newline
+    dsn = _PSQL.sub(r"\2", secret.get_secret_value())
     parse_dsn(dsn)
     return SecretStr(dsn)
 
@@ -220,6 +217,16 @@ class Settings(BaseSettings):
         "at most 20 and 4 KiB.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _unwraps(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """A quoted secret stays as it is and is refused, because its issuer may sign with the quotation marks."""
+        plain = {
+            name: unwrapped(value) if isinstance(value, str) and not name.endswith("_secret") else value
+            for name, value in given.items()
+        }
+        return {name: value for name, value in plain.items() if value != ""}
+
     @model_validator(mode="after")
     def _requires_authentication(self) -> Self:
         for name in sorted(self.model_fields_set):
@@ -242,8 +249,10 @@ class Settings(BaseSettings):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for the operator, one sentence each."""
-        return [
+        """Warnings for the operator, one sentence each. The names are read from the environment and `.env` again."""
+        unknown = ", ".join(unknown_names(_names()))
+        ignored = [f"not settings of this service, and ignored: {unknown}"] if unknown else []
+        return ignored + [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")
             if (secret := getattr(self, name))
@@ -260,17 +269,20 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Returns the settings of this process. Raises StartupError with one line for each invalid setting."""
     try:
-        check_environment({name.upper() for name in (*Settings.model_fields, "better_auth_secret")})
+        check_environment(_names())
         return Settings()
     except UnicodeDecodeError:
-        message = ".env: must be UTF-8 text"
-        raise StartupError(message) from None
+        raise StartupError(NOT_TEXT) from None
     except ValidationError as error:
         raise StartupError("\n".join(dict.fromkeys(map(_setting_error, error.errors())))) from None
 
 
+def _names() -> set[str]:
+    return {name.upper() for name in (*Settings.model_fields, "better_auth_secret")}
+
+
 def _setting_error(error: ErrorDetails) -> str:
-    sentence = error["msg"].removeprefix("Value error, ")
+    sentence = error["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     name, *position = error["loc"] or ("",)
     if position and isinstance(position[0], int):
         sentence = f"item {position[0] + 1} {sentence}"

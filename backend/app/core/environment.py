@@ -1,4 +1,4 @@
-"""Checks of the environment and `.env`. A slip there stops the start, because it could turn authentication off."""
+"""Checks of the environment and `.env`. A slip stops the start if it could turn authentication off."""
 
 import os
 import re
@@ -13,10 +13,15 @@ from dotenv.parser import Binding, parse_stream
 
 from app.core.errors import StartupError
 
+NOT_TEXT: Final = ".env: must be UTF-8 text"
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
 # Names that can only mean authentication, slips such as `AUTH-JWT-SECRET` and `"AUTH_JWT_SECRET"` included.
 _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
 _SIMILAR: Final = 0.86  # the ratio of difflib for AUTH_ISSUERS is greater, that for AUTH_SECRET smaller
+_SLIP: Final = 0.9  # one edit in a name of 12 characters; the ratio of DATABASE_USER and DATABASE_URL is smaller
+_SHOWN: Final = re.compile(r"[\w.-]{1,40}")  # other text may be a line of a secret
+_OF_COMPOSE: Final = re.compile("COMPOSE_.*|POSTGRES_PASSWORD")  # .env has them for compose.yaml
+_QUOTED: Final = re.compile(r"""\s*(["'])((?:(?!\1).)*)\1\s*""", re.DOTALL)
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
 
 
@@ -25,12 +30,38 @@ def check_environment(settings: Collection[str]) -> None:
     `settings`. The text never shows a value.
     """
     text = _dotenv_text()
+    if "\0" in text:  # UTF-16 without a byte order mark
+        raise StartupError(NOT_TEXT)
     problems = [f".env: line {line} is not NAME=value, or its quote is not closed" for line in _unreadable(text)]
     if not problems:
         given = {**dotenv_values(stream=StringIO(text)), **os.environ}
-        problems = [*_ignored({name.upper(): value for name, value in given.items()}, settings)]
+        problems = [*_ignored({name.upper(): unwrapped(value or "") for name, value in given.items()}, settings)]
     if problems:
         raise StartupError("\n".join(problems))
+
+
+def unwrapped(value: str) -> str:
+    """Returns `value` without white space and quotation marks around it. `docker --env-file` keeps both."""
+    quoted = _QUOTED.fullmatch(value)
+    return (quoted[2] if quoted else value).strip()
+
+
+def unknown_names(settings: Collection[str]) -> Iterator[str]:
+    """Yields each name in `.env` that is not among `settings`, and each name in the environment that resembles one.
+
+    HOST and PORT resemble too many names. A name with a digit, such as DATABASE_URL2, means something else.
+    """
+    long = [name for name in settings if len(name) > len("HOSTS")]
+    in_file = {name for name in dotenv_values(stream=StringIO(_dotenv_text())) if _is_reported(name, settings)}
+    for name in sorted(in_file | os.environ.keys()):
+        is_free = name.upper() not in settings and not re.search("[0-9]", name)
+        meant = get_close_matches(name.upper(), long, 1, _SLIP) if is_free else []
+        if meant or name in in_file:
+            yield f"{name} (did you mean {meant[0]}?)" if meant else name
+
+
+def _is_reported(name: str, settings: Collection[str]) -> bool:
+    return name.upper() not in settings and bool(_SHOWN.fullmatch(name)) and not _OF_COMPOSE.fullmatch(name)
 
 
 def _dotenv_text() -> str:

@@ -36,6 +36,8 @@ _PUBLISHED: Final = frozenset(
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     }
 )
+# What .env files may have around a value. Where such a file is read in another way, it becomes part of the secret.
+_WRAPPED: Final = re.compile(r"""\A\s|\s\Z|\A(["']).*\1\Z|\s#\s""", re.DOTALL)
 _DISTINCT_MIN: Final = 8  # different characters; a random text of 32 bytes has more
 _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
     jwt.ExpiredSignatureError: "expired",
@@ -179,8 +181,8 @@ def check_secret(secret: str) -> str:
         message = f"must have at least {SECRET_MIN} bytes"
     elif _is_key(secret):
         message = "must be a secret that only you and the issuer know, not a key in PEM, SSH or JSON form"
-    elif secret != secret.strip():
-        message = "must not begin or end with white space"
+    elif _WRAPPED.search(secret):
+        message = "must not have quotation marks or white space around it, or a comment after it"
     elif _is_guessable(secret):
         message = "looks like a placeholder that others could guess"
     else:
