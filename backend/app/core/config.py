@@ -4,6 +4,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +26,9 @@ from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
 
 UNCHECKED: Final = "unchecked"
+_PLAIN_HTTP: Final = (
+    "AUTH_JWKS_URL: the keys come over plain http, so whoever controls that network can sign in as any user"
+)
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 _COPIED = re.compile(r"""\A(?:psql\s+)?(["']?)(.*)\1\Z""")  # quotes from a shell; the command that Neon's console shows
@@ -214,11 +218,13 @@ class Settings(BaseSettings):
     @property
     def warnings(self) -> list[str]:
         """Warnings for the operator about connections that may be unencrypted or unverified, one sentence each."""
-        return [
+        warnings = [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")
             if (secret := getattr(self, name)) and (warning := insecurity(secret.get_secret_value()))
         ]
+        jwks = urlsplit(self.auth_jwks_url or "")
+        return warnings + [_PLAIN_HTTP] * (jwks.scheme == "http" and not is_loopback(jwks.hostname or ""))
 
     @property
     def prepares(self) -> bool | None:

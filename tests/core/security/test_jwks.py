@@ -61,11 +61,11 @@ class TestFind:
         issuer.answer = key_set(*(new_signer(algorithm, "old").jwk for algorithm in algorithms))
 
         async with fetched(issuer) as keys:
-            for algorithm in algorithms:
+            for algorithm in (*algorithms, "Ed25519"):
                 key = await keys.find({"kid": "old", "alg": algorithm})
                 assert key
                 assert key.algorithm == algorithm
-            others: list[Any] = ["HS256", "none", "PS256", "ES384", "", "eddsa", None, ["EdDSA"], {}]
+            others: list[Any] = ["HS256", "none", "PS256", "ES384", "ESP256", "Ed448", "", "eddsa", None, ["EdDSA"], {}]
             for other in others:
                 assert await keys.find({"kid": "old", "alg": other}) is None
                 assert await keys.find({"alg": other}) is None
