@@ -206,6 +206,14 @@ class TestLog:
         assert "apikey=s3cret" in issuer.requests[0]
         assert "s3cret" not in caplog.text
 
+    async def test_the_log_names_the_host_to_which_there_is_no_connection(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with JwksClient("http://127.0.0.1:1/jwks?apikey=s3cret"):
+            await until(lambda: "not fetched: AUTH_JWKS_URL: there is no connection to 127.0.0.1: " in caplog.text)
+
+        assert "s3cret" not in caplog.text
+
 
 async def keep_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers with a key, and leaves it to the client to close the connection."""
