@@ -21,7 +21,9 @@ from sqlmodel import SQLModel
 
 import app.models
 from app.core.config import load_settings
+from app.core.database.connecting import connect
 from app.core.database.dsn import parse_dsn
+from app.core.database.faults import ConnectError
 from app.core.database.migrations import VERSION_TABLE
 from app.core.errors import StartupError
 from app.core.stopping import INTERVAL, check, end_in_time, note_signals, requested
@@ -152,7 +154,8 @@ def _is_addition(difference: Any) -> bool:
 
 async def _run(dsn: str) -> None:
     # No statement runs twice, so none is prepared. SQLAlchemy would prepare them by default.
-    connect_args = parse_dsn(dsn, prepares=False) | {"prepared_statement_cache_size": 0}
+    options = {"prepared_statement_cache_size": 0, "async_creator_fn": connect}
+    connect_args = parse_dsn(dsn, prepares=False) | options
     engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)
@@ -171,6 +174,9 @@ async def _run_until_stopped(dsn: str) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ConnectError):
+        name = "DATABASE_URL_UNPOOLED" if load_settings().database_url_unpooled else "DATABASE_URL"
+        return str(error).replace("DATABASE_URL", name)
     error = getattr(error, "driver_exception", error)  # its text has no names of modules
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0] or 'no answer'}"
 

@@ -133,6 +133,10 @@ def execute(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
     return asyncio.run(run())
 
 
+# The template of a database in this encoding.
+LATIN1: Final = "template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
+
+
 @contextmanager
 def new_database(dsn: str, name: str, template: str = "template1") -> Iterator[str]:
     """Yields the connection string of a copy of a database on the server of `dsn`. It is dropped at the end.

@@ -90,7 +90,9 @@ class TestDeployed:
     ) -> None:
         elsewhere = {"Host": "tasks.example.com"}
         with new_database(dsn, "given") as given:
-            settings = {"DATABASE_URL": given, "HOST": "0.0.0.0", "BETTER_AUTH_SECRET": SECRET}
+            settings = {"DATABASE_URL": given.replace("sslmode=disable", "sslmode=prefer"), "HOME": str(tmp_path)}
+            settings |= {"HOST": "0.0.0.0", "BETTER_AUTH_SECRET": SECRET}
+            (tmp_path / ".postgresql" / "postgresql.crt").mkdir(parents=True)  # it cannot be read as a file
             with Service(tmp_path, settings) as service, httpx.Client(base_url=service.url, timeout=30) as client:
                 service.ready()
                 assert client.get(TASKS, headers=elsewhere).status_code == 401
@@ -200,7 +202,9 @@ class TestRefusal:
         with Service(tmp_path, {"DATABASE_URL": "postgresql://ada:s3cret@a..b/tasks?sslmode=require"}) as service:
             assert service.process.wait() == 1
 
-        assert re.fullmatch(r"The database could not be migrated: .*\n", service.stderr)
+        assert re.fullmatch(
+            r"The database could not be migrated: DATABASE_URL: the host a\.\.b cannot be.*\n", service.stderr
+        )
         warning = "DATABASE_URL: the connection is encrypted but not verified, because sslmode is require"
         assert warning in service.messages
         assert "s3cret" not in service.stderr + service.stdout

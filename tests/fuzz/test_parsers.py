@@ -226,4 +226,4 @@ class TestKeySet:
             return
 
         assert all(isinstance(key.kid, str | None) for key in keys)
-        assert {key.algorithm for key in keys} <= {"EdDSA", "ES256", "RS256"}
+        assert {key.algorithm for key in keys} <= {"EdDSA", "Ed25519", "ES256", "RS256"}

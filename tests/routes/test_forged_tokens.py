@@ -189,6 +189,16 @@ class TestControl:
 
         assert (status, len(checkouts)) == (200, 1)
 
+    async def test_a_token_may_have_either_name_of_ed25519_whichever_of_them_its_key_has(self, dsn: str) -> None:
+        key, names = signer("EdDSA"), ("EdDSA", "Ed25519")
+        keys = key_set(*(key.jwk | {"kid": f"of {name}", "alg": name} for name in (None, *names)))
+        async with Issuer(keys) as issuer, serving(make_settings(dsn, auth_jwks_url=issuer.url, **EXPECTED)) as url:
+            for of_key in (None, *names):
+                good, new = [key.issue(valid_claims(), alg=name, kid=f"of {of_key}") for name in names]
+                sent = [header_of(token) for token in (good, new, new[:-9] + "A" * 9)]
+
+                assert [(await ask(httpx.URL(url), token))[0] for token in sent] == [200, 200, 401]
+
 
 class TestForged:
     @every_algorithm

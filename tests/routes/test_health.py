@@ -8,10 +8,13 @@ from typing import Final
 import asyncpg
 import httpx
 import pytest
+from sqlalchemy.dialects.postgresql import dialect
+from sqlalchemy.schema import CreateTable
+from sqlmodel import SQLModel
 
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
-from tests.support import connected, make_settings, new_database, serving, until
+from tests.support import LATIN1, connected, make_settings, new_database, serving, until
 
 LIVE: Final = "/health/live"
 READY: Final = "/health/ready"
@@ -84,6 +87,24 @@ class TestWithDatabase:
 
         for reply in replies:
             assert_unavailable(reply)
+
+    async def test_a_service_whose_database_is_made_again_in_another_encoding_is_not_ready_and_requests_are_503(
+        self, own: str, database: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        elephant = {"title": "Feed the \U0001f418"}
+        async with client_of(own) as client:
+            assert (await client.post(TASKS, json=elephant)).status_code == 201
+            await database.execute("DROP DATABASE health WITH (FORCE)")
+            await database.execute(f"CREATE DATABASE health TEMPLATE {LATIN1}")
+            async with connected(own) as connection:
+                for table in SQLModel.metadata.tables.values():
+                    await connection.execute(str(CreateTable(table).compile(dialect=dialect())))  # type: ignore[no-untyped-call]
+            replies = [await client.post(TASKS, json=elephant), await client.get(READY)]
+
+        for reply in replies:
+            assert_unavailable(reply)
+        reason = "DATABASE_URL: the database has the encoding LATIN1; create it with ENCODING 'UTF8'"
+        assert f"database unavailable: {reason}" in caplog.messages
 
     async def test_a_health_request_runs_no_query(self, own: str, database: asyncpg.Connection) -> None:
         """A database that is queried all the time is never suspended."""

@@ -4,6 +4,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +26,9 @@ from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
 
 UNCHECKED: Final = "unchecked"
+_PLAIN_HTTP: Final = (
+    "AUTH_JWKS_URL: the keys come over plain http, so whoever controls that network can sign in as any user"
+)
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
@@ -252,13 +256,15 @@ class Settings(BaseSettings):
         """Warnings for the operator, one sentence each. The names are read from the environment and `.env` again."""
         unknown = ", ".join(unknown_names(_names()))
         ignored = [f"not settings of this service, and ignored: {unknown}"] if unknown else []
-        return ignored + [
+        warnings = ignored + [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")
             if (secret := getattr(self, name))
             for check in (insecurity, unused)
             if (warning := check(secret.get_secret_value()))
         ]
+        jwks = urlsplit(self.auth_jwks_url or "")
+        return warnings + [_PLAIN_HTTP] * (jwks.scheme == "http" and not is_loopback(jwks.hostname or ""))
 
     @property
     def prepares(self) -> bool | None:

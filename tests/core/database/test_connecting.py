@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -9,6 +10,7 @@ import pytest
 
 from app.core.database.connecting import connect
 from app.core.database.dsn import parse_dsn
+from app.core.database.faults import ConnectError
 from tests.core.database.support import until_idle
 from tests.faults import FaultProxy, fault_proxy
 from tests.support import until
@@ -75,6 +77,29 @@ class TestAttempts:
 
             assert unresponsive.accepted
             await connection.close()
+
+
+class TestThisMachine:
+    async def test_a_connection_reads_no_file_of_the_home_directory(
+        self, own_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for path in (".postgresql/postgresql.key", ".postgresql/postgresql.crt", ".postgresql/root.crt"):
+            (tmp_path / path).mkdir(parents=True)
+        (tmp_path / ".pgpass").write_bytes(b"\xff")
+        (tmp_path / ".pgpass").chmod(0o600)
+        monkeypatch.setenv("HOME", str(tmp_path))
+
+        options: dict[str, Any] = {**parse_dsn(own_dsn), "ssl": "prefer"}
+
+        await (await connect(**options)).close()
+        with pytest.raises(UnicodeDecodeError):  # a control
+            await asyncpg.connect(**options | {"password": None})
+
+    async def test_a_socket_directory_may_be_missing_for_a_while_but_is_never_a_file(self) -> None:
+        with pytest.raises(FileNotFoundError):
+            await connect(**parse_dsn("postgresql://ada@/tasks?host=/nowhere"))
+        with pytest.raises(ConnectError, match=r"^DATABASE_URL: this machine opens no connection: Not a directory$"):
+            await connect(**parse_dsn("postgresql://ada@/tasks?host=/dev/null"))
 
 
 class TestFailure:

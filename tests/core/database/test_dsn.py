@@ -10,6 +10,7 @@ import pytest
 import trustme
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
+from tests.support import SECRET
 
 NEON: Final = "ep-cool-darkness-a1b2c3d4.us-east-2.aws.neon.tech"
 POOLED: Final = NEON.replace(".", "-pooler.", 1)
@@ -105,6 +106,20 @@ class TestAddress:
         hosts = [host for host, _ in addresses("postgresql://")]
 
         assert hosts == ["/run/postgresql", "/var/run/postgresql", "localhost"]
+
+    def test_a_missing_user_is_that_of_the_process_and_a_missing_password_that_of_the_environment(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def getuser() -> str:
+            raise KeyError  # a container may run under a number that has no name
+
+        monkeypatch.setenv("PGPASSWORD", SECRET)
+        assert parse_dsn("postgresql://h/tasks")["password"] == SECRET
+        monkeypatch.setattr("app.core.database.dsn.getuser", lambda: "ada")
+        assert parse_dsn("postgresql://h/tasks")["user"] == "ada"
+        monkeypatch.setattr("app.core.database.dsn.getuser", getuser)
+        with pytest.raises(ValueError, match=r"^has no user, and the user of this process has no name$"):
+            parse_dsn("postgresql://h/tasks")
 
     @pytest.mark.parametrize("address", ["a:1,[::2]:2,c/tasks", "/?host=a,[::2],c&port=1,2,5432"])
     def test_several_hosts_are_tried_in_order_until_one_is_writable(self, address: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from pathlib import Path
+from socket import EAI_AGAIN, EAI_NONAME, gaierror
 from typing import Any, Final
 
 import asyncpg
@@ -23,6 +24,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
+from app.adopt import run
 from app.core.database import migrations
 from app.core.database.dsn import parse_dsn
 from app.core.database.migrations import alembic_config, migrate
@@ -31,7 +33,7 @@ from app.server.embedded import embedded_postgres
 from tests.core.database.support import refusing
 from tests.deployments import expand
 from tests.faults import fault_proxy
-from tests.support import execute, new_database
+from tests.support import LATIN1, execute, new_database
 
 ROOT: Final = Path(migrations.__file__).parents[4]
 COLUMNS: Final = """
@@ -148,6 +150,41 @@ class TestMigrate:
             migrate("postgresql://ada:s3cret@a..b/tasks")
 
         assert "s3cret" not in str(caught.value)
+
+    def test_a_migration_waits_for_dns_and_ends_if_there_is_no_such_host_again_and_again(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def resolve(*_: object, **__: object) -> None:
+            raise next(answers)
+
+        down, unknown = gaierror(EAI_AGAIN, "Try again"), gaierror(EAI_NONAME, "Name or service not known")
+        answers = chain([down] * 4, repeat(unknown, 3))
+        monkeypatch.setattr(migrations, "probe_delays", lambda: repeat(0))
+        monkeypatch.setattr(migrations, "_REFUSALS_MAX", 3)
+        monkeypatch.setattr("socket.getaddrinfo", resolve)
+        sentence = "DATABASE_URL: the host ep-x.neon.tech cannot be resolved: {}"
+
+        with pytest.raises(StartupError, match=re.escape(sentence.format(unknown.strerror)) + "$"):
+            migrate("postgresql://ada:s3cret@ep-x.neon.tech/tasks")
+
+        assert caplog.messages[0] == f"waiting for the database: {sentence.format(down.strerror)}"
+        assert (len(caplog.messages), next(answers, None)) == (6, None)
+
+    @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+    def test_a_database_in_another_encoding_is_refused_by_every_command_before_anything_is_made(
+        self, dsn: str, monkeypatch: pytest.MonkeyPatch, encoding: str
+    ) -> None:
+        sentence = f"DATABASE_URL: the database has the encoding {encoding}; create it with ENCODING 'UTF8'"
+        with new_database(dsn, "encoded", LATIN1.replace("LATIN1", encoding)) as encoded:
+            monkeypatch.setenv("DATABASE_URL", encoded)
+            for start in (lambda: command.upgrade(alembic_config(), "head"), lambda: run(["--yes"])):
+                with pytest.raises(CommandError, match=f"^{re.escape(sentence)}$"):
+                    start()
+            monkeypatch.setenv("DATABASE_URL_UNPOOLED", encoded)
+            with pytest.raises(StartupError, match="migrated: DATABASE_URL_UNPOOLED: the database has the encoding"):
+                migrate(encoded)
+
+            assert structure(encoded) == [[], [], []]
 
 
 class TestLaterRelease:

@@ -61,11 +61,11 @@ class TestFind:
         issuer.answer = key_set(*(new_signer(algorithm, "old").jwk for algorithm in algorithms))
 
         async with fetched(issuer) as keys:
-            for algorithm in algorithms:
+            for algorithm in (*algorithms, "Ed25519"):
                 key = await keys.find({"kid": "old", "alg": algorithm})
                 assert key
                 assert key.algorithm == algorithm
-            others: list[Any] = ["HS256", "none", "PS256", "ES384", "", "eddsa", None, ["EdDSA"], {}]
+            others: list[Any] = ["HS256", "none", "PS256", "ES384", "ESP256", "Ed448", "", "eddsa", None, ["EdDSA"], {}]
             for other in others:
                 assert await keys.find({"kid": "old", "alg": other}) is None
                 assert await keys.find({"alg": other}) is None
@@ -204,6 +204,14 @@ class TestLog:
             await until(lambda: "keys of the issuer fetched" in caplog.text)
 
         assert "apikey=s3cret" in issuer.requests[0]
+        assert "s3cret" not in caplog.text
+
+    async def test_the_log_names_the_host_to_which_there_is_no_connection(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with JwksClient("http://127.0.0.1:1/jwks?apikey=s3cret"):
+            await until(lambda: "not fetched: AUTH_JWKS_URL: there is no connection to 127.0.0.1: " in caplog.text)
+
         assert "s3cret" not in caplog.text
 
 

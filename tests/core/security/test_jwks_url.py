@@ -15,9 +15,11 @@ from tests.support import short
         "http://127.0.0.1:3000/api/auth/jwks",
         "http://[::1]:3000/jwks",
         "http://LOCALHOST/jwks",
+        *("http://frontend:3000/api/auth/jwks", "HTTP://Better_Auth-1/jwks", "http://auth.shop.svc:8080/jwks"),
+        *("http://auth-0.auth.2048.svc.cluster.local/jwks", "http://auth.shop.svc.cluster.local./jwks"),
     ],
 )
-def test_https_urls_and_http_urls_of_this_machine_are_accepted(url: str) -> None:
+def test_https_urls_and_http_urls_of_this_machine_and_its_cluster_are_accepted(url: str) -> None:
     assert check_jwks_url(url) == url
 
 
@@ -29,6 +31,12 @@ def test_https_urls_and_http_urls_of_this_machine_are_accepted(url: str) -> None
         *("https://auth.example.com:0/jwks", "https://auth.example.com:65536/jwks", "https://@auth.example.com/jwks"),
         *("https://ada:s3cret@auth.example.com/jwks", "http://ada:s3cret@127.0.0.1/jwks"),
         *("http://auth.example.com/jwks", "http://127.1/jwks", "http://auth.example.com#localhost"),
+        *("http://frontend./jwks", "http://auth.shop.svc./jwks", "http://svc.evil.example/jwks", "http://.svc/jwks"),
+        *("http://auth.svc.evil.example", "http://auth.svc.cluster.local.evil.example", "http://auth.cluster.local"),
+        *("http://2130706433/jwks", "http://0x7f000001/jwks", "http://017700000001/jwks", "http://0/jwks"),
+        *("http://ada:s3cret@frontend/jwks", "http://frontend@evil.example/jwks", "http://evil.example\\@frontend"),
+        *("http://fr\u043entend/jwks", "http://\uff46rontend/jwks", "http://frontend\u3002/jwks", "http://[::ffff:1]"),
+        *("http://host.docker.internal:3000/jwks", "http://frontend%2eevil.example/jwks"),
         *("http://localhost\\.example.com", "http:/localhost/jwks", "http://local\u200bhost.example.com/jwks"),
         *(f"https://a.example/{character}jwks" for character in " \n\t\0\xa0"),
         *(" https://a.example/jwks", "https://a .example/jwks", "https://a.example/jwks\n"),
@@ -36,7 +44,7 @@ def test_https_urls_and_http_urls_of_this_machine_are_accepted(url: str) -> None
     ids=short,
 )
 def test_a_malformed_url_a_user_name_and_http_to_another_machine_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"must look like https://.*; http only on a loopback address") as caught:
+    with pytest.raises(ValueError, match=r"must look like https://.*; http only on a loopback address, ") as caught:
         check_jwks_url(url)
 
     assert "s3cret" not in str(caught.value)

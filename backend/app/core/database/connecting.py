@@ -1,4 +1,8 @@
-"""Opens connections despite packet loss, and despite a suspended database that needs time to start."""
+"""Opens connections despite packet loss, and despite a suspended database that needs time to start.
+
+They depend on the settings alone: asyncpg looks for client certificates in ~/.postgresql, even where nobody asks for
+them, and an unreadable home directory would be an error.
+"""
 
 import asyncio
 import secrets
@@ -6,6 +10,11 @@ from itertools import count
 from typing import Any, Final
 
 import asyncpg
+from asyncpg import connect_utils
+
+from app.core.database.faults import ConnectError, connect_error
+
+connect_utils._dot_postgresql_path = lambda _: None  # type: ignore[attr-defined]  # noqa: SLF001  # see above
 
 _ATTEMPT_INTERVAL: Final = 3  # seconds without an answer before a parallel attempt starts
 _ATTEMPTS_MAX: Final = 3
@@ -14,12 +23,30 @@ _process: Final = secrets.token_hex(8)
 _numbers: Final = count()
 
 
-async def connect(*, timeout: float, interval: float = _ATTEMPT_INTERVAL, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109  # asyncpg's
+async def connect(**options: Any) -> asyncpg.Connection:
+    """Returns a connection to a database that stores every character. The options are those of `_open_first`.
+
+    Raises TimeoutError, ConnectError and the errors of `asyncpg.connect`.
+    """
+    try:
+        connection = await _open_first(**options)
+    except (OSError, UnicodeError) as error:
+        if cause := connect_error(error, options["host"]):
+            raise cause from error
+        raise
+    encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")  # some poolers do not tell it
+    if encoding != "UTF8":
+        connection.terminate()
+        message = f"DATABASE_URL: the database has the encoding {encoding}; create it with ENCODING 'UTF8'"
+        raise ConnectError(message, lasts=True)
+    return connection
+
+
+async def _open_first(*, timeout: float, interval: float = _ATTEMPT_INTERVAL, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109  # asyncpg's
     """Returns the first connection that opens, of up to three parallel attempts.
 
     After a packet loss, a second attempt is answered at once. A database that is starting answers the first attempt. So
     all attempts run until one opens. In seconds, `timeout` is for all attempts together and `interval` between two.
-    Raises TimeoutError and the errors of `asyncpg.connect`.
     """
     attempts: set[asyncio.Task[asyncpg.Connection]] = set()
     started = 0

@@ -5,9 +5,11 @@ The syntax and the parameters are those of libpq (https://www.postgresql.org/doc
 hosts, and the parameters that it passes to asyncpg are supported too.
 """
 
+import os
 import re
 import ssl
 from collections.abc import Iterable, Mapping
+from getpass import getuser
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -142,8 +144,8 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
     connect_args: dict[str, Any] = {
         "host": [host.name for host in hosts],
         "port": [host.port for host in hosts],
-        "user": options.get("user"),
-        "password": options.get("password"),
+        "user": options.get("user") or _login(),
+        "password": options.get("password", os.environ.get("PGPASSWORD", "")),  # with None, asyncpg reads ~/.pgpass
         "database": options.get("dbname"),
         "ssl": _tls(mode, options) if mode in _ENCRYPTED else mode,
         "direct_tls": _starts_with_tls(mode, options),
@@ -154,6 +156,15 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
     if not prepares:
         connect_args["statement_cache_size"] = 0
     return connect_args
+
+
+def _login() -> str:
+    """Returns the user of this process, as libpq does. A container may give it no name. Raises ValueError."""
+    try:
+        return os.environ.get("PGUSER") or getuser()
+    except (KeyError, OSError):  # until and since Python 3.13
+        message = "has no user, and the user of this process has no name"
+        raise ValueError(message) from None
 
 
 def insecurity(dsn: str) -> str | None:

@@ -18,6 +18,7 @@ from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
 from app.core.database.faults import (
+    ConnectError,
     is_transient,
     is_unprepared,
     probe_delays,
@@ -213,9 +214,10 @@ class Database:
             self._answered = answered
             if answered:
                 _logger.info("database reached")
-            else:  # not its text, which may contain values and addresses
+            else:  # not the text of the driver, which may contain values and addresses
                 cause = _driver_error(cause)
-                _logger.warning("database unavailable: %s %s", type(cause).__name__, sqlstate(cause))
+                text = cause if isinstance(cause, ConnectError) else f"{type(cause).__name__} {sqlstate(cause)}"
+                _logger.warning("database unavailable: %s", text)
 
     def _note_use(self, reason: str) -> None:
         """Store the reason why a reachable database cannot be used, or an empty string."""

@@ -1,8 +1,12 @@
 """The meaning of the driver's errors: whether the statement took effect, and whether a retry may help."""
 
+import errno
+import os
+import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
+from socket import EAI_AGAIN, gaierror
 from typing import Final
 
 import asyncpg
@@ -31,12 +35,29 @@ _PERMANENT: Final = (  # asyncpg, PgBouncer and Supabase's pooler have no codes 
     "statement pooling mode",
     "unsupported startup parameter",
     "Tenant or user not found",
+    "AF_UNIX path too long",  # asyncio's, without a number
 )
+# What the operating system says while the database or the network is down.
+_DOWN: Final = {
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EAGAIN),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EADDRNOTAVAIL),
+}
+_SHORT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # of files or memory, for a while
+_NUMBER: Final = re.compile(r"\[Errno (\d+)\]")  # asyncio joins the errors of several addresses to one text
 _SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
 _ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # also lock timeout, statement timeout
 _CONFLICTING: Final = ("23001", "23503", "23505", "23P01")  # restrict, foreign key, unique, exclusion
 # Too long, out of range, no date, invalid encoding, invalid text, LIMIT or OFFSET below 0; not null and check.
 _INVALID: Final = ("22000", "22001", "22003", "22007", "22008", "22021", "22P02", "22P05", "2201W", "2201X", "23")
+
+
+class ConnectError(OSError):
+    """A setting or this machine prevents a connection. The text is a sentence for the operator."""
+
+    def __init__(self, text: str, *, lasts: bool | None) -> None:
+        """`lasts` means that waiting is useless. With None this is not known."""
+        super().__init__(text)
+        self.lasts = lasts
 
 
 def sqlstate(error: BaseException | None) -> str:
@@ -91,12 +112,31 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, DatabaseUnavailableError | OutcomeUnknownError) and not isinstance(cause, TimeoutError)
 
 
+def connect_error(error: Exception, hosts: Sequence[str]) -> ConnectError | None:
+    """Returns what to raise for an error of connecting to one of these hosts. None if the database may just be down.
+
+    A host name may be registered soon, and a name server may be down. A server that is down has no socket (ENOENT).
+    """
+    names = [host for host in hosts if not host.startswith("/")]
+    if isinstance(error, gaierror | UnicodeError):
+        reason, lasts = (error.strerror, None) if isinstance(error, gaierror) else ("it is not well-formed", True)
+        text = f"DATABASE_URL: the host {' or '.join(names)} cannot be resolved: {reason}"
+        return ConnectError(text, lasts=False if error.args[0] == EAI_AGAIN else lasts)
+    numbers = set(map(int, _NUMBER.findall(str(error))))
+    if not numbers or numbers & _DOWN or (errno.ENOENT in numbers and len(names) < len(hosts)):
+        return None
+    reasons = ", ".join(sorted(map(os.strerror, numbers)))
+    return ConnectError(f"DATABASE_URL: this machine opens no connection: {reasons}", lasts=numbers.isdisjoint(_SHORT))
+
+
 def may_recover(error: BaseException) -> bool:
-    """Returns whether the database may become available without a change of the settings.
+    """Returns whether the database may become available without a change of the settings or of this machine.
 
     A wrong password or certificate stays wrong. An unknown host name may be registered later, so it counts as
     recoverable. The errors of a pooler that cannot reach its server count as recoverable too.
     """
+    if isinstance(error, ConnectError):
+        return not error.lasts
     if isinstance(error, ssl.SSLError) or any(words in str(error) for words in _PERMANENT):
         return False
     return sqlstate(error).startswith(_UNAVAILABLE) or isinstance(error, OSError)

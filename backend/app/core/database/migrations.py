@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from app.core.database.faults import may_recover, probe_delays, server_error_text
+from app.core.database.faults import ConnectError, may_recover, probe_delays, server_error_text
 from app.core.errors import StartupError
 from app.core.stopping import pause
 
@@ -31,8 +31,8 @@ def alembic_config(dsn: str | None = None) -> Config:
 def migrate(dsn: str) -> None:
     """Upgrade to the newest revision. Waits while the database is unavailable. Several services may call it at once.
 
-    Raises StartupError if the migration fails for any other reason, or a server refuses it with the same text again and
-    again. Raises Stopped after a signal.
+    Raises StartupError if the migration fails for any other reason, or is refused with the same text again and again,
+    by a server or by DNS. Raises Stopped after a signal.
     """
     refusals: Counter[str] = Counter()
     for delay in probe_delays():  # pragma: no branch  # the delays never end
@@ -41,8 +41,10 @@ def migrate(dsn: str) -> None:
         except CommandError as error:
             cause = error.__cause__
             text = server_error_text(cause)
-            refusals[text] += bool(text)
             message = f"The database could not be migrated: {error}{_HINT if text else ''}"
+            if isinstance(cause, ConnectError) and cause.lasts is None:
+                text = str(cause)
+            refusals[text] += bool(text)
             if cause is None or not may_recover(cause) or refusals[text] >= _REFUSALS_MAX:
                 raise StartupError(message) from error
             _logger.warning("waiting for the database: %s", error)

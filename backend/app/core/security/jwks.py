@@ -17,7 +17,7 @@ from jwt import PyJWK, PyJWTError
 from pydantic_core import from_json
 
 from app.core.errors import IssuerUnavailableError
-from app.core.security.loopback import is_loopback
+from app.core.security.loopback import is_cluster_name, is_loopback
 from app.core.security.tokens import Key
 
 _SIZE_MAX: Final = 65_536  # bytes
@@ -27,8 +27,11 @@ _SMALL_PRIMES: Final = factorial(751)  # their product and more (NIST SP 800-89 
 _P: Final = 2**255 - 19  # the field of Ed25519 (RFC 8032 section 5.1)
 _PRIVATE: Final = {"d", "p", "q", "dp", "dq", "qi", "oth"}  # RFC 7518 section 6
 # The key decides on the algorithm, not the token (RFC 8725 section 3.1).
-_ALGORITHMS: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
-_NEW_NAMES: Final = {"EdDSA": "Ed25519"}  # RFC 9864 section 2.2; tokens still use the old name
+_ALGORITHMS: Final = {
+    ("OKP", "Ed25519"): ("EdDSA", "Ed25519"),  # the old and the new name (RFC 9864); with this key both mean the same
+    ("EC", "P-256"): ("ES256",),
+    ("RSA", None): ("RS256",),
+}
 _FETCHED: Final = "fetched"
 
 _logger = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ class JwksClient:
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
-            trust_env=url.lower().startswith("https:"),  # plain HTTP is for this machine only, so without a proxy
+            trust_env=url.lower().startswith("https:"),  # plain HTTP stays on the machine or in the cluster
         )
         self._url = url
         self._keys: list[Key] | None = None
@@ -128,6 +131,10 @@ class JwksClient:
         except _BadReplyError as error:
             self._log_outcome(str(error))
             return
+        except httpx.ConnectError as error:  # without a reply that its text could quote
+            host = httpx.URL(self._url).host
+            self._log_outcome(f"AUTH_JWKS_URL: there is no connection to {host}: {error}")
+            return
         except (OSError, ValueError, httpx.HTTPError) as error:
             self._log_outcome(type(error).__name__)  # its text may quote the reply
             return
@@ -160,15 +167,19 @@ class JwksClient:
 
 
 def check_jwks_url(url: str) -> str:
-    """Returns `url`. Raises ValueError unless it uses HTTPS, or HTTP on a loopback address, and has no password."""
+    """Returns `url`. Raises ValueError unless it uses HTTPS, or HTTP within machine or cluster, and has no password."""
     with suppress(ValueError, httpx.InvalidURL):
         httpx.URL(url)
         parts = urlsplit(url)
-        safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        in_cluster = parts.scheme == "http" and is_cluster_name(parts.hostname or "")
+        safe = in_cluster or parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         well_formed = url.isprintable() and " " not in url and "@" not in parts.netloc
         if safe and well_formed and parts.hostname and parts.port != 0:
             return url
-    message = "must look like https://auth.example.com/.well-known/jwks.json; http only on a loopback address"
+    message = (
+        "must look like https://auth.example.com/.well-known/jwks.json; http only on a loopback address, "
+        "or with a name inside a cluster, such as http://frontend:3000/api/auth/jwks"
+    )
     raise ValueError(message)
 
 
@@ -186,24 +197,24 @@ def _read_keys(content: bytes) -> list[Key]:
     if not isinstance(members, list) or len(members) > _KEYS_MAX:
         message = f"no set of at most {_KEYS_MAX} keys"
         raise _BadReplyError(message)
-    keys = [key for member in members if isinstance(member, dict) and (key := _read_key(member))]
+    keys = [key for member in members if isinstance(member, dict) for key in _read_key(member)]
     if members and not keys:
         message = "no usable key"
         raise _BadReplyError(message)
     return keys
 
 
-def _read_key(jwk: dict[str, Any]) -> Key | None:
-    """Returns a public key that verifies signatures, or None for any other JWK."""
+def _read_key(jwk: dict[str, Any]) -> list[Key]:
+    """Returns a public key that verifies signatures, once for each name of its algorithm. Empty for any other JWK."""
     curve = jwk.get("crv")
-    algorithm = _ALGORITHMS.get((str(jwk.get("kty")), None if curve is None else str(curve)))
-    if algorithm is None or not _is_for_signatures(jwk, algorithm):
-        return None
+    algorithms = _ALGORITHMS.get((str(jwk.get("kty")), None if curve is None else str(curve)))
+    if algorithms is None or not _is_for_signatures(jwk, algorithms):
+        return []
     try:
-        material = PyJWK(jwk, algorithm).key
+        material = PyJWK(jwk, algorithms[0]).key
     except (PyJWTError, ValueError, TypeError, KeyError, AttributeError):  # raised for malformed members
-        return None
-    return None if _is_weak(material) else Key(algorithm, material, jwk.get("kid"))
+        return []
+    return [] if _is_weak(material) else [Key(name, material, jwk.get("kid")) for name in algorithms]
 
 
 def _is_weak(material: Any) -> bool:
@@ -226,11 +237,11 @@ def _has_small_order(point: Ed25519PublicKey) -> bool:
     return y * (y**2 - 1) * (121_666 * (2 * y**2 - 1) - 121_665 * y**4) % _P == 0
 
 
-def _is_for_signatures(jwk: dict[str, Any], algorithm: str) -> bool:
+def _is_for_signatures(jwk: dict[str, Any], algorithms: Iterable[str]) -> bool:
     """A key that was published with a part of its private half is compromised, so it is not used."""
     return (
         jwk.get("use") in (None, "sig")
-        and jwk.get("alg") in (None, algorithm, _NEW_NAMES.get(algorithm))
+        and jwk.get("alg") in (None, *algorithms)
         and jwk.get("key_ops", ["verify"]) == ["verify"]
         and isinstance(jwk.get("kid"), str | None)
         and not _PRIVATE & jwk.keys()

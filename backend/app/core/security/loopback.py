@@ -1,6 +1,12 @@
-"""Loopback addresses, which only programs on this machine can reach."""
+"""Loopback addresses, which only programs on this machine can reach, and names that only a cluster resolves."""
 
+import re
 from ipaddress import ip_address
+from typing import Final
+
+# A single label does not begin with a digit: resolvers read 2130706433 and 0x7f000001 as 127.0.0.1. With a dot at the
+# end it would be a top-level domain, but a name below cluster.local is complete then.
+_CLUSTER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]*|([a-z0-9_-]+\.)+svc(\.cluster\.local\.?)?")
 
 
 def is_loopback(host: str) -> bool:
@@ -15,3 +21,8 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # Python 3.11 does not look into ipv4_mapped
+
+
+def is_cluster_name(host: str) -> bool:
+    """Returns whether `host` is a lower-case name of the form `frontend` or `auth.shop.svc.cluster.local`."""
+    return _CLUSTER_NAME.fullmatch(host) is not None

@@ -8,7 +8,7 @@ from time import time
 from typing import Any, Final, NamedTuple, Protocol
 
 import jwt
-from jwt.algorithms import HMACAlgorithm
+from jwt.algorithms import HMACAlgorithm, OKPAlgorithm
 
 from app.core.errors import TokenInvalidError
 
@@ -161,7 +161,11 @@ class TokenVerifier:
 
 
 class _StrictJWT(jwt.PyJWT):
-    """PyJWT, but duplicate claims and times that are not numbers are refused."""
+    """PyJWT, but duplicate claims and times that are not numbers are refused, and Ed25519 is known (RFC 9864)."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._jws.register_algorithm("Ed25519", OKPAlgorithm())  # PyJWT only knows its old name, EdDSA
 
     def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
         try:
