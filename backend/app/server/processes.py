@@ -46,16 +46,15 @@ class _Worker(multiprocess.Process):
 
     def start(self) -> None:
         """Start without SIGINT. Ctrl+C reaches a worker too, and would end its imports with a traceback."""
-        resource_tracker.ensure_running()  # its start unblocks the signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        _mask_interrupt("SIG_BLOCK")
         try:
             super().start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            _mask_interrupt("SIG_UNBLOCK")
 
     def target(self, sockets: list[socket] | None = None) -> None:
         note_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        _mask_interrupt("SIG_UNBLOCK")
         end_in_time((self.config.timeout_graceful_shutdown or 0) + CLOSING_TIME)
         threading.Thread(target=_stop_with_parent, daemon=True).start()
         self._server = Server(self.config)
@@ -104,6 +103,13 @@ class Workers(Multiprocess):
 
     def handle_hup(self) -> None:
         self.should_exit.set()  # stop, as with one worker
+
+
+def _mask_interrupt(how: str) -> None:
+    """Block or unblock SIGINT."""
+    if hasattr(signal, "pthread_sigmask"):  # pragma: no branch  # Windows has no signal masks
+        resource_tracker.ensure_running()  # its start unblocks the signal
+        signal.pthread_sigmask(getattr(signal, how), {signal.SIGINT})
 
 
 def _stop_with_parent() -> None:

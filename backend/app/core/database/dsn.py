@@ -7,6 +7,7 @@ hosts, and the parameters that it passes to asyncpg are supported too.
 
 import os
 import re
+import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from getpass import getuser
@@ -17,7 +18,7 @@ from urllib.parse import parse_qsl, unquote
 from app.core.security.loopback import is_loopback
 
 _CONNECT_TIMEOUT: Final = 10  # seconds; a suspended Neon compute starts in less
-_LOCAL: Final = ("/run/postgresql", "/var/run/postgresql", "localhost")
+_SOCKETS: Final = ("/run/postgresql", "/var/run/postgresql") if hasattr(socket, "AF_UNIX") else ()  # not on Windows
 _PORT: Final = 5432
 _PORT_MAX: Final = 65_535
 _POOLER_PORTS: Final = frozenset({6432, 6543})  # PgBouncer and Supabase
@@ -226,7 +227,7 @@ def _options(dsn: str) -> dict[str, str]:
     if duplicates := [name for name, values in given.items() if len(values) > 1 and name not in {"host", "port"}]:
         raise ValueError(_with_names("has a parameter that is there twice", duplicates))
     options |= {name: ",".join(values) for name, values in given.items()}
-    return {**options, "host": options.get("host") or ",".join(_LOCAL)}
+    return {**options, "host": options.get("host") or ",".join((*_SOCKETS, "localhost"))}
 
 
 def _hosts(options: Mapping[str, str]) -> list[_Host]:
