@@ -107,6 +107,11 @@ class TestAddress:
 
         assert hosts == ["/run/postgresql", "/var/run/postgresql", "localhost"]
 
+    def test_a_port_without_a_host_is_one_of_this_machine(self) -> None:
+        arguments = parse_dsn("postgresql://ada@:5433,db.example.com/tasks")
+
+        assert (arguments["host"], arguments["port"]) == (["localhost", "db.example.com"], [5433, 5432])
+
     def test_a_missing_user_is_that_of_the_process_and_a_missing_password_that_of_the_environment(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

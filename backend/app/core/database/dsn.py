@@ -248,7 +248,7 @@ def _host(name: str, port: str) -> _Host:
         name, port = unquote(match["name"].strip("[]")), match["port"] or port
     if "@" in name or not re.fullmatch("[0-9]{0,5}", port) or int(port or _PORT) > _PORT_MAX:
         raise _malformed()
-    return _Host(name, int(port or _PORT))
+    return _Host(name or "localhost", int(port or _PORT))
 
 
 def _malformed() -> ValueError:
