@@ -12,7 +12,7 @@ PARALLEL := --numprocesses=logical
 NODE_MODULES := tests/clients/node_modules
 export PYTHONPATH := backend
 
-.PHONY: help install run test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi clean
+.PHONY: help install run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -34,6 +34,9 @@ $(NODE_MODULES): tests/clients/package-lock.json
 
 run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
 	@exec $(BIN)/python -m app
+
+token: install ## Print a token of the user U for trials, signed with AUTH_JWT_SECRET
+	@$(BIN)/python -m app.token "$$U"
 
 test: install ## Run the tests that need neither Debian packages nor minutes; T=path runs all tests in that path
 	$(PYTEST) $(if $(filter tests,$(T)),-m "not ci" $(PARALLEL),$(T))

@@ -88,7 +88,7 @@ class TestCommands:
                     f"{{\n{_with_address(example, unready_url if example.status == '503' else url)}}} >{number}\n"
                     for number, example in enumerate(examples)
                 )
-                environment = {**os.environ, "AUTH_JWT_SECRET": SECRET}
+                environment = {**os.environ, "AUTH_JWT_SECRET": SECRET, "PYTHONPATH": str(ROOT / "backend")}
                 await anyio.run_process(["bash", "-euo", "pipefail", "-c", commands], cwd=directory, env=environment)
                 for number in range(len(examples)):
                     output = (directory / str(number)).read_bytes().decode()
@@ -134,7 +134,7 @@ class TestCommands:
 def _with_address(example: Example, address: str) -> str:
     """Returns the commands with the address of the service replaced, and with users that no other test has."""
     changed = example.commands.replace(_SHOWN_ADDRESS, address).replace("/api/", "/api/reader-")
-    return changed.replace('"sub": "', '"sub": "reader-').replace(".venv/bin/python", sys.executable)
+    return changed.replace("make -s token U=", f"{sys.executable} -m app.token reader-")
 
 
 def _comparable(reply: str, shown: str) -> tuple[str, str]:

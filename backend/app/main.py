@@ -21,7 +21,7 @@ from app.http.authorization import AuthorizationMiddleware, check_routes, public
 from app.http.fast_lane import FastLane, JSONRoute
 from app.http.headers import RESPONSE_HEADERS
 from app.http.middleware import RequestMiddleware, error_middleware
-from app.http.openapi import DESCRIPTION, complete_document
+from app.http.openapi import complete_document, description
 from app.http.problems import METHODS, install_error_handlers
 from app.models.task import USER_ID_PATTERN
 from app.routes import docs, health, tasks
@@ -88,11 +88,11 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         settings,
         title="Tasks API",
         version=__version__,
-        description=DESCRIPTION,
+        description=description(authenticates=settings.authenticates, keeps=settings.unknown_fields == "keep"),
         contact={"name": "Tasks API"},
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=[
-            {"name": "tasks", "description": "Create, list, read, change, complete and delete a user's tasks."},
+            {"name": "tasks", "description": "Create, list, read, update, complete and delete a user's tasks."},
             {"name": "health", "description": "For load balancers and orchestrators."},
         ],
         lifespan=_lifespan(settings, bounded=bounded),

@@ -10,13 +10,21 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from playwright.async_api import Page, Route, async_playwright
+from playwright.async_api import Locator, Page, Route, async_playwright
 
 from app import __version__
 from app.routes.docs import get_asset
 from tests.support import token
 
 ROOT: Final = Path(__file__).parents[2]
+TITLES: Final = {
+    "/api/{user_id}/tasks": ["Create a task", "List tasks"],
+    "/api/{user_id}/tasks/{task_id}": ["Read a task", "Update a task", "Delete a task"],
+    "/api/{user_id}/tasks/{task_id}/complete": ["Complete a task"],
+    "/health/live": ["Check that the process runs"],
+    "/health/ready": ["Check that the service can work"],
+}
+OPERATIONS: Final = ("create_task", "list_tasks", "get_task", "update_task", "complete_task", "delete_task")
 _CHROMIUM: Final = shutil.which("chromium")
 _SWITCHES: Final = (
     "--no-sandbox",
@@ -99,6 +107,7 @@ class Visit:
         self.page = page
         self.elsewhere: list[str] = []
         self.complaints: list[str] = []
+        self.heights: list[int] = []
         self._base_url = base_url
 
     async def start(self) -> None:
@@ -108,12 +117,20 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         await self.page.goto(f"{self._base_url}/docs")
 
-    async def try_out(self, operation_id: str, user: str) -> tuple[str, str]:
-        """Execute an operation as a person would. Returns the status and the displayed reply."""
+    async def open(self, operation_id: str) -> Locator:
+        """Open an operation, and note its height."""
         operation = self.page.locator(f"[id$=-{operation_id}]")
         await operation.locator(".opblock-summary-control").click()
+        await operation.get_by_text("500 Internal error").wait_for()
+        self.heights.append(await operation.evaluate("element => element.scrollHeight"))
+        return operation
+
+    async def try_out(self, operation_id: str, **paths: str) -> tuple[str, str]:
+        """Execute an operation as a person would. Returns the status and the displayed reply."""
+        operation = await self.open(operation_id)
         await operation.get_by_role("button", name="Try it out").click()
-        await operation.get_by_placeholder("user_id").fill(user)
+        for name, value in paths.items():
+            await operation.locator(f"[data-param-name={name}] input").fill(value)
         await operation.get_by_role("button", name="Execute").click()
         answer = operation.locator(".live-responses-table tbody")
         await answer.wait_for()
@@ -140,29 +157,58 @@ async def visit(base_url: str, *, bypass_csp: bool = False) -> AsyncIterator[Vis
 
 @pytest.mark.ci
 class TestBrowser:
-    async def test_try_it_out_creates_a_task_without_internet_access(
+    async def test_the_operations_are_short_and_can_be_tried_out_in_their_order_without_internet_access(
         self, client: httpx.AsyncClient, base_url: str, user: str
     ) -> None:
         async with visit(base_url) as docs:
-            status, shown = await docs.try_out("create_task", user)
+            shown = await docs.page.locator("[id^=operations-tasks-]").evaluate_all("all => all.map(each => each.id)")
+            assert shown == [f"operations-tasks-{name}" for name in OPERATIONS]
+            assert await docs.page.locator(".authorize, .authorization__btn").count() == 0
 
+            replies = {"create_task": await docs.try_out("create_task", user_id=user)}
             [task] = (await client.get(f"/api/{user}/tasks")).json()
-            assert status == "201"
             assert task["title"] == "Buy oat milk"
-            assert task["id"] in shown
+            replies["list_tasks"] = await docs.try_out("list_tasks", user_id=user)
+            for name in OPERATIONS[2:]:
+                replies[name] = await docs.try_out(name, user_id=user, task_id=task["id"])
+
+            assert [status for status, _ in replies.values()] == ["201", *["200"] * 4, "204"]
+            assert [name for name, (_, reply) in replies.items() if task["id"] not in reply] == ["delete_task"]
+            assert max(docs.heights) < 1_600  # two screens
             assert (docs.elsewhere, docs.complaints) == ([], [])
 
-    async def test_the_authorize_button_adds_the_token_to_every_request(self, secured_url: str, user: str) -> None:
+    async def test_headers_and_errors_unfold_at_a_click_and_a_phone_cuts_nothing_off(self, base_url: str) -> None:
+        async with visit(base_url) as docs:
+            await docs.page.set_viewport_size({"width": 390, "height": 800})
+            operation = await docs.open("list_tasks")
+            folded = [
+                operation.get_by_text(text).first for text in ("urn:problem-type:forbidden", "Seconds after which")
+            ]
+            assert [await each.is_visible() for each in folded] == [False, False]
+
+            for summary in await operation.locator("details:not(details *) > summary").all():
+                await summary.click()
+            await operation.locator("tr:last-child > td > details summary").last.click()
+
+            assert [await each.is_visible() for each in folded] == [True, True]
+            assert await docs.page.evaluate("document.documentElement.scrollWidth") == 390
+
+    async def test_the_authorize_button_adds_the_token_to_every_request_also_after_a_reload(
+        self, secured_url: str, user: str
+    ) -> None:
         async with visit(secured_url) as docs:
-            assert (await docs.try_out("list_tasks", user))[0] == "401"
+            assert (await docs.try_out("list_tasks", user_id=user))[0] == "401"
 
             await docs.page.get_by_role("button", name="Authorize").click()
             dialog = docs.page.locator(".auth-container")
+            assert "make token U=ada" in await dialog.inner_text()
             await dialog.get_by_role("textbox").fill(token(user))
             await dialog.get_by_role("button", name="Apply credentials").click()
             await docs.page.get_by_role("button", name="Close").click()
 
-            assert (await docs.try_out("create_task", user))[0] == "201"
+            assert (await docs.try_out("create_task", user_id=user))[0] == "201"
+            await docs.page.reload()
+            assert (await docs.try_out("list_tasks", user_id=user))[0] == "200"
             assert docs.elsewhere == []
 
     @pytest.mark.parametrize("bypass_csp", [False, True], ids=["with the policy", "control without the policy"])
@@ -214,13 +260,24 @@ class TestDocument:
 
         assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
-    async def test_without_authentication_the_document_differs_only_in_an_optional_token(
+    async def test_without_authentication_the_document_differs_only_in_having_no_security(
         self, document: dict[str, Any], base_url: str
     ) -> None:
         for _, _, operation in _operations(document):
-            operation["security"] += [{}] if operation["security"] else []
+            operation["security"] = []
+        del document["components"]["securitySchemes"]
+        on, off = "A bearer token proves who asks.", "Authentication is off, so any `user_id` will do."
+        document["info"]["description"] = document["info"]["description"].replace(on, off)
 
         assert await fetch_document(base_url) == document
+
+    async def test_the_operations_have_titles_as_people_say_them_in_the_order_of_use(
+        self, document: dict[str, Any]
+    ) -> None:
+        """The document groups them by path. Swagger UI shows the deletion last."""
+        paths = document["paths"].items()
+
+        assert {path: [each["summary"] for each in operations.values()] for path, operations in paths} == TITLES
 
     async def test_the_document_has_the_version_of_the_service(self, document: dict[str, Any]) -> None:
         assert document["info"]["version"] == __version__
@@ -237,6 +294,8 @@ class TestDocument:
 
         assert headers.keys() == {"If-Match", "If-None-Match", "Idempotency-Key", "Prefer"}
         assert not any(key.startswith("example") for header in headers.values() for key in [*header, *header["schema"]])
+        for name in ("If-Match", "If-None-Match"):
+            assert '`"2026-11-22T09:30:00.123456Z"`' in headers[name]["description"]
 
     async def test_every_error_has_the_problem_schema_and_an_example_with_its_status(
         self, document: dict[str, Any]

@@ -8,15 +8,16 @@ KEY_MAX: Final = 255
 
 # Bare, or quoted as in RFC 8941 section 3.3.3.
 _KEY: Final = rf'^([!#-~][ -~]{{0,{KEY_MAX - 1}}}|"([ !#-\[\]-~]|\\["\\]){{1,{KEY_MAX}}}")$'
+_TAG: Final = '"2026-11-22T09:30:00.123456Z"'
 _REQUEST_ID: Final = {"type": "string", "pattern": REQUEST_ID_PATTERN, "maxLength": 128}
 
 REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "If-Match": {
-        "description": "Entity tags; 412 if the task has none of them (RFC 9110 section 13.1.1). `*`: it must exist.",
+        "description": f"Entity tags with their quotes, as in `{_TAG}`; 412 if none fits. `*`: the task must exist.",
         "schema": {"type": "string"},
     },
     "If-None-Match": {
-        "description": "Entity tags; if the current one is among them, a read is 304 and a change 412.",
+        "description": f"Entity tags with their quotes, as in `{_TAG}`; if one fits, a read is 304, a change 412.",
         "schema": {"type": "string"},
     },
     "Idempotency-Key": {
@@ -33,7 +34,7 @@ RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "ETag": {
         "description": "The version. Of a task: its `updated_at` in double quotes. Of a list: weak.",
         "schema": {"type": "string", "maxLength": 40, "pattern": r'^(W/)?"[!#-~]*"$'},
-        "example": '"2026-11-22T09:30:00.123456Z"',
+        "example": _TAG,
     },
     "Cache-Control": {
         "description": "A copy may be kept, and is to be asked about before each use. Of an error none is kept.",

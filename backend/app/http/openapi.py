@@ -28,16 +28,19 @@ from app.http.problems import MEDIA_TYPE, problem_details
 from app.schemas.problem import EXAMPLE_ID, Problem
 from app.schemas.words import UNDOCUMENTED
 
-DESCRIPTION: Final = """\
-Tasks, each owned by one user. A bearer token proves who asks.
+_DESCRIPTION: Final = """\
+Tasks, each owned by one user. {authentication}
 
 * Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem details with a `detail` that can be shown.
 * Unknown body fields and query parameters are ignored and named in the reply header `Ignored-Fields`;
   with the request header `Prefer: handling=strict` they are refused with 422.
 * A change with `If-Match` is made only if the task is still at the version that you have seen.
+* A long list comes in pages. The reply header `Link` has the path of the next one.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
+* The guide for clients is `docs/api.md` in the repository of this service, the one about tokens `docs/auth.md`.
 """
-
+_ON: Final = "A bearer token proves who asks."
+_OFF: Final = "Authentication is off, so any `user_id` will do."
 _KEEPS: Final = "* But POST and PUT keep unknown body fields: replies have them after the fields of the task.\n"
 
 _SCHEMES: Final = {
@@ -46,12 +49,12 @@ _SCHEMES: Final = {
         "scheme": "bearer",
         "bearerFormat": "JWT",
         "description": (
-            "A JWT from your issuer, without the word Bearer, checked as RFC8725 recommends. "
-            "Its user has to be the one in the path."
+            "A JWT from your issuer, without the word Bearer, checked as RFC8725 recommends. Its user has to be the "
+            "one in the path. Whoever runs the service with a secret gets one for trials from `make token U=ada`, in a "
+            "container from `python -m app.token ada`."
         ),
     }
 }
-_SECURED: Final = {"bearer": list[str]()}
 _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _ON_ALL: Final = ("Ignored-Fields", "Preference-Applied")
 # Errors of several operations. Each instance is the example in the document.
@@ -68,6 +71,11 @@ _BODY: Final = (
     InvalidRequestError([FieldError("#/title", "must contain something other than white space")]),
 )
 _TASK: Final = (TaskNotFoundError(), PreconditionFailedError('"2026-11-22T09:31:12.654321Z"'))
+
+
+def description(*, authenticates: bool, keeps: bool) -> str:
+    """Returns the description of the API. `keeps` is the setting UNKNOWN_FIELDS."""
+    return _DESCRIPTION.format(authentication=_ON if authenticates else _OFF) + _KEEPS * keeps
 
 
 def operation_id(route: APIRoute) -> str:
@@ -124,27 +132,14 @@ def complete_document(
 ) -> None:
     """Add to FastAPI's `document`, in place, the security, errors and headers of every operation.
 
-    With `authenticates` off, the token is optional, so a generated client also works where authentication is on.
-    `keeps` is the setting UNKNOWN_FIELDS.
+    With `authenticates` off there is no security, but the errors of tokens stay: a client may meet them elsewhere.
     """
     components = document.setdefault("components", {})
-    components["securitySchemes"] = {**components.get("securitySchemes", {}), **_SCHEMES}
+    if authenticates:
+        components["securitySchemes"] = {**components.get("securitySchemes", {}), **_SCHEMES}
     components["headers"] = RESPONSE_HEADERS
-    components["parameters"] = {
-        name: {"name": name, "in": "header", **REQUEST_HEADERS[name]} for name in REQUEST_HEADERS
-    }
-    schemas = components.setdefault("schemas", {})
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    for name, schema in {"Problem": problem, **problem.pop("$defs")}.items():
-        schemas.setdefault(name, schema)
-    schemas["Problem"]["example"] = example = problem_details(_BODY[-1], EXAMPLE_ID)
-    schemas["ProblemField"]["example"] = example["errors"][0]
-    if keeps:
-        document["info"]["description"] += _KEEPS
-        for name in schemas.keys() & {"TaskCreate", "TaskUpdate", "TaskResponse"}:
-            schemas[name]["additionalProperties"] = True
-    for schema in schemas.values():
-        _order_example(schema)
+    components["parameters"] = {name: {"name": name, "in": "header", **each} for name, each in REQUEST_HEADERS.items()}
+    _complete_schemas(components.setdefault("schemas", {}), keeps=keeps)
     for context in iter_route_contexts(routes):
         for method in context.methods or ():
             operation = document.get("paths", {}).get(context.path_format, {}).get(method.lower())
@@ -152,15 +147,27 @@ def complete_document(
                 _complete_operation(operation, context, authenticates=authenticates)
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, unused unless a route refers to them
         if f'"#/components/schemas/{name}"' not in json.dumps(document):
-            schemas.pop(name, None)
+            components["schemas"].pop(name, None)
+
+
+def _complete_schemas(schemas: dict[str, Any], *, keeps: bool) -> None:
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    for name, schema in {"Problem": problem, **problem.pop("$defs")}.items():
+        schemas.setdefault(name, schema)
+    schemas["Problem"]["example"] = example = problem_details(_BODY[-1], EXAMPLE_ID)
+    schemas["ProblemField"]["example"] = example["errors"][0]
+    for name in schemas.keys() & {"TaskCreate", "TaskUpdate", "TaskResponse"} if keeps else ():
+        schemas[name]["additionalProperties"] = True
+    for schema in schemas.values():
+        _order_example(schema)
 
 
 def _complete_operation(operation: dict[str, Any], context: RouteContext, *, authenticates: bool) -> None:
     """Add the common responses and the security. A response that the route describes itself is kept."""
     public = is_public(context)
     own = operation.get("security", [])  # from dependencies that use FastAPI's `Security`
-    tokens = [{**scheme, **_SECURED} for scheme in own or [{}]]
-    operation["security"] = own if public else tokens if authenticates else [*tokens, {}]
+    secured = authenticates and not public
+    operation["security"] = [{**scheme, "bearer": []} for scheme in own or [{}]] if secured else own
     _drop_null(operation)
     if parameters := operation.get("parameters"):
         operation["parameters"] = [each for each in parameters if UNDOCUMENTED not in each.get("schema", {})]

@@ -128,7 +128,7 @@ Db = Annotated[Database, Depends(get_database)]
 Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
 CurrentUser = Annotated[str, Depends(current_user)]
 Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
-UserId = Annotated[UserIdText, Path(openapi_examples={"ada": {"value": "ada"}})]
+UserId = Annotated[UserIdText, Path(json_schema_extra={"example": "ada"})]
 # No task has an id that is no UUID. The type of this error becomes TaskNotFoundError, at no cost for other ids.
 _OrNoTask = GetPydanticSchema(
     lambda source, handler: custom_error_schema(

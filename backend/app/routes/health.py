@@ -21,14 +21,19 @@ class Health(BaseModel):
     status: Literal["live", "ready"]
 
 
-@router.get("/live", responses=problems())
+@router.get("/live", summary="Check that the process runs", response_description="It runs.", responses=problems())
 @public
 async def get_liveness() -> Health:
     """Whether the process runs. Nothing else is checked."""
     return Health(status="live")
 
 
-@router.get("/ready", responses=problems(IssuerUnavailableError(), DatabaseUnavailableError()))
+@router.get(
+    "/ready",
+    summary="Check that the service can work",
+    response_description="It can.",
+    responses=problems(IssuerUnavailableError(), DatabaseUnavailableError()),
+)
 @public
 async def get_readiness(db: Db, tokens: Tokens) -> Health:
     """Whether the database was available when last used, and keys to verify tokens are available. Sends no query."""

@@ -37,7 +37,19 @@ router = APIRouter(
 )
 
 
-@router.get("", response_model=TaskList, **LIST)
+@router.post("", summary="Create a task", response_model=TaskResponse, status_code=201, **CREATE)
+async def create_task(
+    db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, kept: KeptFields, request: Request
+) -> Response:
+    """Create a task. `Location` is its address. With `Idempotency-Key`, sending it again creates no second one."""
+    task, replayed = await tasks.create_task(db, user_id, body, key, kept)
+    headers = {"ETag": tasks.entity_tag(task), "Location": f"{_path(request)}/{task.id}"}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return RowResponse(task, HTTPStatus.CREATED, headers)
+
+
+@router.get("", summary="List tasks", response_model=TaskList, **LIST)
 async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query()], request: Request) -> Response:
     """List the user's tasks, newest first.
 
@@ -50,25 +62,13 @@ async def list_tasks(db: Db, user_id: UserId, query: Annotated[TaskQuery, Query(
     return reply
 
 
-@router.post("", response_model=TaskResponse, status_code=201, **CREATE)
-async def create_task(
-    db: Db, user_id: UserId, body: TaskCreate, key: IdempotencyKey, kept: KeptFields, request: Request
-) -> Response:
-    """Create a task. `Location` is its address. With `Idempotency-Key`, sending it again creates no second one."""
-    task, replayed = await tasks.create_task(db, user_id, body, key, kept)
-    headers = {"ETag": tasks.entity_tag(task), "Location": f"{_path(request)}/{task.id}"}
-    if replayed:
-        headers["Idempotent-Replayed"] = "true"
-    return RowResponse(task, HTTPStatus.CREATED, headers)
-
-
-@router.get("/{task_id}", response_model=TaskResponse, **READ)
+@router.get("/{task_id}", summary="Read a task", response_model=TaskResponse, **READ)
 async def get_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> Response:
     """Read one task."""
     return _reply(await tasks.get_task(db, user_id, task_id, conditions))
 
 
-@router.put("/{task_id}", response_model=TaskResponse, **CHANGE)
+@router.put("/{task_id}", summary="Update a task", response_model=TaskResponse, **CHANGE)
 async def update_task(
     db: Db, user_id: UserId, task_id: TaskId, body: TaskUpdate, conditions: RequestConditions, kept: KeptFields
 ) -> Response:
@@ -76,7 +76,7 @@ async def update_task(
     return _reply(await tasks.update_task(db, user_id, task_id, body, conditions, kept))
 
 
-@router.patch("/{task_id}/complete", response_model=TaskResponse, **CHANGE)
+@router.patch("/{task_id}/complete", summary="Complete a task", response_model=TaskResponse, **CHANGE)
 async def complete_task(
     db: Db,
     user_id: UserId,
@@ -94,7 +94,7 @@ async def complete_task(
     return _reply(await tasks.complete_task(db, user_id, task_id, completed, conditions))
 
 
-@router.delete("/{task_id}", status_code=204, response_class=Response, **DELETE)
+@router.delete("/{task_id}", summary="Delete a task", status_code=204, response_class=Response, **DELETE)
 async def delete_task(db: Db, user_id: UserId, task_id: TaskId, conditions: RequestConditions) -> Response:
     """Delete a task for good."""
     await tasks.delete_task(db, user_id, task_id, conditions)

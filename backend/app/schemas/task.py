@@ -175,7 +175,7 @@ class TaskQuery(BaseModel):
         ge=1,
         le=LIMIT_MAX,
         json_schema_extra={"format": "int32"},
-        description="How many at most. More follow under `Link: rel=next`.",
+        description=f"How many at most, up to {LIMIT_MAX}. More follow under `Link: rel=next`.",
     )
     cursor: str = Field(
         default="",
