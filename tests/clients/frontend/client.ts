@@ -118,7 +118,9 @@ await expectRequests("GET GET GET GET", Array(4).fill("html"), async () => {
 await expectRequests("GET", ["closed for an hour"], () => problemOf(api.get(task.id)));
 
 // A task is deleted, although the reply is lost, and although there is none. A wrong address is something else.
-await expectRequests("DELETE DELETE", ["dropped"], () => api.remove(task.id));
+await expectRequests("DELETE", [], () => api.remove(merged.id));
+const other = await api.create({ title: "Call Eve" });
+await expectRequests("DELETE DELETE", ["dropped"], () => api.remove(other.id));
 await api.remove(task.id);
 assert.equal((await problemOf(api.get(task.id))).status, 404);
 assert.equal((await problemOf(tasksApi(`${address}/else`, user, async () => token).remove(task.id))).status, 404);
