@@ -112,23 +112,33 @@ class TestCommands:
         }
 
     @pytest.mark.parametrize(
-        ("language", "interpreter"),
+        ("language", "interpreter", "refusal"),
         [
-            ("js", [str(Path(playwright.__file__).parent / "driver/node"), "--input-type=module"]),
-            ("python", [sys.executable, "-"]),
+            ("js", [str(Path(playwright.__file__).parent / "driver/node"), "--input-type=module"], "Please sign in."),
+            ("python", [sys.executable, "-"], "401 Unauthorized"),
         ],
     )
-    async def test_the_documented_loop_over_pages_lists_every_task(
-        self, client: httpx.AsyncClient, base_url: str, tasks: str, language: str, interpreter: list[str]
+    async def test_the_documented_loop_over_pages_lists_every_task_or_says_why_not(
+        self,
+        client: httpx.AsyncClient,
+        secured_url: str,
+        tasks: str,
+        language: str,
+        interpreter: list[str],
+        refusal: str,
     ) -> None:
         for number in range(5):
             await client.post(tasks, json={"title": f"Task {number}"})
         (code,) = re.findall(rf"^```{language}\n(.*?)^```", API, re.DOTALL | re.MULTILINE)
-        code = code.replace(f"{_SHOWN_ADDRESS}/api/grace/tasks", f"{base_url}{tasks}")
+        code = code.replace(f"{_SHOWN_ADDRESS}/api/grace/tasks", f"ADDRESS{tasks}")
 
-        finished = await anyio.run_process(interpreter, input=code.encode())
+        finished, refused = [
+            await anyio.run_process(interpreter, input=code.replace("ADDRESS", url).encode(), check=False)
+            for url in (str(client.base_url), secured_url)
+        ]
 
         assert finished.stdout.decode().split("\n") == ["Task 4", "Task 3", "Task 2", "Task 1", "Task 0", ""]
+        assert refusal in refused.stderr.decode()
 
 
 def _with_address(example: Example, address: str) -> str:
