@@ -25,6 +25,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY alembic.ini ./
 COPY alembic ./alembic
 COPY backend ./backend
+COPY docs ./docs
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/srv/tasks/backend \

@@ -54,6 +54,17 @@ class TestPage:
         assert parts["text/css"] > 10_000
         assert parts["text/javascript"] > 100_000
 
+    async def test_the_description_links_to_guides_that_a_browser_shows_as_text(
+        self, client: httpx.AsyncClient, document: dict[str, Any]
+    ) -> None:
+        links = re.findall(r"\]\((?!https:)(.+?)\)", document["info"]["description"])
+
+        assert len(links) == 3
+        for link in links:
+            guide = await client.get(httpx.URL("http://localhost/docs").join(link).path)
+            assert guide.headers["Content-Type"] == "text/plain; charset=utf-8"
+            assert guide.text == (ROOT / "docs" / Path(link).name).read_text()
+
     async def test_the_page_and_the_style_sheet_name_no_other_host(self, client: httpx.AsyncClient) -> None:
         page = await client.get("/docs")
         style = await client.get("/docs/assets/swagger-ui.css")

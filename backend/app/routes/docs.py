@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -24,39 +26,15 @@ _POLICY: Final = {
         "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 }
-_MEDIA_TYPES: Final = {
-    "swagger-ui-bundle.js": "text/javascript",
-    "swagger-ui.css": "text/css",
-    "favicon.png": "image/png",
+_SWAGGER: Final = files("fastapi_offline") / "static"
+_HERE: Final = Path(__file__).parent
+_GUIDES: Final = _HERE.parents[2] / "docs"
+_FILES: Final[dict[str, tuple[str, list[Traversable]]]] = {
+    "swagger-ui-bundle.js": ("text/javascript", [_SWAGGER / "swagger-ui-bundle.js", _HERE / "docs.js"]),
+    "swagger-ui.css": ("text/css", [_SWAGGER / "swagger-ui.css", _HERE / "docs.css"]),
+    "favicon.png": ("image/png", [_SWAGGER / "favicon.png"]),
+    **{name: ("text/plain", [_GUIDES / name]) for name in ("api.md", "auth.md", "frontend.md")},
 }
-# Each goes before a part of FastAPI's page (decision 43). A click unfolds headers, and replies other than a success.
-# DELETE is the last operation. Hidden is what says nothing: the only media type, missing links, a default shown twice.
-_ADDITIONS: Final = {
-    "</head>": """<style>
-    .response-col_links, .parameter__default, .response-control-media-type:has(option:only-child) { display: none }
-    details :is(.response-col_status, .response-col_description__inner) { display: none }
-    .swagger-ui .opblock table tbody tr td:nth-child(n) { padding: 4px 0 }
-    .swagger-ui .opblock .renderedMarkdown p { margin: 0 0 4px } .swagger-ui .opblock .model-example { margin-top: 0 }
-    .swagger-ui .opblock :is(.table-container, .responses-inner) { padding: 4px 20px }
-    .swagger-ui summary { cursor: pointer; font-size: 14px }
-    </style>
-    """,
-    "SwaggerUIBundle.presets.apis,": """({ React: { createElement: element } }) => {
-            const fold = (title, content) => element("details", null, element("summary", null, title), content)
-            const table = (row) => element("table", null, element("tbody", null, row))
-            return { wrapComponents: {
-                headers: (Headers) => (props) => props.headers?.size > 0
-                    && fold("Headers: " + props.headers.keySeq().join(", "), element(Headers, props)),
-                response: (Response) => (props) => props.code < "300" ? element(Response, props)
-                    : element("tr", null, element("td", { colSpan: 3 },
-                        fold(`${props.code} ${props.response.get("description")}`, table(element(Response, props))))),
-            } }
-        },
-        """,
-    "presets: [": """operationsSorter: (a, b) => (a.get("method") === "delete") - (b.get("method") === "delete"),
-    """,
-}
-_FOLDER: Final = files("fastapi_offline") / "static"
 
 router = APIRouter(include_in_schema=False, route_class=JSONRoute)  # for the entity tags
 
@@ -64,17 +42,17 @@ router = APIRouter(include_in_schema=False, route_class=JSONRoute)  # for the en
 @router.get(_ASSETS + "/{name}")
 @public
 async def get_asset(name: str) -> StreamingResponse:
-    """Returns a file of the page."""
-    if name not in _MEDIA_TYPES:
+    """Returns a file of the page, or a guide that it links to."""
+    if name not in _FILES:
         raise RouteNotFoundError
     content, tag = _read(name)
     headers = _CACHED | {"Content-Length": str(len(content)), "ETag": tag}
-    return StreamingResponse(_parts(content), headers=headers, media_type=_MEDIA_TYPES[name])
+    return StreamingResponse(_parts(content), headers=headers, media_type=_FILES[name][0])
 
 
 @cache
 def _read(name: str) -> tuple[bytes, str]:
-    content = (_FOLDER / name).read_bytes()
+    content = b"".join(file.read_bytes() for file in _FILES[name][1])
     return content, weak_tag(content).decode()
 
 
@@ -101,10 +79,8 @@ async def get_docs(request: Request) -> HTMLResponse:
             "showCommonExtensions": False,
         },
     )
-    html = bytes(page.body).decode()
-    for part, addition in _ADDITIONS.items():
-        html = html.replace(part, addition + part)
-    return HTMLResponse(html, headers=_POLICY)
+    page.headers.update(_POLICY)
+    return page
 
 
 @router.get("/")
