@@ -137,6 +137,8 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
         check_routes(app.router)  # again, because routes may have been added
         if not bounded:
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
+            if not settings.authenticates:
+                _logger.warning("authentication is off: whoever reaches the port may name any user")
         if settings.database_url is None:
             message = "DATABASE_URL is not set; `python -m app` starts an embedded PostgreSQL instead."
             raise StartupError(message)
@@ -171,7 +173,6 @@ async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
     elif settings.auth_jwt_secret:
         yield _verifier_with(SharedSecret(settings.auth_jwt_secret.get_secret_value()), settings)
     else:
-        _logger.warning("authentication is off: whoever reaches the port may name any user")
         yield None
 
 

@@ -19,8 +19,9 @@ from pydantic_core import ErrorDetails, Url
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled
-from app.core.environment import check_environment
+from app.core.environment import check_environment, drop_foreign_host
 from app.core.errors import StartupError
+from app.core.project import home
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
 
@@ -108,9 +109,7 @@ _RequiredClaim = Annotated[str | None, AfterValidator(_required_with_jwks_url)]
 class Settings(BaseSettings):
     """The settings of the service, frozen. Raises pydantic's ValidationError, which names each invalid setting."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: Dsn | None = Field(
         default=None, description="URL of a PostgreSQL 14 to 18. If unset, an embedded PostgreSQL is started."
@@ -228,9 +227,10 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Returns the settings of this process. Raises StartupError with one line for each invalid setting."""
+    drop_foreign_host()
     try:
         check_environment({name.upper() for name in (*Settings.model_fields, "better_auth_secret")})
-        return Settings()
+        return Settings(_env_file=home() / ".env")
     except UnicodeDecodeError:
         message = ".env: must be UTF-8 text"
         raise StartupError(message) from None

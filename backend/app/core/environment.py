@@ -1,23 +1,48 @@
 """Checks of the environment and `.env`. A slip there stops the start, because it could turn authentication off."""
 
+import logging
 import os
 import re
+import socket
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from io import StringIO
-from pathlib import Path
 from typing import Final
 
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
 from app.core.errors import StartupError
+from app.core.project import home
 
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
 # Names that can only mean authentication, slips such as `AUTH-JWT-SECRET` and `"AUTH_JWT_SECRET"` included.
 _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
 _SIMILAR: Final = 0.86  # the ratio of difflib for AUTH_ISSUERS is greater, that for AUTH_SECRET smaller
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
+
+# Conda and some shells export HOST as the name of a platform or of this machine, such as x86_64-conda-linux-gnu.
+_FOREIGN_HOST: Final = re.compile(r"(?=.*[a-z])\w+(-[\w.]+)*", re.IGNORECASE)
+
+_logger = logging.getLogger("app")
+
+
+def drop_foreign_host() -> None:
+    """Remove a HOST from the environment, with a warning, if it is the name of something else and not an address.
+
+    The default, or the HOST of `.env`, then holds. A name with a domain was meant for this service, so it is kept.
+    """
+    host = os.environ.get("HOST", "")
+    if _FOREIGN_HOST.fullmatch(host) and not _is_resolved(host):
+        del os.environ["HOST"]
+        _logger.warning("HOST: %s is not an address and is ignored; other programs set this variable too", host)
+
+
+def _is_resolved(host: str) -> bool:
+    with suppress(OSError, UnicodeError):
+        return bool(socket.getaddrinfo(host, None))
+    return False
 
 
 def check_environment(settings: Collection[str]) -> None:
@@ -38,8 +63,9 @@ def _dotenv_text() -> str:
 
     A container engine makes a directory of a missing file.
     """
+    path = home() / ".env"
     try:
-        return Path(".env").read_text(encoding="utf-8") if os.path.lexists(".env") else ""
+        return path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
     except OSError as error:
         message = f".env: {error.strerror}"
         raise StartupError(message) from None
