@@ -8,7 +8,9 @@ from typing import Any, Final, TypedDict
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import iter_route_contexts
 from sqlmodel import SQLModel
+from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
 from app import __version__
@@ -139,6 +141,8 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
             if not settings.authenticates:
                 _logger.warning("authentication is off: whoever reaches the port may name any user")
+        elif any(isinstance(each.original_route, WebSocketRoute) for each in iter_route_contexts(app.routes)):
+            _logger.warning("`python -m app` does not serve the WebSockets of this application; another server does")
         if settings.database_url is None:
             message = "DATABASE_URL is not set; `python -m app` starts an embedded PostgreSQL instead."
             raise StartupError(message)

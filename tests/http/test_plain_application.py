@@ -190,6 +190,18 @@ class TestStart:
                 is_open = not (bounded or settings.authenticates)
                 assert ("authentication is off: whoever reaches the port may name any user" in caplog.text) is is_open
 
+    async def test_our_server_warns_that_it_does_not_serve_the_websockets_of_an_application(
+        self, secured: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        router = APIRouter()
+        router.websocket("/api/{user_id}/live")(lambda: None)
+        for bounded in (True, False):
+            caplog.clear()
+            app = create_app(secured, bounded=bounded)
+            app.include_router(router)
+            async with app.router.lifespan_context(app):
+                assert ("does not serve the WebSockets" in caplog.text) is bounded
+
     async def test_an_application_without_a_database_does_not_start(self) -> None:
         app = create_app(Settings(_env_file=None))
 
