@@ -44,7 +44,8 @@ class Service:
         self._data = directory / ".data" / "postgres"
         self._out = directory / f"stdout-{self.port}"
         self._err = directory / f"stderr-{self.port}"
-        (directory / ".env").touch()  # so that the service does not look for that of the developer
+        if backend == BACKEND:
+            (directory / ".env").touch()  # so that the service does not look for that of the developer
         names = {name.upper() for name in Settings.model_fields}
         environment = {name: value for name, value in os.environ.items() if name not in names}
         environment |= {

@@ -96,6 +96,25 @@ class TestLife:
         assert any(re.search(r"POST /api/\{user_id\}/tasks 201 in \d+\.\d ms$", line) for line in lines)
         assert (service.stderr, service.postgres_runs) == ("", False)
 
+    @pytest.mark.ci
+    def test_a_service_that_is_started_elsewhere_has_the_settings_and_the_tasks_of_its_project(
+        self, directory: Path
+    ) -> None:
+        for name in ("alembic", "alembic.ini", "backend"):
+            (directory / name).symlink_to(BACKEND.parent / name)
+        (directory / ".env").write_text("AUTH_LEEWAY_SECONDS=1\n")
+        elsewhere = directory / "elsewhere"
+        elsewhere.mkdir()
+        with Service(elsewhere, {"AUTH_JWT_SECRET": SECRET}, backend=directory / "backend") as service:
+            assert service.ready().end() == 0
+
+        assert announced(service.messages)[1:4] == [
+            f"Settings: {directory}/.env",
+            f"Database: embedded, {directory}/.data/postgres",
+            "Authentication: by secret",
+        ]
+        assert [path.name for path in elsewhere.glob("[!s]*")] == []
+
     def test_a_service_whose_terminal_is_closed_while_it_starts_leaves_no_postgres(self, directory: Path) -> None:
         with Service(directory) as service:
             while not service.postgres_runs:

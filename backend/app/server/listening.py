@@ -96,8 +96,7 @@ def _bound(address: str, port: int) -> socket.socket:
     """Returns a socket for one family, whose port may have connections of a service that has just ended."""
     sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
-        if os.name == "posix":  # elsewhere it means to share the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")  # elsewhere it shares the port
         if sock.family is socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))
