@@ -72,7 +72,9 @@ def _addresses(host: str) -> set[str]:
     if host.lower() == "localhost":  # whatever a resolver makes of it
         return {"127.0.0.1", "::1"}
     found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    return found | {"0.0.0.0"} if "::" in found else found  # noqa: S104  # HOST asks for it
+    if "::" in found:
+        found.add("0.0.0.0")  # noqa: S104  # nosec B104  # HOST asks for it
+    return found
 
 
 def _bind(addresses: set[str], port: int) -> list[socket.socket]:
