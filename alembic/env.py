@@ -12,6 +12,7 @@ from typing import Any, Final
 import asyncpg
 from alembic import context
 from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationInfo
 from alembic.util import CommandError
 from sqlalchemy import Connection, String, column, inspect, select, table, text
 from sqlalchemy.exc import EmulatedDBAPIException, SQLAlchemyError
@@ -26,6 +27,7 @@ from app.core.database.dsn import parse_dsn
 from app.core.database.faults import ConnectError
 from app.core.database.migrations import VERSION_TABLE
 from app.core.errors import StartupError
+from app.core.project import home
 from app.core.stopping import INTERVAL, check, end_in_time, note_signals, requested
 from app.server.embedded import embedded_postgres
 from app.services.adoption import has_our_key, has_unadopted
@@ -61,17 +63,19 @@ def _dsn() -> Iterator[str]:
     if configured:
         yield configured
     else:
-        with embedded_postgres(Path(directory or load_settings().embedded_postgres_dir)) as dsn:
+        with embedded_postgres(Path(directory) if directory else home() / load_settings().embedded_postgres_dir) as dsn:
             yield dsn
 
 
 def _migrate(connection: Connection) -> None:
+    steps: list[MigrationInfo] = []
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,
         compare_server_default=True,
         include_name=_is_in_models,
         version_table=VERSION_TABLE,
+        on_version_apply=lambda step, **_: steps.append(step),
     )
     with context.begin_transaction():
         # The role may be that of the service, which has short timeouts.
@@ -84,6 +88,23 @@ def _migrate(connection: Connection) -> None:
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
         work = context.config.attributes.get("work", _only_migrate)
         work(connection, lambda: _run_migrations(connection))
+    _report(steps)
+
+
+def _report(steps: list[MigrationInfo]) -> None:
+    """Say from which revision to which the database went. `alembic` has no log, so it prints this."""
+    if steps:
+        ends = steps[0].source_revision_ids, steps[-1].destination_revision_ids
+        before, after = (f"revision {ids[0]}" if ids else "no revision" for ids in ends)
+        sentence = f"The database went from {before} to {after}."
+    elif context.get_context().opts["fn"].__name__ == "upgrade":
+        sentence = "The database is at the newest revision: nothing to do."
+    else:
+        return
+    if context.config.cmd_opts:
+        context.config.print_stdout(sentence)
+    elif steps:
+        _logger.info(sentence)
 
 
 def _only_migrate(connection: Connection, migrate: Callable[[], None]) -> None:

@@ -44,6 +44,8 @@ class Service:
         self._data = directory / ".data" / "postgres"
         self._out = directory / f"stdout-{self.port}"
         self._err = directory / f"stderr-{self.port}"
+        if backend == BACKEND:
+            (directory / ".env").touch()  # so that the service does not look for that of the developer
         names = {name.upper() for name in Settings.model_fields}
         environment = {name: value for name, value in os.environ.items() if name not in names}
         environment |= {
@@ -89,6 +91,15 @@ class Service:
     @property
     def messages(self) -> list[str]:
         return [line["message"] for line in self.lines]
+
+    @property
+    def opened(self) -> list[Path]:
+        """The files that the process has opened."""
+        files = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                files.append(link.readlink())
+        return files
 
     @property
     def postmaster(self) -> int:

@@ -4,12 +4,13 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from inspect import isawaitable
 from time import time
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
 import httpx
@@ -159,6 +160,11 @@ def full_pipe() -> tuple[int, int]:
             os.write(writer, b"\n")
     os.set_blocking(writer, True)
     return reader, writer
+
+
+def unresolved(*_: object, **__: object) -> NoReturn:
+    """In the place of `socket.getaddrinfo`, for a name that nobody knows."""
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
 def pointers(refusal: httpx.Response) -> list[str]:

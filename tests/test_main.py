@@ -1,5 +1,6 @@
 """`python -m app` as a user runs it, mostly with an embedded PostgreSQL in its directory, and as it is killed."""
 
+import fcntl
 import os
 import pty
 import re
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import make_url
 
+from app import __version__
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
 from tests.service import BACKEND, TASKS, Service
 from tests.support import SECRET, bearer, execute, new_database
 
+REVISION = "0002"
 OPEN_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tasks-api'"
 
 
@@ -37,16 +41,29 @@ def directory(created: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def announced(messages: list[str]) -> list[str]:
+    """Returns the messages without those about requests, and about the directories of root."""
+    return [message for message in messages if not re.search(r" in [\d.]+ ms$| is opened for passage ", message)]
+
+
 class TestLife:
-    def test_the_first_start_logs_json_with_the_address_and_a_warning_and_its_end_stops_postgres(
+    def test_the_first_start_logs_json_that_says_what_runs_and_where_and_its_end_stops_postgres(
         self, tmp_path: Path
     ) -> None:
         with Service(tmp_path) as service:
             service.ready().create("Buy oat milk")
             assert (service.end(), service.stderr, service.postgres_runs) == (0, "", False)
 
-        assert f"docs will be at {service.url}/docs" in service.messages
-        assert "authentication is off: whoever reaches the port may name any user" in service.messages
+        assert announced(service.messages) == [
+            f"Tasks API {__version__}",
+            f"Settings: {tmp_path}/.env",
+            "Database: embedded, .data/postgres",
+            "Authentication: off",
+            f"creating an embedded PostgreSQL in {tmp_path}/.data/postgres",
+            f"The database went from no revision to revision {REVISION}.",
+            f"Ready. Open {service.url}/docs (Ctrl+C ends)",
+            "Stopped.",
+        ]
         assert all(service.messages)
         assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in service.lines)
         assert {line["level"] for line in service.lines} == {"INFO", "WARNING"}
@@ -66,14 +83,37 @@ class TestLife:
             os.close(terminal)
             service.ready().create("Buy oat milk")
             os.killpg(service.process.pid, signal.SIGINT)
-            assert service.process.wait() in {0, 130}
+            assert service.process.wait() == 0
             lines = os.read(screen, 65_536).decode().splitlines()
             os.close(screen)
 
-        assert f"docs will be at {service.url}/docs" in "\n".join(lines)
+        assert announced([line[17:] for line in lines])[3:] == [
+            "Authentication: off",
+            f"Ready. Open {service.url}/docs (Ctrl+C ends)",
+            "Stopped.",
+        ]
         assert all(re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) ", line) for line in lines)
         assert any(re.search(r"POST /api/\{user_id\}/tasks 201 in \d+\.\d ms$", line) for line in lines)
         assert (service.stderr, service.postgres_runs) == ("", False)
+
+    @pytest.mark.ci
+    def test_a_service_that_is_started_elsewhere_has_the_settings_and_the_tasks_of_its_project(
+        self, directory: Path
+    ) -> None:
+        for name in ("alembic", "alembic.ini", "backend"):
+            (directory / name).symlink_to(BACKEND.parent / name)
+        (directory / ".env").write_text("AUTH_LEEWAY_SECONDS=1\n")
+        elsewhere = directory / "elsewhere"
+        elsewhere.mkdir()
+        with Service(elsewhere, {"AUTH_JWT_SECRET": SECRET}, backend=directory / "backend") as service:
+            assert service.ready().end() == 0
+
+        assert announced(service.messages)[1:4] == [
+            f"Settings: {directory}/.env",
+            f"Database: embedded, {directory}/.data/postgres",
+            "Authentication: by secret",
+        ]
+        assert [path.name for path in elsewhere.glob("[!s]*")] == []
 
     def test_a_service_whose_terminal_is_closed_while_it_starts_leaves_no_postgres(self, directory: Path) -> None:
         with Service(directory) as service:
@@ -91,29 +131,34 @@ class TestDeployed:
         elsewhere = {"Host": "tasks.example.com"}
         with new_database(dsn, "given") as given:
             settings = {"DATABASE_URL": given.replace("sslmode=disable", "sslmode=prefer"), "HOME": str(tmp_path)}
-            settings |= {"HOST": "0.0.0.0", "BETTER_AUTH_SECRET": SECRET}
+            settings |= {"HOST": "::", "BETTER_AUTH_SECRET": SECRET}
             (tmp_path / ".postgresql" / "postgresql.crt").mkdir(parents=True)  # it cannot be read as a file
             with Service(tmp_path, settings) as service, httpx.Client(base_url=service.url, timeout=30) as client:
                 service.ready()
                 assert client.get(TASKS, headers=elsewhere).status_code == 401
                 assert client.get(TASKS, headers=bearer("grace")).status_code == 403
+                assert httpx.get(f"http://[::1]:{service.port}/health/ready").is_success
                 created = client.post(TASKS, json={"title": "Buy oat milk"}, headers={**elsewhere, **bearer("ada")})
                 assert (created.status_code, created.headers.get("Server")) == (201, None)
                 assert service.end() == 0
 
             assert execute(given, "SELECT title FROM tasks") == [("Buy oat milk",)]
         assert not (tmp_path / ".data").exists()
-        unwanted = ("authentication is off", "does not bound what a connection may send")
-        assert not [message for message in service.messages if any(words in message for words in unwanted)]
+        assert announced(service.messages)[2:] == [
+            f"Database: {make_url(given).query['host']}",
+            "Authentication: by secret",
+            f"The database went from no revision to revision {REVISION}.",
+            f"Ready. Open {service.url}/docs (Ctrl+C ends)",
+            "Stopped.",
+        ]
         assert SECRET not in service.stdout + service.stderr
-        assert f"Uvicorn running on http://0.0.0.0:{service.port} (Press CTRL+C to quit)" in service.messages
 
 
 class TestWorkers:
     def test_every_worker_serves_from_the_one_postgres_and_ends_when_the_terminal_is_closed(
         self, directory: Path
     ) -> None:
-        with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
+        with Service(directory, {"WEB_CONCURRENCY": "2"}, module="tests.verbose") as service:
             workers = started(service)
             service.create("Buy oat milk")
             for pid in workers:
@@ -126,17 +171,21 @@ class TestWorkers:
             assert not service.postgres_runs
 
     def test_a_killed_worker_is_replaced(self, directory: Path) -> None:
-        with Service(directory, {"WEB_CONCURRENCY": "2"}) as service:
-            os.kill(started(service)[0], signal.SIGKILL)
+        with Service(directory, {"WEB_CONCURRENCY": "2", "HOST": "localhost"}, module="tests.verbose") as service:
+            killed = started(service)[0]
+            assert httpx.get(f"http://[::1]:{service.port}/health/ready").is_success
+            os.kill(killed, signal.SIGKILL)
             while service.messages.count("Application startup complete.") < 3:
                 assert service.process.poll() is None, service.stderr
                 time.sleep(0.02)
             assert service.end() == 0
+        assert f"worker [{killed}] has ended or is stuck, and is replaced" in service.messages
+        assert service.messages.count(f"Ready. Open http://localhost:{service.port}/docs (Ctrl+C ends)") == 1
 
     @pytest.mark.ci
     def test_every_worker_ends_with_its_killed_parent(self, directory: Path) -> None:
         with (
-            Service(directory, {"WEB_CONCURRENCY": "2"}) as service,
+            Service(directory, {"WEB_CONCURRENCY": "2"}, module="tests.verbose") as service,
             embedded_postgres(directory / ".data" / "postgres") as dsn,
         ):
             started(service)
@@ -151,9 +200,9 @@ class TestWorkers:
     def test_a_worker_that_needs_long_to_start_is_not_replaced(self, directory: Path) -> None:
         slow = "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv): time.sleep(8)\n"
         (directory / "sitecustomize.py").write_text(slow)  # every Python process imports it first
-        path = os.pathsep.join(map(str, (directory, BACKEND)))
+        path = os.pathsep.join(map(str, (directory, BACKEND, BACKEND.parent)))
 
-        with Service(directory, {"WEB_CONCURRENCY": "2", "PYTHONPATH": path}) as service:
+        with Service(directory, {"WEB_CONCURRENCY": "2", "PYTHONPATH": path}, module="tests.verbose") as service:
             assert len(started(service)) == 2
 
 
@@ -187,16 +236,38 @@ class TestKill:
 
 
 class TestRefusal:
-    def test_a_port_that_is_in_use_is_reported_in_one_line(self, directory: Path) -> None:
+    def test_a_port_that_is_in_use_is_reported_in_one_line_before_anything_else_happens(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            with Service(directory, port=port) as service:
-                assert service.process.wait() not in {0, None}
+            with Service(tmp_path, port=port) as service:
+                assert service.process.wait() == 1
 
-        [error] = [line["message"] for line in service.lines if line["level"] == "ERROR"]
-        assert "address already in use" in error
-        assert str(port) in error
-        assert (service.stderr, service.postgres_runs) == ("", False)
+        assert re.fullmatch(rf"PORT: {port} is in use; try PORT=\d+ make run\n", service.stderr)
+        assert service.stdout == ""
+        assert not (tmp_path / ".data").exists()
+
+    @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.ci), 2])
+    def test_a_starting_service_refuses_connections_and_ends_if_another_program_then_listens_on_its_port(
+        self, directory: Path, workers: int
+    ) -> None:
+        path = directory / ".data" / "postgres.start.lock"
+        with path.open("a") as lock, Service(directory, {"WEB_CONCURRENCY": str(workers)}) as service:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            while path not in service.opened:
+                assert service.process.poll() is None, service.stderr
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", service.port))
+            with socket.create_server(("127.0.0.1", service.port)):
+                lock.close()
+                assert service.process.wait() == 1
+
+        sentence = rf"PORT: {service.port} is in use; try PORT=\d+ make run"
+        if workers > 1:
+            assert service.stderr == "The workers cannot start; the log has the reason.\n"
+            assert re.fullmatch(sentence, next(line["message"] for line in service.lines if line["level"] == "ERROR"))
+        else:
+            assert re.fullmatch(f"{sentence}\n", service.stderr)
+        assert not service.postgres_runs
 
     def test_a_database_that_cannot_be_used_is_reported_in_one_line_after_the_warnings(self, tmp_path: Path) -> None:
         with Service(tmp_path, {"DATABASE_URL": "postgresql://ada:s3cret@a..b/tasks?sslmode=require"}) as service:

@@ -23,11 +23,13 @@ from app.core.config import Settings, load_settings
 from app.core.database.migrations import migrate
 from app.core.errors import StartupError
 from app.core.logging import log_config
+from app.core.project import home
+from app.server.command import log_summary, read_arguments
 from app.server.embedded import embedded_postgres
-from app.server.processes import CLOSING_TIME, Server, Workers
+from app.server.listening import bind, page
+from app.server.processes import CLOSING_TIME, serve
 from app.server.protocol import SERVER_OPTIONS
 
-_INTERRUPTED: Final = 130  # the exit code after Ctrl+C
 _STARTING_TIME: Final = 30  # seconds until uvicorn replaces a worker that does not answer; a worker imports first
 
 _logger = logging.getLogger("app")
@@ -35,20 +37,23 @@ _logger = logging.getLogger("app")
 
 def main() -> None:
     """Serve until a signal. If the service cannot start, exit with one sentence on stderr."""
+    read_arguments(sys.argv[1:])
     logging.config.dictConfig(log_config())
     try:
         settings = load_settings()
         end_in_time(settings.shutdown_timeout)
+        sockets = bind(settings.host, settings.port)
+        log_summary(settings)
         for warning in settings.warnings:
             _logger.warning(warning)
         with _database(settings):
             check()
-            _serve(settings)
-        check()
+            serve(_config(settings), sockets, page(settings.host, sockets))
     except StartupError as error:
         sys.exit(str(error))
-    except Stopped as stopped:
-        sys.exit(_INTERRUPTED if stopped.code == _INTERRUPTED else 0)
+    except Stopped:
+        pass
+    _logger.info("Stopped.")
 
 
 @contextmanager
@@ -58,16 +63,14 @@ def _database(settings: Settings) -> Iterator[None]:
         migrate(settings.migration_dsn)
         yield
     else:
-        with embedded_postgres(settings.embedded_postgres_dir) as dsn:
+        with embedded_postgres(home() / settings.embedded_postgres_dir) as dsn:
             migrate(dsn)
             os.environ["DATABASE_URL"] = dsn
             yield
 
 
-def _serve(settings: Settings) -> None:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    _logger.info("docs will be at http://%s:%d/docs", host, settings.port)
-    config = uvicorn.Config(
+def _config(settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         "app.main:create_bounded_app",
         factory=True,
         host=settings.host,
@@ -78,10 +81,6 @@ def _serve(settings: Settings) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout - CLOSING_TIME,
         **SERVER_OPTIONS,
     )
-    if config.workers > 1:
-        Workers(config).run()
-    else:
-        Server(config).run()
 
 
 if __name__ == "__main__":  # pragma: no branch  # it is never imported

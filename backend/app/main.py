@@ -8,7 +8,9 @@ from typing import Any, Final, TypedDict
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import iter_route_contexts
 from sqlmodel import SQLModel
+from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
 from app import __version__
@@ -137,6 +139,10 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
         check_routes(app.router)  # again, because routes may have been added
         if not bounded:
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
+            if not settings.authenticates:
+                _logger.warning("authentication is off: whoever reaches the port may name any user")
+        elif any(isinstance(each.original_route, WebSocketRoute) for each in iter_route_contexts(app.routes)):
+            _logger.warning("`python -m app` does not serve the WebSockets of this application; another server does")
         if settings.database_url is None:
             message = "DATABASE_URL is not set; `python -m app` starts an embedded PostgreSQL instead."
             raise StartupError(message)
@@ -171,7 +177,6 @@ async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
     elif settings.auth_jwt_secret:
         yield _verifier_with(SharedSecret(settings.auth_jwt_secret.get_secret_value()), settings)
     else:
-        _logger.warning("authentication is off: whoever reaches the port may name any user")
         yield None
 
 

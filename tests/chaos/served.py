@@ -42,6 +42,7 @@ def create_bounded_app() -> FastAPI:
 # Half of the usual timeout, because tests wait for it. Also in each worker, which imports this module.
 pytest.MonkeyPatch().setattr("app.main.Database", partial(Database, timeouts=Timeouts(statement=2)))
 app.main.create_bounded_app = create_bounded_app
+pytest.MonkeyPatch().setattr("app.core.logging.QUIET", ())  # uvicorn names its processes
 
 if __name__ == "__main__":
     main()

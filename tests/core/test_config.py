@@ -11,6 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from app.core.config import Settings, load_settings
 from app.core.errors import StartupError
+from app.core.project import home
 from tests.support import SECRET
 
 DSN = "postgresql://ada:s3cret@db.example.com/tasks"
@@ -60,6 +61,20 @@ class TestSources:
 
         assert load().port == 9000
         assert load(PORT="9001").port == 9001
+
+    def test_without_a_dotenv_file_in_the_working_directory_that_of_the_project_is_used(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        project = tmp_path / "project"
+        project.mkdir()
+        monkeypatch.setattr("app.core.project.ROOT", project)
+        assert (load().port, home()) == (8000, project)
+
+        (project / ".env").write_text("PORT=9000")
+        assert (load().port, home()) == (9000, project)
+
+        Path(".env").write_text("PORT=9001")
+        assert (load().port, home()) == (9001, tmp_path)
 
     def test_a_dotenv_file_that_is_not_text_is_refused(self) -> None:
         for text, encoding in (("PORT=9000 # café", "latin-1"), ("PORT=9000", "utf-16"), ("PORT=9000", "utf-16-le")):

@@ -9,7 +9,7 @@ import pytest
 
 from app.core.config import load_settings
 from app.core.errors import StartupError
-from tests.support import SECRET
+from tests.support import SECRET, unresolved
 
 NOT_A_LINE: Final = "is not NAME=value, or its quote is not closed"
 EMPTY: Final = "is empty; give it a value, or remove it"
@@ -79,6 +79,47 @@ class TestLines:
         Path(".env").symlink_to("missing")
         with pytest.raises(StartupError, match=r"^\.env: No such file or directory$"):
             load_settings()
+
+
+class TestForeignHost:
+    """Conda exports the name of a platform as HOST, tcsh that of the machine."""
+
+    @pytest.mark.parametrize(
+        "host", ["x86_64-conda-linux-gnu", "arm64-apple-darwin20.0.0", "adas-laptop", "adas_laptop"]
+    )
+    def test_a_name_of_something_else_is_ignored_with_one_warning_and_the_file_or_the_default_holds(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, host: str
+    ) -> None:
+        monkeypatch.setattr("socket.getaddrinfo", unresolved)
+        monkeypatch.setenv("HOST", host)
+
+        assert [load_settings().host, load_settings().host] == ["127.0.0.1"] * 2
+        assert [record.getMessage() for record in caplog.records] == [
+            f"HOST: {host} is not an address and is ignored; other programs set this variable too"
+        ]
+
+        monkeypatch.setenv("HOST", host)
+        Path(".env").write_text("HOST=::1")
+        assert load_settings().host == "::1"
+
+    @pytest.mark.parametrize("host", ["tasks.internal", "0.0.0.0.", "127.0.0.1:8000", "http://localhost", "a b", "999"])
+    def test_what_was_meant_as_an_address_is_not_ignored_and_nor_is_a_name_in_the_file(
+        self, monkeypatch: pytest.MonkeyPatch, host: str
+    ) -> None:
+        monkeypatch.setattr("socket.getaddrinfo", unresolved)
+        monkeypatch.setenv("HOST", host)
+        with pytest.raises(StartupError, match=r"^HOST: must be a loopback address"):
+            load_settings()
+
+        monkeypatch.delenv("HOST")
+        assert "HOST: must be a loopback address" in refusal("HOST=x86_64-conda-linux-gnu")
+
+    def test_a_name_that_can_be_resolved_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_: [("an address",)])
+        monkeypatch.setenv("HOST", "adas-laptop")
+        monkeypatch.setenv("AUTH_JWT_SECRET", SECRET)
+
+        assert load_settings().host == "adas-laptop"
 
 
 class TestNames:

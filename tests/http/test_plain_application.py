@@ -3,6 +3,7 @@
 import json
 import re
 from enum import Enum
+from itertools import product
 from typing import Annotated, Any
 
 import httpx
@@ -20,7 +21,7 @@ from app.http.authorization import NotStartedError, public
 from app.http.openapi import complete_document
 from app.main import create_app
 from tests.http.support import BASE, extended, problem_of
-from tests.support import SECRET
+from tests.support import SECRET, make_settings
 
 
 class TestMiddleware:
@@ -179,12 +180,27 @@ class TestStart:
             _ = main.apps
 
     async def test_only_a_server_without_bounds_on_connections_logs_a_warning(
-        self, secured: Settings, caplog: pytest.LogCaptureFixture
+        self, secured: Settings, dsn: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        for bounded in (True, False):
-            app = create_app(secured, bounded=bounded)
+        for settings, bounded in product((secured, make_settings(dsn)), (True, False)):
+            caplog.clear()
+            app = create_app(settings, bounded=bounded)
             async with app.router.lifespan_context(app):
                 assert ("does not bound what a connection may send" in caplog.text) is not bounded
+                is_open = not (bounded or settings.authenticates)
+                assert ("authentication is off: whoever reaches the port may name any user" in caplog.text) is is_open
+
+    async def test_our_server_warns_that_it_does_not_serve_the_websockets_of_an_application(
+        self, secured: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        router = APIRouter()
+        router.websocket("/api/{user_id}/live")(lambda: None)
+        for bounded in (True, False):
+            caplog.clear()
+            app = create_app(secured, bounded=bounded)
+            app.include_router(router)
+            async with app.router.lifespan_context(app):
+                assert ("does not serve the WebSockets" in caplog.text) is bounded
 
     async def test_an_application_without_a_database_does_not_start(self) -> None:
         app = create_app(Settings(_env_file=None))

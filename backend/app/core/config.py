@@ -20,8 +20,9 @@ from pydantic_core import ErrorDetails, Url
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
-from app.core.environment import NOT_TEXT, check_environment, unknown_names, unwrapped
+from app.core.environment import NOT_TEXT, check_environment, drop_foreign_host, unknown_names, unwrapped
 from app.core.errors import StartupError
+from app.core.project import home
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
 
@@ -135,9 +136,7 @@ _RequiredClaim = Annotated[str | None, AfterValidator(_required_with_jwks_url)]
 class Settings(BaseSettings):
     """The settings of the service, frozen. Raises pydantic's ValidationError, which names each invalid setting."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: Dsn | None = Field(
         default=None, description="URL of a PostgreSQL 14 to 18. If unset, an embedded PostgreSQL is started."
@@ -274,9 +273,10 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Returns the settings of this process. Raises StartupError with one line for each invalid setting."""
+    drop_foreign_host()
     try:
         check_environment(_names())
-        return Settings()
+        return Settings(_env_file=home() / ".env")
     except UnicodeDecodeError:
         raise StartupError(NOT_TEXT) from None
     except ValidationError as error:

@@ -1,17 +1,20 @@
 """Checks of the environment and `.env`. A slip stops the start if it could turn authentication off."""
 
+import logging
 import os
 import re
+import socket
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from io import StringIO
-from pathlib import Path
 from typing import Final
 
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
 from app.core.errors import StartupError
+from app.core.project import home
 
 NOT_TEXT: Final = ".env: must be UTF-8 text"
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
@@ -23,6 +26,28 @@ _SHOWN: Final = re.compile(r"[\w.-]{1,40}")  # other text may be a line of a sec
 _OF_COMPOSE: Final = re.compile("COMPOSE_.*|POSTGRES_PASSWORD")  # .env has them for compose.yaml
 _QUOTED: Final = re.compile(r"""\s*(["'])((?:(?!\1).)*)\1\s*""", re.DOTALL)
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
+
+# Conda and some shells export HOST as the name of a platform or of this machine, such as x86_64-conda-linux-gnu.
+_FOREIGN_HOST: Final = re.compile(r"(?=.*[a-z])\w+(-[\w.]+)*", re.IGNORECASE)
+
+_logger = logging.getLogger("app")
+
+
+def drop_foreign_host() -> None:
+    """Remove a HOST from the environment, with a warning, if it is the name of something else and not an address.
+
+    The default, or the HOST of `.env`, then holds. A name with a domain was meant for this service, so it is kept.
+    """
+    host = os.environ.get("HOST", "")
+    if _FOREIGN_HOST.fullmatch(host) and not _is_resolved(host):
+        del os.environ["HOST"]
+        _logger.warning("HOST: %s is not an address and is ignored; other programs set this variable too", host)
+
+
+def _is_resolved(host: str) -> bool:
+    with suppress(OSError, UnicodeError):
+        return bool(socket.getaddrinfo(host, None))
+    return False
 
 
 def check_environment(settings: Collection[str]) -> None:
@@ -69,8 +94,9 @@ def _dotenv_text() -> str:
 
     A container engine makes a directory of a missing file.
     """
+    path = home() / ".env"
     try:
-        return Path(".env").read_text(encoding="utf-8") if os.path.lexists(".env") else ""
+        return path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
     except OSError as error:
         message = f".env: {error.strerror}"
         raise StartupError(message) from None

@@ -22,6 +22,8 @@ _CLOSING_TIME: Final = 1  # seconds
 _BATCH_TIME: Final = 0.01  # seconds in which lines are collected; a thread switch for each line would cost more
 _RETRY_TIME: Final = 1  # seconds
 _END: Final = b""
+# At INFO, httpx logs the URL of the keys and quotes the reply. The others report each step of a start.
+QUIET: Final = ("httpx", "uvicorn", "alembic")
 
 
 class JsonFormatter(logging.Formatter):
@@ -116,6 +118,6 @@ def log_config() -> dict[str, Any]:
             "terminal": {"format": "%(asctime)s %(levelname)-7s %(message)s", "datefmt": "%H:%M:%S"},
         },
         "handlers": {"stdout": {"()": LogHandler, "stream": "ext://sys.stdout", "formatter": formatter}},
-        "loggers": {"httpx": {"level": "WARNING"}},  # at INFO it logs the URL of the keys and quotes the reply
+        "loggers": {name: {"level": "WARNING"} for name in QUIET},
         "root": {"level": "INFO", "handlers": ["stdout"]},
     }

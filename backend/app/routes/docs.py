@@ -12,6 +12,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
 from app.core.errors import RouteNotFoundError
+from app.core.project import ROOT
 from app.http.authorization import public
 from app.http.conditions import weak_tag
 from app.http.fast_lane import JSONRoute
@@ -28,7 +29,7 @@ _POLICY: Final = {
 }
 _SWAGGER: Final = files("fastapi_offline") / "static"
 _HERE: Final = Path(__file__).parent
-_GUIDES: Final = _HERE.parents[2] / "docs"
+_GUIDES: Final = ROOT / "docs"
 _FILES: Final[dict[str, tuple[str, list[Traversable]]]] = {
     "swagger-ui-bundle.js": ("text/javascript", [_SWAGGER / "swagger-ui-bundle.js", _HERE / "docs.js"]),
     "swagger-ui.css": ("text/css", [_SWAGGER / "swagger-ui.css", _HERE / "docs.css"]),

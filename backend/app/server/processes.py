@@ -3,26 +3,55 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait
 from socket import socket
 from typing import Any, Final
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
+from app.core.errors import StartupError
 from app.core.stopping import end_in_time, note_signals
+from app.server.listening import check_listening
 
 CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT reserved for closing connections
+
+_READY: Final = "Ready. Open %s (Ctrl+C ends)"
 
 _logger = logging.getLogger("app")
 
 
+def serve(config: uvicorn.Config, sockets: list[socket], page: str) -> None:
+    """Serve on bound sockets until a signal. `page` is the URL to open. Raises StartupError."""
+    if config.workers > 1:
+        Workers(config, sockets, page).run()
+    else:
+        Server(config, page).run(sockets)
+
+
 class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, page: str = "") -> None:
+        super().__init__(config)
+        self._page = page
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        with suppress(OSError):  # of asyncio's event loop, while uvloop hides that it cannot listen
+            await super().startup(sockets)
+        try:
+            check_listening(sockets or (), self.config.host, self.config.port)
+        except StartupError:
+            await self.lifespan.shutdown()
+            raise
+        if self._page and not self.should_exit:
+            _logger.info(_READY, self._page)
+
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Handle signals as uvicorn does, also those that were noted before. All of them are noted."""
@@ -32,6 +61,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Shut down. Unlike uvicorn, end the application also after a second Ctrl+C, or it would log a traceback."""
+        if self.server_state.tasks:
+            _logger.info("finishing the requests in progress (Ctrl+C aborts them)")
         await super().shutdown(sockets)
         if self.force_exit:
             for task in self.server_state.tasks:
@@ -42,6 +73,7 @@ class Server(uvicorn.Server):
 class _Worker(multiprocess.Process):
     """uvicorn's worker, but it ends in time and with its parent, which does not block while a ping is unanswered."""
 
+    serves = False  # has said so in its answer to a ping
     _pinged_at: float | None = None  # the time of the unanswered ping
 
     def start(self) -> None:
@@ -58,14 +90,24 @@ class _Worker(multiprocess.Process):
         end_in_time((self.config.timeout_graceful_shutdown or 0) + CLOSING_TIME)
         threading.Thread(target=_stop_with_parent, daemon=True).start()
         self._server = Server(self.config)
-        super().target(sockets)
+        try:
+            super().target(sockets)
+        except StartupError as error:
+            _logger.error(error)  # noqa: TRY400  # its sentence is enough
+            sys.exit(STARTUP_FAILURE)
 
     def is_alive(self, timeout: float = 5) -> bool:
-        """Returns whether the process runs and answers each ping within `timeout`."""
+        """Returns whether the process runs and answers each ping within `timeout`, else logs that it is replaced."""
+        is_alive = self._answers(timeout)
+        if not is_alive and self.exitcode != STARTUP_FAILURE:
+            _logger.warning("worker [%d] has ended or is stuck, and is replaced", self.pid)
+        return is_alive
+
+    def _answers(self, timeout: float) -> bool:
         if not self.process.is_alive():
             return False
         if self._pinged_at and self.parent_conn.poll():
-            self.parent_conn.recv()
+            self.serves = self.parent_conn.recv()
             self._pinged_at = None
         if not self._pinged_at:
             self._pinged_at = time.monotonic()
@@ -83,9 +125,24 @@ class Workers(Multiprocess):
     and reset them, because no worker serves them.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config, sockets=[config.bind_socket()])
+    processes: list[_Worker]  # type: ignore[assignment]  # see above
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket], page: str) -> None:
+        super().__init__(config, sockets)
+        self._page = page
         note_signals()
+
+    def run(self) -> None:
+        super().run()
+        if any(worker.exitcode == STARTUP_FAILURE for worker in self.processes):
+            message = "The workers cannot start; the log has the reason."
+            raise StartupError(message)
+
+    def keep_subprocess_alive(self) -> None:
+        super().keep_subprocess_alive()
+        if self._page and any(worker.serves for worker in self.processes):
+            _logger.info(_READY, self._page)
+            self._page = ""
 
     def terminate_all(self) -> None:
         for sock in self.sockets:

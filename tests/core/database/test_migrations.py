@@ -392,9 +392,19 @@ class TestSettings:
             command.upgrade(alembic_config(), "head")
 
     @pytest.mark.ci
-    def test_the_command_migrates_the_embedded_database_without_a_setting(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "alembic.ini"), "upgrade", "head"]
-        subprocess.run(command, env=os.environ | {"EMBEDDED_POSTGRES_DIR": str(tmp_path / "postgres")}, check=True)
+    def test_the_command_migrates_the_embedded_database_without_a_setting_and_says_what_it_did(
+        self, tmp_path: Path
+    ) -> None:
+        def run(*arguments: str) -> str:
+            command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "alembic.ini"), *arguments]
+            return subprocess.check_output(command, cwd=tmp_path, text=True)
 
-        with embedded_postgres(tmp_path / "postgres") as dsn:
+        (tmp_path / ".env").touch()  # or it would use the project's
+        assert run("upgrade", "head") == f"The database went from no revision to revision {HEAD}.\n"
+        assert run("downgrade", "-1") == f"The database went from revision {HEAD} to revision 0001.\n"
+        assert run("current") == "0001\n"
+        assert run("upgrade", "head") == f"The database went from revision 0001 to revision {HEAD}.\n"
+        assert run("upgrade", "head") == "The database is at the newest revision: nothing to do.\n"
+
+        with embedded_postgres(tmp_path / ".data" / "postgres") as dsn:
             assert execute(dsn, "SELECT count(*) FROM tasks") == [(0,)]

@@ -211,13 +211,13 @@ class Database:
 
     def _note_answer(self, *, answered: bool, cause: BaseException | None = None) -> None:
         if answered is not self._answered:
-            self._answered = answered
-            if answered:
-                _logger.info("database reached")
-            else:  # not the text of the driver, which may contain values and addresses
+            is_first, self._answered = self._answered is None, answered
+            if not answered:  # not the text of the driver, which may contain values and addresses
                 cause = _driver_error(cause)
                 text = cause if isinstance(cause, ConnectError) else f"{type(cause).__name__} {sqlstate(cause)}"
                 _logger.warning("database unavailable: %s", text)
+            elif not is_first:
+                _logger.info("database reached")
 
     def _note_use(self, reason: str) -> None:
         """Store the reason why a reachable database cannot be used, or an empty string."""

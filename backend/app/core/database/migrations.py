@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from pathlib import Path
 from typing import Final
 
 from alembic import command
@@ -11,10 +10,11 @@ from alembic.util import CommandError
 
 from app.core.database.faults import ConnectError, may_recover, probe_delays, server_error_text
 from app.core.errors import StartupError
+from app.core.project import ROOT
 from app.core.stopping import pause
 
 VERSION_TABLE: Final = "tasks_api_version"  # Alembic's default would be the table of another program in the schema
-_INI: Final = Path(__file__).parents[4] / "alembic.ini"
+_INI: Final = ROOT / "alembic.ini"
 _REFUSALS_MAX: Final = 30  # with the same text, after about two minutes
 _HINT: Final = "; if this is a pooler, set DATABASE_URL_UNPOOLED to a direct connection"
 

@@ -1,0 +1,121 @@
+"""The sockets of the service. They are bound before anything slow, and refuse connections until the service serves."""
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from ipaddress import ip_address
+from typing import Final
+
+from app.core.errors import StartupError
+
+_ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_PRIVILEGED: Final = 1024  # ports below need privileges
+_FREE_TO_ALL: Final = 8000
+_PORTS: Final = 65_536
+
+_logger = logging.getLogger("app")
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Returns a bound socket for each address of `host` that this machine has. None of them listens yet.
+
+    Raises StartupError, also if another program listens there.
+    """
+    try:
+        addresses = _addresses(host)
+        sockets = _bind(addresses, port)
+    except (socket.gaierror, ValueError):
+        message = f"HOST: {host} cannot be resolved"
+        raise StartupError(message) from None
+    except OSError as error:
+        raise StartupError(_refusal(error, host, port)) from None
+    for address in addresses - {bound.getsockname()[0] for bound in sockets}:
+        _logger.warning("HOST: %s is not an address of this machine, and is left out", address)
+    return sockets
+
+
+def check_listening(sockets: Iterable[socket.socket], host: str, port: int) -> None:
+    """Raises StartupError if a socket does not listen, because another program has begun to since `bind`."""
+    for sock in sockets:
+        if sock.fileno() < 0 or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise StartupError(_in_use(host, port))
+
+
+def page(host: str, sockets: list[socket.socket]) -> str:
+    """Returns the URL of the documentation, for a browser on this machine."""
+    address, port, *_ = sockets[0].getsockname()
+    if ip_address(address).is_unspecified:
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}/docs" if ":" in host else f"http://{host}:{port}/docs"
+
+
+def _in_use(host: str, port: int) -> str:
+    return f"PORT: {port} is in use; try PORT={_free_port(host, port)} make run"
+
+
+def _refusal(error: OSError, host: str, port: int) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return _in_use(host, port)
+        case errno.EACCES:
+            return f"PORT: {port} is only for privileged users; try PORT={_free_port(host, port)} make run"
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            return f"HOST: {host} is not an address of this machine"
+    return f"HOST: {host} cannot be used: {error.strerror}"
+
+
+def _addresses(host: str) -> set[str]:
+    """Returns the addresses of `host`: both of `localhost`, and for `::` also that of IPv4."""
+    if host.lower() == "localhost":  # whatever a resolver makes of it
+        return {"127.0.0.1", "::1"}
+    found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    if "::" in found:
+        found.add("0.0.0.0")  # noqa: S104  # nosec B104  # HOST asks for it
+    return found
+
+
+def _bind(addresses: set[str], port: int) -> list[socket.socket]:
+    """Raises OSError if this machine has none of the addresses, or one cannot be bound for another reason."""
+    absent, sockets = OSError(), []
+    with ExitStack() as opened:
+        for address in sorted(addresses):
+            try:
+                sockets.append(opened.enter_context(_bound(address, port)))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                absent = error
+        if not sockets:
+            raise absent
+        opened.pop_all()
+    return sockets
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    """Returns a socket for one family, whose port may have connections of a service that has just ended."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")  # elsewhere it shares the port
+        if sock.family is socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _free_port(host: str, port: int) -> int:
+    first = _FREE_TO_ALL if port < _PRIVILEGED else port + 1
+    return next((each for each in range(first, _PORTS) if _is_free(host, each)), _FREE_TO_ALL)
+
+
+def _is_free(host: str, port: int) -> bool:
+    with suppress(OSError):
+        for sock in _bind(_addresses(host), port):
+            sock.close()
+        return True
+    return False
