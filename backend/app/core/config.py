@@ -1,7 +1,6 @@
 """Settings, read once from the environment and `.env`. README.md and .env.example repeat their descriptions."""
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -16,12 +15,13 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import ErrorDetails, Url
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
 from app.core.environment import NOT_TEXT, check_environment, drop_foreign_host, unknown_names, unwrapped
 from app.core.errors import StartupError
+from app.core.origins import check_origin, split_origins
 from app.core.project import home
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
@@ -33,52 +33,12 @@ _PLAIN_HTTP: Final = (
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
-_LIST = re.compile(r"""\A[\s"']*\[(.*)\][\s"']*\Z""", re.DOTALL)
-_ORIGIN_PATTERN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)?")
-# Pages of applications and extensions, such as tauri://localhost. By https://url.spec.whatwg.org/#origin their origin
-# is opaque, but the engines register these schemes and send the origin in this form.
-_APP_ORIGIN = re.compile(
-    r"(?!(?:https?|wss?|ftp|file|blob|data):)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[1-9][0-9]{0,4})?"
-)
-# What is wrong with an origin, the first that applies.
-_NO_ORIGIN = tuple(
-    (re.compile(pattern), sentence)
-    for pattern, sentence in (
-        (r"\Anull\Z", "is null, which browsers send for every sandboxed page and local file"),
-        (r"\*", "has a *; list each origin"),
-        (r"\s", "has white space in it; separate origins with commas"),
-        (r"\A(?!.*://)", "has no scheme; put http:// or https:// in front"),
-        (r"\A[^/]*//[^/]+/+\Z", "has a slash at the end; remove it"),
-        (r"//[^/?#]*[/?#]", "has a path; browsers send only scheme, host and port"),
-        (r"[A-Z]", "has capital letters; browsers send small ones"),
-        (r"\Ahttp:.*:80\Z|\Ahttps:.*:443\Z", "has the default port; remove it, as browsers do"),
-        ("", "is not what browsers send, such as https://app.example.com; names have their normal form (xn--…)"),
-    )
-)
 
 
 def _jwks_url(url: str) -> str:
     from app.core.security.jwks import check_jwks_url  # noqa: PLC0415  # importing httpx takes a tenth of a start-up
 
     return check_jwks_url(url)
-
-
-def _split(text: object) -> object:
-    """Returns the items of a text with commas, which may have the brackets and the quotes of JSON."""
-    if not isinstance(text, str):
-        return text
-    parts = (part.strip(" \t\r\n\"'") for part in _LIST.sub(r"\1", text).split(","))
-    return tuple(filter(None, parts))
-
-
-def _origin(text: str) -> str:
-    """Returns `text` if browsers write the origin in this way (https://url.spec.whatwg.org): `Url` does the same."""
-    with suppress(ValueError):
-        if _ORIGIN_PATTERN.fullmatch(text) and str(Url(text)) == f"{text}/":
-            return text
-    if _APP_ORIGIN.fullmatch(text):
-        return text
-    raise ValueError(next(sentence for pattern, sentence in _NO_ORIGIN if pattern.search(text)))
 
 
 def _secret(secret: SecretStr) -> SecretStr:
@@ -207,11 +167,11 @@ class Settings(BaseSettings):
         le=600,
         description="Maximum number of seconds from SIGTERM to exit. Requests in flight may use all but the last two.",
     )
-    cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)] = (
-        Field(
-            default=_FRONTENDS,
-            description="Origins of browser frontends, with commas or as a JSON list. `*` is refused.",
-        )
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(split_origins)
+    ] = Field(
+        default=_FRONTENDS,
+        description="Origins of browser frontends, with commas or as a JSON list. `*` is refused.",
     )
 
     unknown_fields: Literal["ignore", "keep"] = Field(
