@@ -56,7 +56,7 @@ look() {
 
 # Sets `python` to one that can make .venv, and `refused` to those before it that cannot.
 find_python() {
-    modules="venv, ensurepip"
+    modules="venv, ensurepip.__main__" # Debian may leave the directory
     [ -z "$uv" ] || modules=venv
     check="import sys
 if sys.version_info < (3, 11): sys.exit('is Python %d.%d' % sys.version_info[:2])
@@ -119,10 +119,11 @@ install() {
 report() {
     rm -f $stamp
     case $output in *"connection broken by"* | *"Failed to fetch"*)
-        output="The package index cannot be reached: $(printf '%s\n' "$output" |
-            sed -n "s/^ *cause: //p; s/<[^>]*>: //; s/.*connection broken by '\(.*\)': .*/\1/p" | tail -n 1)" ;;
+        reason=$(printf '%s\n' "$output" |
+            sed -n "s/^ *cause: //p; s/<[^>]*>: //; s/.*connection broken by '\(.*\)': .*/\1/p" | tail -n 1)
+        fail "The package index cannot be reached ($reason). Repeat the command when it can." ;;
     esac
-    fail "$output" "The packages are not installed. Repeat the command when the reason above is gone."
+    fail "$output" "The packages are not installed. Repeat the command when the error above is mended."
 }
 
 look

@@ -1,6 +1,6 @@
 """`make install` and what the other commands do before they run: a copy of Makefile and install.sh in an empty project.
 
-A stand-in for uv "installs" in no time. The tests marked `ci` use pip.
+A stand-in for uv "installs" in no time.
 """
 
 import os
@@ -133,6 +133,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.ci
 class TestInstallation:
     def test_make_run_installs_the_packages_of_the_service_and_make_install_the_others(self, project: Project) -> None:
         assert project.make("run") == RUN + SERVING
@@ -163,18 +164,19 @@ class TestInstallation:
         assert project.make("run") == RUN + SERVING
 
     @pytest.mark.parametrize(
-        "output",
+        ("output", "reason"),
         [
-            "error: Request failed\\n  cause: Failed to fetch: https://x/\\n  cause: no name",
-            "WARNING: Retrying (Retry(total=0)) after connection broken by 'E(<c at 0x7>: no name)': /x/\\nERROR: none",
+            ("error: Request failed\\n  cause: Failed to fetch: https://x/\\n  cause: no name", "no name"),
+            ("WARNING: Retrying after connection broken by 'E(<c at 0x7>: no name)': /x/\\nERROR: none", "E(no name)"),
         ],
+        ids=["uv", "pip"],
     )
-    def test_an_unreachable_index_is_one_line(self, project: Project, output: str) -> None:
+    def test_an_unreachable_index_is_one_line(self, project: Project, output: str, reason: str) -> None:
         project.write("uv-does", f'printf "{output}" >&2; exit 1\n')
 
-        reason = project.make("install").splitlines()[1]
+        printed = project.make("install").splitlines()[1]
 
-        assert reason in {f"The package index cannot be reached: {text}" for text in ("no name", "E(no name)")}
+        assert printed == f"The package index cannot be reached ({reason}). Repeat the command when it can."
 
     def test_without_a_wheel_for_the_platform_the_service_is_installed_alone(self, project: Project) -> None:
         project.write("libc/platform.py", "system = lambda: 'Linux'\nlibc_ver = lambda: ('', '')\n")
@@ -196,7 +198,6 @@ class TestInstallation:
         assert first.wait() == 0
         assert project.installed == ["requirements-dev.txt"]
 
-    @pytest.mark.ci
     def test_pip_installs_where_there_is_no_uv_also_into_an_environment_without_it(self, project: Project) -> None:
         with zipfile.ZipFile(project.root / "thing-1-py3-none-any.whl", "w") as wheel:
             wheel.writestr("app/thing.py", "")
@@ -273,10 +274,10 @@ class TestEnvironment:
         assert project.make("run", PYTHON="python3") == SERVING
 
     def test_another_python_is_found_if_python3_is_too_old(self, project: Project) -> None:
-        (project.root / "path/python3").rename(project.root / "path/python3.12")
+        (project.root / "path/python3").rename(project.root / "path/python3.13")
         project.program("python3", OLD)
 
-        assert project.make("run") == f"Using python3.12, because python3 is Python 3.9.\n{RUN}{SERVING}"
+        assert project.make("run") == f"Using python3.13, because python3 is Python 3.9.\n{RUN}{SERVING}"
 
     @pytest.mark.parametrize(
         ("python", "arguments", "reason"),
@@ -358,7 +359,7 @@ class TestNodePackages:
 
         project.write("tests/clients/npm-does", "touch node_modules/.package-lock.json")
         assert project.make(done) == f"Installing about 150 MB into {folder}.\n"
-        assert project.make(done) == f"make: '{done}' is up to date.\n"
+        assert "is up to date" in project.make(done)
 
 
 class TestFiles:
