@@ -49,7 +49,7 @@ fault() {
 
 # Sets `installed` and `reason`, and ends the script if there is nothing to do.
 look() {
-    installed=$(cat $stamp 2>/dev/null) || installed=
+    installed=$(cat $stamp 2>/dev/null) || installed=nothing
     reason=$(fault)
     [ -n "$reason" ] || case $installed in "$wanted"*) exit 0 ;; esac
 }
@@ -92,7 +92,7 @@ wait_for_another_installation() {
 make_venv() {
     [ "$reason" = new ] || echo "Making .venv again: $reason."
     [ -z "$refused" ] || echo "Using $python, because ${refused%; }."
-    installed=
+    installed=nothing
     output=$("$python" -m venv --clear ${uv:+--without-pip} "$(cd .venv && pwd -P)" 2>&1) ||
         fail "$output" "$python cannot make .venv. Repeat the command when the error above is mended."
 }
@@ -136,7 +136,7 @@ mkdir -p .venv 2>/dev/null || true
 another account (sudo rm -r .venv), or use a folder of your own, and repeat the command."
 [ -z "$reason" ] || make_venv
 case $installed in
-    "") echo "Installing about $size MB into .venv; this takes a minute." ;;
+    nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
     "$service"*) echo "Adding about 440 MB to .venv; this takes a minute." ;;
     *) echo "Updating .venv; this takes up to a minute." ;;
 esac

@@ -187,6 +187,13 @@ class TestInstallation:
         assert project.installed == ["requirements.txt"]
         assert project.make("run") == SERVING
 
+    def test_an_environment_of_an_earlier_release_which_may_lack_packages_is_updated(self, project: Project) -> None:
+        project.make("run")
+        project.write(".venv/installed", "")
+
+        assert project.make("run") == UPDATE + SERVING
+        assert project.installed == ["requirements-embedded.txt"] * 2
+
     def test_a_second_installation_waits_for_the_first(self, project: Project) -> None:
         project.write("uv-does", "mkfifo going 2>/dev/null && read line < going\n")
         with project.start("install") as first, project.start("run") as second:
