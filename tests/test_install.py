@@ -196,13 +196,14 @@ class TestInstallation:
 
     def test_a_second_installation_waits_for_the_first(self, project: Project) -> None:
         project.write("uv-does", "mkfifo going 2>/dev/null && read line < going\n")
-        with project.start("install") as first, project.start("run") as second:
+        with project.start("install") as first:
             until((project.root / "going").exists)
-            printed = read_line(second)
-            project.write("going", "on\n")
-            assert printed == "Waiting for another installation in this folder.\n"
-            assert second.communicate("")[0] == SERVING
-        assert first.wait() == 0
+            with project.start("run") as second:
+                printed = read_line(second)
+                project.write("going", "on\n")
+                assert printed == "Waiting for another installation in this folder.\n"
+                assert second.communicate("")[0] == SERVING
+        assert first.returncode == 0
         assert project.installed == ["requirements-dev.txt"]
 
     def test_pip_installs_where_there_is_no_uv_also_into_an_environment_without_it(self, project: Project) -> None:
