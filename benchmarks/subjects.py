@@ -58,7 +58,7 @@ def baselines() -> Iterator[Subject]:
     """The baselines. Fastify is measured twice: as delivered, and with token check and access log like the service."""
     yield Subject("common idiom", _uvicorn("benchmarks.idiom:app"), {})
     yield Subject("FastAPI's hello world", _uvicorn("benchmarks.hello:app"), {}, {"get": "root"})
-    if (FASTIFY / "node_modules").exists():
+    if (FASTIFY / "node_modules/.package-lock.json").exists():
         node = ["node", str(FASTIFY / "server.mjs")]
         yield Subject("Fastify", node, {})
         yield Subject("Fastify, tokens and log", node, {"JWT_SECRET": SECRET})

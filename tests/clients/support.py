@@ -13,7 +13,7 @@ FOLDER: Final = Path(__file__).parent
 NODE_MODULES: Final = FOLDER / "node_modules"
 
 needs_node = pytest.mark.skipif(
-    not NODE_MODULES.is_dir(),
+    not (NODE_MODULES / ".package-lock.json").exists(),  # npm writes it last
     reason="`make ci` installs these tools where there is Node.js 20.19 or newer, with npm",
 )
 
