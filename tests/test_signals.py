@@ -110,6 +110,16 @@ class TestStart:
             until(service, lambda: "waiting for the database" in service.stdout)
             self.end(service, number)
 
+    def test_a_signal_that_is_repeated_until_the_process_has_ended_changes_nothing(
+        self, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        with Service(tmp_path, {"DATABASE_URL": f"postgresql://ada@127.0.0.1:{free_port()}/tasks"}) as service:
+            until(service, lambda: "waiting for the database" in service.stdout)
+            while service.process.poll() is None:
+                os.killpg(service.process.pid, number)
+                time.sleep(0.001)
+            assert (service.process.returncode, service.stderr) == (0, "")
+
     def test_a_signal_while_a_migration_waits_for_a_lock_ends_the_start(
         self, dsn: str, tmp_path: Path, number: signal.Signals
     ) -> None:

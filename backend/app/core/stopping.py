@@ -48,6 +48,12 @@ def _note(number: int, frame: FrameType | None) -> None:
         handler(number, frame)
 
 
+def ignore_signals() -> None:
+    """Ignore signals from now on. While Python ends, one would kill it: Ctrl+C once more, and make prints an error."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def check() -> None:
     """Raise Stopped if a signal has been noted."""
     if _noted:
