@@ -4,6 +4,7 @@ Tests share the tables, but each test has users of its own.
 """
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
@@ -35,6 +36,13 @@ Serve = Callable[[Settings], AbstractAsyncContextManager[str]]
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.option.markexpr == "not ci":
         terminalreporter.write_line("`make ci` also runs the tests that need Debian packages, Node.js or many seconds.")
+
+
+def pytest_configure() -> None:
+    """Let programs under test get the signals that a background job or `nohup` ignores. They inherit no handler."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

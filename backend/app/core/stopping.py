@@ -1,4 +1,4 @@
-"""Ends the process after SIGINT, SIGTERM or SIGHUP.
+"""Ends the process after SIGINT, SIGTERM or SIGHUP. Under `nohup`, SIGHUP stays ignored.
 
 A handler only notes the signal. If it raised an exception, the exception could hit a callback of compiled code, such
 as asyncpg, which then hangs or crashes. Code that waits checks for a noted signal and raises Stopped.
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 INTERVAL: Final = 0.05  # seconds between two checks
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
+_NOHUP: Final = signal.getsignal(_SIGNALS[-1]) is signal.SIG_IGN  # is inherited from `nohup`
 _RESERVE: Final = 0.25  # seconds of the timeout that the last steps of `end_in_time` may need
 
 last_steps: Final[list[Callable[[], object]]] = []  # run before a process that does not end in time is aborted
@@ -33,6 +34,8 @@ def note_signals() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     for number in _SIGNALS:
         signal.signal(number, _note)
+    if _NOHUP:
+        signal.signal(_SIGNALS[-1], signal.SIG_IGN)
     if callable(handler) and handler != _note:
         _handlers.append(handler)
         for noted in _noted:
