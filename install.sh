@@ -29,7 +29,12 @@ version_of() {
 
 # Prints the folder in which .venv was made. Its programs work nowhere else.
 made_in() {
-    (set +u && . .venv/bin/activate && cd "$VIRTUAL_ENV" && pwd -P) 2>/dev/null || true
+    (
+        # Older Pythons put the path between quotes as it is, so the shell would run `$(…)` in it.
+        VIRTUAL_ENV=$(sed -n 's/^ *\(export \)*VIRTUAL_ENV="\(.*\)"$/\2/p' .venv/bin/activate)
+        [ -n "$VIRTUAL_ENV" ] || { set +u && . .venv/bin/activate; }
+        cd "$VIRTUAL_ENV" && pwd -P
+    ) 2>/dev/null || true
 }
 
 # Prints why .venv has to be made again, or "new", or nothing.

@@ -261,6 +261,15 @@ class TestEnvironment:
         assert project.make("run") == f"Making .venv again: it was made in another folder.\n{RUN}{SERVING}"
         assert project.make("run") == SERVING
 
+    def test_in_a_folder_of_any_name_it_is_made_once(self, tmp_path: Path) -> None:
+        root = tmp_path / """ $(touch ran)`touch ran` "it's" \\ # *"""
+        root.mkdir()
+        project = Project(root)
+
+        assert project.make("run") == RUN + SERVING
+        assert project.make("run") == SERVING
+        assert not (root / "ran").exists()
+
     def test_checkouts_may_share_one_by_a_link(self, project: Project) -> None:
         shared = project.root.with_name("shared")
         shared.mkdir()
