@@ -220,6 +220,17 @@ class TestInstallation:
         assert project.make("run", **index) == UPDATE + SERVING
         assert [*project.root.glob(".venv/lib/*/site-packages/app/thing.py")]
 
+        project.write("requirements.txt", "thing==1\n# again\n")
+        elsewhere = {"PIP_USER": "1", "PIP_TARGET": "other", "PIP_PREFIX": "other", "PIP_ROOT": "other"}
+        shutil.rmtree(project.root / ".venv")
+        assert project.make("run", **index, **elsewhere) == RUN + SERVING
+        assert not (project.root / "other").exists()
+        shutil.rmtree(project.root / ".venv")
+        project.write("pip.conf", "[install]\ntarget = other\n")
+        printed = project.make("run", **index, PIP_CONFIG_FILE=str(project.root / "pip.conf"))
+        assert "No package metadata was found for thing in .venv. Look for target," in printed
+        assert project.make("run", **index) == RUN + SERVING
+
         project.write("requirements.txt", "thing==2\n")
         assert "No matching distribution found for thing==2\nThe packages are not" in project.make("run", **index)
 
