@@ -38,11 +38,9 @@ def _user_id(arguments: list[str]) -> str:
 def _signed(settings: Settings, user_id: str, until: datetime) -> str:
     """Returns the token. Raises StartupError if the service needs none, or only its issuer can sign one."""
     if settings.auth_jwks_url:
-        message = "AUTH_JWKS_URL: only your issuer can sign tokens for its keys, so sign in there to get one"
-        raise StartupError(message)
+        raise StartupError("AUTH_JWKS_URL: only your issuer can sign tokens for its keys, so sign in there to get one")
     if not settings.auth_jwt_secret:
-        message = "AUTH_JWT_SECRET: is not set, so authentication is off and requests need no token"
-        raise StartupError(message)
+        raise StartupError("AUTH_JWT_SECRET: is not set, so authentication is off and requests need no token")
     claim: Any = user_id
     for name in reversed(settings.auth_user_id_claim.split(".")):
         claim = {name: claim}

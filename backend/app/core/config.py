@@ -48,8 +48,7 @@ def _secret(secret: SecretStr) -> SecretStr:
 
 def _excludes_secret(url: str, info: ValidationInfo) -> str:
     if info.data.get("auth_jwt_secret"):
-        message = "cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them"
-        raise ValueError(message)
+        raise ValueError("cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them")
     return url
 
 
@@ -61,18 +60,16 @@ def _is_authentication_configured(info: ValidationInfo) -> bool:
 def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | None:
     """An issuer may sign tokens for other services with its published keys. A secret is shared only with this one."""
     if value is None and info.data.get("auth_jwks_url"):
-        message = f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`"
-        raise ValueError(message)
+        raise ValueError(f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`")
     return value
 
 
 def _host(host: str, info: ValidationInfo) -> str:
     if not is_loopback(host) and not _is_authentication_configured(info):
-        message = (
+        raise ValueError(
             "must be a loopback address such as 127.0.0.1 as long as there is no authentication; "
             "set AUTH_JWT_SECRET or AUTH_JWKS_URL to listen elsewhere"
         )
-        raise ValueError(message)
     return host
 
 
@@ -84,8 +81,7 @@ def _dsn(secret: SecretStr) -> SecretStr:
 
 def _requires_database_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
     if "database_url" in info.data and info.data["database_url"] is None:
-        message = "needs DATABASE_URL beside it"
-        raise ValueError(message)
+        raise ValueError("needs DATABASE_URL beside it")
     return secret
 
 
@@ -194,8 +190,7 @@ class Settings(BaseSettings):
     def _requires_authentication(self) -> Self:
         for name in sorted(self.model_fields_set):
             if name.startswith("auth_") and not self.authenticates:
-                message = f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it"
-                raise ValueError(message)
+                raise ValueError(f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it")
         return self
 
     @property

@@ -98,8 +98,7 @@ def _dotenv_text() -> str:
     try:
         return path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
     except OSError as error:
-        message = f".env: {error.strerror}"
-        raise StartupError(message) from None
+        raise StartupError(f".env: {error.strerror}") from None
 
 
 def _unreadable(text: str) -> Iterator[int]:

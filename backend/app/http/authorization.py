@@ -88,8 +88,7 @@ def check_routes(router: APIRouter) -> None:
     for context in contexts:
         if reason := _access_problem(context) or _shadow(context, contexts) or _dependency_problem(context):
             methods = ", ".join(sorted(context.methods or ())) or "the mount"
-            message = f"{methods} {context.path or context.original_route}: {reason}"
-            raise StartupError(message)
+            raise StartupError(f"{methods} {context.path or context.original_route}: {reason}")
 
 
 def _access_problem(context: RouteContext) -> str | None:

@@ -28,8 +28,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
         addresses = _addresses(host)
         sockets = _bind(addresses, port)
     except (socket.gaierror, ValueError):
-        message = f"HOST: {host} cannot be resolved"
-        raise StartupError(message) from None
+        raise StartupError(f"HOST: {host} cannot be resolved") from None
     except OSError as error:
         raise StartupError(_refusal(error, host, port)) from None
     for address in addresses - {bound.getsockname()[0] for bound in sockets}:

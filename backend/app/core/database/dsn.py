@@ -164,8 +164,7 @@ def _login() -> str:
     try:
         return os.environ.get("PGUSER") or getuser()
     except (KeyError, OSError):  # until and since Python 3.13
-        message = "has no user, and the user of this process has no name"
-        raise ValueError(message) from None
+        raise ValueError("has no user, and the user of this process has no name") from None
 
 
 def insecurity(dsn: str) -> str | None:
@@ -237,8 +236,7 @@ def _hosts(options: Mapping[str, str]) -> list[_Host]:
     if len(ports) == 1:
         ports *= len(names)
     if len(ports) != len(names):
-        message = "has another number of ports than of hosts"
-        raise ValueError(message)
+        raise ValueError("has another number of ports than of hosts")
     return list(map(_host, names, ports))
 
 
@@ -275,12 +273,10 @@ def _check_parameters(options: Mapping[str, str], *, is_neon: bool) -> None:
         raise ValueError(message)
     for name, values in _PARAMETERS.items():
         if values and options.get(name, values[0]) not in values:
-            message = f"has an unknown {name}; use one of {', '.join(values)}"
-            raise ValueError(message)
+            raise ValueError(f"has an unknown {name}; use one of {', '.join(values)}")
     for name, maximum in _NUMBERS.items():  # 0 means the default of connect_timeout, as in libpq
         if not re.fullmatch("0|[1-9][0-9]{0,3}", number := options.get(name, "0")) or int(number) > maximum:
-            message = f"has an unknown {name}; use a whole number, {maximum} at most"
-            raise ValueError(message)
+            raise ValueError(f"has an unknown {name}; use a whole number, {maximum} at most")
 
 
 def _is_unused(name: str, value: str) -> bool:
@@ -296,8 +292,7 @@ def _sslmode(options: Mapping[str, str], *, is_neon: bool) -> str:
     root = options.get("sslrootcert")
     verified = is_neon or options.get("channel_binding") == "require" or root == "system"
     if "disable" in given and (verified or root or mode in _ENCRYPTED):
-        message = "has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption"
-        raise ValueError(message)
+        raise ValueError("has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption")
     if verified:
         return "verify-full"
     return "verify-ca" if root and mode not in _VERIFIED else mode
@@ -308,8 +303,7 @@ def _tls(mode: str, options: Mapping[str, str]) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=None if root == "system" else root)
     except (OSError, ValueError):
-        message = "has an sslrootcert that cannot be read"
-        raise ValueError(message) from None
+        raise ValueError("has an sslrootcert that cannot be read") from None
     context.set_alpn_protocols(["postgresql"])
     if root != "system":  # as in libpq; private authorities seldom meet all of RFC 5280
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -322,8 +316,7 @@ def _starts_with_tls(mode: str, options: Mapping[str, str]) -> bool:
     """Returns whether the connection starts with the TLS handshake, without asking the server for TLS first."""
     direct = options.get("sslnegotiation") == "direct"
     if direct and mode not in _ENCRYPTED:
-        message = "has sslnegotiation=direct, which needs sslmode=require, verify-ca or verify-full"
-        raise ValueError(message)
+        raise ValueError("has sslnegotiation=direct, which needs sslmode=require, verify-ca or verify-full")
     return direct
 
 
