@@ -133,8 +133,7 @@ class Settings(BaseSettings):
         description="Secret that signs the tokens (HS256), at least 32 bytes. BETTER_AUTH_SECRET is an alias.",
     )
     auth_jwks_url: Annotated[str, AfterValidator(_jwks_url), AfterValidator(_excludes_secret)] | None = Field(
-        default=None,
-        description="URL of the issuer's public keys (EdDSA, ES256, RS256), instead of a secret.",
+        default=None, description="URL of the issuer's public keys (EdDSA, ES256, RS256), instead of a secret."
     )
     auth_issuer: _RequiredClaim = Field(
         default=None,
@@ -166,8 +165,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(split_origins)
     ] = Field(
-        default=_FRONTENDS,
-        description="Origins of browser frontends, with commas or as a JSON list. `*` is refused.",
+        default=_FRONTENDS, description="Origins of browser frontends, with commas or as a JSON list. `*` is refused."
     )
 
     unknown_fields: Literal["ignore", "keep"] = Field(

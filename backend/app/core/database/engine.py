@@ -252,12 +252,7 @@ def _create_engine(dsn: str, prepares: bool | None, timeouts: Timeouts, **pool_o
     if connect_args.get("statement_cache_size") == 0:
         connect_args["prepared_statement_cache_size"] = 0  # the same setting for a Session
     engine = create_async_engine(
-        URL,
-        connect_args=connect_args,
-        poolclass=SlotPool,
-        timeouts=timeouts,
-        **pool_options,
-        hide_parameters=True,
+        URL, connect_args=connect_args, poolclass=SlotPool, timeouts=timeouts, **pool_options, hide_parameters=True
     )
     event.listen(engine.sync_engine, "handle_error", _raise_fault)
     return engine
