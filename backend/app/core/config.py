@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
-from app.core.environment import NOT_TEXT, check_environment, drop_foreign_host, unknown_names, unwrapped
+from app.core.environment import check_environment, drop_foreign_host, unknown_names, unwrapped
 from app.core.errors import StartupError
 from app.core.origins import check_origin, split_origins
 from app.core.project import home
@@ -178,11 +178,9 @@ class Settings(BaseSettings):
     @classmethod
     def _unwraps(cls, given: dict[str, Any]) -> dict[str, Any]:
         """A quoted secret stays as it is and is refused, because its issuer may sign with the quotation marks."""
-        plain = {
-            name: unwrapped(value) if isinstance(value, str) and not name.endswith("_secret") else value
-            for name, value in given.items()
-        }
-        return {name: value for name, value in plain.items() if value != ""}
+        texts = [name for name in given if isinstance(given[name], str) and not name.endswith("_secret")]
+        given |= {name: unwrapped(given[name]) for name in texts}
+        return {name: value for name, value in given.items() if value != ""}
 
     @model_validator(mode="after")
     def _requires_authentication(self) -> Self:
@@ -230,8 +228,6 @@ def load_settings() -> Settings:
     try:
         check_environment(_names())
         return Settings(_env_file=home() / ".env")
-    except UnicodeDecodeError:
-        raise StartupError(NOT_TEXT) from None
     except ValidationError as error:
         raise StartupError("\n".join(dict.fromkeys(map(_setting_error, error.errors())))) from None
 
