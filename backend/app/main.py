@@ -14,7 +14,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
 from app import __version__
-from app.core.config import UNCHECKED, Settings, load_settings
+from app.core.config import Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
 from app.core.security.loopback import is_loopback
@@ -183,8 +183,8 @@ def _verifier_with(keys: KeySource, settings: Settings) -> TokenVerifier:
         keys,
         user_id_pattern=USER_ID_PATTERN,
         user_id_claim=settings.auth_user_id_claim,
-        issuer=None if settings.auth_issuer == UNCHECKED else settings.auth_issuer,
-        audience=None if settings.auth_audience == UNCHECKED else settings.auth_audience,
+        issuer=settings.auth_issuer,
+        audience=settings.auth_audience,
         leeway=settings.auth_leeway_seconds,
     )
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import jwt
 
-from app.core.config import UNCHECKED, Settings, load_settings
+from app.core.config import Settings, load_settings
 from app.core.errors import StartupError
 from app.models.task import USER_ID_PATTERN
 
@@ -44,9 +44,9 @@ def _signed(settings: Settings, user_id: str, until: datetime) -> str:
     claim: Any = user_id
     for name in reversed(settings.auth_user_id_claim.split(".")):
         claim = {name: claim}
-    checked = {"iss": settings.auth_issuer, "aud": settings.auth_audience}
-    demanded = {name: value for name, value in checked.items() if value not in (None, UNCHECKED)}
-    return jwt.encode({**demanded, "exp": until, **claim}, settings.auth_jwt_secret.get_secret_value(), "HS256")
+    claims = {"iss": settings.auth_issuer, "aud": settings.auth_audience, "exp": until, **claim}
+    given = {name: value for name, value in claims.items() if value is not None}
+    return jwt.encode(given, settings.auth_jwt_secret.get_secret_value(), "HS256")
 
 
 if __name__ == "__main__":

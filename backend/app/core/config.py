@@ -26,7 +26,7 @@ from app.core.project import home
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
 
-UNCHECKED: Final = "unchecked"
+_UNCHECKED: Final = "unchecked"
 _PLAIN_HTTP: Final = (
     "AUTH_JWKS_URL: the keys come over plain http, so whoever controls that network can sign in as any user"
 )
@@ -60,8 +60,8 @@ def _is_authentication_configured(info: ValidationInfo) -> bool:
 def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | None:
     """An issuer may sign tokens for other services with its published keys. A secret is shared only with this one."""
     if value is None and info.data.get("auth_jwks_url"):
-        raise ValueError(f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`")
-    return value
+        raise ValueError(f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{_UNCHECKED}`")
+    return None if value == _UNCHECKED else value
 
 
 def _host(host: str, info: ValidationInfo) -> str:
@@ -179,8 +179,8 @@ class Settings(BaseSettings):
     def _unwraps(cls, given: dict[str, Any]) -> dict[str, Any]:
         """A quoted secret stays as it is and is refused, because its issuer may sign with the quotation marks."""
         texts = [name for name in given if isinstance(given[name], str) and not name.endswith("_secret")]
-        given |= {name: unwrapped(given[name]) for name in texts}
-        return {name: value for name, value in given.items() if value != ""}
+        plain = given | {name: unwrapped(given[name]) for name in texts}
+        return {name: value for name, value in plain.items() if value != ""}
 
     @model_validator(mode="after")
     def _requires_authentication(self) -> Self:

@@ -56,14 +56,12 @@ def _in_use(host: str, port: int) -> str:
 
 
 def _refusal(error: OSError, host: str, port: int) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return _in_use(host, port)
-        case errno.EACCES:
-            return f"PORT: {port} is only for privileged users; try PORT={_free_port(host, port)} make run"
-        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-            return f"HOST: {host} is not an address of this machine"
-    return f"HOST: {host} cannot be used: {error.strerror}"
+    if error.errno == errno.EADDRINUSE:
+        return _in_use(host, port)
+    if error.errno == errno.EACCES:
+        return f"PORT: {port} is only for privileged users; try PORT={_free_port(host, port)} make run"
+    reason = "is not an address of this machine" if error.errno in _ABSENT else f"cannot be used: {error.strerror}"
+    return f"HOST: {host} {reason}"
 
 
 def _addresses(host: str) -> set[str]:
