@@ -5,7 +5,6 @@ import os
 import re
 import socket
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 from io import StringIO
 from typing import Final
@@ -38,15 +37,12 @@ def drop_foreign_host() -> None:
     The default, or the HOST of `.env`, then holds. A name with a domain was meant for this service, so it is kept.
     """
     host = os.environ.get("HOST", "")
-    if _FOREIGN_HOST.fullmatch(host) and not _is_resolved(host):
-        del os.environ["HOST"]
-        _logger.warning("HOST: %s is not an address and is ignored; other programs set this variable too", host)
-
-
-def _is_resolved(host: str) -> bool:
-    with suppress(OSError, UnicodeError):
-        return bool(socket.getaddrinfo(host, None))
-    return False
+    if _FOREIGN_HOST.fullmatch(host):
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError):
+            del os.environ["HOST"]
+            _logger.warning("HOST: %s is not an address and is ignored; other programs set this variable too", host)
 
 
 def check_environment(settings: Collection[str]) -> None:

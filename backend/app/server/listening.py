@@ -46,9 +46,8 @@ def check_listening(sockets: Iterable[socket.socket], host: str, port: int) -> N
 def page(host: str, sockets: list[socket.socket]) -> str:
     """Returns the URL of the documentation, for a browser on this machine."""
     address, port, *_ = sockets[0].getsockname()
-    if ip_address(address).is_unspecified:
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}/docs" if ":" in host else f"http://{host}:{port}/docs"
+    host = "127.0.0.1" if ip_address(address).is_unspecified else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
 
 
 def _in_use(host: str, port: int) -> str:
