@@ -20,8 +20,8 @@ _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
 _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
 _SIMILAR: Final = 0.86  # the ratio of difflib for AUTH_ISSUERS is greater, that for AUTH_SECRET smaller
 _SLIP: Final = 0.9  # one edit in a name of 12 characters; the ratio of DATABASE_USER and DATABASE_URL is smaller
-_SHOWN: Final = re.compile(r"[\w.-]{1,40}")  # other text may be a line of a secret
-_OF_COMPOSE: Final = re.compile("COMPOSE_.*|POSTGRES_PASSWORD")  # .env has them for compose.yaml
+# Other text may be a line of a secret, and .env has the excluded names for compose.yaml.
+_SHOWN: Final = re.compile(r"(?!COMPOSE_|POSTGRES_PASSWORD\Z)[\w.-]{1,40}")
 _QUOTED: Final = re.compile(r"""\s*(["'])((?:(?!\1).)*)\1\s*""", re.DOTALL)
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
 
@@ -70,8 +70,7 @@ def unknown_names(settings: Collection[str]) -> Iterator[str]:
     HOST and PORT resemble too many names. A name with a digit, such as DATABASE_URL2, means something else.
     """
     long = [name for name in settings if len(name) > len("HOSTS")]
-    names = dotenv_values(stream=StringIO(_dotenv_text()))
-    in_file = {name for name in names if _SHOWN.fullmatch(name) and not _OF_COMPOSE.fullmatch(name)}
+    in_file = {*filter(_SHOWN.fullmatch, dotenv_values(stream=StringIO(_dotenv_text())))}
     for name in sorted(name for name in in_file | os.environ.keys() if name.upper() not in settings):
         meant = [] if re.search("[0-9]", name) else get_close_matches(name.upper(), long, 1, _SLIP)
         if meant or name in in_file:

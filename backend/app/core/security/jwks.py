@@ -132,8 +132,7 @@ class JwksClient:
             self._log_outcome(str(error))
             return
         except httpx.ConnectError as error:  # without a reply that its text could quote
-            host = httpx.URL(self._url).host
-            self._log_outcome(f"AUTH_JWKS_URL: there is no connection to {host}: {error}")
+            self._log_outcome(f"AUTH_JWKS_URL: there is no connection to {httpx.URL(self._url).host}: {error}")
             return
         except (OSError, ValueError, httpx.HTTPError) as error:
             self._log_outcome(type(error).__name__)  # its text may quote the reply
