@@ -15,22 +15,15 @@ service=$(cat requirements.txt requirements-embedded.txt && echo "# run")
 case ${1:-} in
     run) wanted=$service file=requirements-embedded.txt size=180 ;;
     dev) wanted=$service$(cat requirements-dev.txt) file=requirements-dev.txt size=620 ;;
-    *) echo "usage: sh install.sh run|dev" >&2 && exit 2 ;;
+    *) echo "usage: sh install.sh run|dev" && exit 2 ;;
 esac
 
-fail() {
-    printf '%s\n' "$@" >&2
-    exit 1
-}
+fail() { printf '%s\n' "$@"; exit 1; }
 
-version_of() {
-    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
-}
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
 # Prints the folder in which .venv was made. Its programs work nowhere else.
-made_in() {
-    (set +u && . .venv/bin/activate && cd "$VIRTUAL_ENV" && pwd -P) 2>/dev/null || true
-}
+made_in() { (set +u && . .venv/bin/activate && cd "$VIRTUAL_ENV" && pwd -P) 2>/dev/null || true; }
 
 # Prints why .venv has to be made again, or "new", or nothing.
 fault() {

@@ -37,14 +37,7 @@ for _model in iter_modules(app.models.__path__, "app.models."):
 
 _LOCK: Final = 7_461_736_531  # an arbitrary number that no other program on this database uses
 _ENDING_TIME: Final = 10  # seconds from a signal to the exit of `alembic`
-_EXPECTED: Final = (
-    OSError,
-    UnicodeError,  # an invalid host name
-    SQLAlchemyError,
-    EmulatedDBAPIException,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-)
+_EXPECTED: Final = (OSError, SQLAlchemyError, EmulatedDBAPIException, asyncpg.PostgresError, asyncpg.InterfaceError)
 _EARLIER_VERSION_TABLE: Final = "alembic_version"  # of releases before decision 33, and of other programs
 _UNKNOWN: Final = (
     f"{VERSION_TABLE} names {{}}, which fits neither this release nor a later one that it works with; "

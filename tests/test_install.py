@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -317,6 +317,13 @@ class TestEnvironment:
 @pytest.mark.ci
 class TestInterrupt:
     """After Ctrl+C, make says nothing. `$?` is 130 all the same, because make ends itself by the signal."""
+
+    @pytest.fixture(autouse=True)
+    def _takes_interrupts(self) -> Iterator[None]:
+        """A background job ignores SIGINT, and so would every program that it starts."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
 
     def interrupt(self, process: "subprocess.Popen[str]", sent: signal.Signals = signal.SIGINT) -> str:
         with process:

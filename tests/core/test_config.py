@@ -291,12 +291,11 @@ class TestDatabaseUrl:
         [("https://frontend/jwks", 0), ("http://localhost/jwks", 0), ("HTTP://frontend:3000/jwks", 1)],
     )
     def test_keys_over_plain_http_from_another_machine_are_reported_once(self, url: str, number: int) -> None:
-        claims = {"AUTH_ISSUER": "unchecked", "AUTH_AUDIENCE": "unchecked"}
-        warning = (
-            "AUTH_JWKS_URL: the keys come over plain http, so whoever controls that network can sign in as any user"
-        )
+        warning = "AUTH_JWKS_URL: the keys come over plain http"
 
-        assert load(AUTH_JWKS_URL=url, **claims).warnings == [warning] * number
+        found = load(AUTH_JWKS_URL=url, **UNCHECKED).warnings
+
+        assert [each.partition(",")[0] for each in found] == [warning] * number
 
     def test_the_operator_can_turn_prepared_statements_on_and_off(self) -> None:
         assert [load(DATABASE_PREPARED_STATEMENTS=text).prepares for text in ("on", "off")] == [True, False]

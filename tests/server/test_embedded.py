@@ -30,7 +30,7 @@ AM_ROOT: Final = os.geteuid() == 0
 
 # Uses the server as an ordinary user, who may have no access to Python's own files after the imports.
 USE: Final = """
-import os, sys
+import email.parser, os, sys  # before the account cannot read what Python imports late
 from pathlib import Path
 from app.server.embedded import _Server, embedded_postgres
 

@@ -19,14 +19,14 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
-from app.core.environment import NOT_TEXT, check_environment, drop_foreign_host, unknown_names, unwrapped
+from app.core.environment import check_environment, drop_foreign_host, unknown_names, unwrapped
 from app.core.errors import StartupError
 from app.core.origins import check_origin, split_origins
 from app.core.project import home
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import check_secret
 
-UNCHECKED: Final = "unchecked"
+_UNCHECKED: Final = "unchecked"
 _PLAIN_HTTP: Final = (
     "AUTH_JWKS_URL: the keys come over plain http, so whoever controls that network can sign in as any user"
 )
@@ -48,8 +48,7 @@ def _secret(secret: SecretStr) -> SecretStr:
 
 def _excludes_secret(url: str, info: ValidationInfo) -> str:
     if info.data.get("auth_jwt_secret"):
-        message = "cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them"
-        raise ValueError(message)
+        raise ValueError("cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them")
     return url
 
 
@@ -61,18 +60,16 @@ def _is_authentication_configured(info: ValidationInfo) -> bool:
 def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | None:
     """An issuer may sign tokens for other services with its published keys. A secret is shared only with this one."""
     if value is None and info.data.get("auth_jwks_url"):
-        message = f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`"
-        raise ValueError(message)
-    return value
+        raise ValueError(f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{_UNCHECKED}`")
+    return None if value == _UNCHECKED else value
 
 
 def _host(host: str, info: ValidationInfo) -> str:
     if not is_loopback(host) and not _is_authentication_configured(info):
-        message = (
+        raise ValueError(
             "must be a loopback address such as 127.0.0.1 as long as there is no authentication; "
             "set AUTH_JWT_SECRET or AUTH_JWKS_URL to listen elsewhere"
         )
-        raise ValueError(message)
     return host
 
 
@@ -84,8 +81,7 @@ def _dsn(secret: SecretStr) -> SecretStr:
 
 def _requires_database_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
     if "database_url" in info.data and info.data["database_url"] is None:
-        message = "needs DATABASE_URL beside it"
-        raise ValueError(message)
+        raise ValueError("needs DATABASE_URL beside it")
     return secret
 
 
@@ -137,8 +133,7 @@ class Settings(BaseSettings):
         description="Secret that signs the tokens (HS256), at least 32 bytes. BETTER_AUTH_SECRET is an alias.",
     )
     auth_jwks_url: Annotated[str, AfterValidator(_jwks_url), AfterValidator(_excludes_secret)] | None = Field(
-        default=None,
-        description="URL of the issuer's public keys (EdDSA, ES256, RS256), instead of a secret.",
+        default=None, description="URL of the issuer's public keys (EdDSA, ES256, RS256), instead of a secret."
     )
     auth_issuer: _RequiredClaim = Field(
         default=None,
@@ -170,8 +165,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(split_origins)
     ] = Field(
-        default=_FRONTENDS,
-        description="Origins of browser frontends, with commas or as a JSON list. `*` is refused.",
+        default=_FRONTENDS, description="Origins of browser frontends, with commas or as a JSON list. `*` is refused."
     )
 
     unknown_fields: Literal["ignore", "keep"] = Field(
@@ -184,18 +178,15 @@ class Settings(BaseSettings):
     @classmethod
     def _unwraps(cls, given: dict[str, Any]) -> dict[str, Any]:
         """A quoted secret stays as it is and is refused, because its issuer may sign with the quotation marks."""
-        plain = {
-            name: unwrapped(value) if isinstance(value, str) and not name.endswith("_secret") else value
-            for name, value in given.items()
-        }
+        texts = [name for name in given if isinstance(given[name], str) and not name.endswith("_secret")]
+        plain = given | {name: unwrapped(given[name]) for name in texts}
         return {name: value for name, value in plain.items() if value != ""}
 
     @model_validator(mode="after")
     def _requires_authentication(self) -> Self:
         for name in sorted(self.model_fields_set):
             if name.startswith("auth_") and not self.authenticates:
-                message = f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it"
-                raise ValueError(message)
+                raise ValueError(f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it")
         return self
 
     @property
@@ -237,8 +228,6 @@ def load_settings() -> Settings:
     try:
         check_environment(_names())
         return Settings(_env_file=home() / ".env")
-    except UnicodeDecodeError:
-        raise StartupError(NOT_TEXT) from None
     except ValidationError as error:
         raise StartupError("\n".join(dict.fromkeys(map(_setting_error, error.errors())))) from None
 

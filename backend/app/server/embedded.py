@@ -310,8 +310,7 @@ def _make_account(name: str) -> "pwd.struct_passwd":  # pragma: no cover  # root
     try:
         return pwd.getpwnam(name)
     except KeyError:
-        message = f"PostgreSQL does not run as root, and no account could be made for it: {result.stdout.strip()}"
-        raise StartupError(message) from None
+        raise StartupError(f"PostgreSQL does not run as root, and useradd fails: {result.stdout.strip()}") from None
 
 
 def _make_traversable(path: Path) -> None:  # pragma: no cover  # root only

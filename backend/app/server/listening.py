@@ -28,8 +28,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
         addresses = _addresses(host)
         sockets = _bind(addresses, port)
     except (socket.gaierror, ValueError):
-        message = f"HOST: {host} cannot be resolved"
-        raise StartupError(message) from None
+        raise StartupError(f"HOST: {host} cannot be resolved") from None
     except OSError as error:
         raise StartupError(_refusal(error, host, port)) from None
     for address in addresses - {bound.getsockname()[0] for bound in sockets}:
@@ -47,9 +46,8 @@ def check_listening(sockets: Iterable[socket.socket], host: str, port: int) -> N
 def page(host: str, sockets: list[socket.socket]) -> str:
     """Returns the URL of the documentation, for a browser on this machine."""
     address, port, *_ = sockets[0].getsockname()
-    if ip_address(address).is_unspecified:
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}/docs" if ":" in host else f"http://{host}:{port}/docs"
+    host = "127.0.0.1" if ip_address(address).is_unspecified else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
 
 
 def _in_use(host: str, port: int) -> str:
@@ -57,14 +55,12 @@ def _in_use(host: str, port: int) -> str:
 
 
 def _refusal(error: OSError, host: str, port: int) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return _in_use(host, port)
-        case errno.EACCES:
-            return f"PORT: {port} is only for privileged users; try PORT={_free_port(host, port)} make run"
-        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-            return f"HOST: {host} is not an address of this machine"
-    return f"HOST: {host} cannot be used: {error.strerror}"
+    if error.errno == errno.EADDRINUSE:
+        return _in_use(host, port)
+    if error.errno == errno.EACCES:
+        return f"PORT: {port} is only for privileged users; try PORT={_free_port(host, port)} make run"
+    reason = "is not an address of this machine" if error.errno in _ABSENT else f"cannot be used: {error.strerror}"
+    return f"HOST: {host} {reason}"
 
 
 def _addresses(host: str) -> set[str]:

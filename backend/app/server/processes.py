@@ -135,8 +135,7 @@ class Workers(Multiprocess):
     def run(self) -> None:
         super().run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in self.processes):
-            message = "The workers cannot start; the log has the reason."
-            raise StartupError(message)
+            raise StartupError("The workers cannot start; the log has the reason.")
 
     def keep_subprocess_alive(self) -> None:
         super().keep_subprocess_alive()
