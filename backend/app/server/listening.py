@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from ipaddress import ip_address
+from itertools import chain
 from typing import Final
 
 from app.core.errors import StartupError
@@ -30,17 +31,26 @@ def bind(host: str, port: int) -> list[socket.socket]:
     except (socket.gaierror, ValueError):
         raise StartupError(f"HOST: {host} cannot be resolved") from None
     except OSError as error:
-        raise StartupError(_refusal(error, host, port)) from None
+        raise refusal(error, host, port) from None
     for address in addresses - {bound.getsockname()[0] for bound in sockets}:
         _logger.warning("HOST: %s is not an address of this machine, and is left out", address)
     return sockets
 
 
-def check_listening(sockets: Iterable[socket.socket], host: str, port: int) -> None:
-    """Raises StartupError if a socket does not listen, because another program has begun to since `bind`."""
+def check_listening(sockets: Iterable[socket.socket]) -> None:
+    """Raises OSError if a socket does not listen, because another program has begun to since `bind`."""
     for sock in sockets:
         if sock.fileno() < 0 or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise StartupError(_in_use(host, port))
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def refusal(error: OSError, host: str, port: int) -> StartupError:
+    """Returns the sentence for an error of binding or listening."""
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        reason = "in use" if error.errno == errno.EADDRINUSE else "only for privileged users"
+        return StartupError(f"PORT: {port} is {reason}; try PORT={_free_port(host, port)} make run")
+    reason = "is not an address of this machine" if error.errno in _ABSENT else f"cannot be used: {error.strerror}"
+    return StartupError(f"HOST: {host} {reason}")
 
 
 def page(host: str, sockets: list[socket.socket]) -> str:
@@ -48,19 +58,6 @@ def page(host: str, sockets: list[socket.socket]) -> str:
     address, port, *_ = sockets[0].getsockname()
     host = "127.0.0.1" if ip_address(address).is_unspecified else host
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
-
-
-def _in_use(host: str, port: int) -> str:
-    return f"PORT: {port} is in use; try PORT={_free_port(host, port)} make run"
-
-
-def _refusal(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return _in_use(host, port)
-    if error.errno == errno.EACCES:
-        return f"PORT: {port} is only for privileged users; try PORT={_free_port(host, port)} make run"
-    reason = "is not an address of this machine" if error.errno in _ABSENT else f"cannot be used: {error.strerror}"
-    return f"HOST: {host} {reason}"
 
 
 def _addresses(host: str) -> set[str]:
@@ -106,7 +103,7 @@ def _bound(address: str, port: int) -> socket.socket:
 
 def _free_port(host: str, port: int) -> int:
     first = _FREE_TO_ALL if port < _PRIVILEGED else port + 1
-    return next((each for each in range(first, _PORTS) if _is_free(host, each)), _FREE_TO_ALL)
+    return next(each for each in chain(range(first, _PORTS), range(_PRIVILEGED, first)) if _is_free(host, each))
 
 
 def _is_free(host: str, port: int) -> bool:
