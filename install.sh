@@ -83,10 +83,21 @@ wait_for_another_installation() {
     }
 }
 
+# Says what follows, before the silence of the programs.
+announce() {
+    if [ -n "$reason" ]; then
+        [ "$reason" = new ] || echo "Making .venv again: $reason."
+        [ -z "$refused" ] || echo "Using $python, because ${refused%; }."
+        installed=nothing
+    fi
+    case $installed in
+        nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
+        "$service"*) echo "Adding about 440 MB to .venv; this takes a minute." ;;
+        *) echo "Updating .venv; this takes up to a minute." ;;
+    esac
+}
+
 make_venv() {
-    [ "$reason" = new ] || echo "Making .venv again: $reason."
-    [ -z "$refused" ] || echo "Using $python, because ${refused%; }."
-    installed=nothing
     output=$("$python" -m venv --clear ${uv:+--without-pip} "$(cd .venv && pwd -P)" 2>&1) ||
         fail "$output" "$python cannot make .venv. Repeat the command when the error above is mended."
 }
@@ -128,10 +139,6 @@ look
 mkdir -p .venv 2>/dev/null || true
 [ -d .venv ] && [ -w .venv ] || fail "This account cannot write .venv here. Remove .venv if it is a file or belongs to \
 another account (sudo rm -r .venv), or use a folder of your own, and repeat the command."
+announce
 [ -z "$reason" ] || make_venv
-case $installed in
-    nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
-    "$service"*) echo "Adding about 440 MB to .venv; this takes a minute." ;;
-    *) echo "Updating .venv; this takes up to a minute." ;;
-esac
 install "$1"

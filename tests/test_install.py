@@ -261,6 +261,11 @@ class TestEnvironment:
         assert project.make("run") == f"Making .venv again: it was made in another folder.\n{RUN}{SERVING}"
         assert project.make("run") == SERVING
 
+    def test_its_making_which_takes_seconds_is_announced(self, project: Project) -> None:
+        project.program("python3", f'#!/bin/sh\n[ "$2" != venv ] || {{ echo spoilt; exit 1; }}\nexec {BASE} "$@"\n')
+
+        assert project.make("run").startswith(f"{RUN}spoilt\npython3 cannot make .venv.")
+
     def test_checkouts_may_share_one_by_a_link(self, project: Project) -> None:
         shared = project.root.with_name("shared")
         shared.mkdir()
