@@ -126,7 +126,7 @@ report() {
     case $output in *"connection broken by"* | *"Failed to fetch"*)
         reason=$(printf '%s\n' "$output" |
             sed -n "s/^ *cause: //p; s/<[^>]*>: //; s/.*connection broken by '\(.*\)': .*/\1/p" | tail -n 1)
-        fail "The package index cannot be reached ($reason). Repeat the command when it can." ;;
+        fail "The package index cannot be reached${uv:+ by uv} ($reason). Repeat the command when it can." ;;
     esac
     fail "$output" "The packages are not installed. Repeat the command when the error above is mended."
 }

@@ -176,7 +176,7 @@ class TestInstallation:
 
         printed = project.make("install").splitlines()[1]
 
-        assert printed == f"The package index cannot be reached ({reason}). Repeat the command when it can."
+        assert printed == f"The package index cannot be reached by uv ({reason}). Repeat the command when it can."
 
     def test_without_a_wheel_for_the_platform_the_service_is_installed_alone(self, project: Project) -> None:
         project.write("libc/platform.py", "system = lambda: 'Linux'\nlibc_ver = lambda: ('', '')\n")
