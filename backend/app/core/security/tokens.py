@@ -19,7 +19,7 @@ _YEAR_10000: Final = 253_402_300_800  # seconds since 1970
 # RFC 7515 section 3.1. The signature is required: an unsecured token ends with a dot.
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(
-    r"secret|password|change.?(me|this|it)|placeholder|example|replace.?(me|this|with)|your.(own|key|jwt|super|random)"
+    r"\A<.*>\Z|\A\$[({].*[)}]\Z|openssl|secret|password|change.?(me|this|it)|placeholder|example|replace.?(me|this|with)|your.(own|key|jwt|super|random)"
     r"|change.?in|random.?(char|string)|at.?least|development|production|123456789|abcdefgh|qwert|asdfg",
     re.IGNORECASE,
 )
