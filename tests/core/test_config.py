@@ -129,6 +129,20 @@ class TestSources:
             assert refusals(AUTH_JWT_SECRET=SECRET, **{name: str(wrong)}).keys() == {name}
 
 
+class TestEmbeddedPostgresDir:
+    def test_a_tilde_is_the_home_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/ada")
+
+        assert load(EMBEDDED_POSTGRES_DIR="~/tasks data").embedded_postgres_dir == Path("/home/ada/tasks data")
+        found = refusals(EMBEDDED_POSTGRES_DIR="~nobody-has-this-name/tasks")
+        assert found == {"EMBEDDED_POSTGRES_DIR": "begins with ~, but that home directory is not known"}
+
+    @pytest.mark.parametrize("text", ["postgresql://h/tasks", "file:///srv", "$HOME/tasks", "${D}", "a\nb", "a\udcff"])
+    def test_what_is_no_path_is_refused(self, text: str) -> None:
+        assert "must be the path of a directory" in refusals(EMBEDDED_POSTGRES_DIR=text)["EMBEDDED_POSTGRES_DIR"]
+        assert load(EMBEDDED_POSTGRES_DIR="C:/a$b").embedded_postgres_dir == Path("C:/a$b")
+
+
 class TestHost:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "tasks.internal"])
     def test_an_address_other_than_loopback_is_accepted_only_with_authentication(self, host: str) -> None:

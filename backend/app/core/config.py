@@ -34,6 +34,7 @@ _PLAIN_HTTP: Final = (
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
 _NO_CLAIM: Final = re.compile(r"(?i:\[|\*\Z|(?!(?-i:unchecked))unchecked\Z)")
 _CLAIM_PATH: Final = re.compile(r"(?!.*://.*\.)[^.\s]+(\.[^.\s]+)*")  # a URL with a dot would be taken for nested names
+_DIRECTORY: Final = re.compile(r"(?!\$|\w{2,}:/).*")  # a path has one slash where a URL has two
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
 
 
@@ -81,6 +82,17 @@ def _claim_path(path: str) -> str:
         )
         raise ValueError(message)
     return path
+
+
+def _directory(path: Path) -> Path:
+    if not _DIRECTORY.fullmatch(str(path)) or not str(path).isprintable():
+        message = "must be the path of a directory, not a URL or $VARIABLE, and printable UTF-8 text on one line"
+        raise ValueError(message)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        message = "begins with ~, but that home directory is not known"
+        raise ValueError(message) from None
 
 
 def _host(host: str, info: ValidationInfo) -> str:
@@ -146,7 +158,7 @@ class Settings(BaseSettings):
         description="Maximum requests per worker that use or wait for the database. One user may have half. "
         "Further ones get a 503.",
     )
-    embedded_postgres_dir: Path = Field(
+    embedded_postgres_dir: Annotated[Path, AfterValidator(_directory)] = Field(
         default=Path(".data/postgres"), description="Data directory of the embedded PostgreSQL."
     )
     auth_jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(

@@ -93,6 +93,7 @@ class TestSecret:
             ('\n{"keys": [{"kty": "OKP", "crv": "Ed25519"}]}', "not a key"),
             (f"{RANDOM}\n", "white space"),
             (f" {RANDOM}", "white space"),
+            (f"{RANDOM}\udcff", "UTF-8 text"),
             (f'"{RANDOM}"', "quotation marks"),
             (f"'{RANDOM}'", "quotation marks"),
             (f"{RANDOM} # for production", "a comment after it"),

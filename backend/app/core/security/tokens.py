@@ -181,7 +181,9 @@ class _StrictJWT(jwt.PyJWT):
 
 def check_secret(secret: str) -> str:
     """Returns `secret`. Raises ValueError if the secret is malformed or guessable. The text never shows the value."""
-    if len(secret.encode()) < SECRET_MIN:
+    if re.search("[\ud800-\udfff]", secret):  # bytes of the environment that are not UTF-8
+        message = "must be UTF-8 text"
+    elif len(secret.encode()) < SECRET_MIN:
         message = f"must have at least {SECRET_MIN} bytes"
     elif _is_key(secret):
         message = "must be a secret that only you and the issuer know, not a key in PEM, SSH or JSON form"
