@@ -70,8 +70,7 @@ def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | No
 def _claim_value(value: str) -> str:
     """A value that no token has would refuse every request."""
     if _NO_CLAIM.match(value):
-        message = f"must be one value, exactly as your tokens have it, or `{UNCHECKED}` in small letters"
-        raise ValueError(message)
+        raise ValueError(f"must be one value, exactly as your tokens have it, or `{_UNCHECKED}` in small letters")
     return value
 
 
@@ -86,19 +85,20 @@ def _claim_path(path: str) -> str:
 
 def _directory(path: Path) -> Path:
     if not _DIRECTORY.fullmatch(str(path)) or not str(path).isprintable():
-        message = "must be the path of a directory, not a URL or $VARIABLE, and printable UTF-8 text on one line"
-        raise ValueError(message)
+        raise ValueError(
+            "must be the path of a directory, not a URL or $VARIABLE, and printable UTF-8 text on one line"
+        )
     try:
         return path.expanduser()
     except RuntimeError:
-        message = "begins with ~, but that home directory is not known"
-        raise ValueError(message) from None
+        raise ValueError("begins with ~, but that home directory is not known") from None
 
 
 def _host(host: str, info: ValidationInfo) -> str:
     if not is_host(host):
-        message = "must be one address or name alone, such as 127.0.0.1 or ::1, without scheme, port and brackets"
-        raise ValueError(message)
+        raise ValueError(
+            "must be one address or name alone, such as 127.0.0.1 or ::1, without scheme, port and brackets"
+        )
     if not is_loopback(host) and not _is_authentication_configured(info):
         raise ValueError(
             "must be a loopback address such as 127.0.0.1 as long as there is no authentication; "

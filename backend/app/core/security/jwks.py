@@ -191,11 +191,9 @@ def _read_keys(content: bytes) -> list[Key]:
     try:
         document = from_json(content)
     except ValueError:  # its text quotes the reply
-        message = "the reply is not JSON"
-        raise _BadReplyError(message) from None
-    if isinstance(document, dict) and "jwks_uri" in document:
-        message = "this is the configuration of the issuer, so set AUTH_JWKS_URL to its jwks_uri"
-        raise _BadReplyError(message)
+        raise _BadReplyError("the reply is not JSON") from None
+    if isinstance(document, dict) and document.keys() & {"jwks_uri", "keys"} == {"jwks_uri"}:
+        raise _BadReplyError("this is the configuration of the issuer, so set AUTH_JWKS_URL to its jwks_uri")
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list) or len(members) > _KEYS_MAX:
         raise _BadReplyError(f"no set of at most {_KEYS_MAX} keys")
