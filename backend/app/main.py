@@ -138,6 +138,8 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
         check_routes(app.router)  # again, because routes may have been added
         if not bounded:
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
+            for warning in settings.warnings:
+                _logger.warning(warning)
             if not settings.authenticates:
                 _logger.warning("authentication is off: whoever reaches the port may name any user")
         elif any(isinstance(each.original_route, WebSocketRoute) for each in iter_route_contexts(app.routes)):

@@ -290,8 +290,8 @@ class TestRefusal:
         ("name", "reason"),
         [
             ("file/postgres", "cannot be used: Not a directory"),
-            ("mine", "has files that PostgreSQL 18 cannot use (PG_VERSION: none)"),
-            ("earlier", "has files that PostgreSQL 18 cannot use (PG_VERSION: 17)"),
+            ("mine", "has files that PostgreSQL 18 cannot use (PG_VERSION: none); set it to another directory"),
+            ("earlier", "has files that PostgreSQL 18 cannot use (PG_VERSION: 17); set it to another directory"),
             ("loop", "cannot be used: Too many levels of symbolic links"),
         ],
     )

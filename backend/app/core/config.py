@@ -23,7 +23,7 @@ from app.core.environment import check_environment, drop_foreign_host, unknown_n
 from app.core.errors import StartupError
 from app.core.origins import check_origin, split_origins
 from app.core.project import home
-from app.core.security.loopback import is_loopback
+from app.core.security.loopback import is_host, is_loopback
 from app.core.security.tokens import check_secret
 
 _UNCHECKED: Final = "unchecked"
@@ -32,6 +32,9 @@ _PLAIN_HTTP: Final = (
 )
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
+_NO_CLAIM: Final = re.compile(r"(?i:\[|\*\Z|(?!(?-i:unchecked))unchecked\Z)")
+_CLAIM_PATH: Final = re.compile(r"(?!.*://.*\.)[^.\s]+(\.[^.\s]+)*")  # a URL with a dot would be taken for nested names
+_DIRECTORY: Final = re.compile(r"(?!\$|\w{2,}:/).*")  # a path has one slash where a URL has two
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
 
 
@@ -64,7 +67,38 @@ def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | No
     return None if value == _UNCHECKED else value
 
 
+def _claim_value(value: str) -> str:
+    """A value that no token has would refuse every request."""
+    if _NO_CLAIM.match(value):
+        raise ValueError(f"must be one value, exactly as your tokens have it, or `{_UNCHECKED}` in small letters")
+    return value
+
+
+def _claim_path(path: str) -> str:
+    if not _CLAIM_PATH.fullmatch(path):
+        message = (
+            "must be a name such as sub, or nested names as in user.id; a name that has a dot itself cannot be used"
+        )
+        raise ValueError(message)
+    return path
+
+
+def _directory(path: Path) -> Path:
+    if not _DIRECTORY.fullmatch(str(path)) or not str(path).isprintable():
+        raise ValueError(
+            "must be the path of a directory, not a URL or $VARIABLE, and printable UTF-8 text on one line"
+        )
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, but that home directory is not known") from None
+
+
 def _host(host: str, info: ValidationInfo) -> str:
+    if not is_host(host):
+        raise ValueError(
+            "must be one address or name alone, such as 127.0.0.1 or ::1, without scheme, port and brackets"
+        )
     if not is_loopback(host) and not _is_authentication_configured(info):
         raise ValueError(
             "must be a loopback address such as 127.0.0.1 as long as there is no authentication; "
@@ -86,7 +120,7 @@ def _requires_database_url(secret: SecretStr, info: ValidationInfo) -> SecretStr
 
 
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
-_RequiredClaim = Annotated[str | None, AfterValidator(_required_with_jwks_url)]
+_RequiredClaim = Annotated[Annotated[str, AfterValidator(_claim_value)] | None, AfterValidator(_required_with_jwks_url)]
 
 
 class Settings(BaseSettings):
@@ -124,7 +158,7 @@ class Settings(BaseSettings):
         description="Maximum requests per worker that use or wait for the database. One user may have half. "
         "Further ones get a 503.",
     )
-    embedded_postgres_dir: Path = Field(
+    embedded_postgres_dir: Annotated[Path, AfterValidator(_directory)] = Field(
         default=Path(".data/postgres"), description="Data directory of the embedded PostgreSQL."
     )
     auth_jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
@@ -143,9 +177,8 @@ class Settings(BaseSettings):
         default=None,
         description="Required `aud` claim of tokens. Must be set with AUTH_JWKS_URL; `unchecked` disables the check.",
     )
-    auth_user_id_claim: str = Field(
+    auth_user_id_claim: Annotated[str, AfterValidator(_claim_path)] = Field(
         default="sub",
-        pattern=r"^[^.\s]+(\.[^.\s]+)*$",
         description="Claim that holds the user id. A dot separates the names of nested objects, as in `user.id`.",
     )
     auth_leeway_seconds: float = Field(

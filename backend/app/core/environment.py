@@ -11,10 +11,12 @@ from typing import Final
 
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
+from dotenv.variables import Variable, parse_variables
 
 from app.core.errors import StartupError
 from app.core.project import home
 
+_LENGTH_MAX: Final = 65_536  # characters; a device never ends
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
 # Names that can only mean authentication, slips such as `AUTH-JWT-SECRET` and `"AUTH_JWT_SECRET"` included.
 _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
@@ -49,8 +51,11 @@ def check_environment(settings: Collection[str]) -> None:
     """Raises StartupError for an unreadable line of `.env`, and for a name of authentication that is empty or not among
     `settings`. The text never shows a value.
     """
+    if (home() / ".env").is_fifo():  # as of 1Password, which asks its user first
+        _logger.warning(".env: is a named pipe; waiting for the program that writes it")
     text = _dotenv_text()
     problems = [f".env: line {line} is not NAME=value, or its quote is not closed" for line in _unreadable(text)]
+    problems += [f".env: {name} refers to a variable ${{…}} that is not set" for name in _unset(text, settings)]
     if not problems:
         given = {**dotenv_values(stream=StringIO(text)), **os.environ}
         problems = [*_ignored({name.upper(): unwrapped(value or "") for name, value in given.items()}, settings)]
@@ -78,17 +83,22 @@ def unknown_names(settings: Collection[str]) -> Iterator[str]:
 
 
 def _dotenv_text() -> str:
-    """Returns the content, empty without the file. Raises StartupError for what is no readable file of text.
+    """Returns the content, empty without the file. Raises StartupError for what is no readable file of settings.
 
     A container engine makes a directory of a missing file.
     """
     path = home() / ".env"
     try:
-        text = path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
+        if not os.path.lexists(path):
+            return ""
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LENGTH_MAX + 1)
     except OSError as error:
-        raise StartupError(f".env: {error.strerror}") from None
+        raise StartupError(f".env: {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         text = "\0"
+    if len(text) > _LENGTH_MAX:
+        raise StartupError(f".env: {path} is longer than {_LENGTH_MAX:,} characters, so it is no file of settings")
     if "\0" in text:  # also in UTF-16 without a byte order mark
         raise StartupError(".env: must be UTF-8 text")
     return text
@@ -105,8 +115,19 @@ def _unreadable(text: str) -> Iterator[int]:
 def _is_misread(binding: Binding) -> bool:
     """Returns whether there is no `=`, the name has a stray character, or a quote has swallowed further lines."""
     name = binding.key or ""
-    has_stray = _MEANT.match(name) and not re.fullmatch(r"\w+", name, re.ASCII)
+    plain = r"\w+" if _MEANT.match(name) else r"[\w.-]+"
+    has_stray = not re.fullmatch(plain, name, re.ASCII)
     return bool(binding.value is None or has_stray or _SWALLOWED.search(binding.original.string.strip()))
+
+
+def _unset(text: str, settings: Collection[str]) -> Iterator[str]:
+    """Yields each setting of `.env` that refers to a variable that is set neither above it nor in the environment."""
+    known = {*os.environ}
+    for binding in parse_stream(StringIO(text)):
+        parts = [part for part in parse_variables(binding.value or "") if isinstance(part, Variable)]
+        if any(part.default is None and part.name not in known for part in parts) and binding.key:
+            yield from {binding.key.upper()}.intersection(settings)
+        known.add(binding.key or "")
 
 
 def _ignored(given: Mapping[str, str | None], settings: Collection[str]) -> Iterator[str]:

@@ -17,7 +17,8 @@ _APP_ORIGIN: Final = re.compile(
 _MISTAKES: Final = (
     (r"\Anull\Z", "is null, which browsers send for every sandboxed page and local file"),
     (r"\*", "has a *; list each origin"),
-    (r"\s", "has white space in it; separate origins with commas"),
+    (r"[\s;]", "has white space or a semicolon in it; separate origins with commas"),
+    (r"[<$]", "has a placeholder in it; put the real value there"),
     (r"\A(?!.*://)", "has no scheme; put http:// or https:// in front"),
     (r"\A[^/]*//[^/]+/+\Z", "has a slash at the end; remove it"),
     (r"//[^/?#]*[/?#]", "has a path; browsers send only scheme, host and port"),

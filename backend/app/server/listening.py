@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from app.core.errors import StartupError
 
@@ -16,6 +16,8 @@ _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PRIVILEGED: Final = 1024  # ports below need privileges
 _FREE_TO_ALL: Final = 8000
 _PORTS: Final = 65_536
+
+_Address = tuple[Any, ...]  # without a port; one of IPv6 has a flow and a scope, which names the link of fe80::1%eth0
 
 _logger = logging.getLogger("app")
 
@@ -32,7 +34,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
         raise StartupError(f"HOST: {host} cannot be resolved") from None
     except OSError as error:
         raise refusal(error, host, port) from None
-    for address in addresses - {bound.getsockname()[0] for bound in sockets}:
+    left = {address[0] for address in addresses} - {bound.getsockname()[0].partition("%")[0] for bound in sockets}
+    for address in left:
         _logger.warning("HOST: %s is not an address of this machine, and is left out", address)
     return sockets
 
@@ -60,17 +63,18 @@ def page(host: str, sockets: list[socket.socket]) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
 
 
-def _addresses(host: str) -> set[str]:
+def _addresses(host: str) -> set[_Address]:
     """Returns the addresses of `host`: both of `localhost`, and for `::` also that of IPv4."""
     if host.lower() == "localhost":  # whatever a resolver makes of it
-        return {"127.0.0.1", "::1"}
-    found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    if "::" in found:
-        found.add("0.0.0.0")  # noqa: S104  # nosec B104  # HOST asks for it
+        return {("127.0.0.1",), ("::1", 0, 0)}
+    entries = [entry[4] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    found = {(str(address).partition("%")[0], *rest) for address, _, *rest in entries}
+    if ("::", 0, 0) in found:
+        found.add(("0.0.0.0",))  # noqa: S104  # nosec B104  # HOST asks for it
     return found
 
 
-def _bind(addresses: set[str], port: int) -> list[socket.socket]:
+def _bind(addresses: set[_Address], port: int) -> list[socket.socket]:
     """Raises OSError if this machine has none of the addresses, or one cannot be bound for another reason."""
     absent, sockets = OSError(), []
     with ExitStack() as opened:
@@ -87,14 +91,15 @@ def _bind(addresses: set[str], port: int) -> list[socket.socket]:
     return sockets
 
 
-def _bound(address: str, port: int) -> socket.socket:
+def _bound(address: _Address, port: int) -> socket.socket:
     """Returns a socket for one family, whose port may have connections of a service that has just ended."""
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    name, *scope = address
+    sock = socket.socket(socket.AF_INET6 if ":" in name else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")  # elsewhere it shares the port
         if sock.family is socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
+        sock.bind((name, port, *scope))
     except OSError:
         sock.close()
         raise

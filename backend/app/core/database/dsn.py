@@ -83,6 +83,9 @@ _INSTEAD: Final[Mapping[str, str]] = {
 }
 
 _PLACEHOLDER: Final = "has a placeholder such as <password>, [YOUR-PASSWORD] or **** in it; put the real value there"
+_NO_PORT: Final = f"has a port that is no number from 1 to {_PORT_MAX}, or an IPv6 address without brackets"
+_WRONG_PORT: Final = r"@[\w.-]*:(?![0-9]{1,5}(?:[/?,]|\Z))[^@/?,\]]*(?:[/?,][^@]*)?\Z"
+_INVISIBLE: Final = "has a line break or another invisible character in it; remove it"
 _FORM: Final = "postgresql://user:password@host/database"
 _MALFORMED: Final = f"must look like {_FORM}"
 # What is pasted instead of a connection string, the first that applies. A sentence shows nothing but the named scheme.
@@ -93,13 +96,13 @@ _MISTAKES: Final = (
     ),
     (r"//user:password@(?:host[:/]|ep-cool-darkness-)", _PLACEHOLDER),
     (r"\Apsql\b", f"is a command for psql; keep only what looks like {_FORM}"),
-    (r"\A\w+\s*=", f"is of the form name=value; it {_MALFORMED}"),
+    (r"\A(?:export\s+)?\w+\s*=", f"is of the form name=value; it {_MALFORMED}"),
     (
         r"\A(https?|jdbc|mariadb|mongodb|mssql|mysql|prisma|redis|sqlite|sqlserver)\b[^/]*:",
         f"has the scheme {{}}; it {_MALFORMED}",
     ),
     (rf"\A(?!{_SCHEME}:)[a-z][\w+.-]*://", f"has a scheme that is not supported; it {_MALFORMED}"),
-    (r"\A(?!.*://)", f"has no scheme; it {_MALFORMED}"),
+    (r"\A(?!postgres|.*://)", f"has no scheme; it {_MALFORMED}"),
 )
 
 
@@ -205,8 +208,10 @@ def _options(dsn: str) -> dict[str, str]:
         if mistake := re.search(pattern, dsn, re.IGNORECASE | re.DOTALL):
             raise ValueError(sentence.format(*mistake.groups()))
     match = _URLS[0].fullmatch(dsn) or _URLS[1].fullmatch(dsn)
-    if match is None or not dsn.isprintable():
-        raise ValueError(_MALFORMED)
+    if not dsn.isprintable():
+        raise ValueError(_INVISIBLE)
+    if match is None:
+        raise ValueError(_NO_PORT if re.search(_WRONG_PORT, dsn) else _MALFORMED)
     options = {name: unquote(match[name]) for name in ("user", "password", "dbname") if match[name]}
     if match["host"]:
         options["host"] = match["host"]
@@ -216,6 +221,8 @@ def _options(dsn: str) -> dict[str, str]:
     if duplicates := [name for name, values in given.items() if len(values) > 1 and name not in {"host", "port"}]:
         raise ValueError(_with_names("has a parameter that is there twice", duplicates))
     options |= {name: ",".join(values) for name, values in given.items()}
+    if any("\0" in value for value in options.values()):
+        raise ValueError(_INVISIBLE)
     return {**options, "host": options.get("host") or ",".join((*_SOCKETS, "localhost"))}
 
 
@@ -234,8 +241,10 @@ def _host(name: str, port: str) -> _Host:
     match = _HOST_AND_PORT.fullmatch(name)  # None for a socket directory and for an IPv6 address without brackets
     if match:
         name, port = unquote(match["name"].strip("[]")), match["port"] or port
-    if "@" in name or not re.fullmatch("[0-9]{0,5}", port) or int(port or _PORT) > _PORT_MAX:
+    if "@" in name:
         raise ValueError(_MALFORMED)
+    if not re.fullmatch("[0-9]{0,5}", port) or not 0 < int(port or _PORT) <= _PORT_MAX:
+        raise ValueError(_NO_PORT)
     return _Host(name or "localhost", int(port or _PORT))
 
 
@@ -289,7 +298,7 @@ def _tls(mode: str, options: Mapping[str, str]) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=None if root == "system" else root)
     except (OSError, ValueError):
-        raise ValueError("has an sslrootcert that cannot be read") from None
+        raise ValueError("has an sslrootcert that is no readable file of PEM certificates") from None
     context.set_alpn_protocols(["postgresql"])
     if root != "system":  # as in libpq; private authorities seldom meet all of RFC 5280
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT

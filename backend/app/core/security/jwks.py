@@ -188,7 +188,12 @@ def _select(keys: Iterable[Key], header: Mapping[str, Any]) -> Key | None:
 
 def _read_keys(content: bytes) -> list[Key]:
     """Returns the usable keys, none for an empty set. Raises ValueError if the set has keys, but no usable one."""
-    document = from_json(content)
+    try:
+        document = from_json(content)
+    except ValueError:  # its text quotes the reply
+        raise _BadReplyError("the reply is not JSON") from None
+    if isinstance(document, dict) and document.keys() & {"jwks_uri", "keys"} == {"jwks_uri"}:
+        raise _BadReplyError("this is the configuration of the issuer, so set AUTH_JWKS_URL to its jwks_uri")
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list) or len(members) > _KEYS_MAX:
         raise _BadReplyError(f"no set of at most {_KEYS_MAX} keys")
