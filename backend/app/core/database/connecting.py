@@ -1,7 +1,7 @@
 """Opens connections despite packet loss, and despite a suspended database that needs time to start.
 
-They depend on the settings alone: asyncpg looks for client certificates in ~/.postgresql, even where nobody asks for
-them, and an unreadable home directory would be an error.
+They do not depend on the home directory: in the whole process asyncpg no longer looks for client certificates in
+~/.postgresql. It did so even where nobody asked for them, and an unreadable directory was an error.
 """
 
 import asyncio
