@@ -16,17 +16,12 @@ service=$(cat requirements.txt requirements-embedded.txt && echo "# run")
 case ${1:-} in
     run) wanted=$service file=requirements-embedded.txt size=180 ;;
     dev) wanted=$service$(cat requirements-dev.txt) file=requirements-dev.txt size=620 ;;
-    *) echo "usage: sh install.sh run|dev" >&2 && exit 2 ;;
+    *) echo "usage: sh install.sh run|dev" && exit 2 ;;
 esac
 
-fail() {
-    printf '%s\n' "$@" >&2
-    exit 1
-}
+fail() { printf '%s\n' "$@"; exit 1; }
 
-version_of() {
-    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
-}
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
 # Prints the folder in which .venv was made. Its programs work nowhere else.
 made_in() {
@@ -96,10 +91,21 @@ wait_for_another_installation() {
     }
 }
 
+# Says what follows, before the silence of the programs.
+announce() {
+    if [ -n "$reason" ]; then
+        [ "$reason" = new ] || echo "Making .venv again: $reason."
+        [ -z "$refused" ] || echo "Using $python, because ${refused%; }."
+        installed=nothing
+    fi
+    case $installed in
+        nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
+        "$service"*) echo "Adding about 440 MB to .venv; this takes a minute." ;;
+        *) echo "Updating .venv; this takes up to a minute." ;;
+    esac
+}
+
 make_venv() {
-    [ "$reason" = new ] || echo "Making .venv again: $reason."
-    [ -z "$refused" ] || echo "Using $python, because ${refused%; }."
-    installed=nothing
     output=$("$python" -m venv --clear ${uv:+--without-pip} "$(cd .venv && pwd -P)" 2>&1) ||
         fail "$output" "$python cannot make .venv. Repeat the command when the error above is mended."
 }
@@ -132,7 +138,7 @@ report() {
     case $output in *"connection broken by"* | *"Failed to fetch"*)
         reason=$(printf '%s\n' "$output" |
             sed -n "s/^ *cause: //p; s/<[^>]*>: //; s/.*connection broken by '\(.*\)': .*/\1/p" | tail -n 1)
-        fail "The package index cannot be reached ($reason). Repeat the command when it can." ;;
+        fail "The package index cannot be reached${uv:+ by uv} ($reason). Repeat the command when it can." ;;
     esac
     fail "$output" "The packages are not installed. Repeat the command when the error above is mended."
 }
@@ -145,10 +151,6 @@ look
 mkdir -p .venv 2>/dev/null || true
 [ -d .venv ] && [ -w .venv ] || fail "This account cannot write .venv here. Remove .venv if it is a file or belongs to \
 another account (sudo rm -r .venv), or use a folder of your own, and repeat the command."
+announce
 [ -z "$reason" ] || make_venv
-case $installed in
-    nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
-    "$service"*) echo "Adding about 440 MB to .venv; this takes a minute." ;;
-    *) echo "Updating .venv; this takes up to a minute." ;;
-esac
 install "$1"

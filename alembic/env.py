@@ -24,7 +24,7 @@ import app.models
 from app.core.config import load_settings
 from app.core.database.connecting import connect
 from app.core.database.dsn import parse_dsn
-from app.core.database.faults import ConnectError
+from app.core.database.faults import ConnectError, sqlstate
 from app.core.database.migrations import VERSION_TABLE
 from app.core.errors import StartupError
 from app.core.project import home
@@ -37,14 +37,8 @@ for _model in iter_modules(app.models.__path__, "app.models."):
 
 _LOCK: Final = 7_461_736_531  # an arbitrary number that no other program on this database uses
 _ENDING_TIME: Final = 10  # seconds from a signal to the exit of `alembic`
-_EXPECTED: Final = (
-    OSError,
-    UnicodeError,  # an invalid host name
-    SQLAlchemyError,
-    EmulatedDBAPIException,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-)
+_EXPECTED: Final = (OSError, SQLAlchemyError, EmulatedDBAPIException, asyncpg.PostgresError, asyncpg.InterfaceError)
+_REFUSED: Final = ("25006", "28", "3D", "42501", "55000")  # read-only, login, no database, no right, not accepting
 _EARLIER_VERSION_TABLE: Final = "alembic_version"  # of releases before decision 33, and of other programs
 _UNKNOWN: Final = (
     f"{VERSION_TABLE} names {{}}, which fits neither this release nor a later one that it works with; "
@@ -195,11 +189,14 @@ async def _run_until_stopped(dsn: str) -> None:
 
 
 def _reason(error: Exception) -> str:
+    settings = load_settings()
+    name = "DATABASE_URL_UNPOOLED" if settings.database_url_unpooled else "DATABASE_URL"
     if isinstance(error, ConnectError):
-        name = "DATABASE_URL_UNPOOLED" if load_settings().database_url_unpooled else "DATABASE_URL"
         return str(error).replace("DATABASE_URL", name)
     error = getattr(error, "driver_exception", error)  # its text has no names of modules
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0] or 'no answer'}"
+    text = f"{type(error).__name__}: {str(error).partition(chr(10))[0] or 'no answer'}"
+    is_refused = isinstance(error, OSError) or sqlstate(error).startswith(_REFUSED)
+    return f"{name}: {text}" if is_refused and settings.database_url else text
 
 
 if context.config.cmd_opts:  # the program is `alembic`

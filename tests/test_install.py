@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -176,7 +176,7 @@ class TestInstallation:
 
         printed = project.make("install").splitlines()[1]
 
-        assert printed == f"The package index cannot be reached ({reason}). Repeat the command when it can."
+        assert printed == f"The package index cannot be reached by uv ({reason}). Repeat the command when it can."
 
     def test_without_a_wheel_for_the_platform_the_service_is_installed_alone(self, project: Project) -> None:
         project.write("libc/platform.py", "system = lambda: 'Linux'\nlibc_ver = lambda: ('', '')\n")
@@ -281,6 +281,11 @@ class TestEnvironment:
         assert project.make("run") == SERVING
         assert not (root / "ran").exists()
 
+    def test_its_making_which_takes_seconds_is_announced(self, project: Project) -> None:
+        project.program("python3", f'#!/bin/sh\n[ "$2" != venv ] || {{ echo spoilt; exit 1; }}\nexec {BASE} "$@"\n')
+
+        assert project.make("run").startswith(f"{RUN}spoilt\npython3 cannot make .venv.")
+
     def test_checkouts_may_share_one_by_a_link(self, project: Project) -> None:
         shared = project.root.with_name("shared")
         shared.mkdir()
@@ -337,6 +342,13 @@ class TestEnvironment:
 @pytest.mark.ci
 class TestInterrupt:
     """After Ctrl+C, make says nothing. `$?` is 130 all the same, because make ends itself by the signal."""
+
+    @pytest.fixture(autouse=True)
+    def _takes_interrupts(self) -> Iterator[None]:
+        """A background job ignores SIGINT, and so would every program that it starts."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
 
     def interrupt(self, process: "subprocess.Popen[str]", sent: signal.Signals = signal.SIGINT) -> str:
         with process:

@@ -130,9 +130,7 @@ class TestDeployed:
     ) -> None:
         elsewhere = {"Host": "tasks.example.com"}
         with new_database(dsn, "given") as given:
-            settings = {"DATABASE_URL": given.replace("sslmode=disable", "sslmode=prefer"), "HOME": str(tmp_path)}
-            settings |= {"HOST": "::", "BETTER_AUTH_SECRET": SECRET}
-            (tmp_path / ".postgresql" / "postgresql.crt").mkdir(parents=True)  # it cannot be read as a file
+            settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET}
             with Service(tmp_path, settings) as service, httpx.Client(base_url=service.url, timeout=30) as client:
                 service.ready()
                 assert client.get(TASKS, headers=elsewhere).status_code == 401

@@ -30,6 +30,7 @@ from app.server.listening import bind, page
 from app.server.processes import CLOSING_TIME, serve
 from app.server.protocol import SERVER_OPTIONS
 
+_LOADING_TIME: Final = 3  # seconds from a signal to the exit while the settings are read, which may ask DNS
 _STARTING_TIME: Final = 30  # seconds until uvicorn replaces a worker that does not answer; a worker imports first
 
 _logger = logging.getLogger("app")
@@ -39,6 +40,7 @@ def main() -> None:
     """Serve until a signal. If the service cannot start, exit with one sentence on stderr."""
     read_arguments(sys.argv[1:])
     logging.config.dictConfig(log_config())
+    end_in_time(_LOADING_TIME)
     try:
         settings = load_settings()
         end_in_time(settings.shutdown_timeout)

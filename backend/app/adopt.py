@@ -144,8 +144,7 @@ def _prepare(connection: Connection, confirmed: bool) -> None:
 
 def _check_free(connection: Connection, *names: str) -> None:
     for name in filter(inspect(connection).has_table, names):
-        message = f"There is already a table {name}; rename or remove it first."
-        raise StartupError(message)
+        raise StartupError(f"There is already a table {name}; rename or remove it first.")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
 from app import __version__
-from app.core.config import UNCHECKED, Settings, load_settings
+from app.core.config import Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
 from app.core.security.loopback import is_loopback
@@ -125,8 +125,7 @@ def __getattr__(name: str) -> FastAPI:
     if name == "app":
         globals()[name] = app = create_app()
         return app
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
@@ -139,13 +138,14 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
         check_routes(app.router)  # again, because routes may have been added
         if not bounded:
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
+            for warning in settings.warnings:
+                _logger.warning(warning)
             if not settings.authenticates:
                 _logger.warning("authentication is off: whoever reaches the port may name any user")
         elif any(isinstance(each.original_route, WebSocketRoute) for each in iter_route_contexts(app.routes)):
             _logger.warning("`python -m app` does not serve the WebSockets of this application; another server does")
         if settings.database_url is None:
-            message = "DATABASE_URL is not set; `python -m app` starts an embedded PostgreSQL instead."
-            raise StartupError(message)
+            raise StartupError("DATABASE_URL is not set; `python -m app` starts an embedded PostgreSQL instead.")
         database = Database(
             settings.database_url.get_secret_value(),
             pool_size=settings.database_pool_size,
@@ -185,8 +185,8 @@ def _verifier_with(keys: KeySource, settings: Settings) -> TokenVerifier:
         keys,
         user_id_pattern=USER_ID_PATTERN,
         user_id_claim=settings.auth_user_id_claim,
-        issuer=None if settings.auth_issuer == UNCHECKED else settings.auth_issuer,
-        audience=None if settings.auth_audience == UNCHECKED else settings.auth_audience,
+        issuer=settings.auth_issuer,
+        audience=settings.auth_audience,
         leeway=settings.auth_leeway_seconds,
     )
 

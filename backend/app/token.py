@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import jwt
 
-from app.core.config import UNCHECKED, Settings, load_settings
+from app.core.config import Settings, load_settings
 from app.core.errors import StartupError
 from app.models.task import USER_ID_PATTERN
 
@@ -38,17 +38,15 @@ def _user_id(arguments: list[str]) -> str:
 def _signed(settings: Settings, user_id: str, until: datetime) -> str:
     """Returns the token. Raises StartupError if the service needs none, or only its issuer can sign one."""
     if settings.auth_jwks_url:
-        message = "AUTH_JWKS_URL: only your issuer can sign tokens for its keys, so sign in there to get one"
-        raise StartupError(message)
+        raise StartupError("AUTH_JWKS_URL: only your issuer can sign tokens for its keys, so sign in there to get one")
     if not settings.auth_jwt_secret:
-        message = "AUTH_JWT_SECRET: is not set, so authentication is off and requests need no token"
-        raise StartupError(message)
+        raise StartupError("AUTH_JWT_SECRET: is not set, so authentication is off and requests need no token")
     claim: Any = user_id
     for name in reversed(settings.auth_user_id_claim.split(".")):
         claim = {name: claim}
-    checked = {"iss": settings.auth_issuer, "aud": settings.auth_audience}
-    demanded = {name: value for name, value in checked.items() if value not in (None, UNCHECKED)}
-    return jwt.encode({**demanded, "exp": until, **claim}, settings.auth_jwt_secret.get_secret_value(), "HS256")
+    claims = {"iss": settings.auth_issuer, "aud": settings.auth_audience, "exp": until, **claim}
+    given = {name: value for name, value in claims.items() if value is not None}
+    return jwt.encode(given, settings.auth_jwt_secret.get_secret_value(), "HS256")
 
 
 if __name__ == "__main__":

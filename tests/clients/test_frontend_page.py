@@ -1,6 +1,7 @@
 """The files that docs/frontend.md shows. They are compiled with types from the running service, and run."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ PAGE: Final = (FOLDER.parents[1] / "docs/frontend.md").read_text()
 FILES: Final = {
     name: text for text, name in re.findall(r"^```tsx?\n(// (\S+)\n.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 }
-TYPES: Final = re.findall(r"^npx (openapi-typescript) (\S+) (--output) (\S+)$", PAGE, re.MULTILINE)
+TYPES: Final = re.findall(r"^npx --yes (openapi-typescript)@7 (\S+) (--output) (\S+)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture
@@ -49,6 +50,24 @@ async def test_the_files_of_the_page_compile_strictly_and_the_client_survives_fa
 
     assert program.returncode == 0, program.stdout
     assert sign_up.returncode == 0, sign_up.stdout
+
+
+@pytest.mark.parametrize("module", ["preserve", "nodenext"])
+async def test_an_empty_project_with_the_settings_of_tsc_init_compiles_the_files(project: Path, module: str) -> None:
+    assert "npx tsc --init --module preserve\n" in PAGE
+    files = [name for name in FILES if "better-auth" not in FILES[name] and name.endswith(".ts")]
+    empty = project.parent / "empty"
+    (empty / "lib").mkdir(parents=True)
+    shutil.copy(project / "package.json", empty)
+    shutil.copy(project / "lib/schema.d.ts", empty / "lib")
+    for name in files:
+        (empty / name).write_text(_for_node(FILES[name]) if module == "nodenext" else FILES[name])
+    strict = ("--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--verbatimModuleSyntax")
+
+    assert (await run(empty, "tsc", "--init", "--module", module)).returncode == 0
+    compiler = await run(empty, "tsc", "--noEmit", "--project", ".", *strict)
+
+    assert (compiler.returncode, compiler.stdout) == (0, "")
 
 
 def test_the_client_has_at_most_80_lines_and_every_code_block_is_a_file() -> None:

@@ -2,7 +2,9 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 import pytest
@@ -51,6 +53,9 @@ class TestLines:
             f"\u200bAUTH_JWT_SECRET={SECRET}",
             f"- AUTH_JWT_SECRET={SECRET}",
             f"JWT_SECRET:{SECRET}=",
+            f"$env:AUTH_JWT_SECRET='{SECRET}'",
+            "$env:PORT=9000",
+            "POR\u0422=9000",  # the last letter is Cyrillic
             f"COLOUR='blue\nAUTH_JWT_SECRET={SECRET}\nSHADE='",
             "COLOUR",
         ],
@@ -71,14 +76,63 @@ class TestLines:
         assert load_settings().port == 9000
 
     def test_a_directory_and_a_dangling_link_with_the_name_env_are_refused(self) -> None:
-        Path(".env").mkdir()
-        with pytest.raises(StartupError, match=r"^\.env: Is a directory$"):
+        path = Path(".env")
+        path.mkdir()
+        with pytest.raises(StartupError, match=f"^.env: {path.absolute()} cannot be read: Is a directory$"):
             load_settings()
 
-        Path(".env").rmdir()
-        Path(".env").symlink_to("missing")
-        with pytest.raises(StartupError, match=r"^\.env: No such file or directory$"):
+        path.rmdir()
+        path.symlink_to("missing")
+        with pytest.raises(StartupError, match=f"^.env: {path.absolute()} cannot be read: No such file or directory$"):
             load_settings()
+
+    def test_a_device_and_a_file_that_is_too_long_are_no_settings(self) -> None:
+        Path(".env").symlink_to("/dev/zero")
+        with pytest.raises(StartupError, match=r"^\.env: .* is longer than 65,536 characters"):
+            load_settings()
+
+        Path(".env").unlink()
+        assert "is longer than 65,536 characters" in refusal("#" * 65_537)
+        Path(".env").write_text("#" * 65_525 + "\nPORT=9000")
+        assert load_settings().port == 9000
+
+    def test_a_named_pipe_is_waited_for_and_this_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        def write() -> None:
+            with suppress(OSError):  # at the end there is no pipe any more
+                while True:
+                    with os.fdopen(os.open(".env", os.O_WRONLY), "w") as pipe:
+                        pipe.write("PORT=9000\n")
+
+        os.mkfifo(".env")
+        program = Thread(target=write)
+        program.start()
+
+        assert load_settings().port == 9000
+        reader = os.open(".env", os.O_RDONLY | os.O_NONBLOCK)
+        Path(".env").unlink()
+        program.join()
+        os.close(reader)
+        assert caplog.messages == [".env: is a named pipe; waiting for the program that writes it"]
+
+    @pytest.mark.parametrize("text", ["{}", "'{}'", '"a{}"', "${{SET}}{}", "{}\nUNSET=1"])
+    def test_a_setting_that_refers_to_an_unset_variable_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.setenv("SET", "1")
+        for name in ("EMBEDDED_POSTGRES_DIR", "auth_jwt_secret", "DATABASE_URL"):
+            line = f"{name}={text.format('${UNSET}')}"
+            assert f".env: {name.upper()} refers to a variable ${{…}} that is not set" in refusal(line).splitlines()
+
+    @pytest.mark.parametrize(
+        "text", ["A=9000\nPORT=${A}", "PORT=${SET}", "PORT=9000${UNSET:-}", "PORT=9000\nB=${UNSET}"]
+    )
+    def test_a_variable_that_is_set_or_has_a_default_or_is_for_another_program_is_accepted(
+        self, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.setenv("SET", "9000")
+        Path(".env").write_text(text)
+
+        assert load_settings().port == 9000
 
 
 class TestForeignHost:
@@ -108,7 +162,7 @@ class TestForeignHost:
     ) -> None:
         monkeypatch.setattr("socket.getaddrinfo", unresolved)
         monkeypatch.setenv("HOST", host)
-        with pytest.raises(StartupError, match=r"^HOST: must be a loopback address"):
+        with pytest.raises(StartupError, match=r"^HOST: must be (a loopback|one) address"):
             load_settings()
 
         monkeypatch.delenv("HOST")
@@ -124,7 +178,7 @@ class TestForeignHost:
 
 class TestNames:
     @pytest.mark.parametrize("name", ["AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL", "auth_user_id_claim"])
-    @pytest.mark.parametrize("value", ["", "''", " # later", "${UNSET}"])
+    @pytest.mark.parametrize("value", ["", "''", " # later", "${UNSET:-}"])
     def test_an_empty_setting_of_authentication_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
     ) -> None:

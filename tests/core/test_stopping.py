@@ -24,6 +24,7 @@ from app.core.stopping import end_in_time, last_steps, note_signals
 
 last_steps.append(lambda: print("last step", flush=True))
 note_signals()
+end_in_time(60)
 end_in_time(0.3)
 signal.raise_signal(signal.SIGTERM)
 while True:

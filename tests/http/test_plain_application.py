@@ -179,14 +179,16 @@ class TestStart:
         with pytest.raises(AttributeError, match="has no attribute 'apps'"):
             _ = main.apps
 
-    async def test_only_a_server_without_bounds_on_connections_logs_a_warning(
-        self, secured: Settings, dsn: str, caplog: pytest.LogCaptureFixture
+    async def test_only_a_server_without_bounds_on_connections_logs_a_warning_and_those_of_the_settings(
+        self, secured: Settings, dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setenv("DATABASE_ULR", "a")
         for settings, bounded in product((secured, make_settings(dsn)), (True, False)):
             caplog.clear()
             app = create_app(settings, bounded=bounded)
             async with app.router.lifespan_context(app):
                 assert ("does not bound what a connection may send" in caplog.text) is not bounded
+                assert ("ignored: DATABASE_ULR (did you mean DATABASE_URL?)" in caplog.text) is not bounded
                 is_open = not (bounded or settings.authenticates)
                 assert ("authentication is off: whoever reaches the port may name any user" in caplog.text) is is_open
 

@@ -142,6 +142,7 @@ async def use_resource(state: Annotated[str, Depends(resource)], fail: bool = Fa
 @route("/tagged")
 async def get_tagged() -> PlainTextResponse:
     headers = {"ETag": '"1,2"', "Cache-Control": "private, max-age=60", "Vary": "Accept-Language"}
+    headers["Referrer-Policy"] = "origin"
     return PlainTextResponse("x", headers=headers, background=BackgroundTask(done.append, "tagged"))
 
 
@@ -181,4 +182,5 @@ class TestReplies:
         assert (reply.status_code, reply.content, reply.headers["ETag"]) == (304, b"", '"1,2"')
         assert reply.headers["Cache-Control"] == "private, max-age=60"
         assert reply.headers["Vary"] == "Accept-Language, Origin, Authorization"
+        assert reply.headers["Referrer-Policy"] == "origin"
         await until(lambda: done == ["tagged"])

@@ -30,7 +30,7 @@ AM_ROOT: Final = os.geteuid() == 0
 
 # Uses the server as an ordinary user, who may have no access to Python's own files after the imports.
 USE: Final = """
-import os, sys
+import email.parser, os, sys  # before the account cannot read what Python imports late
 from pathlib import Path
 from app.server.embedded import _Server, embedded_postgres
 
@@ -290,8 +290,8 @@ class TestRefusal:
         ("name", "reason"),
         [
             ("file/postgres", "cannot be used: Not a directory"),
-            ("mine", "has files that PostgreSQL 18 cannot use (PG_VERSION: none)"),
-            ("earlier", "has files that PostgreSQL 18 cannot use (PG_VERSION: 17)"),
+            ("mine", "has files that PostgreSQL 18 cannot use (PG_VERSION: none); set it to another directory"),
+            ("earlier", "has files that PostgreSQL 18 cannot use (PG_VERSION: 17); set it to another directory"),
             ("loop", "cannot be used: Too many levels of symbolic links"),
         ],
     )

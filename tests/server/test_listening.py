@@ -58,6 +58,15 @@ class TestAddresses:
                     socket.create_connection((address, port))
             assert page(host, sockets) == f"http://{shown}:{port}/docs"
 
+    @pytest.mark.parametrize("resolved", ["fe80::1", "fe80::1%eth0"])  # systems differ in this
+    def test_the_link_of_a_link_local_address_is_bound(self, monkeypatch: pytest.MonkeyPatch, resolved: str) -> None:
+        given: list[object] = []
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(None, None, None, "", (resolved, 0, 0, 4))])
+        monkeypatch.setattr(socket.socket, "bind", lambda _, address: given.append(address))
+
+        with bound("fe80::1%eth0", 8000):
+            assert given == [("fe80::1", 8000, 0, 4)]
+
     def test_an_address_that_is_not_of_this_machine_is_left_out_with_a_warning(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -19,19 +19,22 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
-from app.core.environment import NOT_TEXT, check_environment, drop_foreign_host, unknown_names, unwrapped
+from app.core.environment import check_environment, drop_foreign_host, unknown_names, unwrapped
 from app.core.errors import StartupError
 from app.core.origins import check_origin, split_origins
 from app.core.project import home
-from app.core.security.loopback import is_loopback
+from app.core.security.loopback import is_host, is_loopback
 from app.core.security.tokens import check_secret
 
-UNCHECKED: Final = "unchecked"
+_UNCHECKED: Final = "unchecked"
 _PLAIN_HTTP: Final = (
     "AUTH_JWKS_URL: the keys come over plain http, so whoever controls that network can sign in as any user"
 )
 
 _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in ("localhost", "127.0.0.1"))
+_NO_CLAIM: Final = re.compile(r"(?i:\[|\*\Z|(?!(?-i:unchecked))unchecked\Z)")
+_CLAIM_PATH: Final = re.compile(r"(?!.*://.*\.)[^.\s]+(\.[^.\s]+)*")  # a URL with a dot would be taken for nested names
+_DIRECTORY: Final = re.compile(r"(?!\$|\w{2,}:/).*")  # a path has one slash where a URL has two
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
 
 
@@ -48,8 +51,7 @@ def _secret(secret: SecretStr) -> SecretStr:
 
 def _excludes_secret(url: str, info: ValidationInfo) -> str:
     if info.data.get("auth_jwt_secret"):
-        message = "cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them"
-        raise ValueError(message)
+        raise ValueError("cannot be used together with AUTH_JWT_SECRET or BETTER_AUTH_SECRET; unset one of them")
     return url
 
 
@@ -61,18 +63,47 @@ def _is_authentication_configured(info: ValidationInfo) -> bool:
 def _required_with_jwks_url(value: str | None, info: ValidationInfo) -> str | None:
     """An issuer may sign tokens for other services with its published keys. A secret is shared only with this one."""
     if value is None and info.data.get("auth_jwks_url"):
-        message = f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{UNCHECKED}`"
-        raise ValueError(message)
+        raise ValueError(f"must be set with AUTH_JWKS_URL, to what your tokens have or to `{_UNCHECKED}`")
+    return None if value == _UNCHECKED else value
+
+
+def _claim_value(value: str) -> str:
+    """A value that no token has would refuse every request."""
+    if _NO_CLAIM.match(value):
+        raise ValueError(f"must be one value, exactly as your tokens have it, or `{_UNCHECKED}` in small letters")
     return value
 
 
-def _host(host: str, info: ValidationInfo) -> str:
-    if not is_loopback(host) and not _is_authentication_configured(info):
+def _claim_path(path: str) -> str:
+    if not _CLAIM_PATH.fullmatch(path):
         message = (
+            "must be a name such as sub, or nested names as in user.id; a name that has a dot itself cannot be used"
+        )
+        raise ValueError(message)
+    return path
+
+
+def _directory(path: Path) -> Path:
+    if not _DIRECTORY.fullmatch(str(path)) or not str(path).isprintable():
+        raise ValueError(
+            "must be the path of a directory, not a URL or $VARIABLE, and printable UTF-8 text on one line"
+        )
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, but that home directory is not known") from None
+
+
+def _host(host: str, info: ValidationInfo) -> str:
+    if not is_host(host):
+        raise ValueError(
+            "must be one address or name alone, such as 127.0.0.1 or ::1, without scheme, port and brackets"
+        )
+    if not is_loopback(host) and not _is_authentication_configured(info):
+        raise ValueError(
             "must be a loopback address such as 127.0.0.1 as long as there is no authentication; "
             "set AUTH_JWT_SECRET or AUTH_JWKS_URL to listen elsewhere"
         )
-        raise ValueError(message)
     return host
 
 
@@ -84,13 +115,12 @@ def _dsn(secret: SecretStr) -> SecretStr:
 
 def _requires_database_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
     if "database_url" in info.data and info.data["database_url"] is None:
-        message = "needs DATABASE_URL beside it"
-        raise ValueError(message)
+        raise ValueError("needs DATABASE_URL beside it")
     return secret
 
 
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
-_RequiredClaim = Annotated[str | None, AfterValidator(_required_with_jwks_url)]
+_RequiredClaim = Annotated[Annotated[str, AfterValidator(_claim_value)] | None, AfterValidator(_required_with_jwks_url)]
 
 
 class Settings(BaseSettings):
@@ -128,7 +158,7 @@ class Settings(BaseSettings):
         description="Maximum requests per worker that use or wait for the database. One user may have half. "
         "Further ones get a 503.",
     )
-    embedded_postgres_dir: Path = Field(
+    embedded_postgres_dir: Annotated[Path, AfterValidator(_directory)] = Field(
         default=Path(".data/postgres"), description="Data directory of the embedded PostgreSQL."
     )
     auth_jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
@@ -137,8 +167,7 @@ class Settings(BaseSettings):
         description="Secret that signs the tokens (HS256), at least 32 bytes. BETTER_AUTH_SECRET is an alias.",
     )
     auth_jwks_url: Annotated[str, AfterValidator(_jwks_url), AfterValidator(_excludes_secret)] | None = Field(
-        default=None,
-        description="URL of the issuer's public keys (EdDSA, ES256, RS256), instead of a secret.",
+        default=None, description="URL of the issuer's public keys (EdDSA, ES256, RS256), instead of a secret."
     )
     auth_issuer: _RequiredClaim = Field(
         default=None,
@@ -148,9 +177,8 @@ class Settings(BaseSettings):
         default=None,
         description="Required `aud` claim of tokens. Must be set with AUTH_JWKS_URL; `unchecked` disables the check.",
     )
-    auth_user_id_claim: str = Field(
+    auth_user_id_claim: Annotated[str, AfterValidator(_claim_path)] = Field(
         default="sub",
-        pattern=r"^[^.\s]+(\.[^.\s]+)*$",
         description="Claim that holds the user id. A dot separates the names of nested objects, as in `user.id`.",
     )
     auth_leeway_seconds: float = Field(
@@ -170,8 +198,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(split_origins)
     ] = Field(
-        default=_FRONTENDS,
-        description="Origins of browser frontends, with commas or as a JSON list. `*` is refused.",
+        default=_FRONTENDS, description="Origins of browser frontends, with commas or as a JSON list. `*` is refused."
     )
 
     unknown_fields: Literal["ignore", "keep"] = Field(
@@ -184,18 +211,15 @@ class Settings(BaseSettings):
     @classmethod
     def _unwraps(cls, given: dict[str, Any]) -> dict[str, Any]:
         """A quoted secret stays as it is and is refused, because its issuer may sign with the quotation marks."""
-        plain = {
-            name: unwrapped(value) if isinstance(value, str) and not name.endswith("_secret") else value
-            for name, value in given.items()
-        }
+        texts = [name for name in given if isinstance(given[name], str) and not name.endswith("_secret")]
+        plain = given | {name: unwrapped(given[name]) for name in texts}
         return {name: value for name, value in plain.items() if value != ""}
 
     @model_validator(mode="after")
     def _requires_authentication(self) -> Self:
         for name in sorted(self.model_fields_set):
             if name.startswith("auth_") and not self.authenticates:
-                message = f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it"
-                raise ValueError(message)
+                raise ValueError(f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it")
         return self
 
     @property
@@ -237,8 +261,6 @@ def load_settings() -> Settings:
     try:
         check_environment(_names())
         return Settings(_env_file=home() / ".env")
-    except UnicodeDecodeError:
-        raise StartupError(NOT_TEXT) from None
     except ValidationError as error:
         raise StartupError("\n".join(dict.fromkeys(map(_setting_error, error.errors())))) from None
 

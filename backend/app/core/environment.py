@@ -5,25 +5,25 @@ import os
 import re
 import socket
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 from io import StringIO
 from typing import Final
 
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
+from dotenv.variables import Variable, parse_variables
 
 from app.core.errors import StartupError
 from app.core.project import home
 
-NOT_TEXT: Final = ".env: must be UTF-8 text"
+_LENGTH_MAX: Final = 65_536  # characters; a device never ends
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
 # Names that can only mean authentication, slips such as `AUTH-JWT-SECRET` and `"AUTH_JWT_SECRET"` included.
 _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)", re.IGNORECASE)
 _SIMILAR: Final = 0.86  # the ratio of difflib for AUTH_ISSUERS is greater, that for AUTH_SECRET smaller
 _SLIP: Final = 0.9  # one edit in a name of 12 characters; the ratio of DATABASE_USER and DATABASE_URL is smaller
-_SHOWN: Final = re.compile(r"[\w.-]{1,40}")  # other text may be a line of a secret
-_OF_COMPOSE: Final = re.compile("COMPOSE_.*|POSTGRES_PASSWORD")  # .env has them for compose.yaml
+# Other text may be a line of a secret, and .env has the excluded names for compose.yaml.
+_SHOWN: Final = re.compile(r"(?!COMPOSE_|POSTGRES_PASSWORD\Z)[\w.-]{1,40}")
 _QUOTED: Final = re.compile(r"""\s*(["'])((?:(?!\1).)*)\1\s*""", re.DOTALL)
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
 
@@ -39,25 +39,23 @@ def drop_foreign_host() -> None:
     The default, or the HOST of `.env`, then holds. A name with a domain was meant for this service, so it is kept.
     """
     host = os.environ.get("HOST", "")
-    if _FOREIGN_HOST.fullmatch(host) and not _is_resolved(host):
-        del os.environ["HOST"]
-        _logger.warning("HOST: %s is not an address and is ignored; other programs set this variable too", host)
-
-
-def _is_resolved(host: str) -> bool:
-    with suppress(OSError, UnicodeError):
-        return bool(socket.getaddrinfo(host, None))
-    return False
+    if _FOREIGN_HOST.fullmatch(host):
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError):
+            del os.environ["HOST"]
+            _logger.warning("HOST: %s is not an address and is ignored; other programs set this variable too", host)
 
 
 def check_environment(settings: Collection[str]) -> None:
     """Raises StartupError for an unreadable line of `.env`, and for a name of authentication that is empty or not among
     `settings`. The text never shows a value.
     """
+    if (home() / ".env").is_fifo():  # as of 1Password, which asks its user first
+        _logger.warning(".env: is a named pipe; waiting for the program that writes it")
     text = _dotenv_text()
-    if "\0" in text:  # UTF-16 without a byte order mark
-        raise StartupError(NOT_TEXT)
     problems = [f".env: line {line} is not NAME=value, or its quote is not closed" for line in _unreadable(text)]
+    problems += [f".env: {name} refers to a variable ${{…}} that is not set" for name in _unset(text, settings)]
     if not problems:
         given = {**dotenv_values(stream=StringIO(text)), **os.environ}
         problems = [*_ignored({name.upper(): unwrapped(value or "") for name, value in given.items()}, settings)]
@@ -77,29 +75,33 @@ def unknown_names(settings: Collection[str]) -> Iterator[str]:
     HOST and PORT resemble too many names. A name with a digit, such as DATABASE_URL2, means something else.
     """
     long = [name for name in settings if len(name) > len("HOSTS")]
-    in_file = {name for name in dotenv_values(stream=StringIO(_dotenv_text())) if _is_reported(name, settings)}
-    for name in sorted(in_file | os.environ.keys()):
-        is_free = name.upper() not in settings and not re.search("[0-9]", name)
-        meant = get_close_matches(name.upper(), long, 1, _SLIP) if is_free else []
+    in_file = {*filter(_SHOWN.fullmatch, dotenv_values(stream=StringIO(_dotenv_text())))}
+    for name in sorted(name for name in in_file | os.environ.keys() if name.upper() not in settings):
+        meant = [] if re.search("[0-9]", name) else get_close_matches(name.upper(), long, 1, _SLIP)
         if meant or name in in_file:
             yield f"{name} (did you mean {meant[0]}?)" if meant else name
 
 
-def _is_reported(name: str, settings: Collection[str]) -> bool:
-    return name.upper() not in settings and bool(_SHOWN.fullmatch(name)) and not _OF_COMPOSE.fullmatch(name)
-
-
 def _dotenv_text() -> str:
-    """Returns the content, empty without the file. Raises StartupError for what is no readable file.
+    """Returns the content, empty without the file. Raises StartupError for what is no readable file of settings.
 
     A container engine makes a directory of a missing file.
     """
     path = home() / ".env"
     try:
-        return path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
+        if not os.path.lexists(path):
+            return ""
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LENGTH_MAX + 1)
     except OSError as error:
-        message = f".env: {error.strerror}"
-        raise StartupError(message) from None
+        raise StartupError(f".env: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if len(text) > _LENGTH_MAX:
+        raise StartupError(f".env: {path} is longer than {_LENGTH_MAX:,} characters, so it is no file of settings")
+    if "\0" in text:  # also in UTF-16 without a byte order mark
+        raise StartupError(".env: must be UTF-8 text")
+    return text
 
 
 def _unreadable(text: str) -> Iterator[int]:
@@ -113,8 +115,19 @@ def _unreadable(text: str) -> Iterator[int]:
 def _is_misread(binding: Binding) -> bool:
     """Returns whether there is no `=`, the name has a stray character, or a quote has swallowed further lines."""
     name = binding.key or ""
-    has_stray = _MEANT.match(name) and not re.fullmatch(r"\w+", name, re.ASCII)
+    plain = r"\w+" if _MEANT.match(name) else r"[\w.-]+"
+    has_stray = not re.fullmatch(plain, name, re.ASCII)
     return bool(binding.value is None or has_stray or _SWALLOWED.search(binding.original.string.strip()))
+
+
+def _unset(text: str, settings: Collection[str]) -> Iterator[str]:
+    """Yields each setting of `.env` that refers to a variable that is set neither above it nor in the environment."""
+    known = {*os.environ}
+    for binding in parse_stream(StringIO(text)):
+        parts = [part for part in parse_variables(binding.value or "") if isinstance(part, Variable)]
+        if any(part.default is None and part.name not in known for part in parts) and binding.key:
+            yield from {binding.key.upper()}.intersection(settings)
+        known.add(binding.key or "")
 
 
 def _ignored(given: Mapping[str, str | None], settings: Collection[str]) -> Iterator[str]:

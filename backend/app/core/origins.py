@@ -14,19 +14,17 @@ _APP_ORIGIN: Final = re.compile(
     r"(?!(?:https?|wss?|ftp|file|blob|data):)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[1-9][0-9]{0,4})?"
 )
 # What is wrong with an origin, the first that applies.
-_MISTAKES: Final = tuple(
-    (re.compile(pattern), sentence)
-    for pattern, sentence in (
-        (r"\Anull\Z", "is null, which browsers send for every sandboxed page and local file"),
-        (r"\*", "has a *; list each origin"),
-        (r"\s", "has white space in it; separate origins with commas"),
-        (r"\A(?!.*://)", "has no scheme; put http:// or https:// in front"),
-        (r"\A[^/]*//[^/]+/+\Z", "has a slash at the end; remove it"),
-        (r"//[^/?#]*[/?#]", "has a path; browsers send only scheme, host and port"),
-        (r"[A-Z]", "has capital letters; browsers send small ones"),
-        (r"\Ahttp:.*:80\Z|\Ahttps:.*:443\Z", "has the default port; remove it, as browsers do"),
-        ("", "is not what browsers send, such as https://app.example.com; names have their normal form (xn--…)"),
-    )
+_MISTAKES: Final = (
+    (r"\Anull\Z", "is null, which browsers send for every sandboxed page and local file"),
+    (r"\*", "has a *; list each origin"),
+    (r"[\s;]", "has white space or a semicolon in it; separate origins with commas"),
+    (r"[<$]", "has a placeholder in it; put the real value there"),
+    (r"\A(?!.*://)", "has no scheme; put http:// or https:// in front"),
+    (r"\A[^/]*//[^/]+/+\Z", "has a slash at the end; remove it"),
+    (r"//[^/?#]*[/?#]", "has a path; browsers send only scheme, host and port"),
+    (r"[A-Z]", "has capital letters; browsers send small ones"),
+    (r"\Ahttp:.*:80\Z|\Ahttps:.*:443\Z", "has the default port; remove it, as browsers do"),
+    ("", "is not what browsers send, such as https://app.example.com; names have their normal form (xn--…)"),
 )
 
 
@@ -45,4 +43,4 @@ def check_origin(text: str) -> str:
             return text
     if _APP_ORIGIN.fullmatch(text):
         return text
-    raise ValueError(next(sentence for pattern, sentence in _MISTAKES if pattern.search(text)))
+    raise ValueError(next(sentence for pattern, sentence in _MISTAKES if re.search(pattern, text)))

@@ -23,6 +23,7 @@ last_steps: Final[list[Callable[[], object]]] = []  # run before a process that 
 requested: Final = threading.Event()
 _noted: Final[list[signal.Signals]] = []
 _handlers: Final[list[Any]] = []
+_limits: Final[list[float]] = []
 
 
 class Stopped(SystemExit):
@@ -73,11 +74,17 @@ def pause(seconds: float) -> None:
 
 
 def end_in_time(seconds: float) -> None:
-    """Abort the process if it still runs `seconds` after a signal, because its main thread is stuck."""
+    """Abort the process if it still runs `seconds` after a signal, because its main thread is stuck.
+
+    Of several calls, the last one before the signal holds.
+    """
+    _limits.append(seconds)
+    if len(_limits) > 1:
+        return
 
     def end() -> None:
         requested.wait()
-        time.sleep(seconds - _RESERVE)
+        time.sleep(_limits[-1] - _RESERVE)
         for step in last_steps:
             with suppress(Exception):
                 step()

@@ -16,16 +16,8 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.core import errors
 from app.core.database import USER
-from app.core.errors import (
-    AppError,
-    ForbiddenError,
-    MisdirectedRequestError,
-    RouteNotFoundError,
-    StartupError,
-    TokenInvalidError,
-    TokenMissingError,
-)
 from app.core.security.loopback import is_loopback
 from app.http.problems import request_id_of
 
@@ -64,7 +56,7 @@ async def current_user(connection: HTTPConnection) -> str:
     """Returns the token's user, for routes without `{user_id}`. Raises TokenMissingError if authentication is off."""
     user_id: str | None = connection.scope["state"].get("user_id")
     if user_id is None:
-        raise TokenMissingError
+        raise errors.TokenMissingError
     return user_id
 
 
@@ -83,13 +75,12 @@ def check_routes(router: APIRouter) -> None:
     """Raises StartupError for a route that has unclear access, is never reached, or has an unfit dependency."""
     if [*router._iter_low_priority_routes()]:  # noqa: SLF001  # FastAPI has no other list of them
         message = "frontend() cannot be declared public; mount StaticFiles instead: app.mount(path, public(files))"
-        raise StartupError(message)
+        raise errors.StartupError(message)
     contexts = [*iter_route_contexts(router.routes)]
     for context in contexts:
         if reason := _access_problem(context) or _shadow(context, contexts) or _dependency_problem(context):
             methods = ", ".join(sorted(context.methods or ())) or "the mount"
-            message = f"{methods} {context.path or context.original_route}: {reason}"
-            raise StartupError(message)
+            raise errors.StartupError(f"{methods} {context.path or context.original_route}: {reason}")
 
 
 def _access_problem(context: RouteContext) -> str | None:
@@ -159,7 +150,7 @@ class AuthorizationMiddleware:
         if scope["type"] != "lifespan" and is_api(path := get_route_path(scope)):
             try:
                 await self._authorize(scope, path)
-            except (AppError, HTTPException) as error:
+            except (errors.AppError, HTTPException) as error:
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": POLICY_VIOLATION})
                     return
@@ -180,7 +171,7 @@ class AuthorizationMiddleware:
         scope["state"] = {**state, "user_id": user_id}  # of this request alone
         is_owner = f"{path}/".startswith(f"/api/{user_id}/")
         if not is_owner and not _acts_for_token_user(self._matching_route(scope)):
-            raise ForbiddenError
+            raise errors.ForbiddenError
 
     def _matching_route(self, scope: Scope) -> RouteContext:
         """Returns the route that FastAPI will choose: the first that matches path and method.
@@ -198,7 +189,7 @@ class AuthorizationMiddleware:
 
 
 def _log_refusal(scope: Scope, error: Exception) -> None:
-    if isinstance(error, TokenInvalidError):
+    if isinstance(error, errors.TokenInvalidError):
         extra = {"request_id": request_id_of(Headers(scope=scope))}
         _logger.info("token refused: %s", error.reason, extra=extra)
 
@@ -207,10 +198,10 @@ def _bearer_token(scope: Scope) -> str:
     """Returns the bearer token (RFC 6750 section 2.1). Raises UnauthenticatedError without exactly one."""
     sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
     if len(sent) > 1:
-        raise TokenInvalidError("several")
+        raise errors.TokenInvalidError("several")
     scheme, _, token = "".join(sent).partition(" ")
     if scheme.lower() != "bearer":
-        raise TokenMissingError
+        raise errors.TokenMissingError
     return token.strip(" ")
 
 
@@ -226,7 +217,7 @@ def refuse_ambiguous_path(scope: Scope) -> None:
         or scope["path"].endswith("\n")
         or (is_api(get_route_path(scope)) and b"%" in sent[: len("/api/")])
     ):
-        raise RouteNotFoundError
+        raise errors.RouteNotFoundError
 
 
 def refuse_misdirected(scope: Scope) -> None:
@@ -238,7 +229,7 @@ def refuse_misdirected(scope: Scope) -> None:
     """
     headers = Headers(scope=scope)
     if not (_came_over_loopback(scope) and _is_loopback_host(headers.get("host", "")) and _is_local(headers)):
-        raise MisdirectedRequestError
+        raise errors.MisdirectedRequestError
 
 
 def _came_over_loopback(scope: Scope) -> bool:

@@ -8,7 +8,9 @@ from typing import Final
 
 from starlette.responses import Response
 
-_KEPT: Final = {"etag", "cache-control", "content-location", "expires", "vary"}  # RFC 9110 section 15.4.5
+# RFC 9110 section 15.4.5, and the headers that would otherwise get a default: a cache takes them from the 304.
+_POLICIES: Final = {"content-security-policy", "referrer-policy", "x-content-type-options"}
+_KEPT: Final = {"etag", "cache-control", "content-location", "expires", "vary", *_POLICIES}
 # A proxy that compresses makes a tag weak (nginx), or appends this to it (Apache, Caddy; with two hyphens Jetty).
 CODING: Final = "--?(?:gzip|br|zstd)"
 _BY_PROXY: Final = re.compile(rf'\AW/|{CODING}(?="\Z)')

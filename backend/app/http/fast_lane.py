@@ -328,8 +328,7 @@ def _parse(request: Request, content: bytes) -> Any:
         text = content.removeprefix(BOM_UTF8)  # RFC 8259 section 8.1
         request._json = from_json(text, allow_inf_nan=False)  # noqa: SLF001  # so that FastAPI does not parse it again
     except ValueError as error:
-        message = f"The body is not JSON: {error}."
-        raise MalformedBodyError(message) from None
+        raise MalformedBodyError(f"The body is not JSON: {error}.") from None
     return request._json  # noqa: SLF001
 
 

@@ -37,8 +37,7 @@ Tasks, each owned by one user. {authentication}
 * A change with `If-Match` is made only if the task is still at the version that you have seen.
 * A long list comes in pages. The reply header `Link` has the path of the next one.
 * Every reply has an `X-Request-ID`; a valid one that you send is kept.
-* More is in the guides [for clients](docs/assets/api.md), [for frontends to copy](docs/assets/frontend.md) and
-  [about tokens](docs/assets/auth.md).
+* Guides: [the API](docs/assets/api.md), [a frontend to copy](docs/assets/frontend.md), [tokens](docs/assets/auth.md).
 """
 _ON: Final = "A bearer token proves who asks."
 _OFF: Final = "Authentication is off, so any `user_id` will do."

@@ -17,17 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from app.core.errors import (
-    AppError,
-    FieldError,
-    InternalError,
-    InvalidRequestError,
-    MalformedBodyError,
-    MethodNotAllowedError,
-    RouteNotFoundError,
-    TaskNotFoundError,
-    UnavailableError,
-)
+from app.core import errors
 from app.schemas.problem import ERRORS_MAX
 
 _logger = logging.getLogger("app.requests")
@@ -54,7 +44,7 @@ _DEPTH: Final = 4  # names in a pointer
 _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
 
 
-class PlainHTTPError(AppError):
+class PlainHTTPError(errors.AppError):
     """An HTTPException, with type `about:blank` (RFC 9457 section 4.2.1). `data` is a detail that is not text."""
 
     def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:
@@ -77,14 +67,14 @@ def request_id_of(headers: Headers) -> str:
     return headers["x-request-id"]
 
 
-def problem(headers: Headers, error: AppError, extra: Mapping[str, str] | None = None) -> Response:
+def problem(headers: Headers, error: errors.AppError, extra: Mapping[str, str] | None = None) -> Response:
     """Returns the response for `error`. `headers` are those of the request, `extra` are added to the response."""
     content = problem_details(error, request_id_of(headers))
     said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
     return JSONResponse(content, error.status, said, MEDIA_TYPE)
 
 
-def problem_details(error: AppError, request_id: str) -> dict[str, Any]:
+def problem_details(error: errors.AppError, request_id: str) -> dict[str, Any]:
     """Returns the JSON members of a problem, in the order of `schemas.problem.Problem`."""
     details = {
         "type": error.kind if isinstance(error, PlainHTTPError) else f"urn:problem-type:{error.kind}",
@@ -110,12 +100,12 @@ def cut_name(name: str) -> str:
     return name.encode()[:_NAME_LENGTH].decode(errors="ignore")
 
 
-def field_error(error: Mapping[str, Any]) -> FieldError:
+def field_error(error: Mapping[str, Any]) -> errors.FieldError:
     """Returns one error of pydantic as a FieldError whose text does not quote the input."""
     part, *path = error.get("loc") or ("body",)
     path = [cut_name(str(name)) for name in path[:_DEPTH]]
     pointer = body_pointer(*path) if part == "body" else "/".join((str(part), *map(quote, path)))
-    return FieldError(pointer, _WORDS.get(error.get("type", "")) or _message(error))
+    return errors.FieldError(pointer, _WORDS.get(error.get("type", "")) or _message(error))
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -128,7 +118,7 @@ def _message(error: Mapping[str, Any]) -> str:
 def install_error_handlers(app: FastAPI) -> None:
     """Register handlers with `app` that answer every exception with a problem."""
     handlers: dict[Any, Any] = {
-        AppError: answer_app_error,
+        errors.AppError: answer_app_error,
         HTTPException: _answer_http_exception,
         RequestValidationError: _answer_validation_error,
         Exception: answer_defect,
@@ -136,39 +126,39 @@ def install_error_handlers(app: FastAPI) -> None:
     app.exception_handlers.update(handlers)
 
 
-async def answer_app_error(request: Request, error: AppError) -> Response:
+async def answer_app_error(request: Request, error: errors.AppError) -> Response:
     """Returns the problem. Logs the kind of a 503, because the request log has only the status."""
-    if isinstance(error, UnavailableError):
+    if isinstance(error, errors.UnavailableError):
         _logger.info("unavailable: %s", error.kind, extra={"request_id": request_id_of(request.headers)})
     return problem(request.headers, error, request.scope.get(EXTRA_HEADERS))
 
 
 async def answer_defect(request: Request, _: Exception) -> Response:
     """Returns the problem for an unexpected exception. RequestMiddleware logs the exception."""
-    return problem(request.headers, InternalError())
+    return problem(request.headers, errors.InternalError())
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code < HTTPStatus.BAD_REQUEST:
         return await http_exception_handler(request, error)
     if error.status_code == HTTPStatus.NOT_FOUND and "endpoint" not in request.scope:  # the router's
-        return await answer_app_error(request, RouteNotFoundError())
-    if isinstance(error.__cause__, AppError):  # wrapped, because FastAPI changes other exceptions to 400
+        return await answer_app_error(request, errors.RouteNotFoundError())
+    if isinstance(error.__cause__, errors.AppError):  # wrapped, because FastAPI changes other exceptions to 400
         return await answer_app_error(request, error.__cause__)
     is_default = error.detail == HTTPStatus.METHOD_NOT_ALLOWED.phrase
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and is_default and (allowed := [*_allowed(request)]):
-        return await answer_app_error(request, MethodNotAllowedError(allowed))
+        return await answer_app_error(request, errors.MethodNotAllowedError(allowed))
     return await answer_app_error(request, PlainHTTPError(error.status_code, error.detail, error.headers))
 
 
 async def _answer_validation_error(request: Request, error: RequestValidationError) -> Response:
-    errors = [each if isinstance(each, Mapping) else {"msg": each} for each in error.errors()]
-    if errors and errors[0].get("type") == "json_invalid" and errors[0].get("loc", ())[:1] == ("body",):
-        reason = errors[0].get("ctx", {}).get("error", "")
-        return await answer_app_error(request, MalformedBodyError(f"The body is not JSON: {reason}."))
-    if any(each.get("type") == TaskNotFoundError.kind for each in errors):
-        return await answer_app_error(request, TaskNotFoundError())
-    return await answer_app_error(request, InvalidRequestError(map(field_error, errors[:ERRORS_MAX])))
+    found = [each if isinstance(each, Mapping) else {"msg": each} for each in error.errors()]
+    if found and found[0].get("type") == "json_invalid" and found[0].get("loc", ())[:1] == ("body",):
+        reason = found[0].get("ctx", {}).get("error", "")
+        return await answer_app_error(request, errors.MalformedBodyError(f"The body is not JSON: {reason}."))
+    if any(each.get("type") == errors.TaskNotFoundError.kind for each in found):
+        return await answer_app_error(request, errors.TaskNotFoundError())
+    return await answer_app_error(request, errors.InvalidRequestError(map(field_error, found[:ERRORS_MAX])))
 
 
 def _allowed(request: Request) -> Iterator[str]:

@@ -44,24 +44,15 @@ class Task(SQLModel, table=True):
     title: str = Field(sa_type=Text)
     description: str | None = Field(sa_type=Text)
     completed: bool = Field(sa_column_kwargs={"server_default": false()})
-    created_at: datetime = Field(
-        sa_type=DateTime(timezone=True),
-        sa_column_kwargs={"server_default": func.now()},
-    )
-    updated_at: datetime = Field(
-        sa_type=DateTime(timezone=True),
-        sa_column_kwargs={"server_default": func.now()},
-    )
+    created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
+    updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     # The fields of requests that are none of the above, see the setting UNKNOWN_FIELDS. NULL if there are none.
     kept_fields: dict[str, Any] | None = Field(sa_type=JSONB)
 
     # COLLATE "C" makes the rules independent of the server's locale.
     __table_args__ = (
         CheckConstraint(f"user_id COLLATE \"C\" ~ '{USER_ID_PATTERN}'", name="user_id"),
-        CheckConstraint(
-            f"char_length(title) <= {TITLE_MAX} AND title COLLATE \"C\" ~ '[^[:space:]]'",
-            name="title",
-        ),
+        CheckConstraint(f"char_length(title) <= {TITLE_MAX} AND title COLLATE \"C\" ~ '[^[:space:]]'", name="title"),
         CheckConstraint(f"char_length(description) <= {DESCRIPTION_MAX}", name="description"),
         CheckConstraint(
             f"octet_length(kept_fields::text) <= {KEPT_BYTES_MAX}"

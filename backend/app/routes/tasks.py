@@ -12,28 +12,15 @@ from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
 from app.http.preferences import UnknownNames, unknown_names_error
 from app.models.task import WireTask
 from app.routes.deps import Db, IdempotencyKey, KeptFields, RequestConditions, TaskId, Unknown, UserId
-from app.schemas.task import (
-    Completion,
-    CompletionQuery,
-    TaskCreate,
-    TaskList,
-    TaskQuery,
-    TaskResponse,
-    TaskUpdate,
-)
+from app.schemas.task import Completion, CompletionQuery, TaskCreate, TaskList, TaskQuery, TaskResponse, TaskUpdate
 from app.services import tasks
 
-_TOGGLE_OR_SET: Final[Any] = Body(
-    openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}},
-)
+_TOGGLE_OR_SET: Final[Any] = Body(openapi_examples={"toggle": {"value": {}}, "set": {"value": {"completed": True}}})
 
 _REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameters that the link to the next page repeats
 
 router = APIRouter(
-    prefix="/api/{user_id}/tasks",
-    tags=["tasks"],
-    route_class=JSONRoute,
-    generate_unique_id_function=operation_id,
+    prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=JSONRoute, generate_unique_id_function=operation_id
 )
 
 

@@ -46,7 +46,5 @@ class Problem(BaseModel):
         description="The request id, also in `X-Request-ID` and in the server's log.",
     )
     errors: list[ProblemField] = Field(
-        default_factory=list,
-        max_length=ERRORS_MAX,
-        description="Every invalid field. Only with status 422.",
+        default_factory=list, max_length=ERRORS_MAX, description="Every invalid field. Only with status 422."
     )

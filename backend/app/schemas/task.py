@@ -92,8 +92,7 @@ class TaskCreate(BaseModel):
     """A new task."""
 
     model_config = ConfigDict(
-        strict=True,
-        json_schema_extra={"example": {"title": "Buy oat milk", "description": "The barista one"}},
+        strict=True, json_schema_extra={"example": {"title": "Buy oat milk", "description": "The barista one"}}
     )
 
     title: Title

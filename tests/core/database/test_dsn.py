@@ -271,12 +271,15 @@ class TestPreparedStatements:
         assert arguments.get("statement_cache_size") == (None if prepares else 0)
 
 
+DSN: Final = "postgresql://ada:s3cret@db.example.com/tasks"
 FORM: Final = "must look like postgresql://user:password@host/database"
 OTHER: Final = f"has a scheme that is not supported; it {FORM}"
 PLACEHOLDER: Final = "has a placeholder such as <password>, [YOUR-PASSWORD] or **** in it; put the real value there"
 UNSUPPORTED: Final = "has a parameter that is not supported"
 CONTRADICTION: Final = "has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption"
-UNREADABLE: Final = "has an sslrootcert that cannot be read"
+UNREADABLE: Final = "has an sslrootcert that is no readable file of PEM certificates"
+NO_PORT: Final = "has a port that is no number from 1 to 65535, or an IPv6 address without brackets"
+INVISIBLE: Final = "has a line break or another invisible character in it; remove it"
 
 
 class TestRefusal:
@@ -327,7 +330,7 @@ class TestRefusal:
             ("h/tasks?ssl=disable&sslmode=require", CONTRADICTION),
             ("h/tasks?sslnegotiation=direct", "has sslnegotiation=direct, which needs sslmode=require, verify-ca"),
             ("h/tasks?sslmode=verify-full&sslrootcert=/nowhere/root.crt", UNREADABLE),
-            ("h/tasks?sslmode=verify-full&sslrootcert=%00", UNREADABLE),
+            (f"h/tasks?sslmode=verify-full&sslrootcert={__file__}", UNREADABLE),
         ],
     )
     def test_a_wrong_parameter_is_named_and_its_value_is_not_quoted(self, address: str, message: str) -> None:
@@ -339,10 +342,21 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("dsn", "sentence"),
         [
-            ("postgresql://ada:s3cret@db.example.com:65536/tasks", FORM),
-            ("postgresql://ada:s3cret@db.example.com/tasks?port=s3cret", FORM),
+            *(
+                (f"postgresql://ada:s3cret@{address}", NO_PORT)
+                for address in (
+                    *("h:65536/tasks", "h:0/tasks", "h:port/tasks", "h:/tasks?sslmode=s3cret", "h:1:1/tasks"),
+                    *("h:port", "::1:5432/tasks", "h/tasks?port=s3cret", "h/tasks?port=0"),
+                )
+            ),
+            *((f"{text}://ada:s3cret@h:5432/tasks>", FORM) for text in ("<postgresql", "`postgresql")),
+            *((f"postgresql:{text}", FORM) for text in ("/ada:s3cret@h/d", "ada:s3cret@h/d")),
             ("postgresql://ada:s3cret@db example.com/tasks", FORM),
-            ("postgresql://ada:s3cret@db.example.com/tasks\n", FORM),
+            *(
+                (text, INVISIBLE)
+                for text in (f"{DSN}\n", f"{DSN}\u200b", f"\u200b{DSN}", f"{DSN[:20]}\u00a0{DSN[20:]}")
+            ),
+            *((f"{DSN}?application_name=%00", INVISIBLE), ("postgresql://ada:s3cret%00@h/d", INVISIBLE)),
             ("postgresql://ada:x@s3cret?host=a@db.example.com/tasks", FORM),
             *((text, f"has no scheme; it {FORM}") for text in ("", "h/tasks", "h:5432/d", "ada:s3cret@h/d", "//h/d")),
             ("mysql://ada:s3cret@h/tasks", f"has the scheme mysql; it {FORM}"),
@@ -354,7 +368,10 @@ class TestRefusal:
             ("prisma+postgres://h/?api_key=s3cret", f"has the scheme prisma; it {FORM}"),
             *((f"{text}://ada:s3cret@h/d", OTHER) for text in ("postgresql+pg8000", "postgre", "s3cret")),
             ("host=db.example.com user=ada password=s3cret", f"is of the form name=value; it {FORM}"),
-            ("DATABASE_URL=postgresql://ada:s3cret@h/d", f"is of the form name=value; it {FORM}"),
+            *(
+                (f"{text}DATABASE_URL=postgresql://ada:s3cret@h/d", f"is of the form name=value; it {FORM}")
+                for text in ("", "export ")
+            ),
             (
                 "psql -h s3cret",
                 "is a command for psql; keep only what looks like postgresql://user:password@host/database",

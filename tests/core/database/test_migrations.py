@@ -385,6 +385,20 @@ class TestSettings:
 
         assert execute(empty, "SELECT count(*) FROM tasks") == [(0,)]
 
+    @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_URL_UNPOOLED"])
+    def test_what_a_server_refuses_is_said_of_the_setting_that_was_used(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        answers = [("28P01", "a password"), ("3D000", "no database"), ("42501", "no right"), ("58000", "no disk")]
+        monkeypatch.setenv("DATABASE_URL", "postgresql://ada@127.0.0.1:1/tasks")
+        with refusing(iter(answers)) as dsn:
+            monkeypatch.setenv(name, dsn)
+            for _, text in answers[:3]:
+                with pytest.raises(CommandError, match=rf"^{name}: \w+Error: {text}$"):
+                    command.upgrade(alembic_config(), "head")
+            with pytest.raises(CommandError, match=r"^\w+Error: no disk$"):
+                command.upgrade(alembic_config(), "head")
+
     def test_a_wrong_setting_is_an_error_of_alembic(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", "nonsense")
 

@@ -93,11 +93,17 @@ class TestSecret:
             ('\n{"keys": [{"kty": "OKP", "crv": "Ed25519"}]}', "not a key"),
             (f"{RANDOM}\n", "white space"),
             (f" {RANDOM}", "white space"),
+            (f"{RANDOM}\udcff", "UTF-8 text"),
             (f'"{RANDOM}"', "quotation marks"),
             (f"'{RANDOM}'", "quotation marks"),
             (f"{RANDOM} # for production", "a comment after it"),
             *((f"{word}-kx82hq0w7vmz4p1nsd5rj9fa", "placeholder") for word in PLACEHOLDERS),
             *((secret, "placeholder") for secret in PUBLISHED),
+            *(
+                (f"{text} 4f8e2a97c1d6b3e0", "placeholder")
+                for text in ("openssl rand -hex 32", "`openssl rand -hex 32`")
+            ),
+            *((text.format(RANDOM), "placeholder") for text in ("<{}>", "${{{}}}", "$({})")),
             ("0" * 64, "placeholder"),
             ("abcdefg8" * 4, "placeholder"),
             (RANDOM[:16] * 2, "placeholder"),

@@ -1,7 +1,7 @@
 """Opens connections despite packet loss, and despite a suspended database that needs time to start.
 
-They depend on the settings alone: asyncpg looks for client certificates in ~/.postgresql, even where nobody asks for
-them, and an unreadable home directory would be an error.
+They do not depend on the home directory: in the whole process asyncpg no longer looks for client certificates in
+~/.postgresql. It did so even where nobody asked for them, and an unreadable directory was an error.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ async def connect(**options: Any) -> asyncpg.Connection:
     encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")  # some poolers do not tell it
     if encoding != "UTF8":
         connection.terminate()
-        message = f"DATABASE_URL: the database has the encoding {encoding}; create it with ENCODING 'UTF8'"
-        raise ConnectError(message, lasts=True)
+        text = f"DATABASE_URL: the database has the encoding {encoding}; create it with ENCODING 'UTF8'"
+        raise ConnectError(text, lasts=True)
     return connection
 
 
@@ -87,8 +87,7 @@ class _Connection(asyncpg.Connection):
         """
         status: str = await super().execute(query, *args, timeout=timeout)
         if query == "COMMIT;" and status == "ROLLBACK":
-            message = "the transaction had failed before and was rolled back"
-            raise asyncpg.InFailedSQLTransactionError(message)
+            raise asyncpg.InFailedSQLTransactionError("the transaction had failed before and was rolled back")
         return status
 
 

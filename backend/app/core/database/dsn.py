@@ -24,6 +24,7 @@ _PORT_MAX: Final = 65_535
 _POOLER_PORTS: Final = frozenset({6432, 6543})  # PgBouncer and Supabase
 _POOLER_NAMES: Final = ("pooler", "pgbouncer")
 
+_SCHEME: Final = r"postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?"
 _HOST: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[^:,@/?\[\]\s]*)(?::[0-9]{1,5})?"
 _HOST_AND_PORT: Final = re.compile(r"(?P<name>\[[^\]]+\]|[^/:][^:]*|)(?::(?P<port>[0-9]{1,5}))?")
 _NAME: Final = re.compile("[A-Za-z_]{1,40}")  # other text may belong to a password that is not percent-encoded
@@ -50,24 +51,19 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...] | None]] = {
     "sslrootcert": None,
     "target_session_attrs": ("any", "primary", "read-write"),
 }
+# Pools, timeouts, caches and keepalives of Prisma, Rails, Django, JDBC, pgx and libpq; this service has its own.
+# Also names of the application, and marks that Vercel sets for Supabase.
+_OWN: Final = """
+connection_limit max_connection_lifetime max_idle_connection_lifetime pool_timeout socket_timeout
+checkout_timeout idle_timeout reaping_frequency conn_health_checks conn_max_age disable_server_side_cursors
+connectTimeout loginTimeout socketTimeout tcpKeepAlive defaultRowFetchSize preparedStatementCacheQueries
+reWriteBatchedInserts pool_health_check_period pool_max_conn_idle_time pool_max_conn_lifetime pool_max_conns
+pool_min_conns keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
+ApplicationName fallback_application_name supa workaround
+"""
 # Parameters of other programs that change nothing here, with the values for which this is so.
 _UNUSED: Final[Mapping[str, str]] = {
-    **dict.fromkeys(  # their pools, timeouts, caches and keepalives; this service has its own
-        (
-            *("connection_limit", "max_connection_lifetime", "max_idle_connection_lifetime"),  # Prisma
-            *("pool_timeout", "socket_timeout"),
-            *("checkout_timeout", "idle_timeout", "reaping_frequency"),  # Rails
-            *("conn_health_checks", "conn_max_age", "disable_server_side_cursors"),  # Django
-            *("connectTimeout", "loginTimeout", "socketTimeout", "tcpKeepAlive"),  # JDBC
-            *("defaultRowFetchSize", "preparedStatementCacheQueries", "reWriteBatchedInserts"),
-            *("pool_health_check_period", "pool_max_conn_idle_time", "pool_max_conn_lifetime"),  # pgx
-            *("pool_max_conns", "pool_min_conns"),
-            *("keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"),  # libpq
-            *("ApplicationName", "fallback_application_name"),
-            *("supa", "workaround"),  # marks that Vercel sets for Supabase
-        ),
-        ".*",
-    ),
+    **dict.fromkeys(_OWN.split(), ".*"),
     **dict.fromkeys(("charset", "client_encoding", "encoding"), "(?i:utf-?8|unicode)"),
     **dict.fromkeys(("currentSchema", "schema"), "public"),
     "pool": "[0-9]+",  # Rails
@@ -75,14 +71,11 @@ _UNUSED: Final[Mapping[str, str]] = {
     "sslaccept": "accept_invalid_certs",  # Prisma
     "uselibpqcompat": "true",  # node-postgres: read sslmode as libpq does
 }
+_ALTER: Final = "with ALTER ROLE"
 # What to do instead of parameters that would change something.
 _INSTEAD: Final[Mapping[str, str]] = {
-    **dict.fromkeys(
-        ("currentSchema", "schema", "schema_search_path", "search_path"), "set search_path with ALTER ROLE"
-    ),
-    **dict.fromkeys(
-        ("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"), "set it with ALTER ROLE"
-    ),
+    **dict.fromkeys(("currentSchema", "schema", "schema_search_path", "search_path"), f"set search_path {_ALTER}"),
+    **dict.fromkeys(("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"), f"set it {_ALTER}"),
     **dict.fromkeys(("prepare", "prepareThreshold", "prepared_statements"), "set DATABASE_PREPARED_STATEMENTS"),
     **dict.fromkeys(("sslcert", "sslidentity", "sslkey", "sslpassword"), "client certificates are not supported"),
     "options": "only endpoint=… of Neon is",
@@ -90,28 +83,26 @@ _INSTEAD: Final[Mapping[str, str]] = {
 }
 
 _PLACEHOLDER: Final = "has a placeholder such as <password>, [YOUR-PASSWORD] or **** in it; put the real value there"
+_NO_PORT: Final = f"has a port that is no number from 1 to {_PORT_MAX}, or an IPv6 address without brackets"
+_WRONG_PORT: Final = r"@[\w.-]*:(?![0-9]{1,5}(?:[/?,]|\Z))[^@/?,\]]*(?:[/?,][^@]*)?\Z"
+_INVISIBLE: Final = "has a line break or another invisible character in it; remove it"
 _FORM: Final = "postgresql://user:password@host/database"
+_MALFORMED: Final = f"must look like {_FORM}"
 # What is pasted instead of a connection string, the first that applies. A sentence shows nothing but the named scheme.
-_MISTAKES: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE | re.DOTALL), sentence)
-    for pattern, sentence in (
-        (
-            r"[:/@](?:<[^<>@/]*>|\[(?![0-9a-f:.]*:)[^\[\]@/]*\])(?=[:/@?]|\Z)|\$\{\w+\}|:\w*\*{4,}@|:your[_-]?password@",
-            _PLACEHOLDER,
-        ),
-        (r"//user:password@(?:host[:/]|ep-cool-darkness-)", _PLACEHOLDER),
-        (r"\Apsql\b", f"is a command for psql; keep only what looks like {_FORM}"),
-        (r"\A\w+\s*=", f"is of the form name=value; it must look like {_FORM}"),
-        (
-            r"\A(https?|jdbc|mariadb|mongodb|mssql|mysql|prisma|redis|sqlite|sqlserver)\b[^/]*:",
-            f"has the scheme {{}}; it must look like {_FORM}",
-        ),
-        (
-            r"\A(?!postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?:)[a-z][\w+.-]*://",
-            f"has a scheme that is not supported; it must look like {_FORM}",
-        ),
-        (r"\A(?!.*://)", f"has no scheme; it must look like {_FORM}"),
-    )
+_MISTAKES: Final = (
+    (
+        r"[:/@](?:<[^<>@/]*>|\[(?![0-9a-f:.]*:)[^\[\]@/]*\])(?=[:/@?]|\Z)|\$\{\w+\}|:\w*\*{4,}@|:your[_-]?password@",
+        _PLACEHOLDER,
+    ),
+    (r"//user:password@(?:host[:/]|ep-cool-darkness-)", _PLACEHOLDER),
+    (r"\Apsql\b", f"is a command for psql; keep only what looks like {_FORM}"),
+    (r"\A(?:export\s+)?\w+\s*=", f"is of the form name=value; it {_MALFORMED}"),
+    (
+        r"\A(https?|jdbc|mariadb|mongodb|mssql|mysql|prisma|redis|sqlite|sqlserver)\b[^/]*:",
+        f"has the scheme {{}}; it {_MALFORMED}",
+    ),
+    (rf"\A(?!{_SCHEME}:)[a-z][\w+.-]*://", f"has a scheme that is not supported; it {_MALFORMED}"),
+    (r"\A(?!postgres|.*://)", f"has no scheme; it {_MALFORMED}"),
 )
 
 
@@ -128,8 +119,10 @@ class _Host(NamedTuple):
         return self.name.startswith("/") or is_loopback(self.name)
 
     @property
-    def is_pooler(self) -> bool:
-        return self.port in _POOLER_PORTS or any(name in self.name.lower() for name in _POOLER_NAMES)
+    def mixes_clients(self) -> bool:
+        """Whether this may be a pooler that does not keep the prepared statements of its clients apart. Neon's does."""
+        is_pooler = self.port in _POOLER_PORTS or any(name in self.name.lower() for name in _POOLER_NAMES)
+        return is_pooler and not self.is_neon
 
 
 def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
@@ -141,7 +134,7 @@ def parse_dsn(dsn: str, *, prepares: bool | None = None) -> dict[str, Any]:
     """
     options, hosts, mode = _parse(dsn)
     if prepares is None:
-        prepares = _can_prepare(options, hosts)
+        prepares = not _UNPREPARED.items() & options.items() and not any(host.mixes_clients for host in hosts)
     connect_args: dict[str, Any] = {
         "host": [host.name for host in hosts],
         "port": [host.port for host in hosts],
@@ -164,8 +157,7 @@ def _login() -> str:
     try:
         return os.environ.get("PGUSER") or getuser()
     except (KeyError, OSError):  # until and since Python 3.13
-        message = "has no user, and the user of this process has no name"
-        raise ValueError(message) from None
+        raise ValueError("has no user, and the user of this process has no name") from None
 
 
 def insecurity(dsn: str) -> str | None:
@@ -199,7 +191,7 @@ def _parse(dsn: str) -> tuple[dict[str, str], list[_Host], str]:
 
 def _url_pattern(password: str) -> re.Pattern[str]:
     return re.compile(
-        r"(?i:postgres(?:ql)?(?:\+asyncpg|\+psycopg\w*)?)://"
+        rf"(?i:{_SCHEME})://"
         rf"(?:(?P<user>[^:@/?]*)(?::(?P<password>{password}))?@)?"
         rf"(?P<host>{_HOST}(?:,{_HOST})*)(?:/(?P<dbname>[^?@]*))?(?:[?](?P<query>.*))?",
         re.DOTALL,
@@ -213,11 +205,13 @@ _URLS: Final = (_url_pattern("[^@/?]*"), _url_pattern(".*?"))
 def _options(dsn: str) -> dict[str, str]:
     """Returns the parameters and the parts of the URL, under the names of libpq. A parameter overrides a part."""
     for pattern, sentence in _MISTAKES:
-        if mistake := pattern.search(dsn):
+        if mistake := re.search(pattern, dsn, re.IGNORECASE | re.DOTALL):
             raise ValueError(sentence.format(*mistake.groups()))
     match = _URLS[0].fullmatch(dsn) or _URLS[1].fullmatch(dsn)
-    if match is None or not dsn.isprintable():
-        raise _malformed()
+    if not dsn.isprintable():
+        raise ValueError(_INVISIBLE)
+    if match is None:
+        raise ValueError(_NO_PORT if re.search(_WRONG_PORT, dsn) else _MALFORMED)
     options = {name: unquote(match[name]) for name in ("user", "password", "dbname") if match[name]}
     if match["host"]:
         options["host"] = match["host"]
@@ -227,6 +221,8 @@ def _options(dsn: str) -> dict[str, str]:
     if duplicates := [name for name, values in given.items() if len(values) > 1 and name not in {"host", "port"}]:
         raise ValueError(_with_names("has a parameter that is there twice", duplicates))
     options |= {name: ",".join(values) for name, values in given.items()}
+    if any("\0" in value for value in options.values()):
+        raise ValueError(_INVISIBLE)
     return {**options, "host": options.get("host") or ",".join((*_SOCKETS, "localhost"))}
 
 
@@ -237,8 +233,7 @@ def _hosts(options: Mapping[str, str]) -> list[_Host]:
     if len(ports) == 1:
         ports *= len(names)
     if len(ports) != len(names):
-        message = "has another number of ports than of hosts"
-        raise ValueError(message)
+        raise ValueError("has another number of ports than of hosts")
     return list(map(_host, names, ports))
 
 
@@ -246,13 +241,11 @@ def _host(name: str, port: str) -> _Host:
     match = _HOST_AND_PORT.fullmatch(name)  # None for a socket directory and for an IPv6 address without brackets
     if match:
         name, port = unquote(match["name"].strip("[]")), match["port"] or port
-    if "@" in name or not re.fullmatch("[0-9]{0,5}", port) or int(port or _PORT) > _PORT_MAX:
-        raise _malformed()
+    if "@" in name:
+        raise ValueError(_MALFORMED)
+    if not re.fullmatch("[0-9]{0,5}", port) or not 0 < int(port or _PORT) <= _PORT_MAX:
+        raise ValueError(_NO_PORT)
     return _Host(name or "localhost", int(port or _PORT))
-
-
-def _malformed() -> ValueError:
-    return ValueError(f"must look like {_FORM}")
 
 
 def _with_names(sentence: str, names: Iterable[str], advice: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -275,12 +268,10 @@ def _check_parameters(options: Mapping[str, str], *, is_neon: bool) -> None:
         raise ValueError(message)
     for name, values in _PARAMETERS.items():
         if values and options.get(name, values[0]) not in values:
-            message = f"has an unknown {name}; use one of {', '.join(values)}"
-            raise ValueError(message)
+            raise ValueError(f"has an unknown {name}; use one of {', '.join(values)}")
     for name, maximum in _NUMBERS.items():  # 0 means the default of connect_timeout, as in libpq
         if not re.fullmatch("0|[1-9][0-9]{0,3}", number := options.get(name, "0")) or int(number) > maximum:
-            message = f"has an unknown {name}; use a whole number, {maximum} at most"
-            raise ValueError(message)
+            raise ValueError(f"has an unknown {name}; use a whole number, {maximum} at most")
 
 
 def _is_unused(name: str, value: str) -> bool:
@@ -296,8 +287,7 @@ def _sslmode(options: Mapping[str, str], *, is_neon: bool) -> str:
     root = options.get("sslrootcert")
     verified = is_neon or options.get("channel_binding") == "require" or root == "system"
     if "disable" in given and (verified or root or mode in _ENCRYPTED):
-        message = "has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption"
-        raise ValueError(message)
+        raise ValueError("has sslmode=disable or ssl=disable, but its host or another parameter asks for encryption")
     if verified:
         return "verify-full"
     return "verify-ca" if root and mode not in _VERIFIED else mode
@@ -308,8 +298,7 @@ def _tls(mode: str, options: Mapping[str, str]) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=None if root == "system" else root)
     except (OSError, ValueError):
-        message = "has an sslrootcert that cannot be read"
-        raise ValueError(message) from None
+        raise ValueError("has an sslrootcert that is no readable file of PEM certificates") from None
     context.set_alpn_protocols(["postgresql"])
     if root != "system":  # as in libpq; private authorities seldom meet all of RFC 5280
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -322,11 +311,5 @@ def _starts_with_tls(mode: str, options: Mapping[str, str]) -> bool:
     """Returns whether the connection starts with the TLS handshake, without asking the server for TLS first."""
     direct = options.get("sslnegotiation") == "direct"
     if direct and mode not in _ENCRYPTED:
-        message = "has sslnegotiation=direct, which needs sslmode=require, verify-ca or verify-full"
-        raise ValueError(message)
+        raise ValueError("has sslnegotiation=direct, which needs sslmode=require, verify-ca or verify-full")
     return direct
-
-
-def _can_prepare(options: Mapping[str, str], hosts: Iterable[_Host]) -> bool:
-    """Neon's pooler keeps the prepared statements of its clients apart. Other poolers may not."""
-    return not _UNPREPARED.items() & options.items() and all(host.is_neon or not host.is_pooler for host in hosts)

@@ -14,18 +14,10 @@ from sqlalchemy.exc import EmulatedDBAPIException
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.database import faults
 from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
-from app.core.database.faults import (
-    ConnectError,
-    is_transient,
-    is_unprepared,
-    probe_delays,
-    server_error_text,
-    sqlstate,
-    translate_error,
-)
 from app.core.database.pool import TIMEOUTS, USER, SlotPool, Timeouts
 from app.core.database.statement import Statement, statement
 from app.core.database.transaction import open_session, transaction
@@ -149,7 +141,7 @@ class Database:
             return False
         except (UnavailableError, StatementError) as error:
             self._note_answer(answered=False, cause=error.__cause__ or error)
-            if text := server_error_text(error):  # the probe has no values that it could quote
+            if text := faults.server_error_text(error):  # the probe has no values that it could quote
                 self._warn_once(f"the database refuses to work: {text}")
             return False
         if "0" in {statement_timeout, lock_timeout}:
@@ -191,7 +183,7 @@ class Database:
     def _may_retry(self, error: UnavailableError, *, idempotent: bool) -> bool:
         """Whether a retry is safe and useful. No retries while the database is down."""
         was_sent = isinstance(error, OutcomeUnknownError)
-        return is_transient(error) and (idempotent or not was_sent) and self._answered is not False
+        return faults.is_transient(error) and (idempotent or not was_sent) and self._answered is not False
 
     def _note_error(self, error: Exception) -> None:
         """Start to probe the database: it may be down, or a table or a right may be missing.
@@ -201,7 +193,7 @@ class Database:
         if isinstance(error, OverloadedError) or getattr(error, "constraint", None):
             return
         cause = error.__cause__
-        if is_unprepared(cause):
+        if faults.is_unprepared(cause):
             self._warn_once("a pooler mixes up prepared statements: set DATABASE_PREPARED_STATEMENTS=off")
         elif isinstance(error, DatabaseUnavailableError) or isinstance(cause, TimeoutError):
             self._note_answer(answered=False, cause=cause)
@@ -214,7 +206,8 @@ class Database:
             is_first, self._answered = self._answered is None, answered
             if not answered:  # not the text of the driver, which may contain values and addresses
                 cause = _driver_error(cause)
-                text = cause if isinstance(cause, ConnectError) else f"{type(cause).__name__} {sqlstate(cause)}"
+                code = faults.sqlstate(cause)
+                text = cause if isinstance(cause, faults.ConnectError) else f"{type(cause).__name__} {code}"
                 _logger.warning("database unavailable: %s", text)
             elif not is_first:
                 _logger.info("database reached")
@@ -241,7 +234,7 @@ class Database:
     async def _probe_until_usable(self) -> None:
         """A replica that the load balancer has taken out gets no requests, so only a probe notices the recovery."""
         USER.set("")  # the share of the user whose request started it may be used up
-        delays = probe_delays()
+        delays = faults.probe_delays()
         while not await self.check():  # noqa: ASYNC110  # pragma: no branch  # no event signals recovery; coverage.py misses the exit
             await asyncio.sleep(next(delays))
 
@@ -252,12 +245,7 @@ def _create_engine(dsn: str, prepares: bool | None, timeouts: Timeouts, **pool_o
     if connect_args.get("statement_cache_size") == 0:
         connect_args["prepared_statement_cache_size"] = 0  # the same setting for a Session
     engine = create_async_engine(
-        URL,
-        connect_args=connect_args,
-        poolclass=SlotPool,
-        timeouts=timeouts,
-        **pool_options,
-        hide_parameters=True,
+        URL, connect_args=connect_args, poolclass=SlotPool, timeouts=timeouts, **pool_options, hide_parameters=True
     )
     event.listen(engine.sync_engine, "handle_error", _raise_fault)
     return engine
@@ -277,7 +265,7 @@ def _raise_fault(context: ExceptionContext) -> None:
     if isinstance(error, TimeoutError):
         context.engine.pool.discard_idle()  # type: ignore[union-attr]  # the pool is a SlotPool
     cause: Any = _driver_error(error)
-    translated = translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
+    translated = faults.translate_error(cause, reads=context.statement is not None, closed=context.is_disconnect)
     if isinstance(translated, UnavailableError):
         raise translated from cause
 

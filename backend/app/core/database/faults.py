@@ -29,8 +29,9 @@ _UNKNOWN: Final = ("08007", "40003")  # the server itself does not know the outc
 _READ_ONLY: Final = "25006"  # the old primary, after a failover
 _UNPREPARED: Final = ("26000", "42P05")  # a pooler handed the prepared statement to another client
 _REFUSING: Final = ("08", "58", "XX000")  # those that may be permanent; poolers use them for every error of their own
+_NO_TLS: Final = "rejected SSL upgrade"
 _PERMANENT: Final = (  # asyncpg, PgBouncer and Supabase's pooler have no codes for these
-    "rejected SSL upgrade",
+    _NO_TLS,
     "authentication failed",
     "statement pooling mode",
     "unsupported startup parameter",
@@ -118,6 +119,9 @@ def connect_error(error: Exception, hosts: Sequence[str]) -> ConnectError | None
     A host name may be registered soon, and a name server may be down. A server that is down has no socket (ENOENT).
     """
     names = [host for host in hosts if not host.startswith("/")]
+    if _NO_TLS in str(error):  # asyncpg says this of any other answer
+        text = f"DATABASE_URL: {' or '.join(names)} has no TLS, which sslmode asks for, or is no PostgreSQL"
+        return ConnectError(text, lasts=True)
     if isinstance(error, gaierror | UnicodeError):
         reason, lasts = (error.strerror, None) if isinstance(error, gaierror) else ("it is not well-formed", True)
         text = f"DATABASE_URL: the host {' or '.join(names)} cannot be resolved: {reason}"

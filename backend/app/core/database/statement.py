@@ -78,8 +78,7 @@ def statement(clause: ClauseElement, *, reads: bool) -> Statement:
         raise TypeError(message)
     names = tuple(compiled.positiontup)
     if problems := [*_problems(compiled)]:
-        message = f"{'; '.join(problems)}. Or use a Session for this statement: {compiled.string}"
-        raise ValueError(message)
+        raise ValueError(f"{'; '.join(problems)}. Or use a Session for this statement: {compiled.string}")
     binders = tuple(_binder(compiled.binds[name].type) for name in names)
     return Statement(compiled.string, names, reads, binders if any(binders) else ())
 

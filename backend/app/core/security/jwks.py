@@ -132,8 +132,7 @@ class JwksClient:
             self._log_outcome(str(error))
             return
         except httpx.ConnectError as error:  # without a reply that its text could quote
-            host = httpx.URL(self._url).host
-            self._log_outcome(f"AUTH_JWKS_URL: there is no connection to {host}: {error}")
+            self._log_outcome(f"AUTH_JWKS_URL: there is no connection to {httpx.URL(self._url).host}: {error}")
             return
         except (OSError, ValueError, httpx.HTTPError) as error:
             self._log_outcome(type(error).__name__)  # its text may quote the reply
@@ -147,13 +146,11 @@ class JwksClient:
         content = bytearray()
         async with self._client.stream("GET", self._url) as reply:
             if reply.status_code != httpx.codes.OK or "content-encoding" in reply.headers:
-                message = f"status {reply.status_code}"
-                raise _BadReplyError(message)
+                raise _BadReplyError(f"status {reply.status_code}")
             async for chunk in reply.aiter_raw():
                 content += chunk
                 if len(content) > _SIZE_MAX:
-                    message = f"more than {_SIZE_MAX:,} bytes"
-                    raise _BadReplyError(message)
+                    raise _BadReplyError(f"more than {_SIZE_MAX:,} bytes")
         return bytes(content)
 
     def _log_outcome(self, outcome: str) -> None:
@@ -176,11 +173,10 @@ def check_jwks_url(url: str) -> str:
         well_formed = url.isprintable() and " " not in url and "@" not in parts.netloc
         if safe and well_formed and parts.hostname and parts.port != 0:
             return url
-    message = (
+    raise ValueError(
         "must look like https://auth.example.com/.well-known/jwks.json; http only on a loopback address, "
         "or with a name inside a cluster, such as http://frontend:3000/api/auth/jwks"
     )
-    raise ValueError(message)
 
 
 def _select(keys: Iterable[Key], header: Mapping[str, Any]) -> Key | None:
@@ -192,15 +188,18 @@ def _select(keys: Iterable[Key], header: Mapping[str, Any]) -> Key | None:
 
 def _read_keys(content: bytes) -> list[Key]:
     """Returns the usable keys, none for an empty set. Raises ValueError if the set has keys, but no usable one."""
-    document = from_json(content)
+    try:
+        document = from_json(content)
+    except ValueError:  # its text quotes the reply
+        raise _BadReplyError("the reply is not JSON") from None
+    if isinstance(document, dict) and document.keys() & {"jwks_uri", "keys"} == {"jwks_uri"}:
+        raise _BadReplyError("this is the configuration of the issuer, so set AUTH_JWKS_URL to its jwks_uri")
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list) or len(members) > _KEYS_MAX:
-        message = f"no set of at most {_KEYS_MAX} keys"
-        raise _BadReplyError(message)
+        raise _BadReplyError(f"no set of at most {_KEYS_MAX} keys")
     keys = [key for member in members if isinstance(member, dict) for key in _read_key(member)]
     if members and not keys:
-        message = "no usable key"
-        raise _BadReplyError(message)
+        raise _BadReplyError("no usable key")
     return keys
 
 

@@ -1,6 +1,7 @@
-"""Loopback addresses, which only programs on this machine can reach, and names that only a cluster resolves."""
+"""What a host may be: a loopback address, which only this machine can reach, or a name that only a cluster resolves."""
 
 import re
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Final
 
@@ -21,6 +22,13 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # Python 3.11 does not look into ipv4_mapped
+
+
+def is_host(text: str) -> bool:
+    """Returns whether `text` is an address or may be a name, and nothing more, such as a port."""
+    with suppress(ValueError):
+        return bool(re.fullmatch(r"[\w.-]+", text) or ip_address(text))
+    return False
 
 
 def is_cluster_name(host: str) -> bool:

@@ -19,7 +19,7 @@ _YEAR_10000: Final = 253_402_300_800  # seconds since 1970
 # RFC 7515 section 3.1. The signature is required: an unsecured token ends with a dot.
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(
-    r"secret|password|change.?(me|this|it)|placeholder|example|replace.?(me|this|with)|your.(own|key|jwt|super|random)"
+    r"\A<.*>\Z|\A\$[({].*[)}]\Z|openssl|secret|password|change.?(me|this|it)|placeholder|example|replace.?(me|this|with)|your.(own|key|jwt|super|random)"
     r"|change.?in|random.?(char|string)|at.?least|development|production|123456789|abcdefgh|qwert|asdfg",
     re.IGNORECASE,
 )
@@ -181,7 +181,9 @@ class _StrictJWT(jwt.PyJWT):
 
 def check_secret(secret: str) -> str:
     """Returns `secret`. Raises ValueError if the secret is malformed or guessable. The text never shows the value."""
-    if len(secret.encode()) < SECRET_MIN:
+    if re.search("[\ud800-\udfff]", secret):  # bytes of the environment that are not UTF-8
+        message = "must be UTF-8 text"
+    elif len(secret.encode()) < SECRET_MIN:
         message = f"must have at least {SECRET_MIN} bytes"
     elif _is_key(secret):
         message = "must be a secret that only you and the issuer know, not a key in PEM, SSH or JSON form"
