@@ -117,17 +117,18 @@ install() {
         run-Linuxglibc | run-Darwin* | dev-*) ;;
         *) file=requirements.txt && echo "There is no embedded PostgreSQL for this system: set DATABASE_URL." ;;
     esac
-    look_for="import sys, importlib.metadata as installed
-try: [*map(installed.version, sys.argv[1:])]
-except ImportError as e: sys.exit(f'{e} in .venv. Look for target, prefix, root or dry-run in the settings of pip or uv.')"
     echo unfinished >$stamp
     if [ -n "$uv" ]; then set -- uv pip install --quiet --python .venv/bin/python
     else
         .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip >/dev/null 2>&1 || true
         set -- .venv/bin/python -m pip install --quiet --disable-pip-version-check
     fi
+    output=$("$@" -r "$file" 2>&1) || report
     names=$(sed -n 's/^\([A-Za-z0-9_.-]*\).*==[^;]*$/\1/p' requirements.txt) # those without a marker
-    output=$("$@" -r "$file" 2>&1 && .venv/bin/python -c "$look_for" $names 2>&1) || report
+    output=$(.venv/bin/python -c "import sys, importlib.metadata as installed
+try: [*map(installed.version, sys.argv[1:])]
+except ImportError as e: sys.exit(f'{e} in .venv. Look for target, prefix, root or dry-run in the settings of pip or uv.')
+" $names 2>&1) || report
     printf '%s\n' "$wanted" >$stamp.new
     mv $stamp.new $stamp
 }
