@@ -239,6 +239,13 @@ class TestUnknownNames:
         names = "COLOUR, DATABASE_ULR (did you mean DATABASE_URL?), HOSTS"
         assert found == [f"not settings of this service, and ignored: {names}"]
 
+    def test_a_setting_that_dotenv_has_twice_is_reported_and_its_last_line_counts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = warnings(monkeypatch, "PORT=9000\nHOST=127.0.0.1\nport=9001\n")
+
+        assert found == [".env: has more than one line, and the last one counts: PORT"]
+
     def test_the_variables_of_compose_yaml_are_not_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         names = re.findall(r"\$\{(\w+)", COMPOSE.read_text())
         text = "".join(f"{name}={SECRET}\n" for name in names if name != "CORS_ORIGINS")

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
-from app.core.environment import check_environment, drop_foreign_host, unknown_names, unwrapped
+from app.core.environment import check_environment, drop_foreign_host, repeated_names, unknown_names, unwrapped
 from app.core.errors import StartupError
 from app.core.origins import check_origin, split_origins
 from app.core.project import home
@@ -237,9 +237,10 @@ class Settings(BaseSettings):
     @property
     def warnings(self) -> list[str]:
         """Warnings for the operator, one sentence each. The names are read from the environment and `.env` again."""
-        unknown = ", ".join(unknown_names(_names()))
-        ignored = [f"not settings of this service, and ignored: {unknown}"] if unknown else []
-        warnings = ignored + [
+        odd = {"not settings of this service, and ignored": unknown_names(_names())}
+        odd[".env: has more than one line, and the last one counts"] = repeated_names(_names())
+        warnings = [f"{what}: {', '.join(found)}" for what, names in odd.items() if (found := [*names])]
+        warnings += [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")
             if (secret := getattr(self, name))

@@ -82,6 +82,12 @@ def unknown_names(settings: Collection[str]) -> Iterator[str]:
             yield f"{name} (did you mean {meant[0]}?)" if meant else name
 
 
+def repeated_names(settings: Collection[str]) -> Iterator[str]:
+    """Yields each name among `settings` that `.env` sets more than once."""
+    names = [binding.key.upper() for binding in parse_stream(StringIO(_dotenv_text())) if binding.key]
+    yield from sorted(name for name in {*names}.intersection(settings) if names.count(name) > 1)
+
+
 def _dotenv_text() -> str:
     """Returns the content, empty without the file. Raises StartupError for what is no readable file of settings.
 
