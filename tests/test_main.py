@@ -181,19 +181,6 @@ class TestWorkers:
         assert service.messages.count(f"Ready. Open http://localhost:{service.port}/docs (Ctrl+C ends)") == 1
 
     @pytest.mark.ci
-    @pytest.mark.parametrize("workers", ["1", "2"])
-    def test_under_nohup_a_service_outlives_its_terminal(self, directory: Path, workers: str) -> None:
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the service inherits it
-        with Service(directory, {"WEB_CONCURRENCY": workers}) as service:
-            signal.signal(signal.SIGHUP, before)
-            service.ready()
-            os.killpg(service.process.pid, signal.SIGHUP)
-            time.sleep(1)  # the parent of two workers looks for signals every 0.5 s
-            service.create("Buy oat milk")
-
-            assert service.end() == 0
-
-    @pytest.mark.ci
     def test_every_worker_ends_with_its_killed_parent(self, directory: Path) -> None:
         with (
             Service(directory, {"WEB_CONCURRENCY": "2"}, module="tests.verbose") as service,

@@ -18,6 +18,16 @@ signal.signal(signal.SIGTERM, lambda number, _: print("handled", number))
 note_signals()
 signal.raise_signal(signal.SIGTERM)
 """
+UNDER_NOHUP: Final = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from app.core.stopping import note_signals, requested
+
+for number in (signal.SIGHUP, signal.SIGTERM):
+    note_signals()
+    signal.raise_signal(number)
+    print(requested.is_set())
+"""
 STUCK: Final = """
 import signal, time
 from app.core.stopping import end_in_time, last_steps, note_signals
@@ -41,6 +51,10 @@ def run(script: str, **options: Any) -> "subprocess.CompletedProcess[str]":
 
 def test_a_server_handles_the_signals_that_came_before_it_was_ready() -> None:
     assert run(NOTED).stdout.split("\n") == ["handled 2", "handled 15", ""]
+
+
+def test_under_nohup_a_process_outlives_its_terminal() -> None:
+    assert run(UNDER_NOHUP).stdout.split() == ["False", "True"]
 
 
 def test_a_stuck_process_whose_stderr_nobody_reads_is_aborted() -> None:
