@@ -38,7 +38,7 @@ token: .venv ## Print a token of the user U for trials, signed with AUTH_JWT_SEC
 	@$(BIN)/python -m app.token "$$U"
 
 test: install ## Run the tests that need neither Debian packages nor minutes; T=path runs all tests in that path
-	@$(UNTIL_CTRL_C) $(PYTEST) $(if $(filter tests,$(T)),-m "not ci" $(PARALLEL),$(T))
+	@$(UNTIL_CTRL_C) $(PYTEST) $(if $(filter tests,$(T)),-m "not ci" --numprocesses=auto,$(T))
 
 # POOLED also runs through PgBouncer, and UNLANED with the fast lane off. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
 SEVERAL := haproxy,expanded,partitioned

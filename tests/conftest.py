@@ -38,6 +38,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line("`make ci` also runs the tests that need Debian packages, Node.js or many seconds.")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """With `--numprocesses=auto`, three workers for two cores: most tests wait for other processes half of the time."""
+    return (os.cpu_count() or 1) * 3 // 2 if config.option.numprocesses == "auto" else None
+
+
 def pytest_configure() -> None:
     """Let programs under test get the signals that a background job or `nohup` ignores. They inherit no handler."""
     for number in (signal.SIGINT, signal.SIGHUP):
