@@ -242,7 +242,7 @@ class TestUsability:
                 assert not await db.check()
 
         outage = "database unavailable: ProtocolViolationError 08P01"
-        assert caplog.messages == [outage, "the database refuses to work: no such database: tasks"]
+        assert caplog.messages == [outage, "DATABASE_URL: the database refuses to work: no such database: tasks"]
 
     async def test_closing_interrupts_a_probe_that_waits_for_an_unresponsive_server(
         self, make_database: MakeDatabase, proxy: FaultProxy

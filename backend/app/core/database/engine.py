@@ -142,7 +142,7 @@ class Database:
         except (UnavailableError, StatementError) as error:
             self._note_answer(answered=False, cause=error.__cause__ or error)
             if text := faults.server_error_text(error):  # the probe has no values that it could quote
-                self._warn_once(f"the database refuses to work: {text}")
+                self._warn_once(f"DATABASE_URL: the database refuses to work: {text}")
             return False
         if "0" in {statement_timeout, lock_timeout}:
             self._warn_once(_NO_TIMEOUTS)
