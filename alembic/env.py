@@ -27,7 +27,6 @@ from app.core.database.dsn import parse_dsn
 from app.core.database.faults import ConnectError, sqlstate
 from app.core.database.migrations import VERSION_TABLE
 from app.core.errors import StartupError
-from app.core.project import home
 from app.core.stopping import INTERVAL, check, end_in_time, note_signals, requested
 from app.server.embedded import embedded_postgres
 from app.services.adoption import has_our_key, has_unadopted
@@ -57,7 +56,7 @@ def _dsn() -> Iterator[str]:
     if configured:
         yield configured
     else:
-        with embedded_postgres(Path(directory) if directory else home() / load_settings().embedded_postgres_dir) as dsn:
+        with embedded_postgres(Path(directory) if directory else load_settings().embedded_postgres_path) as dsn:
             yield dsn
 
 

@@ -23,7 +23,6 @@ from app.core.config import Settings, load_settings
 from app.core.database.migrations import migrate
 from app.core.errors import StartupError
 from app.core.logging import log_config
-from app.core.project import home
 from app.server.command import log_summary, read_arguments
 from app.server.embedded import embedded_postgres
 from app.server.listening import bind, page
@@ -66,7 +65,7 @@ def _database(settings: Settings) -> Iterator[None]:
         migrate(settings.migration_dsn)
         yield
     else:
-        with embedded_postgres(home() / settings.embedded_postgres_dir) as dsn:
+        with embedded_postgres(settings.embedded_postgres_path) as dsn:
             migrate(dsn)
             os.environ["DATABASE_URL"] = dsn
             yield

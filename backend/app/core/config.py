@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
-from app.core.environment import check_environment, drop_foreign_host, repeated_names, unknown_names, unwrapped
+from app.core.environment import check_environment, drop_foreign_host, name_warnings, unwrapped
 from app.core.errors import StartupError
 from app.core.origins import check_origin, split_origins
 from app.core.project import home
@@ -76,10 +76,9 @@ def _claim_value(value: str) -> str:
 
 def _claim_path(path: str) -> str:
     if not _CLAIM_PATH.fullmatch(path):
-        message = (
+        raise ValueError(
             "must be a name such as sub, or nested names as in user.id; a name that has a dot itself cannot be used"
         )
-        raise ValueError(message)
     return path
 
 
@@ -228,6 +227,11 @@ class Settings(BaseSettings):
         return bool(self.auth_jwt_secret or self.auth_jwks_url)
 
     @property
+    def embedded_postgres_path(self) -> Path:
+        """The data directory of the embedded PostgreSQL. A relative one is in the directory of `.env`."""
+        return home() / self.embedded_postgres_dir
+
+    @property
     def migration_dsn(self) -> str | None:
         """The connection string for migrations, or None for the embedded PostgreSQL."""
         if self.database_url_unpooled:
@@ -237,9 +241,7 @@ class Settings(BaseSettings):
     @property
     def warnings(self) -> list[str]:
         """Warnings for the operator, one sentence each. The names are read from the environment and `.env` again."""
-        odd = {"not settings of this service, and ignored": unknown_names(_names())}
-        odd[".env: has more than one line, and the last one counts"] = repeated_names(_names())
-        warnings = [f"{what}: {', '.join(found)}" for what, names in odd.items() if (found := [*names])]
+        warnings = [*name_warnings(_names())]
         warnings += [
             f"{name.upper()}: {warning}"
             for name in ("database_url", "database_url_unpooled")

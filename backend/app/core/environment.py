@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from io import StringIO
@@ -69,23 +70,26 @@ def unwrapped(value: str) -> str:
     return (quoted[2] if quoted else value).strip()
 
 
-def unknown_names(settings: Collection[str]) -> Iterator[str]:
+def name_warnings(settings: Collection[str]) -> Iterator[str]:
+    """Yields a sentence with the names that are ignored, and one with the `settings` that `.env` has more than once."""
+    names = [binding.key for binding in parse_stream(StringIO(_dotenv_text())) if binding.key]
+    if unknown := [*_unknown_names({*filter(_SHOWN.fullmatch, names)}, settings)]:
+        yield f"not settings of this service, and ignored: {', '.join(unknown)}"
+    count = Counter(map(str.upper, names))
+    if repeated := sorted(name for name in count.keys() & settings if count[name] > 1):
+        yield f".env: has more than one line, and the last one counts: {', '.join(repeated)}"
+
+
+def _unknown_names(in_file: set[str], settings: Collection[str]) -> Iterator[str]:
     """Yields each name in `.env` that is not among `settings`, and each name in the environment that resembles one.
 
     HOST and PORT resemble too many names. A name with a digit, such as DATABASE_URL2, means something else.
     """
     long = [name for name in settings if len(name) > len("HOSTS")]
-    in_file = {*filter(_SHOWN.fullmatch, dotenv_values(stream=StringIO(_dotenv_text())))}
     for name in sorted(name for name in in_file | os.environ.keys() if name.upper() not in settings):
         meant = [] if re.search("[0-9]", name) else get_close_matches(name.upper(), long, 1, _SLIP)
         if meant or name in in_file:
             yield f"{name} (did you mean {meant[0]}?)" if meant else name
-
-
-def repeated_names(settings: Collection[str]) -> Iterator[str]:
-    """Yields each name among `settings` that `.env` sets more than once."""
-    names = [binding.key.upper() for binding in parse_stream(StringIO(_dotenv_text())) if binding.key]
-    yield from sorted(name for name in {*names}.intersection(settings) if names.count(name) > 1)
 
 
 def _dotenv_text() -> str:

@@ -70,7 +70,7 @@ def _advice(argument: str, following: str = "", *_: str) -> str:
 def _database(settings: Settings) -> str:
     if settings.database_url:
         return ", ".join(dict.fromkeys(parse_dsn(settings.database_url.get_secret_value())["host"]))
-    data = project.home() / settings.embedded_postgres_dir
+    data = settings.embedded_postgres_path
     return f"embedded, {data.relative_to(Path.cwd()) if data.is_relative_to(Path.cwd()) else data}"
 
 
