@@ -49,7 +49,7 @@ def main() -> None:
             _logger.warning(warning)
         with _database(settings):
             check()
-            serve(_config(settings), sockets, page(settings.host, sockets))
+            serve(_config(settings), sockets, page(settings.host, sockets, settings.root_path))
     except StartupError as error:
         sys.exit(str(error))
     except Stopped:

@@ -19,8 +19,8 @@ from app.core.database import Database
 from app.core.errors import StartupError
 from app.core.security.loopback import is_loopback
 from app.core.security.tokens import KeySource, SharedSecret, TokenVerifier
-from app.http.authorization import AuthorizationMiddleware, check_routes, public
-from app.http.fast_lane import FastLane, JSONRoute
+from app.http.authorization import AuthorizationMiddleware, check_routes
+from app.http.fast_lane import FastLane
 from app.http.headers import RESPONSE_HEADERS
 from app.http.middleware import RequestMiddleware, error_middleware
 from app.http.openapi import complete_document, description
@@ -49,6 +49,7 @@ class TasksAPI(FastAPI):
         }
         self._authenticates = settings.authenticates
         self._keeps = settings.unknown_fields == "keep"
+        self._root_path = settings.root_path  # not FastAPI's `root_path`, which leaves the path without the prefix
 
     def build_middleware_stack(self) -> ASGIApp:
         """Returns FastAPI's own stack with three changes.
@@ -63,7 +64,8 @@ class TasksAPI(FastAPI):
             app = error_middleware(app, self.exception_handlers)
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
-        return RequestMiddleware(app, self, cors=self._cors, loopback_only=not self._authenticates)
+        loopback_only = not self._authenticates
+        return RequestMiddleware(app, self, cors=self._cors, loopback_only=loopback_only, root_path=self._root_path)
 
     def openapi(self) -> dict[str, Any]:
         """Returns the OpenAPI document with the security, errors and headers of every operation."""
@@ -98,15 +100,12 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
             {"name": "health", "description": "For load balancers and orchestrators."},
         ],
         lifespan=_lifespan(settings, bounded=bounded),
+        openapi_url=None,  # routes/docs.py has the document and the page
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for route in [*app.routes]:  # FastAPI's own: the OpenAPI document, which gets an entity tag
-        app.routes.remove(route)
-        own: Any = {"path": route.path, "endpoint": public(route.endpoint)}  # type: ignore[attr-defined]  # it is a Route
-        app.router.add_api_route(**own, route_class_override=JSONRoute, include_in_schema=False)
     install_error_handlers(app)
     app.include_router(tasks.router)
     app.include_router(health.router)

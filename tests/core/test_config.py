@@ -143,6 +143,24 @@ class TestEmbeddedPostgresDir:
         assert load(EMBEDDED_POSTGRES_DIR="C:/a$b").embedded_postgres_dir == Path("C:/a$b")
 
 
+class TestRootPath:
+    def test_a_slash_at_its_end_makes_no_difference_and_one_alone_is_no_prefix(self) -> None:
+        written = {"/svc": "/svc", "/svc/": "/svc", "/a.b/..c/~d_e-1/": "/a.b/..c/~d_e-1", "/": ""}
+
+        assert {text: load(ROOT_PATH=text).root_path for text in written} == written
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("svc", "//svc", "/svc//", "/a//b", "//", "https://a.example/svc", "..", "/../svc", "/a/./b", "/a/.."),
+            *("/svc?a=b", "/svc#a", "/sv%63", "/a b", "/a\nb", "/svc\\", "/${SVC}", "/{svc}", "/caf\xe9", "/a;b"),
+        ],
+    )
+    def test_what_is_no_path_is_refused(self, text: str) -> None:
+        sentence = "must be a path such as /svc: names of letters, digits and -._~ with one / before each"
+        assert refusals(ROOT_PATH=text) == {"ROOT_PATH": sentence}
+
+
 class TestHost:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "tasks.internal"])
     def test_an_address_other_than_loopback_is_accepted_only_with_authentication(self, host: str) -> None:

@@ -57,6 +57,7 @@ class TestAddresses:
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection((address, port))
             assert page(host, sockets) == f"http://{shown}:{port}/docs"
+            assert page(host, sockets, "/svc") == f"/svc/docs at the proxy in front of http://{shown}:{port}"
 
     @pytest.mark.parametrize("resolved", ["fe80::1", "fe80::1%eth0"])  # systems differ in this
     def test_the_link_of_a_link_local_address_is_bound(self, monkeypatch: pytest.MonkeyPatch, resolved: str) -> None:

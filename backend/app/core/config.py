@@ -35,6 +35,7 @@ _FRONTENDS = tuple(f"http://{host}:{port}" for port in (3000, 5173) for host in 
 _NO_CLAIM: Final = re.compile(r"(?i:\[|\*\Z|(?!(?-i:unchecked))unchecked\Z)")
 _CLAIM_PATH: Final = re.compile(r"(?!.*://.*\.)[^.\s]+(\.[^.\s]+)*")  # a URL with a dot would be taken for nested names
 _DIRECTORY: Final = re.compile(r"(?!\$|\w{2,}:/).*")  # a path has one slash where a URL has two
+_ROOT_PATH: Final = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._~-]+)*/?")
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
 
 
@@ -104,6 +105,12 @@ def _host(host: str, info: ValidationInfo) -> str:
             "set AUTH_JWT_SECRET or AUTH_JWKS_URL to listen elsewhere"
         )
     return host
+
+
+def _root_path(path: str) -> str:
+    if not _ROOT_PATH.fullmatch(path):
+        raise ValueError("must be a path such as /svc: names of letters, digits and -._~ with one / before each")
+    return path.removesuffix("/")
 
 
 def _dsn(secret: SecretStr) -> SecretStr:
@@ -187,6 +194,9 @@ class Settings(BaseSettings):
         default="127.0.0.1", description="Address to listen on. Without authentication it must be a loopback address."
     )
     port: int = Field(default=8000, ge=1, le=65_535, description="Port to listen on.")
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field(
+        default="", description="Prefix that a proxy takes away from each path, such as `/svc`. Links begin with it."
+    )
     web_concurrency: int = Field(default=1, ge=1, le=64, description="Number of worker processes.")
     shutdown_timeout: int = Field(
         default=10,

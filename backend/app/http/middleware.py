@@ -26,7 +26,7 @@ from app.core.errors import MisdirectedRequestError, PreflightRefusedError, Shut
 from app.core.logging import JsonFormatter, LogHandler
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.fast_lane import effective_route
-from app.http.paths import RoutePaths
+from app.http.paths import RoutePaths, with_root_path
 from app.http.problems import answer_defect, problem, request_id_of
 from app.schemas.problem import REQUEST_ID_PATTERN
 
@@ -83,19 +83,25 @@ class RequestMiddleware:
     """The outermost layer, in the place of Starlette's ServerErrorMiddleware.
 
     Gives each request an id, which inner layers read from the request header `X-Request-ID`. Logs one line per request.
-    Adds the security and CORS headers. Treats HEAD as GET (RFC 9110 section 9.3.2). Corrects the slashes of a path, so
-    that every inner layer sees the path of the route. Answers exceptions that no inner layer has answered.
+    Adds the security and CORS headers. Treats HEAD as GET (RFC 9110 section 9.3.2). Restores the prefix of a path and
+    corrects its slashes, so that every inner layer sees the path of the route. Answers exceptions that no inner layer
+    has answered.
     """
 
-    def __init__(self, app: ASGIApp, api: FastAPI, *, cors: Mapping[str, Any], loopback_only: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, api: FastAPI, *, cors: Mapping[str, Any], loopback_only: bool, root_path: str = ""
+    ) -> None:
         """`api` has the routes and the exception handlers; `cors` are the options of Starlette's CORSMiddleware."""
         self._app = app
         self._paths = RoutePaths(api.routes)
         self._handlers: Mapping[Any, Any] = api.exception_handlers
         self._cors = ProblemCORSMiddleware(app, **cors)
         self._loopback_only = loopback_only
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._root_path:
+            scope = with_root_path(scope, self._root_path)
         if scope["type"] == "websocket" and self._loopback_only:
             try:
                 refuse_misdirected(scope)

@@ -1,4 +1,4 @@
-"""A path that differs from the path of a route only in doubled, extra or missing slashes leads to that route."""
+"""The path of a request: its slashes, and the prefix that a proxy takes away."""
 
 import re
 from collections.abc import Sequence
@@ -11,8 +11,22 @@ from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 
+def with_root_path(scope: Scope, root_path: str) -> Scope:
+    """Returns `scope` with the prefix before its path, as in ASGI. Routes match what follows it.
+
+    A server that sets `root_path` itself has done the same.
+    """
+    if scope.get("root_path") or "path" not in scope:
+        return scope
+    raw = {"raw_path": root_path.encode() + scope["raw_path"]} if scope.get("raw_path") else {}
+    return {**scope, "root_path": root_path, "path": root_path + scope["path"], **raw}
+
+
 class RoutePaths:
-    """The paths of all routes. `any_end_in_slash` is whether a request may lack a slash that its route has."""
+    """The paths of all routes. A path that differs from theirs only in doubled, extra or missing slashes leads to them.
+
+    `any_end_in_slash` is whether a request may lack a slash that its route has.
+    """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         contexts = [context for context in iter_route_contexts(routes) if hasattr(context, "path_regex")]

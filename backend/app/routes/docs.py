@@ -1,4 +1,4 @@
-"""Swagger UI at /docs. The service serves its files too, so the page works without internet access."""
+"""Swagger UI at /docs, and its OpenAPI document. The page works without internet access: its files are served too."""
 
 from collections.abc import AsyncIterator
 from functools import cache
@@ -9,7 +9,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 
 from app.core.errors import RouteNotFoundError
 from app.core.project import ROOT
@@ -18,6 +18,7 @@ from app.http.conditions import weak_tag
 from app.http.fast_lane import JSONRoute
 
 _ASSETS: Final = "/docs/assets"
+_DOCUMENT: Final = "/openapi.json"
 _PART: Final = 65_536  # bytes
 _CACHED: Final = {"Cache-Control": "public, max-age=3600"}
 # Swagger UI needs an inline script, inline styles and data images. It connects only to this service.
@@ -67,9 +68,9 @@ async def _parts(content: bytes) -> AsyncIterator[bytes]:
 @public
 async def get_docs(request: Request) -> HTMLResponse:
     """Returns Swagger UI."""
-    root = request.scope.get("root_path", "")
+    root = _root(request)
     page = get_swagger_ui_html(
-        openapi_url=f"{root}{request.app.openapi_url}",
+        openapi_url=f"{root}{_DOCUMENT}",
         title=request.app.title,
         swagger_js_url=f"{root}{_ASSETS}/swagger-ui-bundle.js",
         swagger_css_url=f"{root}{_ASSETS}/swagger-ui.css",
@@ -84,8 +85,23 @@ async def get_docs(request: Request) -> HTMLResponse:
     return page
 
 
+@router.get(_DOCUMENT)
+@public
+async def get_document(request: Request) -> JSONResponse:
+    """Returns the OpenAPI document. Behind a prefix it says so, as FastAPI's own does."""
+    document, root = request.app.openapi(), _root(request)
+    servers = [{"url": root}, *document.get("servers", ())]
+    return JSONResponse({**document, "servers": servers} if root else document)
+
+
 @router.get("/")
 @public
 async def get_root(request: Request) -> RedirectResponse:
     """Leads to the page."""
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
+    return RedirectResponse(f"{_root(request)}/docs")
+
+
+def _root(request: Request) -> str:
+    """Returns the prefix of all paths, which a proxy takes away."""
+    root: str = request.scope.get("root_path", "")
+    return root

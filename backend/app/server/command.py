@@ -53,7 +53,7 @@ def log_summary(settings: Settings) -> None:
 def _setting(name: str) -> str:
     field = Settings.model_fields[name]
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    text = str(field.description) if default is None else f"{field.description} Default: {default}"
+    text = str(field.description) if default in (None, "") else f"{field.description} Default: {default}"
     return f"  {name.upper()}\n{fill(text, 100, initial_indent=_INDENT, subsequent_indent=_INDENT)}"
 
 

@@ -56,11 +56,12 @@ def refusal(error: OSError, host: str, port: int) -> StartupError:
     return StartupError(f"HOST: {host} {reason}")
 
 
-def page(host: str, sockets: list[socket.socket]) -> str:
-    """Returns the URL of the documentation, for a browser on this machine."""
+def page(host: str, sockets: list[socket.socket], root_path: str = "") -> str:
+    """Returns the URL of the documentation, for a browser on this machine. With a prefix only a proxy has the page."""
     address, port, *_ = sockets[0].getsockname()
     host = "127.0.0.1" if ip_address(address).is_unspecified else host
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{root_path}/docs at the proxy in front of {url}" if root_path else f"{url}/docs"
 
 
 def _addresses(host: str) -> set[_Address]:
