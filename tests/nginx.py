@@ -46,6 +46,10 @@ http {{
 """
 
 
+# The lines of the example for a service below a path, by the lines that they replace.
+BELOW_A_PATH: Final = {line: other for other, line in re.findall(r"# With ROOT_PATH=/svc: (.+)\n *(.+)", EXAMPLE)}
+
+
 class Upstream:
     """Stands in for a service that fails. It records the requests, sends `answers` on each connection, and closes the
     connection after the next request.

@@ -17,7 +17,7 @@ import pytest
 
 from app.core.security.tokens import TOKEN_MAX
 from tests.deployments import WITHOUT_CHECKS, haproxy
-from tests.nginx import NAME, OK, Proxy, Upstream, nginx
+from tests.nginx import BELOW_A_PATH, NAME, OK, Proxy, Upstream, nginx
 from tests.servers import free_port
 from tests.support import SECRET, bearer, make_settings, serving
 
@@ -139,6 +139,69 @@ class TestPassage:
         asked = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
 
         assert asked.stdout == '{"status":"live"} 2'
+
+
+class TestPrefix:
+    """The service at /svc/, behind the example with the lines that its comments have for that."""
+
+    @pytest.fixture(scope="class")
+    async def below(self, tmp_path_factory: pytest.TempPathFactory, dsn: str) -> AsyncIterator[Proxy]:
+        settings = make_settings(dsn, auth_jwt_secret=SECRET, cors_origins=ORIGIN, root_path="/svc")
+        async with (
+            serving(settings) as url,
+            nginx(tmp_path_factory.mktemp("below"), url, BELOW_A_PATH) as proxy,
+        ):
+            yield proxy
+
+    async def test_each_link_of_the_service_leads_back_to_it(self, below: Proxy, tasks: str, user: str) -> None:
+        headers = {**bearer(user), "Origin": ORIGIN}
+        async with below.client() as client:
+            created = [await client.post(f"/svc{tasks}", json={"title": title}, headers=headers) for title in "ab"]
+            got = await client.get(created[0].headers["Location"], headers=headers)
+            first = await client.get(f"/svc{tasks}?limit=1&search=%61&search=", headers=headers)
+            page = await client.get("/svc/", follow_redirects=True)
+            ready = await client.get("/svc/health/ready")
+
+        assert got.json() == created[0].json()
+        assert got.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert first.links["next"]["url"].startswith(f"/svc{tasks}?limit=1")
+        assert (page.url.path, page.status_code, ready.status_code) == ("/svc/docs", 200, 200)
+
+    async def test_haproxy_takes_the_prefix_away_with_the_line_of_its_example(
+        self, dsn: str, tmp_path: Path, tasks: str, user: str
+    ) -> None:
+        changes = {"# With ROOT_PATH=/svc: ": "", **WITHOUT_CHECKS}
+        async with serving(make_settings(dsn, auth_jwt_secret=SECRET, root_path="/svc")) as service:
+            with haproxy(tmp_path, [service, service], changes) as url:
+                async with httpx.AsyncClient(base_url=url, headers=bearer(user), timeout=30) as client:
+                    created = await client.post(f"//svc{tasks}", json={"title": "a"})
+                    got = await client.get(created.headers["Location"])
+                    refused = await client.get(f"/svc/api%2F{user}/tasks")
+                    page = await client.get("/svc/", follow_redirects=True)
+
+        assert (got.json(), refused.status_code) == (created.json(), 404)
+        assert (page.url.path, page.status_code) == ("/svc/docs", 200)
+
+    @pytest.mark.parametrize(
+        ("path", "answers", "logged"),
+        [
+            ("//svc//api//zq9/tasks/", "401", "/api/-/tasks/"),
+            ("/svc/svc/api/zq9/tasks", "404", None),
+            ("/svc/x/../api/zq9/tasks", "404", None),
+            ("/svc/api%2Fzq9/tasks", "404", "/svc/api"),
+            ("/%73vc/api/zq9/tasks", "404", "/"),
+            ("/api/zq9/tasks", "", "/api/-/tasks"),  # of nginx: another site may be there
+        ],
+    )
+    async def test_only_the_prefix_is_taken_away_and_the_log_has_no_user(
+        self, below: Proxy, user: str, path: str, answers: str, logged: str | None
+    ) -> None:
+        async with below.client() as client:
+            reply = await client.get("/", headers={"X-Request-ID": user}, extensions={"target": path.encode()})
+
+        line = await below.logged(request_id=user)
+        assert (reply.status_code, line["service_status"]) == (int(answers or 404), answers)
+        assert logged in (None, line["path"])
 
 
 class TestRefusal:

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +13,10 @@ import pytest
 from playwright.async_api import Locator, Page, Route, async_playwright
 
 from app import __version__
+from app.core.config import Settings
 from app.routes.docs import get_asset
-from tests.support import token
+from tests.nginx import BELOW_A_PATH, NAME, nginx
+from tests.support import SECRET, serving, token
 
 ROOT: Final = Path(__file__).parents[2]
 TITLES: Final = {
@@ -137,6 +139,14 @@ class Visit:
         self.heights.append(await operation.evaluate("element => element.scrollHeight"))
         return operation
 
+    async def authorize(self, user: str) -> None:
+        await self.page.get_by_role("button", name="Authorize").click()
+        dialog = self.page.locator(".auth-container")
+        assert "make token U=ada" in await dialog.inner_text()
+        await dialog.get_by_role("textbox").fill(token(user))
+        await dialog.get_by_role("button", name="Apply credentials").click()
+        await self.page.get_by_role("button", name="Close").click()
+
     async def try_out(self, operation_id: str, **paths: str) -> tuple[str, str]:
         """Execute an operation as a person would. Returns the status and the displayed reply."""
         operation = await self.open(operation_id)
@@ -157,11 +167,11 @@ class Visit:
 
 
 @asynccontextmanager
-async def visit(base_url: str, *, bypass_csp: bool = False) -> AsyncIterator[Visit]:
+async def visit(base_url: str, *, bypass_csp: bool = False, switches: Sequence[str] = ()) -> AsyncIterator[Visit]:
     assert _CHROMIUM, "This test drives Swagger UI in Chromium: install it with `apt-get install chromium`."
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=_SWITCHES)
-        visit = Visit(await browser.new_page(bypass_csp=bypass_csp), base_url)
+        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=[*_SWITCHES, *switches])
+        visit = Visit(await browser.new_page(bypass_csp=bypass_csp, ignore_https_errors=True), base_url)
         await visit.start()
         yield visit
         await browser.close()
@@ -206,23 +216,26 @@ class TestBrowser:
             assert await docs.page.evaluate("document.documentElement.scrollWidth") == 390
 
     async def test_the_authorize_button_adds_the_token_to_every_request_also_after_a_reload(
-        self, secured_url: str, user: str
+        self, configure: Callable[..., Settings], tmp_path: Path, user: str
     ) -> None:
-        async with visit(secured_url) as docs:
-            assert (await docs.try_out("list_tasks", user_id=user))[0] == "401"
+        """The service is below a path of nginx, and a slash at the end of the address changes none of the links."""
+        settings = configure(auth_jwt_secret=SECRET, root_path="/svc")
+        switches = [f"--host-resolver-rules=MAP {NAME} 127.0.0.1"]
+        async with serving(settings) as url, nginx(tmp_path, url, BELOW_A_PATH) as proxy:
+            address = f"https://{NAME}:{proxy.port}/svc"
+            async with visit(address, switches=switches) as docs:
+                await docs.page.goto(f"{address}/docs//?a=1")
+                assert (await docs.try_out("list_tasks", user_id=user))[0] == "401"
+                await docs.authorize(user)
+                assert (await docs.try_out("create_task", user_id=user))[0] == "201"
+                assert docs.page.url.startswith(f"{address}/docs?a=1#")
+                guide = docs.page.get_by_role("link", name="a frontend to copy")
+                assert await guide.evaluate("link => link.href") == f"{address}/docs/assets/frontend.md"
 
-            await docs.page.get_by_role("button", name="Authorize").click()
-            dialog = docs.page.locator(".auth-container")
-            assert "make token U=ada" in await dialog.inner_text()
-            await dialog.get_by_role("textbox").fill(token(user))
-            await dialog.get_by_role("button", name="Apply credentials").click()
-            await docs.page.get_by_role("button", name="Close").click()
-
-            assert (await docs.try_out("create_task", user_id=user))[0] == "201"
-            await docs.page.unroute_all()  # a route turns the browser's cache off
-            await docs.page.reload()
-            assert (await docs.try_out("list_tasks", user_id=user))[0] == "200"
-            assert docs.elsewhere == []
+                await docs.page.unroute_all()  # a route turns the browser's cache off
+                await docs.page.reload()
+                status, listed = await docs.try_out("list_tasks", user_id=user)
+                assert (status, "Buy oat milk" in listed, docs.elsewhere) == ("200", True, [])
 
     @pytest.mark.parametrize("bypass_csp", [False, True], ids=["with the policy", "control without the policy"])
     async def test_only_the_content_security_policy_prevents_requests_to_other_hosts(

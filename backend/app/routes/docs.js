@@ -1,6 +1,11 @@
 
 // Follows swagger-ui-bundle.js (decision 43). A click unfolds headers, and replies other than a success.
 {
+    // The links to the guides are relative to /docs. At /docs/ they would lead to another directory.
+    const page = new URL(location)
+    page.pathname = page.pathname.replace(/\/+$/, "")
+    history.replaceState(null, "", page)
+
     const bundle = SwaggerUIBundle
     const fold = ({ React: { createElement: element } }) => {
         const details = (title, content) => element("details", null, element("summary", null, title), content)
