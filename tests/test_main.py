@@ -130,7 +130,7 @@ class TestDeployed:
     ) -> None:
         elsewhere = {"Host": "tasks.example.com"}
         with new_database(dsn, "given") as given:
-            settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET}
+            settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET, "ROOT_PATH": "/svc/"}
             with Service(tmp_path, settings) as service, httpx.Client(base_url=service.url, timeout=30) as client:
                 service.ready()
                 assert client.get(TASKS, headers=elsewhere).status_code == 401
@@ -138,6 +138,7 @@ class TestDeployed:
                 assert httpx.get(f"http://[::1]:{service.port}/health/ready").is_success
                 created = client.post(TASKS, json={"title": "Buy oat milk"}, headers={**elsewhere, **bearer("ada")})
                 assert (created.status_code, created.headers.get("Server")) == (201, None)
+                assert created.headers["Location"].startswith(f"/svc{TASKS}/")
                 assert service.end() == 0
 
             assert execute(given, "SELECT title FROM tasks") == [("Buy oat milk",)]
@@ -146,7 +147,7 @@ class TestDeployed:
             f"Database: {make_url(given).query['host']}",
             "Authentication: by secret",
             f"The database went from no revision to revision {REVISION}.",
-            f"Ready. Open {service.url}/docs (Ctrl+C ends)",
+            f"Ready. Open /svc/docs at the proxy in front of {service.url} (Ctrl+C ends)",
             "Stopped.",
         ]
         assert SECRET not in service.stdout + service.stderr

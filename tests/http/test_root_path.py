@@ -123,25 +123,23 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
 
 
 class TestPaths:
-    @pytest.mark.parametrize("prefix", PREFIXES[:3])
     async def test_each_path_has_the_status_and_the_route_that_it_has_without_a_prefix(
-        self, secured: Settings, secured_url: str, log: Log, prefix: str
+        self, secured: Settings, log: Log
     ) -> None:
-        found = {}
-        async with extended(secured.model_copy(update={"root_path": prefix}), lambda _: None) as client:
-            for address in (secured_url, str(client.base_url)):
-                log.routes.clear()
+        found = []
+        for prefix in ("", *PREFIXES[:3]):
+            log.routes.clear()
+            async with extended(secured.model_copy(update={"root_path": prefix}), lambda _: None) as client:
                 statuses = [
-                    (await client.get(address, headers=headers, extensions={"target": path.encode()})).status_code
+                    (await client.get("/", headers=headers, extensions={"target": path.encode()})).status_code
                     for path in PATHS
                     for headers in ({"Authorization": ""}, bearer("eve"), bearer("ada"))
                 ]
-                found[address] = statuses, [*log.routes]
+            found.append((statuses, [*log.routes]))
 
-        expected, others = found.values()
-        assert others == expected
-        assert {401, 403, 404, 200, 307} == {*expected[0]}
-        assert {"/docs", "/openapi.json", "/api/{user_id}/tasks", None} <= {*expected[1]}
+        assert found[1:] == [found[0]] * 3
+        assert {*found[0][0]} == {200, 307, 401, 403, 404}
+        assert {*found[0][1]} > {"/docs", "/openapi.json", "/api/{user_id}/tasks", None}
 
     @given(st.sampled_from(PREFIXES), st.lists(st.sampled_from(NAMES)), st.sampled_from(["http", "websocket"]))
     def test_authorization_and_routing_see_exactly_the_path_that_arrived(
