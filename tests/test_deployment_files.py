@@ -316,7 +316,7 @@ class TestCompose:
 
         assert service["depends_on"] == {"postgres": {"condition": "service_healthy"}}
         assert postgres["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
-        assert postgres["image"] == "postgres:18"
+        assert postgres["image"].partition("@")[0] == "postgres:18"
         assert postgres["volumes"] == ["postgres:/var/lib/postgresql"]  # PostgreSQL 18 uses a directory below it
         assert postgres["command"] == ["postgres", *(f"-c{name}={value}" for name, value in timeouts)]
         assert service["read_only"] is ("--read-only" in DOCKER) is True

@@ -1,8 +1,9 @@
-"""The files around the service: its version, the workflow, and what Dependabot updates.
+"""The files around the service: its version, the workflow, what Dependabot updates, the dev container.
 
 jactionlint is a fork of actionlint. Its package contains the program, which that of actionlint downloads.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from app import __version__
+from app.core.config import Settings
 
 ROOT: Final = Path(__file__).parents[1]
 WORKFLOW: Final = ROOT / ".github/workflows/ci.yml"
@@ -97,3 +99,29 @@ class TestGitHub:
         }
 
         assert watched == found
+
+
+class TestDevContainer:
+    CONTAINER: Final[dict[str, Any]] = json.loads(
+        re.sub(r"^ *//.*", "", (ROOT / ".devcontainer/devcontainer.json").read_text(), flags=re.MULTILINE)
+    )
+
+    def test_its_first_command_turns_authentication_on_unless_there_is_an_env_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        command = ["sh", "-euc", self.CONTAINER["postCreateCommand"].replace("make", "echo make")]
+        monkeypatch.chdir(tmp_path)
+
+        assert subprocess.check_output(command, text=True) == "make install\n"
+        secret = Path(".env").read_text()
+        assert Path(".env").stat().st_mode & 0o777 == 0o600
+        assert Settings(_env_file=".env").authenticates
+
+        assert subprocess.check_output(command, text=True) == "make install\n"
+        assert Path(".env").read_text() == secret
+
+    def test_it_has_the_python_and_the_debian_of_the_image_and_forwards_the_port_of_the_service(self) -> None:
+        [image, _] = re.findall(r"^FROM python:([^ @\n]+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+        assert self.CONTAINER["image"].partition("@")[0].rpartition(":")[2] == image.replace("-slim", "")
+        assert self.CONTAINER["forwardPorts"] == [Settings.model_fields["port"].default]
