@@ -5,6 +5,8 @@
 #
 # Set DATABASE_URL, and AUTH_JWT_SECRET or AUTH_JWKS_URL. Without authentication, the service refuses to listen on
 # 0.0.0.0. docs/deploy-neon.md has an example. Secrets belong in the environment of the container, not in this file.
+#
+# Before you deploy, pin the image below to a digest, as docs/release.md says.
 
 FROM python:3.13-slim-trixie AS build
 

@@ -249,6 +249,44 @@ class TestDockerfile:
         assert not [by for by in provided.values() if not {each.lower().replace("_", "-") for each in by} & pinned]
 
 
+# What .ci/image asks of Docker, done without it. `tail` waits until the service has ended.
+DOCKER_COMMAND: Final = """#!/usr/bin/env bash
+echo "$*" >>commands
+case $* in
+    "compose up "*) [ -e broken ] && exit 1; (python -m app >&2; echo $? >status) & echo $! >pid ;;
+    "compose port service "*) echo "127.0.0.1:$PORT" ;;
+    "compose exec -T service "*) shift 4; exec "$@" ;;
+    "compose stop service" | "compose down "*) pkill --parent "$(cat pid)" ;;
+    inspect*) tail --sleep-interval=0.1 --pid="$(cat pid)" --follow /dev/null; cat status ;;
+esac
+"""
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("works", [True, False])
+def test_the_script_of_the_workflow_uses_the_service_of_the_image_and_shows_the_log_of_one_that_does_not_start(
+    project: Project, tmp_path: Path, *, works: bool
+) -> None:
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci/image"
+    script.write_text((ROOT / ".ci/image").read_text())
+    docker = tmp_path / "docker"
+    docker.write_text(DOCKER_COMMAND)
+    docker.chmod(0o755)
+    if not works:
+        (tmp_path / "broken").touch()
+    environment = {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.defpath}", "PORT": str(free_port())}
+    environment |= {"PYTHONPATH": str(ROOT / "backend"), "DATABASE_URL": project.app}
+
+    done = subprocess.run(["bash", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    commands = (tmp_path / "commands").read_text().splitlines()
+    assert (done.returncode, "Buy oat milk" in done.stdout, "compose logs --no-color" in commands) == (
+        (0, True, False) if works else (1, False, True)
+    )
+    assert commands[-1] == "compose down --volumes"
+
+
 class TestCompose:
     def test_the_settings_of_the_service_are_accepted_and_lead_to_its_postgres(
         self, monkeypatch: pytest.MonkeyPatch
@@ -278,7 +316,7 @@ class TestCompose:
 
         assert service["depends_on"] == {"postgres": {"condition": "service_healthy"}}
         assert postgres["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
-        assert postgres["image"] == "postgres:18"
+        assert postgres["image"].partition("@")[0] == "postgres:18"
         assert postgres["volumes"] == ["postgres:/var/lib/postgresql"]  # PostgreSQL 18 uses a directory below it
         assert postgres["command"] == ["postgres", *(f"-c{name}={value}" for name, value in timeouts)]
         assert service["read_only"] is ("--read-only" in DOCKER) is True

@@ -42,8 +42,9 @@ def directory(created: Path, tmp_path: Path) -> Path:
 
 
 def announced(messages: list[str]) -> list[str]:
-    """Returns the messages without those about requests, and about the directories of root."""
-    return [message for message in messages if not re.search(r" in [\d.]+ ms$| is opened for passage ", message)]
+    """Returns the messages without those about requests, the directories of root, and a .env of this repository."""
+    kept = [message for message in messages if not re.search(r" in [\d.]+ ms$| is opened for passage ", message)]
+    return [message.removesuffix(f", not {BACKEND.parent}/.env") for message in kept]
 
 
 class TestLife:

@@ -134,11 +134,11 @@ class TestPassage:
 
     async def test_a_request_over_http_2_is_answered(self, proxy: Proxy) -> None:
         options = ("--silent", "--http2", "--insecure", "--write-out", " %{http_version}")
-        address = ("--resolve", f"{NAME}:{proxy.port}:127.0.0.1", f"https://{NAME}:{proxy.port}/health/live")
+        address = ("--resolve", f"{NAME}:{proxy.port}:127.0.0.1", f"https://{NAME}:{proxy.port}/health/ready")
         command = ["curl", *options, *address]
         asked = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
 
-        assert asked.stdout == '{"status":"live"} 2'
+        assert asked.stdout == '{"status":"ready"} 2'
 
 
 class TestPrefix:

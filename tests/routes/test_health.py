@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.schema import CreateTable
 from sqlmodel import SQLModel
 
+from app import __version__
 from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
 from tests.support import LATIN1, connected, make_settings, new_database, serving, until
@@ -69,7 +70,7 @@ class TestWithDatabase:
         async with client_of(dsn) as client:
             live, ready = await client.get(LIVE), await client.get(READY)
 
-        assert (live.status_code, live.json()) == (200, {"status": "live"})
+        assert (live.status_code, live.json()) == (200, {"status": "live", "version": __version__})
         assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 
     @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class TestProxy:
         status, _, body = await ask(client.base_url, b"Host: localhost", *marks, start=start)
 
         assert (status, kind(body), checkouts) == (421, "misdirected-request", [])
-        assert json.loads(body)["detail"].endswith("answers on localhost only, and not through a proxy.")
+        assert json.loads(body)["detail"].endswith("Set AUTH_JWT_SECRET or AUTH_JWKS_URL.")
 
     @pytest.mark.parametrize(
         ("clients", "hosts", "others", "expected"),

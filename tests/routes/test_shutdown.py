@@ -75,7 +75,7 @@ async def test_a_request_begun_on_an_idle_connection_is_served_after_idle_connec
         async with ending(settings) as (connect, end):
             idle, begun = await connect(), await connect()
             begun[1].write(BEGINNING + REST)
-            await begun[0].readuntil(b'{"status":"live"}')
+            await begun[0].readuntil(b'{"status":"live"')
             await end()
             begun[1].write(BEGINNING)
             assert await answer(idle) == b""

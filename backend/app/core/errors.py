@@ -216,7 +216,10 @@ class MisdirectedRequestError(AppError):
     """
 
     status, kind = 421, "misdirected-request"
-    detail = "Without authentication the service answers on localhost only, and not through a proxy."
+    detail = (
+        "Without authentication the service answers on localhost only, and not through a proxy or a forwarded port. "
+        "Set AUTH_JWT_SECRET or AUTH_JWKS_URL."
+    )
 
 
 class InvalidRequestError(AppError):
