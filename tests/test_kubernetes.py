@@ -1,6 +1,7 @@
 """deploy/, as far as it can be checked without a cluster: Helm and kubectl render it, and schemas validate it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import helm_python
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 from annotated_types import Ge, Le
+from ruamel.yaml import YAML
 
 import app
 from app.core.config import Settings
@@ -19,6 +21,8 @@ from tests.chart import CHART, manifest, parse, render
 
 ROOT: Final = Path(__file__).parents[1]
 MANIFEST: Final = ROOT / "deploy/kubernetes.yaml"
+DOCUMENT: Final = (ROOT / "docs/kubernetes.md").read_text()
+KUBECTL: Final = Path(sys.executable).with_name("kubectl")
 DIGEST: Final = f"registry.example.com/tasks-api@sha256:{'0' * 64}"
 # Every value of the chart, changed.
 EVERYTHING: Final[dict[str, Any]] = {
@@ -112,9 +116,7 @@ class TestChart:
         assert MANIFEST.read_text() == manifest(), "`make kubernetes` writes deploy/kubernetes.yaml"
 
     def test_kustomize_sets_the_namespace_and_the_registry(self) -> None:
-        kubectl = Path(sys.executable).with_name("kubectl")
-
-        built = parse(subprocess.check_output([kubectl, "kustomize", MANIFEST.parent], text=True))
+        built = parse(subprocess.check_output([KUBECTL, "kustomize", MANIFEST.parent], text=True))
 
         images = [container["image"] for container in containers(built["Deployment"]["spec"]["template"]["spec"])]
         assert images == [f"registry.example.com/tasks-api:{app.__version__}"] * 2
@@ -261,3 +263,31 @@ class TestIngress:
         assert ingress["spec"]["ingressClassName"] == "nginx"
         assert ingress["spec"]["tls"] == [{"hosts": ["tasks.example.com"], "secretName": "tasks-tls"}]
         assert ingress["spec"]["rules"][0]["host"] == "tasks.example.com"
+
+
+class TestDocument:
+    def test_its_values_are_accepted(self) -> None:
+        (production,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+        trial = helm_python.parse_set_string(",".join(re.findall(r"--set (\S+)", DOCUMENT)))
+
+        assert [container["image"] for container in containers(pod(trial))] == ["tasks-api:trial"]
+        assert parse(render(YAML(typ="safe").load(production))).keys() > parse(render()).keys()
+
+    def test_its_commands_make_the_secrets_that_the_chart_refers_to(self, tmp_path: Path) -> None:
+        text = DOCUMENT.replace("\\\n", "")
+        commands = re.findall(r"^kubectl (.*create secret.*)", text, re.MULTILINE)
+        (tmp_path / "production.env").write_text("DATABASE_URL=a\nAUTH_JWKS_URL=b\n")
+        environment = {"PATH": os.environ["PATH"], "DATABASE_URL": "a?b&c=$d", "OWNER_URL": "a?b&c=$d"}
+
+        secrets = []
+        for command in commands:
+            made = f"{KUBECTL} {command} --dry-run=client --output=json"
+            output = subprocess.check_output(["bash", "-euc", made], cwd=tmp_path, env=environment)
+            secret = json.loads(output)
+            secrets.append((secret["metadata"]["name"], {*secret["data"]}))
+
+        assert secrets == [
+            ("tasks-api", {"DATABASE_URL", "AUTH_JWT_SECRET"}),
+            ("tasks-api", {"DATABASE_URL", "AUTH_JWKS_URL"}),
+            ("tasks-api-owner", {"DATABASE_URL_UNPOOLED"}),
+        ]
