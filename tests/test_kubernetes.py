@@ -24,12 +24,12 @@ MANIFEST: Final = ROOT / "deploy/kubernetes.yaml"
 DOCUMENT: Final = (ROOT / "docs/kubernetes.md").read_text()
 KUBECTL: Final = Path(sys.executable).with_name("kubectl")
 DIGEST: Final = f"registry.example.com/tasks-api@sha256:{'0' * 64}"
-# Every value of the chart, changed.
+# Every value of the chart, changed. Some names could be taken for numbers.
 EVERYTHING: Final[dict[str, Any]] = {
     "image": DIGEST,
     "replicas": 5,
-    "secret": "other",
-    "ownerSecret": "other-owner",
+    "secret": "1",
+    "ownerSecret": "2",
     "settings": {
         "SHUTDOWN_TIMEOUT": 600,
         "CORS_ORIGINS": "https://one.example,https://two.example",
@@ -40,8 +40,8 @@ EVERYTHING: Final[dict[str, Any]] = {
     "resources": {"requests": {"memory": "1Gi"}, "limits": {"cpu": 2}},
     "ingress": {
         "host": "tasks.example.com",
-        "className": "nginx",
-        "tlsSecret": "tasks-tls",
+        "className": "3",
+        "tlsSecret": "4",
         "annotations": {"example.com/name": "1"},
     },
 }
@@ -260,8 +260,8 @@ class TestIngress:
         ingress = parse(render(EVERYTHING))["Ingress"]
 
         assert ingress["metadata"]["annotations"] == {"example.com/name": "1"}
-        assert ingress["spec"]["ingressClassName"] == "nginx"
-        assert ingress["spec"]["tls"] == [{"hosts": ["tasks.example.com"], "secretName": "tasks-tls"}]
+        assert ingress["spec"]["ingressClassName"] == "3"
+        assert ingress["spec"]["tls"] == [{"hosts": ["tasks.example.com"], "secretName": "4"}]
         assert ingress["spec"]["rules"][0]["host"] == "tasks.example.com"
 
 

@@ -10,7 +10,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{- /* What the migration and the service have in common. It ends with the list `env`, so that more can follow. */ -}}
 {{- define "container" -}}
-image: {{ .Values.image | default (printf "%s:%s" .Chart.Name .Chart.AppVersion) }}
+image: {{ .Values.image | default (printf "%s:%s" .Chart.Name .Chart.AppVersion) | quote }}
 securityContext:
   readOnlyRootFilesystem: true
   allowPrivilegeEscalation: false
@@ -20,7 +20,7 @@ resources:
   {{- toYaml .Values.resources | nindent 2 }}
 envFrom:
   - secretRef:
-      name: {{ .Values.secret }}
+      name: {{ .Values.secret | quote }}
 env: # takes precedence over envFrom
   - name: HOST
     value: 0.0.0.0
