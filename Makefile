@@ -14,7 +14,7 @@ NODE_MODULES := node_modules/.package-lock.json
 NPM_CI := npm ci --loglevel=error || { echo "The packages are not installed. Repeat the command when the error above is mended."; exit 1; }
 export PYTHONPATH := backend
 
-.PHONY: help .venv install run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi clean
+.PHONY: help .venv install run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi kubernetes clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -109,6 +109,9 @@ migrate: .venv ## Upgrade the database to the newest revision
 
 openapi: install ## Write docs/openapi.json
 	@$(OPENAPI) > docs/openapi.json
+
+kubernetes: install ## Write deploy/kubernetes.yaml
+	@$(BIN)/python -m tests.chart > deploy/kubernetes.yaml
 
 clean: ## Remove everything that the other commands create, including the embedded database
 	rm -rf tests/clients/node_modules benchmarks/fastify/node_modules .venv .data .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -15,7 +15,7 @@ stamp=.venv/installed
 service=$(cat requirements.txt requirements-embedded.txt && echo "# run")
 case ${1:-} in
     run) wanted=$service file=requirements-embedded.txt size=180 ;;
-    dev) wanted=$service$(cat requirements-dev.txt) file=requirements-dev.txt size=620 ;;
+    dev) wanted=$service$(cat requirements-dev.txt) file=requirements-dev.txt size=1070 ;;
     *) echo "usage: sh install.sh run|dev" && exit 2 ;;
 esac
 
@@ -100,7 +100,7 @@ announce() {
     fi
     case $installed in
         nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
-        "$service"*) echo "Adding about 440 MB to .venv; this takes a minute." ;;
+        "$service"*) echo "Adding about 890 MB to .venv; this takes a minute." ;;
         *) echo "Updating .venv; this takes up to a minute." ;;
     esac
 }

@@ -1,4 +1,4 @@
-"""docs/deploy-neon.md, Dockerfile and compose.yaml, as far as they can run without Neon and without a Docker engine."""
+"""docs/deploy-neon.md, Dockerfile, compose.yaml and deploy/kubernetes.yaml, as far as they run without containers."""
 
 import asyncio
 import json
@@ -52,13 +52,29 @@ def instructions(name: str) -> list[str]:
 GRANT, SHOW, REVOKE, _ = blocks("sql")
 MIGRATE, START, PROBE, DOCKER = blocks("sh")
 (PRODUCTION,) = blocks("ini")
-(POD,) = map(YAML(typ="safe").load, blocks("yaml"))
+(POD,) = (
+    document["spec"]["template"]["spec"]
+    for document in YAML(typ="safe").load_all((ROOT / "deploy/kubernetes.yaml").read_text())
+    if document["kind"] == "Deployment"
+)
 ENVIRONMENT: Final = dict(pair.split("=", 1) for pair in shlex.split(instructions("ENV")[0]))
 VENV: Final = instructions("COPY --from=build")[0].split()[1]
 VARIABLES: Final = {"POSTGRES_PASSWORD": "s3cret", "AUTH_JWT_SECRET": SECRET, "CORS_ORIGINS": ""}
 SERVICES: Final[dict[str, Any]] = YAML(typ="safe").load(
     re.sub(r"\$\{(\w+):[^}]*\}", lambda found: VARIABLES[found[1]], COMPOSE)
 )["services"]
+
+# As a module `sitecustomize`: the file system is read-only for Python.
+READ_ONLY: Final = """
+import errno, os, sys
+
+def refuse(event, arguments):
+    writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR) and not isinstance(arguments[0], int)
+    if (writes and os.fspath(arguments[0]) != os.devnull) or event == "os.mkdir":
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), arguments[0])
+
+sys.addaudithook(refuse)
+"""
 
 
 class Project(NamedTuple):
@@ -90,8 +106,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         yield Project(owner, app, checkout)
 
 
-def connecting_as(role: str, dsn: str) -> str:
-    return make_url(dsn).set(username=role, database="neondb").render_as_string(hide_password=False)
+def connecting_as(role: str, dsn: str, database: str = "neondb") -> str:
+    return make_url(dsn).set(username=role, database=database).render_as_string(hide_password=False)
+
+
+def image_environment(project: Project) -> dict[str, str]:
+    """The variables of the image, with the directories of this machine."""
+    environment = dict(ENVIRONMENT)
+    for old, new in {VENV: sys.prefix, instructions("WORKDIR")[0]: project.checkout, "$PATH": os.defpath}.items():
+        environment = {name: value.replace(old, str(new)) for name, value in environment.items()}
+    return environment
 
 
 def start_and_use(commands: str, probe: list[str], directory: Path, environment: Mapping[str, str], port: int) -> None:
@@ -223,9 +247,7 @@ class TestDockerfile:
         self, project: Project
     ) -> None:
         port = free_port()
-        environment = dict(ENVIRONMENT)
-        for old, new in {VENV: sys.prefix, instructions("WORKDIR")[0]: project.checkout, "$PATH": os.defpath}.items():
-            environment = {name: value.replace(old, str(new)) for name, value in environment.items()}
+        environment = image_environment(project)
         environment |= {"DATABASE_URL": project.app, "AUTH_JWT_SECRET": SECRET, "PORT": str(port)}
         environment |= {"http_proxy": "http://127.0.0.1:1"}  # the health check has to ignore it
         healthcheck = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
@@ -323,9 +345,48 @@ class TestCompose:
         assert [*service["tmpfs"], *service["cap_drop"], "no-new-privileges"] == DOCKER.split()[-6:-1:2]
 
     def test_the_service_has_more_time_to_stop_than_it_needs(self) -> None:
-        pre_stop = POD["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
         compose = SERVICES["service"]["stop_grace_period"].removesuffix("s")
         (docker,) = re.findall(r"--stop-timeout (\d+)", DOCKER)
 
-        times = [int(compose), int(docker), POD["terminationGracePeriodSeconds"] - pre_stop]
-        assert min(times) > Settings.model_fields["shutdown_timeout"].default
+        assert min(int(compose), int(docker)) > Settings.model_fields["shutdown_timeout"].default
+
+
+@pytest.mark.ci
+class TestPod:
+    def test_its_containers_migrate_as_the_owner_and_serve_as_app_and_write_no_file(self, project: Project) -> None:
+        execute(project.owner, "CREATE DATABASE pod")
+        owner, app = (connecting_as(role, project.owner, "pod") for role in ("neondb_owner", "app"))
+        for statement in statements(GRANT, "neondb_owner")[1:]:  # the role exists
+            execute(owner, statement)
+        secrets = {
+            "tasks-api": {"DATABASE_URL": app, "AUTH_JWT_SECRET": SECRET, "WEB_CONCURRENCY": "2", "HOST": "::1"},
+            "tasks-api-owner": {"DATABASE_URL_UNPOOLED": owner},
+        }
+        (project.checkout / "read-only").mkdir()
+        (project.checkout / "read-only/sitecustomize.py").write_text(READ_ONLY)
+        image = image_environment(project)
+        image["PYTHONPATH"] += f":{project.checkout}/read-only"
+        (migrating,), (serving,) = POD["initContainers"], POD["containers"]
+        migration, service = (image | self._variables(container, secrets) for container in (migrating, serving))
+        (command,) = map(json.loads, instructions("CMD"))
+        port = free_port()
+        probe = ["curl", "-fso", os.devnull, f"http://127.0.0.1:{port}{serving['readinessProbe']['httpGet']['path']}"]
+
+        writing = subprocess.run(["python", "-c", "open('a', 'w')"], env=image, capture_output=True, check=False)
+        migrated = subprocess.check_output(migrating["command"], cwd=project.checkout, env=migration)
+        start_and_use(f"exec {shlex.join(command)}", probe, project.checkout, {**service, "PORT": str(port)}, port)
+
+        assert b"Read-only file system" in writing.stderr
+        assert b"from no revision to revision" in migrated
+        assert (service["HOST"], service["PORT"], service["WEB_CONCURRENCY"]) == ("0.0.0.0", "8000", "1")
+        assert "DATABASE_URL_UNPOOLED" not in service
+
+    def _variables(self, container: dict[str, Any], secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+        """The variables of a container, as Kubernetes sets them."""
+        variables: dict[str, str] = {}
+        for source in container["envFrom"]:
+            variables |= secrets[source["secretRef"]["name"]]
+        for entry in container["env"]:
+            reference = entry.get("valueFrom", {}).get("secretKeyRef")
+            variables[entry["name"]] = secrets[reference["name"]][reference["key"]] if reference else entry["value"]
+        return variables

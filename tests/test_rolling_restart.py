@@ -1,10 +1,10 @@
-"""The end of a service by a signal, alone and as one of two behind HAProxy with docs/haproxy.cfg."""
+"""The end of a service by a signal: alone, as one of two behind HAProxy with docs/haproxy.cfg, and as a pod."""
 
 import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -177,6 +177,76 @@ class TestTwoReleases:
         assert len(done) == len(RESTARTS) == 16
         assert load.faults == []
         assert await asyncio.to_thread(execute, own, "SELECT version_num FROM tasks_api_version") == [("0003",)]
+
+
+class Balancer:
+    """Passes each connection on to the next of some ports, like a Service of Kubernetes: no checks, no retries.
+
+    One client sends requests all the time, each on a new connection.
+    """
+
+    def __init__(self, *ports: int) -> None:
+        self.ports = [*ports]
+        self.refused = 0
+        self._answered = 0
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[None]:
+        ending = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            server = await asyncio.start_server(lambda *ends: group.create_task(self._pass_on(*ends)), "127.0.0.1")
+            host, port = server.sockets[0].getsockname()
+            client = group.create_task(self._use(f"http://{host}:{port}{TASKS}", ending))
+            async with server:
+                try:
+                    yield
+                finally:
+                    ending.set()
+                    await client
+
+    async def round(self) -> None:
+        """Return when each port has received a request that began after this call."""
+        goal = self._answered + self.refused + len(self.ports) + 1
+        await until(lambda: self._answered + self.refused >= goal)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.ports.append(self.ports.pop(0))
+        with closing(writer), suppress(ConnectionError):
+            service_reader, service_writer = await asyncio.open_connection("127.0.0.1", self.ports[-1])
+            with closing(service_writer):
+                service_writer.write(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(await service_reader.read())
+                await writer.drain()
+
+    async def _use(self, url: str, ending: asyncio.Event) -> None:
+        async with httpx.AsyncClient(timeout=30, headers={"Connection": "close"}) as client:
+            while not ending.is_set():
+                try:
+                    (await client.get(url)).raise_for_status()
+                    self._answered += 1
+                except httpx.TransportError:
+                    self.refused += 1
+
+
+@pytest.mark.ci
+class TestPods:
+    async def test_a_balancer_that_learns_late_of_the_end_of_a_pod_sends_it_refused_requests_only_without_a_pause(
+        self, start: StartService
+    ) -> None:
+        pods = await asyncio.gather(*(asyncio.to_thread(start) for _ in range(3)))
+        pausing, hasty, _ = pods
+        balancer = Balancer(*(pod.port for pod in pods))
+        async with balancer.used():
+            await balancer.round()  # during `preStop`
+            balancer.ports.remove(pausing.port)
+            await balancer.round()
+            assert await end(pausing) == 0
+            await balancer.round()
+            assert balancer.refused == 0
+
+            assert await end(hasty) == 0
+            await balancer.round()
+            assert balancer.refused > 0
 
 
 @pytest.mark.ci

@@ -1,0 +1,293 @@
+"""deploy/, as far as it can be checked without a cluster: Helm and kubectl render it, and schemas validate it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Final
+
+import helm_python
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+from annotated_types import Ge, Le
+from ruamel.yaml import YAML
+
+import app
+from app.core.config import Settings
+from tests.chart import CHART, manifest, parse, render
+
+ROOT: Final = Path(__file__).parents[1]
+MANIFEST: Final = ROOT / "deploy/kubernetes.yaml"
+DOCUMENT: Final = (ROOT / "docs/kubernetes.md").read_text()
+KUBECTL: Final = Path(sys.executable).with_name("kubectl")
+DIGEST: Final = f"registry.example.com/tasks-api@sha256:{'0' * 64}"
+# Every value of the chart, changed. Some names could be taken for numbers.
+EVERYTHING: Final[dict[str, Any]] = {
+    "image": DIGEST,
+    "replicas": 5,
+    "secret": "1",
+    "ownerSecret": "2",
+    "settings": {
+        "SHUTDOWN_TIMEOUT": 600,
+        "CORS_ORIGINS": "https://one.example,https://two.example",
+        "CONCURRENCY_LIMIT": 100_000,
+        "AUTH_LEEWAY_SECONDS": 0.5,
+    },
+    "preStopSeconds": 60,
+    "resources": {"requests": {"memory": "1Gi"}, "limits": {"cpu": 2}},
+    "ingress": {
+        "host": "tasks.example.com",
+        "className": "3",
+        "tlsSecret": "4",
+        "annotations": {"example.com/name": "1"},
+    },
+}
+VALUES: Final[dict[str, dict[str, Any]]] = {
+    "defaults": {},
+    "one role": {"ownerSecret": ""},
+    "plain ingress": {"ingress": {"host": "tasks.example.com"}},
+    "everything": EVERYTHING,
+}
+SECRETS: Final = sorted(
+    {"BETTER_AUTH_SECRET"}
+    | {name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+)
+
+pytestmark = pytest.mark.ci
+each_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+
+
+def deployed(values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The specification of the Deployment."""
+    spec: dict[str, Any] = parse(render(values))["Deployment"]["spec"]
+    return spec
+
+
+def pod(values: dict[str, Any] | None = None) -> dict[str, Any]:
+    spec: dict[str, Any] = deployed(values)["template"]["spec"]
+    return spec
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def variables(container: dict[str, Any]) -> dict[str, Any]:
+    """The variables of `env`. A reference to a Secret is the pair of its name and the key."""
+    return {
+        entry["name"]: entry.get("value") or tuple(entry["valueFrom"]["secretKeyRef"].values())
+        for entry in container["env"]
+    }
+
+
+class TestChart:
+    @each_values
+    def test_helm_has_no_objection(self, values: dict[str, Any]) -> None:
+        report = helm_python.lint(CHART, values, strict=True)
+
+        assert report["errors"] == []
+        assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
+
+    @pytest.mark.parametrize("release", ["oldest", "1.37"])
+    @each_values
+    def test_each_document_fits_the_schemas_of_the_oldest_and_of_the_newest_kubernetes(
+        self, values: dict[str, Any], release: str
+    ) -> None:
+        with helm_python.Chart.load(CHART) as chart:
+            (oldest,) = re.fullmatch(r">=(1\.\d+)\.0-0", chart.metadata["kubeVersion"]).groups()  # type: ignore[union-attr]
+        version = release.replace("oldest", oldest)
+        documents = parse(render(values))
+
+        assert {kubernetes_validate.validate(each, version, strict=True) for each in documents.values()} == {version}
+        assert ("Ingress" in documents) == bool(values.get("ingress"))
+        misspelt = deepcopy(documents["Deployment"])
+        misspelt["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["slep"] = {"seconds": 5}
+        with pytest.raises(kubernetes_validate.ValidationError, match="slep"):
+            kubernetes_validate.validate(misspelt, version, strict=True)
+
+    def test_the_version_is_that_of_the_service(self) -> None:
+        with helm_python.Chart.load(CHART) as chart:
+            assert chart.metadata["appVersion"] == app.__version__
+
+    def test_kubernetes_yaml_is_the_chart_with_its_default_values(self) -> None:
+        assert MANIFEST.read_text() == manifest(), "`make kubernetes` writes deploy/kubernetes.yaml"
+
+    def test_kustomize_sets_the_namespace_and_the_registry(self) -> None:
+        built = parse(subprocess.check_output([KUBECTL, "kustomize", MANIFEST.parent], text=True))
+
+        images = [container["image"] for container in containers(built["Deployment"]["spec"]["template"]["spec"])]
+        assert images == [f"registry.example.com/tasks-api:{app.__version__}"] * 2
+        assert built.keys() == parse(manifest()).keys()
+        assert {document["metadata"]["namespace"] for document in built.values()} == {"tasks"}
+
+    @pytest.mark.parametrize(
+        ("values", "sentence"),
+        [
+            ({"replica": 3}, "additional properties 'replica' not allowed"),
+            ({"replicas": 0}, "at '/replicas': minimum: got 0, want 1"),
+            ({"secret": ""}, "at '/secret': minLength: got 0, want 1"),
+            ({"secret": {"DATABASE_URL": "s3cret"}}, "at '/secret': got object, want string"),
+            ({"preStopSeconds": 0}, "at '/preStopSeconds': minimum: got 0, want 1"),
+            ({"settings": {"SHUTDOWN_TIMEOUT": "20"}}, "at '/settings/SHUTDOWN_TIMEOUT': got string, want integer"),
+            ({"settings": {"SHUTDOWN_TIMEOUT": None}}, "at '/settings': missing property 'SHUTDOWN_TIMEOUT'"),
+            ({"settings": {"CORS_ORIGINS": ["https://a.example"]}}, "at '/settings/CORS_ORIGINS': got array, want"),
+            ({"settings": {"cors_origins": "https://a.example"}}, "'cors_origins' does not match pattern"),
+            ({"resources": {"memory": "1Gi"}}, "at '/resources': additional properties 'memory' not allowed"),
+            ({"ingress": {"hosts": ["a.example"]}}, "at '/ingress': additional properties 'hosts' not allowed"),
+            ({"settings": {"PORT": 80}}, "settings.PORT is set by the chart"),
+            ({"settings": {"WEB_CONCURRENCY": 2}}, "`replicas` is the number of processes"),
+            *(({"settings": {name: "s3cret"}}, f"settings.{name} is secret: put it into a Secret") for name in SECRETS),
+        ],
+    )
+    def test_a_wrong_value_is_refused_with_a_sentence_that_does_not_have_it(
+        self, values: dict[str, Any], sentence: str
+    ) -> None:
+        with pytest.raises(helm_python.HelmError) as refusal:
+            render(values)
+
+        assert sentence in str(refusal.value)
+        assert "s3cret" not in str(refusal.value)
+
+    def test_the_schema_has_the_bounds_of_the_service(self) -> None:
+        schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]
+        bounds = schema["properties"]["SHUTDOWN_TIMEOUT"]
+
+        metadata = Settings.model_fields["shutdown_timeout"].metadata
+        assert metadata == [Ge(bounds["minimum"]), Le(bounds["maximum"])]
+
+
+class TestPod:
+    @each_values
+    def test_it_has_no_right_that_it_does_not_need(self, values: dict[str, Any]) -> None:
+        user, group = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
+        spec = pod(values)
+
+        assert spec["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": int(user),
+            "runAsGroup": int(group),
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        for container in containers(spec):
+            assert container["securityContext"] == {
+                "readOnlyRootFilesystem": True,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+        assert spec["automountServiceAccountToken"] is spec["enableServiceLinks"] is False
+        assert "volumes" not in spec
+
+    @each_values
+    def test_its_secrets_are_references_and_only_the_migration_has_that_of_the_owner(
+        self, values: dict[str, Any]
+    ) -> None:
+        *migrations, service = containers(pod(values))
+        names = {name.upper() for name in Settings.model_fields}
+        owner = values.get("ownerSecret", "tasks-api-owner")
+
+        for container in (*migrations, service):
+            assert container["envFrom"] == [{"secretRef": {"name": values.get("secret", "tasks-api")}}]
+            assert variables(container).keys() <= names
+        assert variables(service).keys().isdisjoint(SECRETS)
+        assert [variables(migration) for migration in migrations] == [
+            variables(service) | {"DATABASE_URL_UNPOOLED": (owner, "DATABASE_URL_UNPOOLED")}
+        ] * bool(owner)
+
+    def test_its_settings_are_those_of_the_values(self) -> None:
+        spec = deployed(EVERYTHING)
+        given = {name: str(value) for name, value in EVERYTHING["settings"].items()}
+
+        assert spec["replicas"] == 5
+        for container in containers(spec["template"]["spec"]):
+            assert (container["image"], container["resources"]["limits"]["cpu"]) == (DIGEST, 2)
+            assert variables(container).items() >= given.items()
+        assert variables(pod()["containers"][0])["WEB_CONCURRENCY"] == "1"
+
+    @pytest.mark.parametrize(("pre_stop", "shutdown"), [(1, 3), (5, 10), (1, 600), (60, 3), (60, 600)])
+    def test_it_has_more_time_to_end_than_pre_stop_and_the_service_need(self, pre_stop: int, shutdown: int) -> None:
+        spec = pod({"preStopSeconds": pre_stop, "settings": {"SHUTDOWN_TIMEOUT": shutdown}})
+
+        (service,) = spec["containers"]
+        assert service["lifecycle"] == {"preStop": {"sleep": {"seconds": pre_stop}}}
+        assert variables(service)["SHUTDOWN_TIMEOUT"] == str(shutdown)
+        assert spec["terminationGracePeriodSeconds"] > pre_stop + shutdown
+
+    def test_its_probes_ask_for_what_the_service_answers_on_its_port(self) -> None:
+        (service,) = pod()["containers"]
+        paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
+
+        assert service["ports"] == [{"name": "http", "containerPort": int(variables(service)["PORT"])}]
+        probed = {name: service[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+        assert [probe["path"] for probe in probed.values()] == ["/health/live", "/health/live", "/health/ready"]
+        assert {probe["port"] for probe in probed.values()} == {"http"}
+        assert paths.keys() >= {probe["path"] for probe in probed.values()}
+
+    @each_values
+    def test_its_labels_lead_the_service_the_budget_and_the_ingress_to_it(self, values: dict[str, Any]) -> None:
+        documents = parse(render(values))
+        spec = documents["Deployment"]["spec"]
+        labels = spec["template"]["metadata"]["labels"]
+        (port,) = documents["Service"]["spec"]["ports"]
+
+        selectors = [
+            spec["selector"]["matchLabels"],
+            documents["Service"]["spec"]["selector"],
+            documents["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+            spec["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+        ]
+        assert all(selector == selectors[0] for selector in selectors)
+        assert labels.items() > selectors[0].items()
+        assert port["targetPort"] == "http"
+        assert spec["template"]["spec"]["serviceAccountName"] == documents["ServiceAccount"]["metadata"]["name"]
+        if "Ingress" in documents:
+            (rule,) = documents["Ingress"]["spec"]["rules"]
+            backend = rule["http"]["paths"][0]["backend"]["service"]
+            assert backend == {"name": documents["Service"]["metadata"]["name"], "port": {"name": port["name"]}}
+
+    def test_an_update_and_a_drained_node_leave_the_others_running(self) -> None:
+        documents = parse(render())
+
+        assert deployed()["replicas"] > 1
+        assert deployed()["strategy"] == {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+        assert documents["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+
+
+class TestIngress:
+    def test_it_has_the_values(self) -> None:
+        ingress = parse(render(EVERYTHING))["Ingress"]
+
+        assert ingress["metadata"]["annotations"] == {"example.com/name": "1"}
+        assert ingress["spec"]["ingressClassName"] == "3"
+        assert ingress["spec"]["tls"] == [{"hosts": ["tasks.example.com"], "secretName": "4"}]
+        assert ingress["spec"]["rules"][0]["host"] == "tasks.example.com"
+
+
+class TestDocument:
+    def test_its_values_are_accepted(self) -> None:
+        (production,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+        trial = helm_python.parse_set_string(",".join(re.findall(r"--set (\S+)", DOCUMENT)))
+
+        assert [container["image"] for container in containers(pod(trial))] == ["tasks-api:trial"]
+        assert parse(render(YAML(typ="safe").load(production))).keys() > parse(render()).keys()
+
+    def test_its_commands_make_the_secrets_that_the_chart_refers_to(self, tmp_path: Path) -> None:
+        text = DOCUMENT.replace("\\\n", "")
+        commands = re.findall(r"^kubectl (.*create secret.*)", text, re.MULTILINE)
+        (tmp_path / "production.env").write_text("DATABASE_URL=a\nAUTH_JWKS_URL=b\n")
+        environment = {"PATH": os.environ["PATH"], "DATABASE_URL": "a?b&c=$d", "OWNER_URL": "a?b&c=$d"}
+
+        secrets = []
+        for command in commands:
+            made = f"{KUBECTL} {command} --dry-run=client --output=json"
+            output = subprocess.check_output(["bash", "-euc", made], cwd=tmp_path, env=environment)
+            secret = json.loads(output)
+            secrets.append((secret["metadata"]["name"], {*secret["data"]}))
+
+        assert secrets == [
+            ("tasks-api", {"DATABASE_URL", "AUTH_JWT_SECRET"}),
+            ("tasks-api", {"DATABASE_URL", "AUTH_JWKS_URL"}),
+            ("tasks-api-owner", {"DATABASE_URL_UNPOOLED"}),
+        ]
