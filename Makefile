@@ -14,7 +14,7 @@ NODE_MODULES := node_modules/.package-lock.json
 NPM_CI := npm ci --loglevel=error || { echo "The packages are not installed. Repeat the command when the error above is mended."; exit 1; }
 export PYTHONPATH := backend
 
-.PHONY: help .venv install run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi kubernetes clean
+.PHONY: help .venv install install-ci run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi kubernetes clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -23,8 +23,11 @@ help: ## List the commands
 .venv: # what the service needs
 	@$(UNTIL_CTRL_C) sh install.sh run
 
-install: ## Create .venv and install everything, once
+install: ## Create .venv and install what tests and checks need, once
 	@$(UNTIL_CTRL_C) sh install.sh dev
+
+install-ci:
+	@$(UNTIL_CTRL_C) sh install.sh ci
 
 tests/clients/$(NODE_MODULES): tests/clients/package-lock.json
 	@if node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(+(a * 100 + b < 2019))' 2>/dev/null; \
@@ -47,7 +50,7 @@ UNLANED := tests/routes tests/load
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
     tests/routes/test_idempotency_key.py tests/routes/test_hostile_input.py tests/load/test_races.py \
     tests/load/test_isolation.py tests/load/test_state_machine.py
-ci: install tests/clients/$(NODE_MODULES) ## Run all tests, measure the coverage, and run tests again in other deployments
+ci: install-ci tests/clients/$(NODE_MODULES) ## Run all tests, measure the coverage, and run tests again in other deployments
 	$(BIN)/coverage erase
 	@$(MAKE) --no-print-directory --keep-going measured slow pgbouncer several fastapi
 
@@ -110,7 +113,7 @@ migrate: .venv ## Upgrade the database to the newest revision
 openapi: install ## Write docs/openapi.json
 	@$(OPENAPI) > docs/openapi.json
 
-kubernetes: install ## Write deploy/kubernetes.yaml
+kubernetes: install-ci ## Write deploy/kubernetes.yaml
 	@$(BIN)/python -m tests.chart > deploy/kubernetes.yaml
 
 clean: ## Remove everything that the other commands create, including the embedded database

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes .venv and installs packages into it: `sh install.sh run` those of the service, `sh install.sh dev` all.
+# Makes .venv and installs packages into it: `sh install.sh run` those of the service, `dev` also those of `make test`
+# and `make check`, `ci` all.
 #
 # .venv/installed is a copy of the requirements that are installed, or "unfinished" during an installation. A .venv that
 # cannot work is made again. PYTHON names another Python than python3. uv is used if it is on the PATH.
@@ -13,10 +14,12 @@ PYTHON=${PYTHON:-}
 uv=$(command -v uv) || uv=
 stamp=.venv/installed
 service=$(cat requirements.txt requirements-embedded.txt && echo "# run")
+tests=$service$(cat requirements-dev.txt)
 case ${1:-} in
     run) wanted=$service file=requirements-embedded.txt size=180 ;;
-    dev) wanted=$service$(cat requirements-dev.txt) file=requirements-dev.txt size=1070 ;;
-    *) echo "usage: sh install.sh run|dev" && exit 2 ;;
+    dev) wanted=$tests file=requirements-dev.txt size=630 ;;
+    ci) wanted=$tests$(cat requirements-ci.txt) file=requirements-ci.txt size=1090 ;;
+    *) echo "usage: sh install.sh run|dev|ci" && exit 2 ;;
 esac
 
 fail() { printf '%s\n' "$@"; exit 1; }
@@ -100,7 +103,8 @@ announce() {
     fi
     case $installed in
         nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
-        "$service"*) echo "Adding about 890 MB to .venv; this takes a minute." ;;
+        "$tests"*) echo "Adding about $((size - 630)) MB to .venv; this takes a minute." ;;
+        "$service"*) echo "Adding about $((size - 180)) MB to .venv; this takes a minute." ;;
         *) echo "Updating .venv; this takes up to a minute." ;;
     esac
 }
@@ -114,7 +118,7 @@ install() {
     # The markers of requirements cannot tell musl from glibc, and there is no wheel for musl.
     libc=$(.venv/bin/python -c 'import platform; print(platform.system() + platform.libc_ver()[0])')
     case $1-$libc in
-        run-Linuxglibc | run-Darwin* | dev-*) ;;
+        run-Linuxglibc | run-Darwin* | dev-* | ci-*) ;;
         *) file=requirements.txt && echo "There is no embedded PostgreSQL for this system: set DATABASE_URL." ;;
     esac
     echo unfinished >$stamp

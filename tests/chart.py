@@ -1,10 +1,10 @@
 """deploy/chart as Helm renders it, without a cluster. `python -m tests.chart` prints deploy/kubernetes.yaml."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-import helm_python
 from ruamel.yaml import YAML
 
 CHART: Final = Path(__file__).parents[1] / "deploy/chart"
@@ -15,9 +15,14 @@ _HEAD: Final = """\
 _ORDER: Final = ("ServiceAccount", "PodDisruptionBudget", "Service", "Deployment", "Ingress")
 
 
+def helm() -> Any:
+    """Returns the library of Helm, which only `make ci` installs."""
+    return import_module("helm_python")
+
+
 def render(values: dict[str, Any] | None = None) -> str:
     """Returns all documents, in an order in which a cluster can create them. Raises HelmError for wrong values."""
-    with helm_python.Chart.load(CHART) as chart:
+    with helm().Chart.load(CHART) as chart:
         rendered = chart.render(values, name="tasks-api").values()
     documents = sorted((text for text in rendered if "\nkind: " in text), key=lambda text: _ORDER.index(_kind(text)))
     return "".join(f"---\n{document.strip()}\n" for document in documents)

@@ -59,6 +59,7 @@ class Project:
         self.write("requirements.txt", "# service\n")
         self.write("requirements-embedded.txt", "# embedded\n-r requirements.txt\n")
         self.write("requirements-dev.txt", "# dev\n-r requirements-embedded.txt\n")
+        self.write("requirements-ci.txt", "# ci\n-r requirements-dev.txt\n")
         self.write("backend/app/__main__.py", APP)
         self.program("python3", f'#!/bin/sh\nexec {BASE} "$@"\n')
         self.program("uv", UV)
@@ -140,9 +141,13 @@ class TestInstallation:
         assert project.make("run") == SERVING
         assert project.installed == ["requirements-embedded.txt"]
 
-        assert project.make("install") == "Adding about 890 MB to .venv; this takes a minute.\n"
+        assert project.make("install") == "Adding about 450 MB to .venv; this takes a minute.\n"
         assert project.make("install", "run") == SERVING
         assert project.installed == ["requirements-dev.txt"]
+
+        assert project.make("install-ci") == "Adding about 460 MB to .venv; this takes a minute.\n"
+        assert project.make("install-ci", "install", "run") == SERVING
+        assert project.installed == ["requirements-ci.txt"]
 
     def test_changed_requirements_are_installed_and_the_earlier_ones_again(self, project: Project) -> None:
         project.make("install")

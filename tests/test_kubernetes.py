@@ -6,18 +6,17 @@ import re
 import subprocess
 import sys
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-import helm_python
-import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 from annotated_types import Ge, Le
 from ruamel.yaml import YAML
 
 import app
 from app.core.config import Settings
-from tests.chart import CHART, manifest, parse, render
+from tests.chart import CHART, helm, manifest, parse, render
 
 ROOT: Final = Path(__file__).parents[1]
 MANIFEST: Final = ROOT / "deploy/kubernetes.yaml"
@@ -86,7 +85,7 @@ def variables(container: dict[str, Any]) -> dict[str, Any]:
 class TestChart:
     @each_values
     def test_helm_has_no_objection(self, values: dict[str, Any]) -> None:
-        report = helm_python.lint(CHART, values, strict=True)
+        report = helm().lint(CHART, values, strict=True)
 
         assert report["errors"] == []
         assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
@@ -96,20 +95,21 @@ class TestChart:
     def test_each_document_fits_the_schemas_of_the_oldest_and_of_the_newest_kubernetes(
         self, values: dict[str, Any], release: str
     ) -> None:
-        with helm_python.Chart.load(CHART) as chart:
+        with helm().Chart.load(CHART) as chart:
             (oldest,) = re.fullmatch(r">=(1\.\d+)\.0-0", chart.metadata["kubeVersion"]).groups()  # type: ignore[union-attr]
         version = release.replace("oldest", oldest)
+        schemas = import_module("kubernetes_validate")
         documents = parse(render(values))
 
-        assert {kubernetes_validate.validate(each, version, strict=True) for each in documents.values()} == {version}
+        assert {schemas.validate(each, version, strict=True) for each in documents.values()} == {version}
         assert ("Ingress" in documents) == bool(values.get("ingress"))
         misspelt = deepcopy(documents["Deployment"])
         misspelt["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["slep"] = {"seconds": 5}
-        with pytest.raises(kubernetes_validate.ValidationError, match="slep"):
-            kubernetes_validate.validate(misspelt, version, strict=True)
+        with pytest.raises(schemas.ValidationError, match="slep"):
+            schemas.validate(misspelt, version, strict=True)
 
     def test_the_version_is_that_of_the_service(self) -> None:
-        with helm_python.Chart.load(CHART) as chart:
+        with helm().Chart.load(CHART) as chart:
             assert chart.metadata["appVersion"] == app.__version__
 
     def test_kubernetes_yaml_is_the_chart_with_its_default_values(self) -> None:
@@ -145,7 +145,7 @@ class TestChart:
     def test_a_wrong_value_is_refused_with_a_sentence_that_does_not_have_it(
         self, values: dict[str, Any], sentence: str
     ) -> None:
-        with pytest.raises(helm_python.HelmError) as refusal:
+        with pytest.raises(helm().HelmError) as refusal:
             render(values)
 
         assert sentence in str(refusal.value)
@@ -268,7 +268,7 @@ class TestIngress:
 class TestDocument:
     def test_its_values_are_accepted(self) -> None:
         (production,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
-        trial = helm_python.parse_set_string(",".join(re.findall(r"--set (\S+)", DOCUMENT)))
+        trial = helm().parse_set_string(",".join(re.findall(r"--set (\S+)", DOCUMENT)))
 
         assert [container["image"] for container in containers(pod(trial))] == ["tasks-api:trial"]
         assert parse(render(YAML(typ="safe").load(production))).keys() > parse(render()).keys()
