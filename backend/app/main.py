@@ -47,6 +47,7 @@ class TasksAPI(FastAPI):
             "allow_private_network": is_loopback(settings.host),  # or pages of the internet would reach a LAN
             "expose_headers": [name for name in RESPONSE_HEADERS if name != "Cache-Control"],
         }
+        self._settings = settings
         self._authenticates = settings.authenticates
         self._keeps = settings.unknown_fields == "keep"
 
@@ -63,7 +64,7 @@ class TasksAPI(FastAPI):
             app = error_middleware(app, self.exception_handlers)
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
-        return RequestMiddleware(app, self, cors=self._cors, loopback_only=not self._authenticates)
+        return RequestMiddleware(app, self, self._settings, cors=self._cors)
 
     def openapi(self) -> dict[str, Any]:
         """Returns the OpenAPI document with the security, errors and headers of every operation."""
@@ -140,6 +141,8 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
             for warning in settings.warnings:
                 _logger.warning(warning)
+            if settings.model_fields_set & {"log_level", "log_format"}:
+                _logger.warning("LOG_LEVEL and LOG_FORMAT have no effect: this server's own options configure the log")
             if not settings.authenticates:
                 _logger.warning("authentication is off: whoever reaches the port may name any user")
         elif any(isinstance(each.original_route, WebSocketRoute) for each in iter_route_contexts(app.routes)):
