@@ -5,10 +5,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from io import StringIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TextIO
 from unittest.mock import patch
@@ -114,36 +115,26 @@ class TestRequestLine:
         assert [line["message"] for line in parsed(log)] == [MESSAGE]
         assert other.stream.getvalue() == f"{MESSAGE}\n"
 
-    def test_a_record_factory_and_filters_and_patched_methods_of_loggers_can_add_to_the_line(
-        self, log: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("hook", ["_logRecordFactory", "Logger.makeRecord", "Logger.callHandlers"])
+    def test_a_record_factory_and_patched_methods_of_loggers_can_add_to_the_line(
+        self, log: Path, monkeypatch: pytest.MonkeyPatch, hook: str
     ) -> None:
-        def marking(original: Callable[..., Any], name: str, of: Callable[..., Any] = lambda _, result: result) -> Any:
-            def marked(*args: Any, **kwargs: Any) -> Any:
-                result = original(*args, **kwargs)
-                setattr(of(args, result), name, True)
-                return result
+        original = attrgetter(hook)(logging)
 
-            return marked
+        def marking(*args: Any, **options: Any) -> Any:
+            record = original(*args, **options)
+            record.trace_id = "mine"
+            return record
 
-        def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
-            record.call_handlers = True
+        def marking_first(logger: logging.Logger, record: logging.LogRecord) -> None:
+            record.trace_id = "mine"
             original(logger, record)
 
-        original = logging.Logger.callHandlers
-        monkeypatch.setattr(logging.Logger, "callHandlers", call_handlers)
-        monkeypatch.setattr(logging.Logger, "makeRecord", marking(logging.Logger.makeRecord, "make_record"))
-        monkeypatch.setattr("logging._logRecordFactory", marking(logging.getLogRecordFactory(), "factory"))
-        passed = lambda args, _: args[0]  # noqa: E731
-        monkeypatch.setattr(
-            logging.getLogger("app.requests"), "filters", [marking(lambda _: True, "of_logger", passed)]
-        )
-        with only(log) as (handler, _):
-            handler.addFilter(marking(lambda _: True, "of_handler", passed))
+        with only(log):
+            monkeypatch.setattr(f"logging.{hook}", marking_first if hook == "Logger.callHandlers" else marking)
             log_request(REQUEST)
 
-        [line] = parsed(log)
-        marks = {"call_handlers", "make_record", "factory", "of_logger", "of_handler"}
-        assert {name for name in line if line[name] is True} == marks
+        assert [line["trace_id"] for line in parsed(log)] == ["mine"]
 
 
 class TestWriter:
