@@ -43,7 +43,7 @@ def directory(created: Path, tmp_path: Path) -> Path:
 
 def announced(messages: list[str]) -> list[str]:
     """Returns the messages without those about requests, the directories of root, and a .env of this repository."""
-    kept = [message for message in messages if not re.search(r" in [\d.]+ ms$| is opened for passage ", message)]
+    kept = [message for message in messages if not re.search(r" in [\d.]+ ms\b| is opened for passage ", message)]
     return [message.removesuffix(f", not {BACKEND.parent}/.env") for message in kept]
 
 
@@ -94,7 +94,9 @@ class TestLife:
             "Stopped.",
         ]
         assert all(re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) ", line) for line in lines)
-        assert any(re.search(r"POST /api/\{user_id\}/tasks 201 in \d+\.\d ms$", line) for line in lines)
+        assert any(
+            re.search(r"POST /api/\{user_id\}/tasks 201 in [\d.]+ ms request_id=\w{32}$", line) for line in lines
+        )
         assert (service.stderr, service.postgres_runs) == ("", False)
 
     @pytest.mark.ci
@@ -126,12 +128,13 @@ class TestLife:
 
 
 class TestDeployed:
-    def test_a_service_with_a_database_and_a_secret_uses_both_and_starts_no_postgres(
+    def test_a_service_with_a_database_and_a_secret_starts_no_postgres_and_reveals_nothing_in_a_debug_log(
         self, dsn: str, tmp_path: Path
     ) -> None:
         elsewhere = {"Host": "tasks.example.com"}
         with new_database(dsn, "given") as given:
-            settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET, "ROOT_PATH": "/svc/"}
+            given_settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET}
+            settings = given_settings | {"ROOT_PATH": "/svc/", "LOG_LEVEL": "DEBUG"}
             with Service(tmp_path, settings) as service, httpx.Client(base_url=service.url, timeout=30) as client:
                 service.ready()
                 assert client.get(TASKS, headers=elsewhere).status_code == 401
@@ -144,14 +147,16 @@ class TestDeployed:
 
             assert execute(given, "SELECT title FROM tasks") == [("Buy oat milk",)]
         assert not (tmp_path / ".data").exists()
-        assert announced(service.messages)[2:] == [
+        assert "asyncio" in {line["logger"] for line in service.lines if line["level"] == "DEBUG"}
+        assert announced([line["message"] for line in service.lines if line["level"] != "DEBUG"])[2:] == [
             f"Database: {make_url(given).query['host']}",
             "Authentication: by secret",
             f"The database went from no revision to revision {REVISION}.",
             f"Ready. Open /svc/docs at the proxy in front of {service.url} (Ctrl+C ends)",
             "Stopped.",
         ]
-        assert SECRET not in service.stdout + service.stderr
+        for secret in (SECRET, "oat milk", TASKS, "grace", "SELECT", "INSERT"):
+            assert secret not in service.stdout + service.stderr
 
 
 class TestWorkers:
@@ -270,12 +275,13 @@ class TestRefusal:
         assert not service.postgres_runs
 
     def test_a_database_that_cannot_be_used_is_reported_in_one_line_after_the_warnings(self, tmp_path: Path) -> None:
-        with Service(tmp_path, {"DATABASE_URL": "postgresql://ada:s3cret@a..b/tasks?sslmode=require"}) as service:
+        url = "postgresql://ada:s3cret@a..b/tasks?sslmode=require"
+        with Service(tmp_path, {"DATABASE_URL": url, "LOG_FORMAT": "text"}) as service:
             assert service.process.wait() == 1
 
         assert re.fullmatch(
             r"The database could not be migrated: DATABASE_URL: the host a\.\.b cannot be.*\n", service.stderr
         )
         warning = "DATABASE_URL: the connection is encrypted but not verified, because sslmode is require"
-        assert warning in service.messages
+        assert re.search(rf"^[\d:]{{8}} WARNING {warning}", service.stdout, re.MULTILINE)
         assert "s3cret" not in service.stderr + service.stdout

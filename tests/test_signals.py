@@ -204,7 +204,7 @@ class TestStalledLog:
         self, directory: Path, *, is_read: bool
     ) -> None:
         reader, writer = os.pipe()
-        with Service(directory, terminal=writer) as service:
+        with Service(directory, {"LOG_HEALTH": "on"}, terminal=writer) as service:
             os.close(writer)
             with httpx.Client(base_url=service.ready().url, timeout=30) as client:
                 for _ in range(600):

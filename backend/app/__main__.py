@@ -38,10 +38,10 @@ _logger = logging.getLogger("app")
 def main() -> None:
     """Serve until a signal. If the service cannot start, exit with one sentence on stderr."""
     read_arguments(sys.argv[1:])
-    logging.config.dictConfig(log_config())
     end_in_time(_LOADING_TIME)
     try:
-        settings = load_settings()
+        settings = load_settings()  # its warnings go to stderr, like its errors: the format of the log is not yet known
+        logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
         end_in_time(settings.shutdown_timeout)
         sockets = bind(settings.host, settings.port)
         log_summary(settings)
@@ -78,7 +78,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         workers=settings.web_concurrency,
-        log_config=log_config(),
+        log_config=log_config(settings.log_level, settings.log_format),
         timeout_worker_healthcheck=_STARTING_TIME,
         timeout_graceful_shutdown=settings.shutdown_timeout - CLOSING_TIME,
         **SERVER_OPTIONS,

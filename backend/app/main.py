@@ -47,9 +47,7 @@ class TasksAPI(FastAPI):
             "allow_private_network": is_loopback(settings.host),  # or pages of the internet would reach a LAN
             "expose_headers": [name for name in RESPONSE_HEADERS if name != "Cache-Control"],
         }
-        self._authenticates = settings.authenticates
-        self._keeps = settings.unknown_fields == "keep"
-        self._root_path = settings.root_path  # not FastAPI's `root_path`, which leaves the path without the prefix
+        self._settings = settings
 
     def build_middleware_stack(self) -> ASGIApp:
         """Returns FastAPI's own stack with three changes.
@@ -64,15 +62,19 @@ class TasksAPI(FastAPI):
             app = error_middleware(app, self.exception_handlers)
         for layer, args, options in reversed(self.user_middleware):
             app = layer(app, *args, **options)
-        loopback_only = not self._authenticates
-        return RequestMiddleware(app, self, cors=self._cors, loopback_only=loopback_only, root_path=self._root_path)
+        return RequestMiddleware(app, self, self._settings, cors=self._cors)
 
     def openapi(self) -> dict[str, Any]:
         """Returns the OpenAPI document with the security, errors and headers of every operation."""
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:  # FastAPI has rebuilt it
-            complete_document(document, self.routes, authenticates=self._authenticates, keeps=self._keeps)
+            complete_document(
+                document,
+                self.routes,
+                authenticates=self._settings.authenticates,
+                keeps=self._settings.keeps,
+            )
         return document
 
 
@@ -92,7 +94,7 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         settings,
         title="Tasks API",
         version=__version__,
-        description=description(authenticates=settings.authenticates, keeps=settings.unknown_fields == "keep"),
+        description=description(authenticates=settings.authenticates, keeps=settings.keeps),
         contact={"name": "Tasks API"},
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=[
@@ -139,6 +141,8 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             _logger.warning("this server does not bound what a connection may send; `python -m app` does")
             for warning in settings.warnings:
                 _logger.warning(warning)
+            if settings.model_fields_set & {"log_level", "log_format"}:
+                _logger.warning("LOG_LEVEL and LOG_FORMAT have no effect: this server's own options configure the log")
             if not settings.authenticates:
                 _logger.warning("authentication is off: whoever reaches the port may name any user")
         elif any(isinstance(each.original_route, WebSocketRoute) for each in iter_route_contexts(app.routes)):
@@ -151,7 +155,7 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             pool_timeout=settings.database_pool_timeout,
             concurrency_limit=settings.concurrency_limit,
             prepares=settings.prepares,
-            keeps=settings.unknown_fields == "keep",
+            keeps=settings.keeps,
             tables=SQLModel.metadata.tables.values(),
         )
         try:

@@ -1,15 +1,15 @@
-"""The format of the log, the request log's direct way to stdout, and a log that cannot be written."""
+"""The formats of the log, the hooks that get the line of a request, and a log that cannot be written."""
 
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from io import StringIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TextIO
 from unittest.mock import patch
@@ -17,22 +17,12 @@ from unittest.mock import patch
 import pytest
 
 from app.core import logging as app_logging
-from app.core.logging import JsonFormatter, LogHandler, log_config
+from app.core.logging import JsonFormatter, LogHandler, TextFormatter, log_config
 from app.http.middleware import log_request
 from tests.support import full_pipe
 
 REQUEST: Final = {"request_id": "mine", "method": "GET", "route": None, "status": 404, "duration_ms": 1.235}
 MESSAGE: Final = "GET (no route) 404 in 1.2 ms"
-
-
-class Marking(JsonFormatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return f"marked: {super().format(record)}"
-
-
-class MarkingHandler(LogHandler):
-    def format(self, record: logging.LogRecord) -> str:
-        return f"marked: {super().format(record)}"
 
 
 @pytest.fixture
@@ -41,15 +31,13 @@ def log(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def only(
-    log: Path, kind: type[LogHandler] = LogHandler, formatter: type[JsonFormatter] = JsonFormatter
-) -> Iterator[tuple[LogHandler, TextIO]]:
+def only(log: Path) -> Iterator[tuple[LogHandler, TextIO]]:
     """Write only to the file. At the end it is complete. pytest adds its handlers between a fixture and its test."""
     level = logging.root.level
     logging.root.setLevel(logging.INFO)
     with log.open("w") as stream:
-        handler = kind(stream)
-        handler.setFormatter(formatter())
+        handler = LogHandler(stream)
+        handler.setFormatter(JsonFormatter())
         with patch.object(logging.root, "handlers", [handler]):
             yield handler, stream
         handler.close()
@@ -61,12 +49,27 @@ def parsed(log: Path) -> list[dict[str, Any]]:
 
 
 class TestFormat:
-    def test_a_terminal_gets_text_and_everything_else_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("style", "on_terminal", "elsewhere"),
+        [("auto", "text", "json"), ("json", "json", "json"), ("text", "text", "text")],
+    )
+    def test_auto_is_text_on_a_terminal_and_json_elsewhere_and_the_others_are_what_they_say(
+        self, monkeypatch: pytest.MonkeyPatch, style: str, on_terminal: str, elsewhere: str
+    ) -> None:
         monkeypatch.setattr(sys, "stdout", StringIO())
-        assert log_config()["handlers"]["stdout"]["formatter"] == "json"
+        assert log_config("info", style)["handlers"]["stdout"]["formatter"] == elsewhere
 
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        assert log_config()["handlers"]["stdout"]["formatter"] == "terminal"
+        assert log_config("info", style)["handlers"]["stdout"]["formatter"] == on_terminal
+
+    @pytest.mark.parametrize(("level", "quiet"), [("debug", 30), ("info", 30), ("warning", 30), ("error", 40)])
+    def test_a_level_holds_for_all_loggers_but_libraries_that_tell_too_much_begin_at_warning(
+        self, level: str, quiet: int
+    ) -> None:
+        config = log_config(level, "json")
+
+        assert config["root"]["level"] == getattr(logging, level.upper())
+        assert {each["level"] for each in config["loggers"].values()} == {quiet}
 
     @pytest.mark.parametrize("odd", ["\ud800", 2**64, Path("x"), {1: "one"}, {(1, 2): "two"}])
     def test_a_value_that_json_cannot_represent_is_logged(self, odd: object) -> None:
@@ -78,29 +81,31 @@ class TestFormat:
         assert datetime.fromisoformat(line["time"]).tzinfo
 
 
-class TestDirectLogLine:
-    """A log line is written directly, without `logging`, if its only destination is one stream of JSON lines."""
+class TestText:
+    def test_fields_follow_the_message_unless_it_names_them(self) -> None:
+        extra = {"method": "GET", "fields": ["title", "completed"], "origin": 'http://x" a=b', "no": ""}
+        record = logging.makeLogRecord({"levelname": "INFO", "msg": "%(method)s /", "args": extra, **extra})
 
-    @pytest.fixture
-    def no_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        logger = logging.getLogger("app.requests")
-        monkeypatch.setattr(logger, "info", lambda *_, **__: pytest.fail("It went through logging."))
+        assert TextFormatter().format(record)[8:] == (
+            r' INFO    GET / fields=title,completed origin="http://x\" a=b" no=""'
+        )
 
-    @pytest.mark.usefixtures("no_logging")
-    @pytest.mark.parametrize("route", ["/api/{user_id}/tasks", None])
-    def test_the_direct_log_line_equals_that_of_logging(self, log: Path, route: str | None) -> None:
-        with only(log):
-            message = MESSAGE.replace("(no route)", route or "(no route)")
-            logging.getLogger("app.requests").log(logging.INFO, message, extra=REQUEST | {"route": route})
-            log_request(REQUEST | {"route": route})
+    def test_what_a_client_sends_neither_steers_a_terminal_nor_begins_a_line(self) -> None:
+        hostile = "\x1b[2J\x9b1A\r\n12:00:00 INFO forged\u202e\ud800"
+        fault = None, RuntimeError(hostile), None
+        record = logging.makeLogRecord({"msg": hostile, "sent": hostile, "exc_info": fault})
 
-        logged, written = parsed(log)
-        assert list(written) == list(logged)
-        assert logged.pop("time") <= written.pop("time")
-        assert written == logged
+        first, *traceback = TextFormatter().format(record).split("\n")
+        assert all(line.isprintable() for line in (first, *traceback))
+        assert first.count("INFO forged") == 2
+        assert traceback[0] == r"RuntimeError: \x1b[2J\x9b1A\r"
+
+
+class TestRequestLine:
+    """Monitoring agents hook into `logging` in these ways, most of them after the service has configured its log."""
 
     @pytest.mark.parametrize("name", [None, "app", "app.requests"])
-    def test_another_handler_also_gets_the_log_line(self, log: Path, name: str | None) -> None:
+    def test_a_handler_that_is_added_later_also_gets_the_line(self, log: Path, name: str | None) -> None:
         other, logger = logging.StreamHandler(StringIO()), logging.getLogger(name)
         with only(log):
             logger.addHandler(other)
@@ -110,33 +115,26 @@ class TestDirectLogLine:
         assert [line["message"] for line in parsed(log)] == [MESSAGE]
         assert other.stream.getvalue() == f"{MESSAGE}\n"
 
-    @pytest.mark.parametrize("custom", [partial(only, formatter=Marking), partial(only, kind=MarkingHandler)])
-    def test_a_custom_handler_or_formatter_writes_its_own_format(self, log: Path, custom: Any) -> None:
-        with custom(log):
-            log_request(REQUEST)
-
-        assert log.read_text().startswith("marked: ")
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda handler, _: handler.setLevel(logging.WARNING),
-            lambda handler, _: handler.addFilter(lambda _: False),
-            lambda _, patch: patch.setattr(logging.getLogger("app.requests"), "filters", [lambda _: False]),
-            lambda _, patch: patch.setattr(logging.getLogger("app.requests"), "disabled", True),
-            lambda _, patch: patch.setattr(logging.getLogger("app.requests"), "propagate", False),
-            lambda _, patch: patch.setattr(logging.getLogger("app"), "propagate", False),
-        ],
-        ids=["level", "filter", "filter of the logger", "disabled", "no propagation", "none of the parent"],
-    )
-    def test_the_root_handler_gets_no_line_that_logging_would_not_give_it(
-        self, log: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[LogHandler, pytest.MonkeyPatch], object]
+    @pytest.mark.parametrize("hook", ["_logRecordFactory", "Logger.makeRecord", "Logger.callHandlers"])
+    def test_a_record_factory_and_patched_methods_of_loggers_can_add_to_the_line(
+        self, log: Path, monkeypatch: pytest.MonkeyPatch, hook: str
     ) -> None:
-        with only(log) as (handler, _):
-            change(handler, monkeypatch)
+        original = attrgetter(hook)(logging)
+
+        def marking(*args: Any, **options: Any) -> Any:
+            record = original(*args, **options)
+            record.trace_id = "mine"
+            return record
+
+        def marking_first(logger: logging.Logger, record: logging.LogRecord) -> None:
+            record.trace_id = "mine"
+            original(logger, record)
+
+        with only(log):
+            monkeypatch.setattr(f"logging.{hook}", marking_first if hook == "Logger.callHandlers" else marking)
             log_request(REQUEST)
 
-        assert log.read_text() == ""
+        assert [line["trace_id"] for line in parsed(log)] == ["mine"]
 
 
 class TestWriter:
@@ -172,15 +170,15 @@ class TestWriter:
         monkeypatch.setattr(app_logging, "_RETRY_TIME", 0.01)
         with only(log) as (handler, output), log.open("a") as space, Path("/dev/full").open("w") as full:
             os.dup2(full.fileno(), output.fileno())
-            handler.put(b"while it is full")
+            handler.emit(logging.makeLogRecord({"msg": "while it is full"}))
             deadline = time.monotonic() + 30
             while not (reported := capsys.readouterr().err) and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.dup2(space.fileno(), output.fileno())
-            handler.put(b"mine")
+            handler.emit(logging.makeLogRecord({"msg": "mine"}))
 
         assert reported == "The log cannot be written: No space left on device.\n"
-        assert log.read_text().splitlines() == ["while it is full", "mine"]
+        assert [line["message"] for line in parsed(log)] == ["while it is full", "mine"]
 
     def test_a_record_that_cannot_be_formatted_is_reported_on_stderr(
         self, log: Path, capsys: pytest.CaptureFixture[str]

@@ -183,7 +183,7 @@ class TestStart:
         self, secured: Settings, dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DATABASE_ULR", "a")
-        for settings, bounded in product((secured, make_settings(dsn)), (True, False)):
+        for settings, bounded in product((secured, make_settings(dsn, log_level="info")), (True, False)):
             caplog.clear()
             app = create_app(settings, bounded=bounded)
             async with app.router.lifespan_context(app):
@@ -191,6 +191,7 @@ class TestStart:
                 assert ("ignored: DATABASE_ULR (did you mean DATABASE_URL?)" in caplog.text) is not bounded
                 is_open = not (bounded or settings.authenticates)
                 assert ("authentication is off: whoever reaches the port may name any user" in caplog.text) is is_open
+                assert ("LOG_LEVEL and LOG_FORMAT have no effect" in caplog.text) is is_open
 
     async def test_our_server_warns_that_it_does_not_serve_the_websockets_of_an_application(
         self, secured: Settings, caplog: pytest.LogCaptureFixture

@@ -4,15 +4,16 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 
 import httpx
 import pytest
 
+from app.core.config import Settings
 from app.core.logging import JsonFormatter
-from tests.support import SECRET, exchange, handling, short, token
+from tests.support import SECRET, bearer, exchange, handling, make_settings, serving, short, token
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 JSON: Final = {"Content-Type": "application/json"}
@@ -35,6 +36,10 @@ class Log(logging.Handler):
         if hasattr(record, "duration_ms"):
             self._requests.put_nowait(json.loads(self.lines[-1]))
 
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, self.lines) if "duration_ms" in line]
+
     async def request(self) -> dict[str, Any]:
         """Returns the parsed line of the next request."""
         async with asyncio.timeout(30):
@@ -54,7 +59,6 @@ class TestLine:
             ("HEAD", TASKS, "/api/{user_id}/tasks", 200),
             ("PATCH", TASKS, "/api/{user_id}/tasks", 405),
             ("PATCH", f"{TASK}/complete", "/api/{user_id}/tasks/{task_id}/complete", 404),
-            ("GET", LIVE, LIVE, 200),
             ("GET", "/docs", "/docs", 200),
             ("GET", "/docs/assets/api.md", "/docs/assets/{name}", 200),
             ("GET", "/openapi.json", "/openapi.json", 200),
@@ -193,3 +197,72 @@ class TestSecrets:
         logging.getLogger("app").info("told: %s", WORD)
 
         assert found(sent, log, [httpx.Response(500, text=sent)]) == [WORD, sent, *sent.split(".")[1:]]
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("setting", "logged"),
+        [("off", [("WARNING", 503)]), ("on", [("INFO", 200), ("WARNING", 503)])],
+    )
+    async def test_a_failed_health_check_is_always_logged_and_a_successful_one_if_log_health_is_on(
+        self, log: Log, setting: str, logged: list[tuple[str, int]]
+    ) -> None:
+        settings = make_settings("postgresql://postgres@127.0.0.1:1/postgres", log_health=setting)
+        async with serving(settings) as url, httpx.AsyncClient(base_url=url) as client:
+            assert (await client.get(LIVE)).is_success
+            assert (await client.get("/health/ready")).is_error
+
+        assert [(line["level"], line["status"]) for line in log.requests] == logged
+
+    @pytest.mark.parametrize("setting", ["none", "address", "user", "both"])
+    async def test_log_client_adds_the_address_and_the_user_of_a_valid_token(
+        self, configure: Callable[..., Settings], log: Log, setting: str
+    ) -> None:
+        settings = configure(auth_jwt_secret=SECRET, log_client=setting)
+        calls = [
+            (TASKS, bearer("ada")),
+            ("/api/grace/tasks", bearer("ada")),  # 403
+            (TASKS, bearer("ada", exp=1)),
+            (TASKS, {}),
+            (LIVE + "/nope", bearer("ada")),
+        ]
+        async with serving(settings) as url, httpx.AsyncClient(base_url=url) as client:
+            for path, headers in calls:
+                await client.get(path, headers=headers)
+
+        address = {"client": "127.0.0.1"} if setting in {"address", "both"} else {}
+        user = {"user": "ada"} if setting in {"user", "both"} else {}
+        assert clients(log) == [address | user, address | user, address, address, address]
+
+    async def test_without_authentication_the_user_is_the_valid_one_in_the_path_of_a_route(
+        self, configure: Callable[..., Settings], log: Log
+    ) -> None:
+        async with serving(configure(log_client="user")) as url, httpx.AsyncClient(base_url=url) as client:
+            for path in (TASKS, f"{TASK}/complete", "/api/a%20b/tasks", "/api/ada", "/nope/ada", "/docs"):
+                await client.get(path)
+
+        assert clients(log) == [{"user": "ada"}, {"user": "ada"}, {}, {}, {}, {}]
+
+    @pytest.mark.parametrize(
+        ("forwarded", "client"),
+        [
+            (["192.0.2.1"], {"client": "192.0.2.1"}),
+            (["198.51.100.1, 192.0.2.1"], {"client": "192.0.2.1"}),  # a proxy appends to what a client has sent
+            (["198.51.100.1", "192.0.2.1"], {"client": "192.0.2.1"}),
+            (["[2001:db8::1]:443"], {"client": "2001:db8::1"}),
+            (["forged status=200"], {}),
+        ],
+    )
+    async def test_the_address_is_the_last_that_a_proxy_on_this_machine_names_and_nothing_else(
+        self, configure: Callable[..., Settings], log: Log, forwarded: list[str], client: dict[str, str]
+    ) -> None:
+        settings = configure(auth_jwt_secret=SECRET, log_client="address")
+        async with serving(settings) as url, httpx.AsyncClient(base_url=url) as proxy:
+            await proxy.get(TASKS, headers=[("X-Forwarded-For", each) for each in forwarded])
+
+        assert clients(log) == [client]
+
+
+def clients(log: Log) -> list[dict[str, str]]:
+    """Returns what each line says of the client."""
+    return [{name: line[name] for name in ("client", "user") if name in line} for line in log.requests]

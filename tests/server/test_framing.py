@@ -28,7 +28,7 @@ from tests.server.support import (
     post,
     waits_for_a_lock,
 )
-from tests.support import exchange, short
+from tests.support import SECRET, exchange, make_settings, short
 
 MALFORMED = (
     b"nonsense\r\n\r\n",
@@ -280,7 +280,9 @@ class TestPipelining:
 
         api = FastAPI()
         install_error_handlers(api)
-        outermost = RequestMiddleware(app, api, cors={}, loopback_only=False)
+        outermost = RequestMiddleware(
+            app, api, make_settings("postgresql://localhost/tasks", auth_jwt_secret=SECRET), cors={}
+        )
         connection = opened(outermost)  # the client reads slowly, so that closing takes a while
 
         connection.data_received(post(CHUNKED) + b"ZZ\r\n")

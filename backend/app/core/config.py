@@ -113,6 +113,10 @@ def _root_path(path: str) -> str:
     return path.removesuffix("/")
 
 
+def _log_level(level: str) -> str:
+    return {"warn": "warning"}.get(level.lower(), level.lower())
+
+
 def _dsn(secret: SecretStr) -> SecretStr:
     dsn = _PSQL.sub(r"\2", secret.get_secret_value())
     parse_dsn(dsn)
@@ -204,6 +208,21 @@ class Settings(BaseSettings):
         le=600,
         description="Maximum number of seconds from SIGTERM to exit. Requests in flight may use all but the last two.",
     )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_log_level)] = Field(
+        default="info",
+        description="Least level of the log: `debug`, `info`, `warning` or `error`. "
+        "Requests are `info`, replies of 500 and above `warning`.",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="Format of the log. `auto` is `text` on a terminal and `json` elsewhere."
+    )
+    log_health: Literal["on", "off"] = Field(
+        default="off", description="Set `on` to log successful health checks too. Those that fail are always logged."
+    )
+    log_client: Literal["none", "address", "user", "both"] = Field(
+        default="none",
+        description="What the log says of a client: its `address`, the `user` of its token, `both`, or `none`.",
+    )
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(split_origins)
     ] = Field(
@@ -235,6 +254,11 @@ class Settings(BaseSettings):
     def authenticates(self) -> bool:
         """Whether requests must carry a token."""
         return bool(self.auth_jwt_secret or self.auth_jwks_url)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether unknown fields of bodies are stored."""
+        return self.unknown_fields == "keep"
 
     @property
     def embedded_postgres_path(self) -> Path:

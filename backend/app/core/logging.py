@@ -1,8 +1,9 @@
-"""Logs to stdout: one JSON object per line, or plain text if stdout is a terminal."""
+"""Logs to stdout: one JSON object per line, or text for people."""
 
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -22,8 +23,8 @@ _CLOSING_TIME: Final = 1  # seconds
 _BATCH_TIME: Final = 0.01  # seconds in which lines are collected; a thread switch for each line would cost more
 _RETRY_TIME: Final = 1  # seconds
 _END: Final = b""
-# At INFO, httpx logs the URL of the keys and quotes the reply. The others report each step of a start.
-QUIET: Final = ("httpx", "uvicorn", "alembic")
+# httpx and httpcore log the URL of the keys and quote the reply. The others report each step of a start.
+QUIET: Final = ("httpx", "httpcore", "uvicorn", "alembic")
 
 
 class JsonFormatter(logging.Formatter):
@@ -33,12 +34,44 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             line["exc_info"] = self.formatException(record.exc_info)
-        line |= {name: value for name, value in vars(record).items() if name not in _RECORD_ATTRIBUTES}
+        line |= _extra(record)
         line["time"] = datetime.fromtimestamp(record.created, UTC).isoformat()
         try:
             return orjson.dumps(line, default=str).decode()
         except TypeError:  # orjson refuses lone surrogates, integers above 64 bits and keys that are not text
             return json.dumps(line, default=str, skipkeys=True)
+
+
+class TextFormatter(logging.Formatter):
+    """Writes time, level, message and the `extra` fields that the message does not name, for people.
+
+    Control characters are escaped: what a client sends must neither steer a terminal nor begin a line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(_printable, super().format(record).split("\n")))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name in logging.Formatter
+        extra = {name: value for name, value in _extra(record).items() if f"%({name})" not in str(record.msg)}
+        fields = [f"{name}={_word(value)}" for name, value in extra.items()]
+        return _printable(" ".join([super().formatMessage(record), *fields]))
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _RECORD_ATTRIBUTES}
+
+
+def _word(value: object) -> str:
+    """Returns a value as one word, in quotation marks if it could be taken for several."""
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[\s"=]', text) or not text else text
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class LogHandler(logging.Handler):
@@ -58,16 +91,13 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.put(self.format(record).encode(errors="backslashreplace"))
+            line = self.format(record).encode(errors="backslashreplace")
+            if self._lines.qsize() < _WAITING_MAX:
+                self._lines.put(line + b"\n")
+            else:
+                self._dropped += 1
         except Exception:  # noqa: BLE001  # as logging's own handlers do
             self.handleError(record)
-
-    def put(self, line: bytes) -> None:
-        """Write the line soon."""
-        if self._lines.qsize() < _WAITING_MAX:
-            self._lines.put(line + b"\n")
-        else:
-            self._dropped += 1
 
     def close(self) -> None:
         """Write the waiting lines, if their reader takes them in time."""
@@ -107,17 +137,16 @@ def _report(fault: str) -> None:
         sys.stderr.write(f"{fault}\n")
 
 
-def log_config() -> dict[str, Any]:
+def log_config(level: str, style: str) -> dict[str, Any]:
     """Returns the configuration for `logging.config.dictConfig`, picklable for uvicorn's workers."""
-    formatter = "terminal" if sys.stdout.isatty() else "json"
+    if style == "auto":
+        style = "text" if sys.stdout.isatty() else "json"
+    least = logging.getLevelNamesMapping()[level.upper()]
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {
-            "json": {"()": JsonFormatter},
-            "terminal": {"format": "%(asctime)s %(levelname)-7s %(message)s", "datefmt": "%H:%M:%S"},
-        },
-        "handlers": {"stdout": {"()": LogHandler, "stream": "ext://sys.stdout", "formatter": formatter}},
-        "loggers": {name: {"level": "WARNING"} for name in QUIET},
-        "root": {"level": "INFO", "handlers": ["stdout"]},
+        "formatters": {"json": {"()": JsonFormatter}, "text": {"()": TextFormatter}},
+        "handlers": {"stdout": {"()": LogHandler, "stream": "ext://sys.stdout", "formatter": style}},
+        "loggers": {name: {"level": max(logging.WARNING, least)} for name in QUIET},
+        "root": {"level": least, "handlers": ["stdout"]},
     }

@@ -4,14 +4,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from os import urandom
 from time import perf_counter
 from typing import Any, Final, NoReturn
 
-import orjson
 from fastapi import FastAPI
 from starlette._utils import is_async_callable
 from starlette.concurrency import run_in_threadpool
@@ -22,9 +20,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.config import Settings
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
-from app.core.logging import JsonFormatter, LogHandler
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
+from app.http.client import client_of
 from app.http.fast_lane import effective_route
 from app.http.paths import RoutePaths, with_root_path
 from app.http.problems import answer_defect, problem, request_id_of
@@ -41,8 +40,8 @@ _SAFE_HEADERS: Final = (
 REFUSAL: Final = "app.refusal"  # the key in the scope for the error with which the server refuses the request
 _UNANSWERED: Final = (NotStartedError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
+_REQUEST: Final = "%(method)s %(route)s %(status)s in %(duration_ms).1f ms"
 
-_app: Final = logging.getLogger("app")
 _requests: Final = logging.getLogger("app.requests")
 
 
@@ -88,16 +87,16 @@ class RequestMiddleware:
     has answered.
     """
 
-    def __init__(
-        self, app: ASGIApp, api: FastAPI, *, cors: Mapping[str, Any], loopback_only: bool, root_path: str = ""
-    ) -> None:
+    def __init__(self, app: ASGIApp, api: FastAPI, settings: Settings, *, cors: Mapping[str, Any]) -> None:
         """`api` has the routes and the exception handlers; `cors` are the options of Starlette's CORSMiddleware."""
         self._app = app
         self._paths = RoutePaths(api.routes)
         self._handlers: Mapping[Any, Any] = api.exception_handlers
         self._cors = ProblemCORSMiddleware(app, **cors)
-        self._loopback_only = loopback_only
-        self._root_path = root_path
+        self._loopback_only = not settings.authenticates
+        self._log_health = settings.log_health == "on"
+        self._log_client = settings.log_client
+        self._root_path = settings.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._root_path:
@@ -138,7 +137,9 @@ class RequestMiddleware:
                     "route": getattr(effective_route(inner), "path", None),
                     "status": status,
                     "duration_ms": round((perf_counter() - started) * 1000, 3),
-                }
+                    **(client_of(inner, self._log_client) if self._log_client != "none" else {}),
+                },
+                probes=self._log_health,
             )
 
     def _check(self, scope: Scope) -> None:
@@ -210,28 +211,12 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     return {**scope, "method": method, "headers": headers}, request_id
 
 
-def log_request(request: dict[str, Any]) -> None:
-    """Log a request, given `request_id`, `method`, `route`, `status` and `duration_ms`.
+def log_request(request: dict[str, Any], *, probes: bool = True) -> None:
+    """Log a request, given `request_id`, `method`, `route`, `status`, `duration_ms` and any further members.
 
-    If the only handler writes JSON lines to stdout, it gets the line directly. A call of `logging` costs a tenth of a
-    GET.
+    `probes` is whether successful health checks are logged.
     """
-    if not _requests.isEnabledFor(logging.INFO):
-        return
-    message = "{method} {} {status} in {duration_ms:.1f} ms".format(request["route"] or "(no route)", **request)
-    handler = _only_handler()
-    if handler is None:
-        _requests.info(message, extra=request)
-        return
-    head = {"level": "INFO", "logger": _requests.name, "message": message}
-    handler.put(orjson.dumps({**head, **request, "time": datetime.now(UTC).isoformat()}))
-
-
-def _only_handler() -> Any:
-    """Returns the only handler of the request log if it is that of `log_config` and writes JSON, else None."""
-    handlers = [*_requests.handlers, *_app.handlers, *logging.root.handlers]
-    if [(type(handler), type(handler.formatter)) for handler in handlers] != [(LogHandler, JsonFormatter)]:
-        return None
-    handler = handlers[0]
-    reaches = handlers == logging.root.handlers and _requests.propagate and _app.propagate
-    return handler if reaches and not (handler.level or handler.filters or _requests.filters) else None
+    status, route = request["status"] or 0, request["route"] or "(no route)"
+    level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
+    if probes or not (route.startswith("/health/") and HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST):
+        _requests.log(level, _REQUEST, {**request, "route": route}, extra=request)

@@ -196,9 +196,10 @@ class TestLog:
         self, issuer: Issuer, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The query may contain an API key."""
-        for name, logger in log_config()["loggers"].items():
+        config = log_config("debug", "json")
+        for name, logger in config["loggers"].items():
             caplog.set_level(logger["level"], name)
-        caplog.set_level(logging.INFO)
+        caplog.set_level(config["root"]["level"])
         issuer.answer = reply(b'{"keys": []}', "200 s3cret", s3cret="s3cret")
         async with JwksClient(f"{issuer.url}?apikey=s3cret"):
             await until(lambda: "keys of the issuer fetched" in caplog.text)
