@@ -15,7 +15,7 @@ stamp=.venv/installed
 service=$(cat requirements.txt requirements-embedded.txt && echo "# run")
 case ${1:-} in
     run) wanted=$service file=requirements-embedded.txt size=180 ;;
-    dev) wanted=$service$(cat requirements-dev.txt) file=requirements-dev.txt size=620 ;;
+    dev) wanted=$service$(cat requirements-otel.txt requirements-dev.txt) file=requirements-dev.txt size=620 ;;
     *) echo "usage: sh install.sh run|dev" && exit 2 ;;
 esac
 

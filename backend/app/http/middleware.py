@@ -24,10 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.logging import JsonFormatter, LogHandler
+from app.core.telemetry import span_ids
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.fast_lane import effective_route
 from app.http.paths import RoutePaths
 from app.http.problems import answer_defect, problem, request_id_of
+from app.http.telemetry import COLLECTED, hide_user_text, note_route
 from app.schemas.problem import REQUEST_ID_PATTERN
 
 # Defaults: a reply that sets one of these headers itself keeps its own value. Only /docs loads scripts and styles.
@@ -107,6 +109,8 @@ class RequestMiddleware:
             return
         started = perf_counter()
         inner, request_id = _with_request_id(scope)
+        if COLLECTED in scope:
+            hide_user_text(scope)
         status: int | None = None
 
         async def reply(message: Message) -> None:
@@ -114,6 +118,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 complete_headers(message, request_id)
+                if COLLECTED in inner:
+                    note_route(inner)
             await send(message)
 
         app, deliver = self._apply_cors(inner, reply)
@@ -132,6 +138,7 @@ class RequestMiddleware:
                     "route": getattr(effective_route(inner), "path", None),
                     "status": status,
                     "duration_ms": round((perf_counter() - started) * 1000, 3),
+                    **(span_ids() if COLLECTED in scope else {}),
                 }
             )
 
@@ -175,7 +182,7 @@ class RequestMiddleware:
         return answer
 
     async def _answer_defect(self, request: Request, error: Exception) -> Response:
-        extra = {"request_id": request_id_of(request.headers)}
+        extra = {"request_id": request_id_of(request.headers), **span_ids()}
         _requests.error("unexpected error", exc_info=error, extra=extra)
         handler = self._handlers.get(500) or self._handlers[Exception]
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)
