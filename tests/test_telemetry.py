@@ -1,6 +1,7 @@
 """Traces and metrics of a running service, as a collector and Prometheus get them."""
 
 import asyncio
+import re
 import secrets
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +18,7 @@ from tests.service import Service
 from tests.support import exchange, until
 from tests.tokens import carrying, claims_of, signer
 
+PAGE: Final = Path(__file__).parents[1] / "docs/telemetry.md"
 USER: Final = "zq9user"
 WORD: Final = f"zq9{secrets.token_hex(8)}"
 TASKS: Final = f"/api/{USER}/tasks"
@@ -189,6 +191,14 @@ class TestMetrics:
         assert count.endswith(" 1.0")
         assert [line.split()[1] for line in lines if line.startswith("db_client_connection_max")] == ["10.0"]
         assert any(line.startswith("tasks_api_keys_age_seconds{") for line in lines)
+
+
+def test_the_page_about_telemetry_lists_each_metric_and_each_attribute_of_a_request(run: Run) -> None:
+    rows = re.findall(r"^\| (`\w+\..*?) \|", PAGE.read_text(), re.MULTILINE)
+    requests = [span for span in run.collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    attributes = {name for span in requests for name in values(span.attributes)}
+
+    assert {*re.findall(r"`([^`]+)`", " ".join(rows))} == attributes | run.collector.metrics.keys()
 
 
 def test_the_log_has_each_outcome_of_an_export_once_and_what_has_no_effect(run: Run) -> None:

@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
 
 from app.core import exporters, telemetry
 from app.core.config import load_settings
 from app.core.errors import StartupError
 from app.main import create_app
+from tests.servers import free_port
 from tests.support import make_settings
 
 ON: Final = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
@@ -53,6 +56,9 @@ class TestValues:
             ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json", "must be http/protobuf; "),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "must be a URL such as http://collector:4318"),
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", "must be a URL such as http://collector:4318"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Bearer s3cret", "must be name=value, with commas between several, and "),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", 'a="b"', "must be name=value, "),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", "must be none, gzip or deflate"),
             ("OTEL_TRACES_EXPORTER", "console", "must be otlp or none"),
             ("OTEL_METRICS_EXPORTER", "otlp,console", "must be otlp, prometheus, otlp,prometheus or none"),
             ("OTEL_METRICS_EXPORTER", "otlp,", "must be otlp, prometheus, otlp,prometheus or none"),
@@ -69,6 +75,7 @@ class TestValues:
         "variables",
         [
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://key:secret@[::1]:4318/base/"},
+            {"OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b, Authorization=Bearer a==", "OTEL_TRACES_EXPORTER": "OTLP"},
             {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_METRICS_EXPORTER": "none"},
             {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"},
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_METRICS_EXPORTER": "prometheus"},
@@ -96,15 +103,13 @@ class TestValues:
         sentence = "FASTAPI_OTEL_AUTO_CONFIGURE: run `pip install -r requirements-otel.txt` first"
         assert refusal() == sentence
 
-    @pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid"])
-    def test_a_port_that_prometheus_cannot_have_is_one_sentence(self, host: str) -> None:
+    @pytest.mark.parametrize("port", ["taken", "99999"])
+    def test_a_port_that_prometheus_cannot_have_is_one_sentence(self, port: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = str(taken.getsockname()[1])
+            port = port.replace("taken", str(taken.getsockname()[1]))
             os.environ.update(OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT=port)
-            os.environ.update(OTEL_EXPORTER_PROMETHEUS_HOST=host)
-            with pytest.raises(
-                StartupError, match=f"^OTEL_EXPORTER_PROMETHEUS_PORT: {port} of {host} cannot be used: "
-            ):
+            os.environ.update(OTEL_EXPORTER_PROMETHEUS_HOST="127.0.0.1")
+            with pytest.raises(StartupError, match=f"_PROMETHEUS_PORT: {port} of 127.0.0.1 cannot be used: "):
                 exporters.start()
 
     def test_a_batch_above_the_size_of_the_queue_is_one_sentence(self) -> None:
@@ -137,14 +142,49 @@ class TestSwitch:
         assert create_app(make_settings(dsn))._telemetry["tracing"]  # noqa: SLF001
 
 
-async def test_a_collector_that_does_not_answer_delays_the_end_only_for_a_moment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    answered = Event()
-    provider = SimpleNamespace(force_flush=answered.wait)
-    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
-    monkeypatch.setattr("app.core.telemetry._FLUSH_TIME", 0.01)
+class TestExport:
+    @pytest.mark.parametrize(
+        ("variables", "kind"),
+        [
+            ({"OTEL_METRICS_EXPORTER": "none"}, TracerProvider),
+            ({"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "prometheus"}, MeterProvider),
+        ],
+    )
+    def test_a_signal_that_is_not_exported_is_not_collected(
+        self, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], kind: type
+    ) -> None:
+        providers: list[Any] = []
+        monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", providers.append)
+        monkeypatch.setattr("opentelemetry.metrics.set_meter_provider", providers.append)
+        monkeypatch.setattr(exporters, "start_http_server", lambda *_: None)
+        os.environ.update(ON | variables)
 
-    async with asyncio.timeout(30):
-        await telemetry.flush()
-    answered.set()
+        exporters.start.__wrapped__()
+
+        [provider] = providers
+        provider.shutdown()
+        assert type(provider) is kind
+
+    def test_a_collector_that_is_down_is_logged_once_at_the_second_attempt(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with exporters.NotedSession("traces") as session:
+            for _ in range(3):
+                assert len(caplog.messages) <= 1
+                with pytest.raises(OSError, match="refused"):
+                    session.post(f"http://127.0.0.1:{free_port()}")
+
+        assert caplog.messages == ["traces not exported: ConnectionError"]
+
+    async def test_a_collector_that_does_not_answer_delays_the_end_only_for_a_moment(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        answered = Event()
+        provider = SimpleNamespace(force_flush=answered.wait)
+        monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
+        monkeypatch.setattr("app.core.telemetry._FLUSH_TIME", 0.01)
+
+        async with asyncio.timeout(30):
+            await telemetry.flush()
+        answered.set()

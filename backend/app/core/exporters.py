@@ -35,6 +35,12 @@ _RULES: Final = (
         r"https?://([^\s/?#@]+@)?([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?([/?]\S*)?",
         "must be a URL such as http://collector:4318",
     ),
+    (
+        r"EXPORTER_OTLP_(\w+_)?HEADERS",  # the SDK would log a wrong one, which may be a secret
+        r"(\s*[\w!#$%&'*+.^`|~-]+\s*=[^\",;\\]*(,(?!$)|$))+",
+        "must be name=value, with commas between several, and values percent-encoded",
+    ),
+    (r"EXPORTER_OTLP_(\w+_)?COMPRESSION", r"none|gzip|deflate", "must be none, gzip or deflate"),
     (r"TRACES_EXPORTER", r"otlp|none", "must be otlp or none"),
     (r"METRICS_EXPORTER", r"((otlp|prometheus)(,(?!$)|$))+|none", "must be otlp, prometheus, otlp,prometheus or none"),
     (r"TRACES_SAMPLER", r"(parentbased_)?(always_on|always_off|traceidratio)", "is not the name of a sampler"),
@@ -85,7 +91,7 @@ def start() -> None:
         readers = [*_readers()]
         if "otlp" in _exporters("TRACES"):
             tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=_Session("traces"))))
+            tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=NotedSession("traces"))))
             trace.set_tracer_provider(tracers)
     except ValueError as error:  # two numbers that contradict each other
         raise StartupError(f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE: {error}") from None
@@ -97,7 +103,7 @@ def start() -> None:
 
 def _readers() -> Iterator[MetricReader]:
     if "otlp" in _exporters("METRICS"):
-        yield PeriodicExportingMetricReader(OTLPMetricExporter(session=_Session("metrics")))
+        yield PeriodicExportingMetricReader(OTLPMetricExporter(session=NotedSession("metrics")))
     if "prometheus" in _exporters("METRICS"):
         _serve_metrics()
         yield PrometheusMetricReader()
@@ -114,7 +120,7 @@ def _serve_metrics() -> None:
         raise StartupError(f"OTEL_EXPORTER_PROMETHEUS_PORT: {port} of {host} cannot be used: {reason}") from None
 
 
-class _Session(Session):
+class NotedSession(Session):
     """Logs once that exports fail, and that they succeed again. One failed attempt may be a stale connection."""
 
     def __init__(self, signal: str) -> None:
