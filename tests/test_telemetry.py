@@ -4,18 +4,21 @@ import asyncio
 import re
 import secrets
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
 
 from app import __version__
+from app.core.config import Settings
 from tests.collector import Collector, values
 from tests.issuer import Issuer, key_set
 from tests.servers import free_port
 from tests.service import Service
-from tests.support import exchange, until
+from tests.support import exchange, serving, until
 from tests.tokens import carrying, claims_of, signer
 
 PAGE: Final = Path(__file__).parents[1] / "docs/telemetry.md"
@@ -191,6 +194,15 @@ class TestMetrics:
         assert count.endswith(" 1.0")
         assert [line.split()[1] for line in lines if line.startswith("db_client_connection_max")] == ["10.0"]
         assert any(line.startswith("tasks_api_keys_age_seconds{") for line in lines)
+
+
+async def test_a_copy_may_exclude_requests(settings: Settings) -> None:
+    def exclude(app: FastAPI) -> None:
+        options: Any = app._telemetry  # noqa: SLF001  # FastAPI has no public name for it
+        options |= {"tracing": True, "tracer_provider": TracerProvider(), "exclude": lambda _: True}
+
+    async with serving(settings, exclude) as url, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/health/live")).status_code == 200
 
 
 def test_the_page_about_telemetry_lists_each_metric_and_each_attribute_of_a_request(run: Run) -> None:

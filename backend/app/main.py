@@ -170,7 +170,9 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
                 _freeze_startup_objects()
                 yield {"database": database, "tokens": tokens}
         finally:
-            await asyncio.gather(database.close(), telemetry.flush())
+            flushing = asyncio.create_task(telemetry.flush())
+            await database.close()
+            await flushing
 
     return lifespan
 
