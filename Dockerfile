@@ -10,10 +10,13 @@
 
 FROM python:3.13-slim-trixie AS build
 
+# Telemetry needs `--build-arg REQUIREMENTS=requirements-otel.txt`, see docs/telemetry.md.
+ARG REQUIREMENTS=requirements.txt
 COPY requirements.txt /build/
+COPY requirements-otel.txt /build/
 # Only wheels: a package that needs a compiler fails here. The environment has no pip, because it never changes.
 RUN python -m venv --without-pip /opt/venv \
-    && pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -r /build/requirements.txt
+    && pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -r "/build/$REQUIREMENTS"
 
 
 FROM python:3.13-slim-trixie

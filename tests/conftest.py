@@ -59,7 +59,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of the developer has an effect, and a statement may take any time, because the machine may be busy."""
     with pytest.MonkeyPatch.context() as environment:
-        for name in (*Settings.model_fields, "better_auth_secret"):
+        for name in (*Settings.model_fields, "better_auth_secret", "fastapi_otel_auto_configure"):
             environment.delenv(name.upper(), raising=False)
         environment.setattr("app.core.project.ROOT", tmp_path_factory.mktemp("project"))  # without a .env
         environment.setattr("app.main.Database", partial(Database, timeouts=Timeouts(statement=3_600)))

@@ -47,7 +47,7 @@ class Service:
         if backend == BACKEND:
             (directory / ".env").touch()  # so that the service does not look for that of the developer
         names = {name.upper() for name in Settings.model_fields}
-        environment = {name: value for name, value in os.environ.items() if name not in names}
+        environment = {name: os.environ[name] for name in os.environ.keys() - names if "OTEL_" not in name}
         environment |= {
             "PYTHONPATH": f"{backend}{os.pathsep}{BACKEND.parent}",
             "PORT": str(self.port),

@@ -237,7 +237,8 @@ class TestDockerfile:
 
         assert build == final
         assert install.startswith(f"python -m venv --without-pip {VENV} ")
-        assert install.endswith(" -r /build/requirements.txt")
+        assert install.endswith(' -r "/build/$REQUIREMENTS"')
+        assert instructions("ARG") == ["REQUIREMENTS=requirements.txt"]
         assert instructions("COPY --from=build") == [f"{VENV} {VENV}"]
         assert int(user) > 0
         assert re.match(rf"groupadd --gid {group} (\w+) .*useradd --uid {user} --gid \1 ", account)
@@ -258,12 +259,14 @@ class TestDockerfile:
         assert subprocess.call(healthcheck, env=environment, stderr=subprocess.DEVNULL) == 1
         assert instructions("STOPSIGNAL") == ["SIGTERM"]
 
-    def test_the_service_imports_only_packages_of_requirements_txt(self) -> None:
+    def test_the_service_imports_only_packages_of_its_requirements(self) -> None:
+        """Only telemetry needs requirements-otel.txt."""
         modules = [*(ROOT / "backend").rglob("*.py"), *(ROOT / "alembic").rglob("*.py")]
         names = {
             name for path in modules for name in re.findall(r"^ *(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
         }
-        requirements = (ROOT / "requirements.txt").read_text().lower().replace("_", "-")
+        files = "".join((ROOT / f"requirements{name}.txt").read_text() for name in ("", "-otel"))
+        requirements = files.lower().replace("_", "-")
         pinned = {*re.findall(r"^([\w-]+).*==", requirements, re.MULTILINE)}
         provided = {name: by for name, by in packages_distributions().items() if name in names}
 

@@ -58,6 +58,7 @@ class Project:
             shutil.copy(ROOT / name, root)
         self.write("requirements.txt", "# service\n")
         self.write("requirements-embedded.txt", "# embedded\n-r requirements.txt\n")
+        self.write("requirements-otel.txt", "# otel\n-r requirements.txt\n")
         self.write("requirements-dev.txt", "# dev\n-r requirements-embedded.txt\n")
         self.write("requirements-ci.txt", "# ci\n-r requirements-dev.txt\n")
         self.write("backend/app/__main__.py", APP)
@@ -414,11 +415,13 @@ class TestFiles:
         assert "rm -rf .data/check" in recipes
         assert [line for line in recipes if re.search(r"[|&;<>{}]|\$\(OPENAPI\)", line)] == []
 
-    def test_each_requirement_is_pinned_and_in_one_file_and_each_file_includes_the_one_before(self) -> None:
-        files = [(ROOT / f"requirements{name}.txt").read_text() for name in ("", "-embedded", "-dev")]
-        lines = [re.findall(r"^[^#\n].*", text, re.MULTILINE) for text in files]
+    def test_each_requirement_is_pinned_and_in_one_file_and_the_last_file_includes_all(self) -> None:
+        files = [(ROOT / f"requirements{name}.txt").read_text() for name in ("", "-embedded", "-otel", "-dev", "-ci")]
+        lines = [re.findall(r"^[^#\n-].*", text, re.MULTILINE) for text in files]
+        included = [re.findall(r"^-r (.*)", text, re.MULTILINE) for text in files]
         names = [re.sub(r"(\[.*\])?==[\w.]+(; .*)?$", "", line).lower() for line in chain(*lines)]
 
-        assert [line[0] for line in lines[1:]] == ["-r requirements.txt", "-r requirements-embedded.txt"]
+        assert included[:3] == [[], ["requirements.txt"], ["requirements.txt"]]
+        assert included[3:] == [["requirements-embedded.txt", "requirements-otel.txt"], ["requirements-dev.txt"]]
         assert len({*names}) == len(names)
-        assert [name for name in names if not re.fullmatch(r"[\w.-]+|-r [\w.-]+", name)] == []
+        assert [name for name in names if not re.fullmatch(r"[\w.-]+", name)] == []

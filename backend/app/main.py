@@ -1,5 +1,6 @@
 """Builds the application. Importing this module has no side effects."""
 
+import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -9,11 +10,13 @@ from typing import Any, Final, TypedDict
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import iter_route_contexts
+from fastapi.telemetry._asgi import ExceptionTelemetryMiddleware
 from sqlmodel import SQLModel
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
 from app import __version__
+from app.core import telemetry
 from app.core.config import Settings, load_settings
 from app.core.database import Database
 from app.core.errors import StartupError
@@ -58,6 +61,8 @@ class TasksAPI(FastAPI):
         """
         app: ASGIApp = FastLane(AsyncExitStackMiddleware(self.router), self)
         app = AuthorizationMiddleware(app, self.routes)
+        if self._telemetry["tracing"]:
+            app = ExceptionTelemetryMiddleware(app)
         if self.user_middleware:
             app = error_middleware(app, self.exception_handlers)
         for layer, args, options in reversed(self.user_middleware):
@@ -87,9 +92,11 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
     """Returns the application, which connects to `settings.database_url` at startup.
 
     `bounded` means that the server limits slow and endless requests, like the server of `python -m app`. If it does
-    not, the application logs a warning at startup. Raises StartupError for a route that `check_routes` refuses.
+    not, the application logs a warning at startup. Raises StartupError for a route that `check_routes` refuses, and
+    for a value of OpenTelemetry that cannot work.
     """
     settings = settings or load_settings()
+    collected = telemetry.start()
     app = TasksAPI(
         settings,
         title="Tasks API",
@@ -106,7 +113,7 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        telemetry={"tracing": collected, "metrics": collected, "logs": False, "auto_configure": False},
     )
     install_error_handlers(app)
     app.include_router(tasks.router)
@@ -158,13 +165,17 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             keeps=settings.keeps,
             tables=SQLModel.metadata.tables.values(),
         )
+        if telemetry.is_collected():
+            telemetry.observe_pool(database.pool_numbers)
         try:
             await database.check()
             async with _verifier(settings) as tokens:
                 _freeze_startup_objects()
                 yield {"database": database, "tokens": tokens}
         finally:
+            flushing = asyncio.create_task(telemetry.flush())
             await database.close()
+            await flushing
 
     return lifespan
 
@@ -176,6 +187,8 @@ async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
         from app.core.security.jwks import JwksClient  # noqa: PLC0415  # see app.core.config
 
         async with JwksClient(settings.auth_jwks_url) as keys:
+            if telemetry.is_collected():
+                telemetry.observe_keys(lambda: keys.age)
             yield _verifier_with(keys, settings)
     elif settings.auth_jwt_secret:
         yield _verifier_with(SharedSecret(settings.auth_jwt_secret.get_secret_value()), settings)

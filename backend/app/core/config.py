@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.core import telemetry
 from app.core.database.dsn import insecurity, parse_dsn, unpooled, unused
 from app.core.environment import check_environment, drop_foreign_host, name_warnings, unwrapped
 from app.core.errors import StartupError
@@ -297,9 +298,11 @@ def load_settings() -> Settings:
     drop_foreign_host()
     try:
         check_environment(_names())
-        return Settings(_env_file=home() / ".env")
+        settings = Settings(_env_file=home() / ".env")
     except ValidationError as error:
         raise StartupError("\n".join(dict.fromkeys(map(_setting_error, error.errors())))) from None
+    telemetry.check(settings.web_concurrency)
+    return settings
 
 
 def _names() -> set[str]:

@@ -16,6 +16,7 @@ from dotenv.variables import Variable, parse_variables
 
 from app.core.errors import StartupError
 from app.core.project import home
+from app.core.telemetry import SWITCH, is_collected
 
 _LENGTH_MAX: Final = 65_536  # characters; a device never ends
 _SWITCHES: Final = ("AUTH_JWT_SECRET", "BETTER_AUTH_SECRET", "AUTH_JWKS_URL")
@@ -24,7 +25,9 @@ _MEANT: Final = re.compile(r"\W*(?:(?:auth|jwt|jwks)[\W_]|better_auth_secret\b)"
 _SIMILAR: Final = 0.86  # the ratio of difflib for AUTH_ISSUERS is greater, that for AUTH_SECRET smaller
 _SLIP: Final = 0.9  # one edit in a name of 12 characters; the ratio of DATABASE_USER and DATABASE_URL is smaller
 # Other text may be a line of a secret, and .env has the excluded names for compose.yaml.
-_SHOWN: Final = re.compile(r"(?!COMPOSE_|POSTGRES_PASSWORD\Z)[\w.-]{1,40}")
+_SHOWN: Final = re.compile(r"(?!COMPOSE_|(FASTAPI_)?OTEL_|POSTGRES_PASSWORD\Z)[\w.-]{1,40}")
+_TELEMETRY: Final = re.compile("(FASTAPI_)?OTEL_")
+_OF_LOGS: Final = re.compile("OTEL_(LOGS|EXPORTER_OTLP_LOGS|BLRP)_")
 _QUOTED: Final = re.compile(r"""\s*(["'])((?:(?!\1).)*)\1\s*""", re.DOTALL)
 _SWALLOWED: Final = re.compile(rf"\n\s*(?:export\s+)?{_MEANT.pattern}", re.IGNORECASE)
 
@@ -50,7 +53,7 @@ def drop_foreign_host() -> None:
 
 def check_environment(settings: Collection[str]) -> None:
     """Raises StartupError for an unreadable line of `.env`, and for a name of authentication that is empty or not among
-    `settings`. The text never shows a value.
+    `settings`. The text never shows a value. Copies the variables of OpenTelemetry from `.env` to the environment.
     """
     if (home() / ".env").is_fifo():  # as of 1Password, which asks its user first
         _logger.warning(".env: is a named pipe; waiting for the program that writes it")
@@ -59,6 +62,8 @@ def check_environment(settings: Collection[str]) -> None:
     problems += [f".env: {name} refers to a variable ${{…}} that is not set" for name in _unset(text, settings)]
     if not problems:
         given = {**dotenv_values(stream=StringIO(text)), **os.environ}
+        for name in filter(_TELEMETRY.match, given):  # the SDK reads only the environment
+            os.environ[name] = unwrapped(given[name] or "")
         problems = [*_ignored({name.upper(): unwrapped(value or "") for name, value in given.items()}, settings)]
     if problems:
         raise StartupError("\n".join(problems))
@@ -76,6 +81,10 @@ def name_warnings(settings: Collection[str]) -> Iterator[str]:
     if unknown := [*_unknown_names({*filter(_SHOWN.fullmatch, names)}, settings)]:
         yield f"not settings of this service, and ignored: {', '.join(unknown)}"
     count = Counter(map(str.upper, names))
+    ignored = _OF_LOGS if is_collected() else _TELEMETRY
+    if idle := sorted(name for name in os.environ if ignored.match(name) and name != SWITCH):
+        reason = "the log is only written to stdout" if is_collected() else f"{SWITCH} is not true"
+        yield f"without effect, because {reason}: {', '.join(idle)}"
     if repeated := sorted(name for name in count.keys() & settings if count[name] > 1):
         yield f".env: has more than one line, and the last one counts: {', '.join(repeated)}"
 

@@ -22,11 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import Settings
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
+from app.core.telemetry import span_ids
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.client import client_of
 from app.http.fast_lane import effective_route
 from app.http.paths import RoutePaths, with_root_path
 from app.http.problems import answer_defect, problem, request_id_of
+from app.http.telemetry import COLLECTED, hide_user_text, note_route
 from app.schemas.problem import REQUEST_ID_PATTERN
 
 # Defaults: a reply that sets one of these headers itself keeps its own value. Only /docs loads scripts and styles.
@@ -101,17 +103,22 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._root_path:
             scope = with_root_path(scope, self._root_path)
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+            return
         if scope["type"] == "websocket" and self._loopback_only:
             try:
                 refuse_misdirected(scope)
             except MisdirectedRequestError:
                 await send({"type": "websocket.close", "code": POLICY_VIOLATION})
                 return
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        await self._app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         inner, request_id = _with_request_id(scope)
+        if COLLECTED in scope:
+            hide_user_text(scope)
         status: int | None = None
 
         async def reply(message: Message) -> None:
@@ -119,6 +126,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 complete_headers(message, request_id)
+                if COLLECTED in inner:
+                    note_route(inner)
             await send(message)
 
         app, deliver = self._apply_cors(inner, reply)
@@ -138,6 +147,7 @@ class RequestMiddleware:
                     "status": status,
                     "duration_ms": round((perf_counter() - started) * 1000, 3),
                     **(client_of(inner, self._log_client) if self._log_client != "none" else {}),
+                    **(span_ids() if COLLECTED in scope else {}),
                 },
                 probes=self._log_health,
             )
@@ -182,7 +192,7 @@ class RequestMiddleware:
         return answer
 
     async def _answer_defect(self, request: Request, error: Exception) -> Response:
-        extra = {"request_id": request_id_of(request.headers)}
+        extra = {"request_id": request_id_of(request.headers), **span_ids()}
         _requests.error("unexpected error", exc_info=error, extra=extra)
         handler = self._handlers.get(500) or self._handlers[Exception]
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)

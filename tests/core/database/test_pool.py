@@ -90,6 +90,19 @@ class TestBounds:
                         await run(db)
             assert await pid_of_fetch(db)
 
+    async def test_the_numbers_of_connections_and_waiters_are_those_of_the_moment(
+        self, db: Database, server: asyncpg.Connection
+    ) -> None:
+        sleeping = asyncio.create_task(sleep_by_fetch(db))
+        await wait_for_sleep(server)
+        waiting = asyncio.create_task(pid_of_fetch(db))
+        await asyncio.sleep(0)
+        assert db.pool_numbers() == (1, 0, 1, 1)
+
+        sleeping.cancel()
+        await waiting
+        assert db.pool_numbers() == (0, 1, 0, 1)
+
     async def test_a_session_takes_no_connection_before_its_first_statement_nor_after_its_end(
         self, db: Database, server: asyncpg.Connection
     ) -> None:

@@ -131,6 +131,16 @@ class TestUnknownKeys:
 
 
 class TestBackground:
+    async def test_keys_have_an_age_as_soon_as_they_have_been_fetched(self, issuer: Issuer) -> None:
+        good, issuer.answer = issuer.answer, reply(b"", "500 Oops")
+        async with JwksClient(issuer.url, Timing(first_retry=0.01)) as keys:
+            await until_asked_again(issuer)
+            assert keys.age is None
+            issuer.answer = good
+            await until(lambda: keys.ready)
+
+            assert 0 <= (keys.age or -1) <= (keys.age or -1)
+
     async def test_keys_are_fetched_every_5_minutes_after_a_failure_every_30_seconds_and_first_every_2_seconds(
         self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:

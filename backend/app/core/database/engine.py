@@ -18,7 +18,7 @@ from app.core.database import faults
 from app.core.database.connecting import connect
 from app.core.database.dialect import URL
 from app.core.database.dsn import parse_dsn
-from app.core.database.pool import TIMEOUTS, USER, SlotPool, Timeouts
+from app.core.database.pool import TIMEOUTS, USER, PoolNumbers, SlotPool, Timeouts
 from app.core.database.statement import Statement, statement
 from app.core.database.transaction import open_session, transaction
 from app.core.errors import (
@@ -132,6 +132,10 @@ class Database:
             raise
         finally:
             self._capacity += 1
+
+    def pool_numbers(self) -> PoolNumbers:
+        """Returns the numbers of connections and waiters. Any thread may call it."""
+        return self._pool.numbers()  # type: ignore[no-any-return]
 
     async def check(self) -> bool:
         """Probe the database once. Returns whether it is usable."""

@@ -40,6 +40,15 @@ class Timeouts(NamedTuple):
 TIMEOUTS: Final = Timeouts()
 
 
+class PoolNumbers(NamedTuple):
+    """How many connections are in use and idle, how many requests wait for one, and how many there may be."""
+
+    used: int
+    idle: int
+    pending: int
+    most: int
+
+
 class _Opened(NamedTuple):
     """An open connection, the pool's generation when it was opened, and the loop time in seconds when it expires."""
 
@@ -60,8 +69,8 @@ class _Slots:
     def __init__(self, size: int, waiters_max: int, timeout: float, opening_timeout: float) -> None:
         """The timeouts are in seconds."""
         self.opening = 0
-        self._free = size
-        self._places = waiters_max
+        self._size = self._free = size
+        self._places_max = self._places = waiters_max
         self._held: dict[str, int] = {}
         self._waiters: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._timeout = timeout
@@ -92,6 +101,9 @@ class _Slots:
         finally:
             self._places += 1
             timer.cancel()
+
+    def numbers(self, idle: int) -> PoolNumbers:
+        return PoolNumbers(self._size - self._free, idle, self._places_max - self._places, self._size)
 
     def release(self, user: str) -> None:
         """Free the slot, and give it to a waiter if one may have it."""
@@ -191,6 +203,10 @@ class SlotPool(Pool):
     def status(self) -> str:
         """Returns the numbers of connections as a readable line."""
         return f"{type(self).__name__}: {len(self._drivers)} connections, {len(self._idle)} of them idle"
+
+    def numbers(self) -> PoolNumbers:
+        """Returns the numbers of this moment. Any thread may call it."""
+        return self._slots.numbers(len(self._idle))
 
     def _do_get(self) -> ConnectionPoolEntry:
         user = USER.get()

@@ -68,6 +68,7 @@ class JwksClient:
         self._fetching: asyncio.Task[None] | None = None
         self._outcome = ""
         self._refetched_at = float("-inf")
+        self._fetched_at: float | None = None
         self.generation = 0
 
     async def __aenter__(self) -> Self:
@@ -85,6 +86,11 @@ class JwksClient:
     def ready(self) -> bool:
         """Whether the keys have been fetched at least once."""
         return self._keys is not None
+
+    @property
+    def age(self) -> float | None:
+        """The seconds since the keys were fetched, None if they never were. Any thread may ask."""
+        return None if self._fetched_at is None else monotonic() - self._fetched_at
 
     async def find(self, header: Mapping[str, Any]) -> Key | None:
         """Returns the key for a token with this header, or None. An unknown key causes a fetch, at most once in 30
@@ -138,6 +144,7 @@ class JwksClient:
             self._log_outcome(type(error).__name__)  # its text may quote the reply
             return
         self._log_outcome(_FETCHED)
+        self._fetched_at = monotonic()
         if keys != (self._keys or []):  # an empty set only counts if it replaces a set with keys
             self._keys = keys
             self.generation += 1

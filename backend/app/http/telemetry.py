@@ -1,0 +1,25 @@
+"""What FastAPI's span of a request does not know: the route, if FastAPI's router did not choose it."""
+
+from typing import Final
+
+from fastapi.telemetry._api import _route_selected
+from opentelemetry.trace import get_current_span
+from starlette.types import Scope
+
+from app.http.fast_lane import effective_route
+
+COLLECTED: Final = "fastapi.telemetry"  # FastAPI's key in the scope of a request with telemetry
+
+
+def hide_user_text(scope: Scope) -> None:
+    """Replace the path and the query, which have the user's id and words."""
+    hidden = {"url.path": "REDACTED", **({"url.query": "REDACTED"} if scope["query_string"] else {})}
+    get_current_span().set_attributes(hidden)
+
+
+def note_route(scope: Scope) -> None:
+    """Put the route on span and metrics. It is known when the reply begins, whoever has chosen it."""
+    if getattr(scope[COLLECTED], "route", "") is None:  # for a mounted application, FastAPI has composed it
+        _route_selected(scope=scope, path=getattr(effective_route(scope), "path_format", None))
+    if route := getattr(scope[COLLECTED], "route", None):  # FastAPI excludes a request with None in the scope
+        get_current_span().set_attribute("url.path", route)
