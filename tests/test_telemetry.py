@@ -146,7 +146,7 @@ class TestTraces:
         assert values(span.attributes)["error.type"] == "LookupError"
         assert span.status.code == Status.STATUS_CODE_ERROR
         lines = [line for line in run.service.lines if line.get("span_id") == span.span_id.hex()]
-        assert [line["level"] for line in lines] == ["ERROR", "INFO"]
+        assert [line["level"] for line in lines] == ["ERROR", "WARNING"]
         assert {line["trace_id"] for line in lines} == {span.trace_id.hex()}
 
     def test_the_trace_of_the_client_is_continued(self, run: Run) -> None:
