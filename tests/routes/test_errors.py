@@ -153,6 +153,8 @@ class TestDefect:
     async def test_a_defect_after_the_reply_started_closes_the_connection(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO)
+
         async def content() -> AsyncIterator[bytes]:
             yield b"{"
             raise RuntimeError
@@ -164,6 +166,8 @@ class TestDefect:
             await client.put(f"{TASKS}/{created['id']}", json={"title": "Buy oat milk"})
 
         assert [record.levelname for record in caplog.records if record.levelno >= logging.ERROR] == ["ERROR"]
+        [line] = [vars(record) for record in caplog.records if hasattr(record, "problem")]
+        assert (line["status"], line["problem"]) == (200, "internal-error")
         assert (await client.get("/health/live")).status_code == 200
 
 
@@ -181,4 +185,5 @@ async def test_an_unavailable_database_is_503_with_retry_after_and_without_the_d
             assert not re.search(r"zq9|127\.0\.0\.1|postgresql|asyncpg|refused", reply.text)
         assert (await client.request(**post("{}"))).status_code == 422
     assert "zq9" not in caplog.text
-    assert "unavailable: database-unavailable" in caplog.messages
+    problems = [getattr(record, "problem", None) for record in caplog.records if hasattr(record, "duration_ms")]
+    assert problems == ["database-unavailable"] * 3 + ["invalid-request"]

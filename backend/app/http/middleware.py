@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 import orjson
 from fastapi import FastAPI
-from starlette._utils import is_async_callable
+from starlette._utils import get_route_path, is_async_callable
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -27,7 +27,8 @@ from app.core.logging import JsonFormatter, LogHandler
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.fast_lane import effective_route
 from app.http.paths import RoutePaths
-from app.http.problems import answer_defect, problem, request_id_of
+from app.http.problems import ABOUT_BLANK, answer_defect, kind_of, problem, request_id_of
+from app.http.remarks import ABORTED, REMARKS, blank_path, remark, shown_names, shown_origin
 from app.schemas.problem import REQUEST_ID_PATTERN
 
 # Defaults: a reply that sets one of these headers itself keeps its own value. Only /docs loads scripts and styles.
@@ -64,21 +65,6 @@ def complete_headers(message: Message, request_id: str) -> None:
     message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *absent]
 
 
-class ProblemCORSMiddleware(CORSMiddleware):
-    """Starlette's CORSMiddleware, but a refused preflight is answered with a problem instead of plain text."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        response = super().preflight_response(request_headers)
-        if response.status_code < HTTPStatus.BAD_REQUEST:
-            return response
-        refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
-        refusal = problem(request_headers, PreflightRefusedError(f"CORS does not allow this: {refused}."))
-        dropped = "content-", "access-control-allow-private-network"
-        kept = {name: value for name, value in response.headers.items() if not name.startswith(dropped)}
-        refusal.headers.update(kept)
-        return refusal
-
-
 class RequestMiddleware:
     """The outermost layer, in the place of Starlette's ServerErrorMiddleware.
 
@@ -92,7 +78,7 @@ class RequestMiddleware:
         self._app = app
         self._paths = RoutePaths(api.routes)
         self._handlers: Mapping[Any, Any] = api.exception_handlers
-        self._cors = ProblemCORSMiddleware(app, **cors)
+        self._cors = CORSMiddleware(app, **cors)
         self._loopback_only = loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,16 +108,20 @@ class RequestMiddleware:
             await app(inner, receive, deliver)
         except BaseException as error:
             if status is not None or isinstance(error, _UNANSWERED):
+                remark(inner, problem=kind_of(error))
                 raise
             await self._answer(error)(inner, receive, deliver)
         finally:
+            if ABORTED in scope:
+                remark(inner, problem=scope[ABORTED])
             log_request(
                 {
                     "request_id": request_id,
                     "method": scope["method"],
-                    "route": getattr(effective_route(inner), "path", None),
+                    "route": getattr(effective_route(inner), "path", None) or self._missed_route(inner),
                     "status": status,
                     "duration_ms": round((perf_counter() - started) * 1000, 3),
+                    **_remarks(inner, status),
                 }
             )
 
@@ -146,14 +136,40 @@ class RequestMiddleware:
         if b"%" in (scope.get("raw_path") or b""):
             refuse_ambiguous_path(scope)
 
+    def _missed_route(self, scope: Scope) -> str | None:
+        """Returns the route of a request that did not reach it, such as a preflight. Else has the log say the path."""
+        path = scope["path"]
+        route = self._paths.of(get_route_path(scope))
+        if not route and path.startswith("/"):  # the server refuses a request as `*`
+            remark(scope, path=blank_path(path))
+        return route
+
     def _apply_cors(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns the application and the `send` to use. CORS applies only when `Origin` is present."""
         if b"origin" not in dict(scope["headers"]):
             return self._app, send
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            return self._cors.preflight_response(headers), send
+            return self._preflight_response(scope, headers), send
+        origin = headers["origin"]
+        if not self._cors.is_allowed_origin(origin) and origin.partition("://")[2] != headers.get("host"):
+            remark(scope, origin=shown_origin(origin))  # the browser does not give its page the reply
         return self._app, partial(self._cors.send, send=send, request_headers=headers)
+
+    def _preflight_response(self, scope: Scope, headers: Headers) -> Response:
+        """Returns the response of Starlette's CORSMiddleware, but a refusal as a problem instead of plain text."""
+        response = self._cors.preflight_response(headers)
+        if response.status_code < HTTPStatus.BAD_REQUEST:
+            return response
+        refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+        refusal = problem(scope, PreflightRefusedError(f"CORS does not allow this: {refused}."))
+        [method] = shown_names([headers["access-control-request-method"]])
+        named = refused.replace("method", f"method {method}").split(", ")
+        remark(scope, origin=shown_origin(headers["origin"]), refused=named)
+        dropped = "content-", "access-control-allow-private-network"
+        kept = {name: value for name, value in response.headers.items() if not name.startswith(dropped)}
+        refusal.headers.update(kept)
+        return refusal
 
     def _answer(self, error: BaseException) -> ASGIApp:
         """Returns an application that answers an exception with its handler, or with the handler of defects."""
@@ -167,7 +183,7 @@ class RequestMiddleware:
             try:
                 await error_middleware(fail, self._handlers)(scope, receive, send)
             except asyncio.CancelledError:  # at shutdown the server cancels unfinished requests
-                await problem(Headers(scope=scope), ShuttingDownError())(scope, receive, send)
+                await problem(scope, ShuttingDownError())(scope, receive, send)
             except Exception as defect:  # noqa: BLE001  # no handler is registered for it
                 response = await self._answer_defect(Request(scope, receive), defect)
                 await response(scope, receive, send)
@@ -199,13 +215,22 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     others = [header for header in headers if header[0] != b"x-request-id"] if sent else headers
     request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else new_request_id()
     headers = [*others, (b"x-request-id", request_id.encode())]
+    scope["headers"] = headers  # in place: a server that refuses the rest of the request does so with the same id
     # Routes see a GET. The server omits the body of the reply.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "method": method, "headers": headers}, request_id
+    return {**scope, "method": method, "headers": headers, REMARKS: {}}, request_id
+
+
+def _remarks(scope: Scope, status: int | None) -> dict[str, Any]:
+    """Returns what the line says besides. An error that has no problem comes from a foreign handler."""
+    if status is not None and status >= HTTPStatus.BAD_REQUEST:
+        scope[REMARKS].setdefault("problem", ABOUT_BLANK)
+    remarks: dict[str, Any] = scope[REMARKS]
+    return remarks
 
 
 def log_request(request: dict[str, Any]) -> None:
-    """Log a request, given `request_id`, `method`, `route`, `status` and `duration_ms`.
+    """Log a request, given `request_id`, `method`, `route`, `status`, `duration_ms` and what http/remarks.py adds.
 
     If the only handler writes JSON lines to stdout, it gets the line directly. A call of `logging` costs a tenth of a
     GET.
