@@ -153,8 +153,6 @@ class TestDefect:
     async def test_a_defect_after_the_reply_started_closes_the_connection(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.INFO)
-
         async def content() -> AsyncIterator[bytes]:
             yield b"{"
             raise RuntimeError
@@ -166,8 +164,6 @@ class TestDefect:
             await client.put(f"{TASKS}/{created['id']}", json={"title": "Buy oat milk"})
 
         assert [record.levelname for record in caplog.records if record.levelno >= logging.ERROR] == ["ERROR"]
-        [line] = [vars(record) for record in caplog.records if hasattr(record, "problem")]
-        assert (line["status"], line["problem"]) == (200, "internal-error")
         assert (await client.get("/health/live")).status_code == 200
 
 

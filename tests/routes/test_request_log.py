@@ -8,6 +8,7 @@ import string
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -15,11 +16,13 @@ from fastapi import FastAPI, HTTPException, Response
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
 from app.core import errors
 from app.core.config import Settings
 from app.core.logging import JsonFormatter
 from app.http.authorization import public
+from app.http.middleware import RequestMiddleware
 from app.http.remarks import blank_path, shown_names
 from tests.support import SECRET, bearer, exchange, handling, serving, short, token
 
@@ -279,6 +282,29 @@ class TestBadMorning:
         ]
         assert {line["route"] for line in lines} == {"/raise/{number}"}
         assert [line["reason"] for line in lines if "reason" in line] == ["audience"]
+
+    @pytest.mark.parametrize(
+        ("error", "problem"),
+        [
+            (RuntimeError(), "internal-error"),
+            (errors.TimedOutError(), "timed-out"),
+            (asyncio.CancelledError(), "shutting-down"),
+        ],
+        ids=short,
+    )
+    async def test_a_reply_that_is_cut_off_has_its_problem_beside_the_status_that_was_sent(
+        self, log: Log, error: BaseException, problem: str
+    ) -> None:
+        async def cut_off(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            raise error
+
+        app = RequestMiddleware(cut_off, FastAPI(), cors={}, loopback_only=False)
+        with pytest.raises(type(error)):
+            await app({"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock())
+
+        line = await log.request()
+        assert (line["status"], members(line)) == (200, {"problem": problem, "path": "/"})
 
     def test_every_error_is_tried(self) -> None:
         defined = {cls for cls in vars(errors).values() if hasattr(cls, "kind")}
