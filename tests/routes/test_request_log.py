@@ -104,6 +104,7 @@ class TestLine:
                 404,
                 {"problem": "task-not-found"},
             ),
+            ("GET", f"{TASKS}/1", f"{LIST}/{{task_id}}", 404, {"problem": "task-not-found", "reason": "not a UUID"}),
             ("GET", LIVE, LIVE, 200, {}),
             ("GET", "/openapi.json", "/openapi.json", 200, {}),
             ("GET", "/docs", "/docs", 200, {}),
