@@ -41,6 +41,7 @@ _SAFE_HEADERS: Final = (
 )
 REFUSAL: Final = "app.refusal"  # the key in the scope for the error with which the server refuses the request
 _UNANSWERED: Final = (NotStartedError, GeneratorExit, KeyboardInterrupt, SystemExit)
+_ERROR: Final = HTTPStatus.BAD_REQUEST.value  # the first status of errors; looked up once
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 
 _app: Final = logging.getLogger("app")
@@ -82,14 +83,8 @@ class RequestMiddleware:
         self._loopback_only = loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket" and self._loopback_only:
-            try:
-                refuse_misdirected(scope)
-            except MisdirectedRequestError:
-                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
-                return
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         started = perf_counter()
         inner, request_id = _with_request_id(scope)
@@ -114,6 +109,8 @@ class RequestMiddleware:
         finally:
             if ABORTED in scope:
                 remark(inner, problem=scope[ABORTED])
+            elif status is not None and status >= _ERROR:  # without a problem: of a foreign handler
+                inner[REMARKS].setdefault("problem", ABOUT_BLANK)
             log_request(
                 {
                     "request_id": request_id,
@@ -121,9 +118,19 @@ class RequestMiddleware:
                     "route": getattr(effective_route(inner), "path", None) or self._missed_route(inner),
                     "status": status,
                     "duration_ms": round((perf_counter() - started) * 1000, 3),
-                    **_remarks(inner, status),
+                    **inner[REMARKS],
                 }
             )
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is no request of HTTP, but close a WebSocket that is misdirected."""
+        if scope["type"] == "websocket" and self._loopback_only:
+            try:
+                refuse_misdirected(scope)
+            except MisdirectedRequestError:
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+                return
+        await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         """Correct the path. Raises an AppError for a request that no inner layer may see."""
@@ -219,14 +226,6 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     # Routes see a GET. The server omits the body of the reply.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {**scope, "method": method, "headers": headers, REMARKS: {}}, request_id
-
-
-def _remarks(scope: Scope, status: int | None) -> dict[str, Any]:
-    """Returns what the line says besides. An error that has no problem comes from a foreign handler."""
-    if status is not None and status >= HTTPStatus.BAD_REQUEST:
-        scope[REMARKS].setdefault("problem", ABOUT_BLANK)
-    remarks: dict[str, Any] = scope[REMARKS]
-    return remarks
 
 
 def log_request(request: dict[str, Any]) -> None:
