@@ -119,7 +119,7 @@ class TestLine:
             ("OPTIONS", TASKS, LIST, 200, {}),
         ],
     )
-    async def test_the_log_line_has_method_route_status_duration_and_problem(
+    async def test_the_log_line_has_method_route_status_and_duration(
         self, client: httpx.AsyncClient, log: Log, method: str, path: str, *, route: str | None, status: int, why: Line
     ) -> None:
         before = datetime.now().astimezone()

@@ -153,7 +153,7 @@ async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
 
 
 @pytest.mark.parametrize("problem", ["client-disconnected", "reply-timeout"])
-async def test_a_client_that_disconnects_without_reading_its_replies_or_stays_causes_no_error_but_a_problem_in_the_log(
+async def test_a_client_that_does_not_read_its_replies_causes_no_error_and_is_named_in_the_log(
     base_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
     def problems() -> list[str]:
