@@ -11,14 +11,14 @@ from typing import Any, Final
 from starlette.types import Scope
 
 REMARKS: Final = "app.remarks"  # key in the scope for the members that the line gets
-ABORTED: Final = "app.aborted"  # key in the scope for the reason why the server stopped to answer
+ABORTED: Final = "app.aborted"  # key in the scope for the reason why a reply was lost or is incomplete
 _NAMES_MAX: Final = 20
 _SEGMENTS_MAX: Final = 10
 # Letters with at most one digit at the end. Ids, tokens and hashes have other digits or more letters in a row.
 _WORD: Final = "[._]{0,2}[A-Za-z]{1,20}(?:[._-][A-Za-z]{1,20}){0,3}[0-9]?"
 _SEGMENT: Final = re.compile(_WORD)
 _NAME: Final = re.compile(f"{_WORD}(?:/(?:{_WORD}|[0-9]{{1,3}})){{0,4}}")  # also of a field in a list or object
-# The segment after /api is a user, unless it is a word that frontends put there by mistake.
+# What follows /api or /users is a user, unless it is a word that frontends put there by mistake.
 _USER: Final = re.compile(
     r"(/(?:api(?:/+v[0-9])?|users?)/+)(?!(?:auth|me|tasks?|todos?|users?)(?:/|\Z))[^/]+", re.IGNORECASE
 )
