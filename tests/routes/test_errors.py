@@ -183,4 +183,6 @@ async def test_an_unavailable_database_is_503_with_retry_after_and_without_the_d
             assert not re.search(r"zq9|127\.0\.0\.1|postgresql|asyncpg|refused", reply.text)
         assert (await client.request(**post("{}"))).status_code == 422
     assert "zq9" not in caplog.text
-    assert "unavailable: database-unavailable" in caplog.messages
+    lines = [vars(record) for record in caplog.records if hasattr(record, "duration_ms")]
+    assert [line["problem"] for line in lines] == ["database-unavailable"] * 3 + ["invalid-request"]
+    assert lines[0]["reason"] == "ConnectionRefusedError"

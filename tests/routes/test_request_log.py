@@ -1,18 +1,29 @@
-"""Each request has one log line, a JSON object that contains nothing that the client sent but its request id."""
+"""Each request has one log line, a JSON object that says what was asked and why it failed: names, never values."""
 
 import asyncio
 import json
 import logging
 import secrets
+import string
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+from fastapi import FastAPI, HTTPException, Response
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
+from app.core import errors
 from app.core.config import Settings
 from app.core.logging import JsonFormatter
+from app.http.authorization import public
+from app.http.middleware import RequestMiddleware
+from app.http.remarks import blank_path, shown_names
 from tests.support import SECRET, bearer, exchange, handling, make_settings, serving, short, token
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -20,6 +31,38 @@ JSON: Final = {"Content-Type": "application/json"}
 TASKS: Final = "/api/ada/tasks"
 TASK: Final = f"{TASKS}/{MISSING}"
 LIVE: Final = "/health/live"
+LIST: Final = "/api/{user_id}/tasks"
+STRICT: Final = {"Prefer": "handling=strict"}
+
+Line = dict[str, Any]
+
+EVERY_ERROR: Final = [
+    errors.MalformedBodyError("The body is not JSON."),
+    errors.MalformedHeaderError("Idempotency-Key is too long."),
+    errors.PreflightRefusedError("CORS does not allow this: origin."),
+    errors.TokenInvalidError("audience"),
+    errors.MethodNotAllowedError(["GET"]),
+    errors.RequestTimeoutError(30),
+    errors.PreconditionFailedError(None),
+    errors.BodyTooLargeError(1),
+    errors.InvalidRequestError([]),
+    errors.HeadTooLargeError(1, 1),
+    *(
+        cls()
+        for cls in (
+            *(errors.MalformedRequestError, errors.TokenMissingError, errors.ForbiddenError, errors.RouteNotFoundError),
+            *(errors.TaskNotFoundError, errors.ConflictError, errors.UnsupportedMediaTypeError),
+            *(errors.MisdirectedRequestError, errors.InternalError, errors.FeatureNotImplementedError),
+            *(
+                errors.DatabaseUnavailableError,
+                errors.OverloadedError,
+                errors.TimedOutError,
+                errors.OutcomeUnknownError,
+            ),
+            *(errors.ShuttingDownError, errors.IssuerUnavailableError, errors.HTTPVersionError),
+        )
+    ),
+]
 
 
 class Log(logging.Handler):
@@ -54,20 +97,33 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
 
 class TestLine:
     @pytest.mark.parametrize(
-        ("method", "path", "route", "status"),
+        ("method", "path", "route", "status", "why"),
         [
-            ("HEAD", TASKS, "/api/{user_id}/tasks", 200),
-            ("PATCH", TASKS, "/api/{user_id}/tasks", 405),
-            ("PATCH", f"{TASK}/complete", "/api/{user_id}/tasks/{task_id}/complete", 404),
-            ("GET", "/docs", "/docs", 200),
-            ("GET", "/docs/assets/api.md", "/docs/assets/{name}", 200),
-            ("GET", "/openapi.json", "/openapi.json", 200),
-            ("GET", "/nope", None, 404),
-            ("OPTIONS", TASKS, None, 200),
+            ("HEAD", TASKS, LIST, 200, {}),
+            ("PATCH", TASKS, LIST, 405, {"problem": "method-not-allowed"}),
+            (
+                "PATCH",
+                f"{TASK}/complete",
+                "/api/{user_id}/tasks/{task_id}/complete",
+                404,
+                {"problem": "task-not-found"},
+            ),
+            ("GET", f"{TASKS}/1", f"{LIST}/{{task_id}}", 404, {"problem": "task-not-found", "reason": "not a UUID"}),
+            ("GET", "/openapi.json", "/openapi.json", 200, {}),
+            ("GET", "/docs", "/docs", 200, {}),
+            ("GET", "/docs/assets/favicon.png", "/docs/assets/{name}", 200, {}),
+            (
+                "GET",
+                f"/api/ada/taks/{MISSING}",
+                None,
+                404,
+                {"problem": "route-not-found", "path": "/api/{user_id}/taks/{id}"},
+            ),
+            ("OPTIONS", TASKS, LIST, 200, {}),
         ],
     )
     async def test_the_log_line_has_method_route_status_and_duration(
-        self, client: httpx.AsyncClient, log: Log, method: str, path: str, *, route: str | None, status: int
+        self, client: httpx.AsyncClient, log: Log, method: str, path: str, *, route: str | None, status: int, why: Line
     ) -> None:
         before = datetime.now().astimezone()
         headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "GET"}
@@ -84,6 +140,7 @@ class TestLine:
             "method": method,
             "route": route,
             "status": status,
+            **why,
         }
         assert len(log.lines) == 1
 
@@ -99,6 +156,7 @@ class TestLine:
 
         line = await log.request()
         assert (line["logger"], line["method"], line["status"]) == ("app.requests", method, 400)
+        assert members(line) == {"problem": "malformed-request"}
         assert f"x-request-id: {line['request_id']}\r\n".encode() in head
 
     async def test_a_defect_writes_a_separate_log_line_with_the_same_request_id(
@@ -110,7 +168,8 @@ class TestLine:
         monkeypatch.setattr("app.services.tasks.get_task", defect)
         await client.get(TASK, headers={"X-Request-ID": "mine"})
 
-        assert (await log.request())["status"] == 500
+        line = await log.request()
+        assert (line["status"], members(line)) == (500, {"problem": "internal-error"})
         first, second = map(json.loads, log.lines)
         assert (first["level"], first["request_id"], second["request_id"]) == ("ERROR", "mine", "mine")
         assert first["exc_info"].endswith("RuntimeError: first line\nsecond line")
@@ -128,8 +187,177 @@ class TestLine:
         writer.transport.abort() if is_abrupt else writer.close()
 
         lines = [await log.request() for _ in range(2)]
-        assert sorted((line["method"], line["status"]) for line in lines) == [("GET", 200), ("POST", 400)]
+        [(_, get), (_, post)] = sorted((line["method"], line) for line in lines)
+        assert (get["status"], post["status"], members(post)) == (200, 400, {"problem": "client-disconnected"})
         assert (alive.json(), (await client.get(tasks)).json()) == ([], [])
+
+
+def members(line: Line) -> Line:
+    """What a line says besides what every line does."""
+    always = {"level", "logger", "message", "time", "request_id", "method", "route", "status", "duration_ms"}
+    return {name: value for name, value in line.items() if name not in always}
+
+
+def preflight(origin: str, method: str = "GET") -> Line:
+    return {"method": "OPTIONS", "headers": {"Origin": origin, "Access-Control-Request-Method": method}}
+
+
+def body(**fields: object) -> Line:
+    return {"method": "POST", "json": fields}
+
+
+class TestBadMorning:
+    @pytest.mark.parametrize(
+        ("call", "why"),
+        [
+            (body(title="", completed=1), {"problem": "invalid-request", "fields": ["title", "completed"]}),
+            ({"method": "POST", "json": []}, {"problem": "invalid-request", "fields": ["body"]}),
+            (body(title="a", dueDate=1, _tags=2), {"ignored": ["dueDate", "_tags"]}),
+            ({"params": {"sort": "priority", "utm_source": 1}}, {"ignored": ["sort", "utm_source"]}),
+            (
+                {"params": {"sort": "priority", "limit": 0}},
+                {"problem": "invalid-request", "fields": ["limit"], "ignored": ["sort"]},
+            ),
+            ({"params": {"page": 2}}, {"problem": "invalid-request", "fields": ["page"]}),
+            ({"params": {"tag": 2}, "headers": STRICT}, {"problem": "invalid-request", "fields": ["tag"]}),
+            (
+                body(
+                    title="a", **{"ada@example.org": 1, MISSING: 2, "Ada Lovelace": 3, "a" * 41: 4, "\n": 5, "tag": 6}
+                ),
+                {"ignored": ["(other)", "tag"]},
+            ),
+            (
+                {"method": "POST", "headers": JSON | {"Idempotency-Key": ""}, "content": "{}"},
+                {"problem": "malformed-header"},
+            ),
+            (
+                preflight("https://app.example:8443"),
+                {"problem": "preflight-refused", "refused": ["origin"], "origin": "https://app.example:8443"},
+            ),
+            (
+                preflight("null", "patch"),
+                {"problem": "preflight-refused", "refused": ["origin", "method patch"], "origin": "null"},
+            ),
+            (
+                preflight("http://localhost:3000", "a-1.2"),
+                {"problem": "preflight-refused", "refused": ["method (other)"], "origin": "http://localhost:3000"},
+            ),
+            (
+                preflight("https://" + "a" * 8_000),
+                {"problem": "preflight-refused", "refused": ["origin"], "origin": "(malformed)"},
+            ),
+            ({"headers": {"Origin": "https://app.example"}}, {"origin": "https://app.example"}),
+            ({"headers": {"Origin": "https://a\tb"}}, {"origin": "(malformed)"}),
+            ({"headers": {"Origin": "https://a", "Host": "a"}}, {}),
+        ],
+        ids=short,
+    )
+    async def test_the_line_says_why_a_request_fails_or_does_not_do_what_its_client_expects(
+        self, secured_url: str, log: Log, call: Line, why: Line
+    ) -> None:
+        sent = {"method": "GET"} | call | {"headers": bearer("ada") | call.get("headers", {})}
+        async with httpx.AsyncClient(base_url=secured_url, timeout=30) as client:
+            await client.request(url=TASKS, **sent)
+
+        line = await log.request()
+        assert (line["route"], members(line)) == (LIST, why)
+
+    async def test_each_error_is_the_problem_of_its_line_also_that_of_a_foreign_handler(
+        self, settings: Settings, log: Log
+    ) -> None:
+        errors = [*EVERY_ERROR, HTTPException(418), RuntimeError()]
+        kinds = [getattr(error, "kind", None) for error in errors[:-2]] + ["about:blank", "internal-error"]
+
+        def extend(app: FastAPI) -> None:
+            @app.get("/raise/{number}")
+            @public
+            async def _(number: int) -> Response:
+                if number == len(errors):
+                    return Response(status_code=410)
+                raise errors[number]
+
+        async with serving(settings, extend) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            replies = [await client.get(f"/raise/{number}") for number in range(len(errors) + 1)]
+
+        lines = [await log.request() for _ in replies]
+        assert [(line["status"], line["problem"]) for line in lines] == [
+            *((reply.status_code, kind) for reply, kind in zip(replies, kinds, strict=False)),
+            (410, "about:blank"),
+        ]
+        assert {line["route"] for line in lines} == {"/raise/{number}"}
+        assert [line["reason"] for line in lines if "reason" in line] == ["audience"]
+
+    @pytest.mark.parametrize(
+        ("error", "problem"),
+        [
+            (RuntimeError(), "internal-error"),
+            (errors.TimedOutError(), "timed-out"),
+            (asyncio.CancelledError(), "shutting-down"),
+        ],
+        ids=short,
+    )
+    async def test_a_reply_that_is_cut_off_has_its_problem_beside_the_status_that_was_sent(
+        self, log: Log, error: BaseException, problem: str
+    ) -> None:
+        async def cut_off(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            raise error
+
+        app = RequestMiddleware(cut_off, FastAPI(), make_settings("postgresql://nobody@localhost/none", auth_jwt_secret=SECRET), cors={})
+        with pytest.raises(type(error)):
+            await app({"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock())
+
+        line = await log.request()
+        assert (line["status"], members(line)) == (200, {"problem": problem, "path": "/"})
+
+    def test_every_error_is_tried(self) -> None:
+        defined = {cls for cls in vars(errors).values() if hasattr(cls, "kind")}
+        assert {type(error) for error in EVERY_ERROR} == defined
+
+
+WORDS: Final = st.from_regex(r"[a-z]{1,20}", fullmatch=True)
+OPAQUE: Final = st.one_of(
+    st.uuids().map(str),
+    st.integers().map(str),
+    st.emails(),
+    st.text("0123456789abcdef", min_size=21),
+    st.text(string.ascii_letters + string.digits, min_size=21),
+    st.text(min_size=1).filter(lambda text: not text.isalpha() and "/" not in text and len(text) > 20),
+)
+
+
+class TestPath:
+    @pytest.mark.parametrize(
+        ("path", "shown"),
+        [
+            ("/tasks/3", "/tasks/{id}"),
+            ("/api/tasks", "/api/tasks"),
+            ("/api/auth/get-session", "/api/auth/get-session"),
+            ("/api/ada", "/api/{user_id}"),
+            ("/api/v1/ada/tasks", "/api/v1/{user_id}/tasks"),
+            ("/svc/Api//ada/Tasks/", "/svc/Api//{user_id}/Tasks/"),
+            ("/users/ada/todos", "/users/{user_id}/todos"),
+            ("/api/users/ada/todos", "/api/users/{user_id}/todos"),
+            ("/.env", "/.env"),
+            ("/wp-login.php", "/wp-login.php"),
+            ("/a" * 20, "/a" * 9 + "/{id}"),
+            ("*", "{id}"),
+        ],
+    )
+    def test_a_path_without_a_route_is_shown_without_ids(self, path: str, shown: str) -> None:
+        assert blank_path(path) == shown
+
+    def test_a_field_in_a_list_is_shown_with_its_place(self) -> None:
+        assert shown_names(["tags/0/name", "tags/0/name", "tags/ada@example.org"]) == ["tags/0/name", "(other)"]
+
+    @hypothesis_settings(max_examples=50)
+    @given(parts=st.lists(st.one_of(WORDS, OPAQUE), max_size=20), opaque=OPAQUE)
+    def test_nothing_opaque_is_shown(self, parts: list[str], opaque: str) -> None:
+        shown = blank_path("/".join(["", *parts, opaque, *parts]))
+
+        assert len(shown) < 1_000
+        assert opaque not in shown.split("/")
+        assert shown_names([opaque]) == ["(other)"]
 
 
 # A word that a user sends to the service in every place.

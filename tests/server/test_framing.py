@@ -1,6 +1,7 @@
 """Where a request begins and ends: an ambiguous one is refused, and its connection is closed."""
 
 import asyncio
+import logging
 from typing import Any
 from unittest.mock import Mock
 
@@ -272,7 +273,11 @@ class TestPipelining:
 
         assert (first.status_code, await connection.end()) == (401, [])
 
-    async def test_a_request_refused_in_its_body_does_not_also_get_the_reply_of_the_application(self) -> None:
+    async def test_a_request_refused_in_its_body_does_not_also_get_the_reply_of_the_application(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "app.requests")
+
         async def app(_scope: Scope, receive: Receive, send: Send) -> None:
             assert (await receive())["type"] == "http.disconnect"  # the body is refused
             await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -285,12 +290,18 @@ class TestPipelining:
         )
         connection = opened(outermost)  # the client reads slowly, so that closing takes a while
 
-        connection.data_received(post(CHUNKED) + b"ZZ\r\n")
+        connection.data_received(post(CHUNKED))
+        await asyncio.sleep(0)  # until the application waits for the body
+        connection.data_received(b"ZZ\r\n")
         await asyncio.gather(*connection.tasks)
 
         written = b"".join(call.args[0] for call in connection.transport.write.call_args_list)
         assert written.startswith(b"HTTP/1.1 400 ")
         assert written.count(b"HTTP/1.1 ") == 1
+        first, second = [vars(record) for record in caplog.records]
+        assert first["request_id"] == second["request_id"]
+        assert {first["problem"], second["problem"]} == {"malformed-request"}
+        assert first["path"] == second["path"]
         connection.connection_lost(None)
 
 

@@ -152,22 +152,26 @@ async def test_a_client_that_reads_late_gets_all_replies(base_url: str) -> None:
     assert [reply.status_code for reply in await connection.end()] == [200] * 6
 
 
-async def test_a_client_that_disconnects_without_reading_its_replies_causes_no_error(
-    base_url: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("problem", ["client-disconnected", "reply-timeout"])
+async def test_a_client_that_does_not_read_its_replies_causes_no_error_and_is_named_in_the_log(
+    base_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
-    def finished() -> int:
-        return sum(message.startswith("GET /docs/assets/{name} ") for message in caplog.messages)
+    def problems() -> list[str]:
+        return [record.problem for record in caplog.records if hasattr(record, "problem")]
 
     caplog.set_level(logging.INFO)
+    if problem == "reply-timeout":
+        monkeypatch.setattr("app.server.protocol.REPLY_TIMEOUT", 0)
     connection = Connection(base_url)
     await connection.send(head(b"GET", b"/docs/assets/swagger-ui-bundle.js") * 8)
     await converse(base_url, head(b"GET", LIVE, CLOSE))  # until then, the service fills the buffers
-    before = finished()
+    if problem == "client-disconnected":
+        connection.socket.close()
 
-    connection.socket.close()
-
-    await until(lambda: finished() > before)
+    await until(problems)
+    assert problems() == [problem]
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+    connection.socket.close()
 
 
 class TestTimers:
@@ -184,7 +188,7 @@ class TestTimers:
         call_later.assert_called_once_with(30, ANY)
         connection.pause_writing()
 
-        call_later.assert_called_with(60, connection.transport.abort)
+        call_later.assert_called_with(60, ANY)
         call_later().cancel.assert_not_called()
         assert connection.flow.write_paused
         connection.resume_writing()
@@ -203,8 +207,11 @@ class TestTimers:
         connection.resume_writing()
 
         transport.close.assert_called_once()
-        call_later.assert_called_once_with(60, transport.abort)
+        call_later.assert_called_once_with(60, ANY)
         call_later().cancel.assert_not_called()
+        [(_, abort), _] = call_later.call_args_list[0]
+        abort()
+        transport.abort.assert_called_once()
         connection.connection_lost(ConnectionResetError())
         call_later().cancel.assert_called()
 

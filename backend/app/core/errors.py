@@ -49,6 +49,10 @@ class FieldError(NamedTuple):
     pointer: str
     detail: str
 
+    @property
+    def name(self) -> str:
+        return unquote(self.pointer.partition("/")[2]) or "body"
+
 
 class AppError(Exception):
     """Base class. Clients recognize an error by its `kind`, which never changes. Users read its `detail`.
@@ -63,6 +67,7 @@ class AppError(Exception):
     detail: str
     headers_always: ClassVar[Mapping[str, str]] = MappingProxyType({})
     errors: tuple[FieldError, ...] = ()
+    reason: str | None = None  # only for the log
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls) and not hasattr(cls, "title"):
@@ -328,5 +333,4 @@ class StartupError(Exception):
 
 
 def _sentence(error: FieldError) -> str:
-    name = unquote(error.pointer.partition("/")[2]) or "body"
-    return f"{name}: {error.detail}"
+    return f"{error.name}: {error.detail}"

@@ -1,6 +1,5 @@
 """Authorization. It runs for every path under `/api` before a route is chosen, so no route can forget it."""
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,7 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.core import errors
 from app.core.database import USER
 from app.core.security.loopback import is_loopback
-from app.http.problems import request_id_of
 
 _USER: Final = "{user_id}"
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
@@ -31,7 +29,6 @@ _FORWARDED: Final = re.compile(
 )
 POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
 
-_logger = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=Callable[..., Any])
 
 
@@ -150,12 +147,11 @@ class AuthorizationMiddleware:
         if scope["type"] != "lifespan" and is_api(path := get_route_path(scope)):
             try:
                 await self._authorize(scope, path)
-            except (errors.AppError, HTTPException) as error:
+            except (errors.AppError, HTTPException):
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": POLICY_VIOLATION})
                     return
                 scope["route"] = self._matching_route(scope)  # for the log
-                _log_refusal(scope, error)
                 raise
         await self._app(scope, receive, send)
 
@@ -186,12 +182,6 @@ class AuthorizationMiddleware:
                     return context
                 partial = partial or match is Match.PARTIAL
         raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED if partial else HTTPStatus.NOT_FOUND)
-
-
-def _log_refusal(scope: Scope, error: Exception) -> None:
-    if isinstance(error, errors.TokenInvalidError):
-        extra = {"request_id": request_id_of(Headers(scope=scope))}
-        _logger.info("token refused: %s", error.reason, extra=extra)
 
 
 def _bearer_token(scope: Scope) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, NamedTuple
+from urllib.parse import unquote
 
 import orjson
 from fastapi import FastAPI, params
@@ -35,6 +36,7 @@ from app.core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMe
 from app.http.conditions import apply_if_none_match
 from app.http.preferences import UNKNOWN_NAMES, KnownNames, UnknownNames, handling_headers, known_names
 from app.http.problems import EXTRA_HEADERS
+from app.http.remarks import remark, shown_names
 from app.models.task import KeptTask
 
 BODY_LIMIT: Final = 65_536  # bytes
@@ -291,6 +293,8 @@ async def _respond(
     headers = handling_headers(prefer, names, unknown) if prefer or fields or parameters else None
     if headers:
         request.scope[EXTRA_HEADERS] = headers
+        ignored = headers.get("Ignored-Fields")
+        remark(request.scope, ignored=ignored and shown_names(map(unquote, ignored.split(", "))))
     response = await call(request, body)
     if request.scope["method"] == "GET":
         response = apply_if_none_match(response, tags_of(request, b"if-none-match"))

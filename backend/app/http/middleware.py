@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any, Final, NoReturn
 
 from fastapi import FastAPI
-from starlette._utils import is_async_callable
+from starlette._utils import get_route_path, is_async_callable
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -27,7 +27,8 @@ from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_amb
 from app.http.client import client_of
 from app.http.fast_lane import effective_route
 from app.http.paths import RoutePaths, with_root_path
-from app.http.problems import answer_defect, problem, request_id_of
+from app.http.problems import ABOUT_BLANK, answer_defect, kind_of, problem, request_id_of
+from app.http.remarks import ABORTED, REMARKS, blank_path, remark, shown_names, shown_origin
 from app.http.telemetry import COLLECTED, hide_user_text, note_route
 from app.schemas.problem import REQUEST_ID_PATTERN
 
@@ -41,6 +42,7 @@ _SAFE_HEADERS: Final = (
 )
 REFUSAL: Final = "app.refusal"  # the key in the scope for the error with which the server refuses the request
 _UNANSWERED: Final = (NotStartedError, GeneratorExit, KeyboardInterrupt, SystemExit)
+_ERROR: Final = HTTPStatus.BAD_REQUEST.value  # the first status of errors; looked up once
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _REQUEST: Final = "%(method)s %(route)s %(status)s in %(duration_ms).1f ms"
 
@@ -65,21 +67,6 @@ def complete_headers(message: Message, request_id: str) -> None:
     message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *absent]
 
 
-class ProblemCORSMiddleware(CORSMiddleware):
-    """Starlette's CORSMiddleware, but a refused preflight is answered with a problem instead of plain text."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        response = super().preflight_response(request_headers)
-        if response.status_code < HTTPStatus.BAD_REQUEST:
-            return response
-        refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
-        refusal = problem(request_headers, PreflightRefusedError(f"CORS does not allow this: {refused}."))
-        dropped = "content-", "access-control-allow-private-network"
-        kept = {name: value for name, value in response.headers.items() if not name.startswith(dropped)}
-        refusal.headers.update(kept)
-        return refusal
-
-
 class RequestMiddleware:
     """The outermost layer, in the place of Starlette's ServerErrorMiddleware.
 
@@ -94,7 +81,7 @@ class RequestMiddleware:
         self._app = app
         self._paths = RoutePaths(api.routes)
         self._handlers: Mapping[Any, Any] = api.exception_handlers
-        self._cors = ProblemCORSMiddleware(app, **cors)
+        self._cors = CORSMiddleware(app, **cors)
         self._loopback_only = not settings.authenticates
         self._log_health = settings.log_health == "on"
         self._log_client = settings.log_client
@@ -103,18 +90,9 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._root_path:
             scope = with_root_path(scope, self._root_path)
-        if scope["type"] == "http":
-            await self._serve(scope, receive, send)
+        if scope["type"] != "http":
+            await self._pass_on(scope, receive, send)
             return
-        if scope["type"] == "websocket" and self._loopback_only:
-            try:
-                refuse_misdirected(scope)
-            except MisdirectedRequestError:
-                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
-                return
-        await self._app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         inner, request_id = _with_request_id(scope)
         if COLLECTED in scope:
@@ -136,21 +114,41 @@ class RequestMiddleware:
             await app(inner, receive, deliver)
         except BaseException as error:
             if status is not None or isinstance(error, _UNANSWERED):
+                remark(inner, problem=kind_of(error))
                 raise
             await self._answer(error)(inner, receive, deliver)
         finally:
-            log_request(
-                {
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "route": getattr(effective_route(inner), "path", None),
-                    "status": status,
-                    "duration_ms": round((perf_counter() - started) * 1000, 3),
-                    **(client_of(inner, self._log_client) if self._log_client != "none" else {}),
-                    **(span_ids() if COLLECTED in scope else {}),
-                },
-                probes=self._log_health,
-            )
+            self._log(scope, inner, request_id, status, perf_counter() - started)
+
+    def _log(self, scope: Scope, inner: Scope, request_id: str, status: int | None, seconds: float) -> None:
+        """Log the request, which the inner layers know as `inner`."""
+        if ABORTED in scope:
+            remark(inner, problem=scope[ABORTED])
+        elif status is not None and status >= _ERROR:  # without a problem: of a foreign handler
+            inner[REMARKS].setdefault("problem", ABOUT_BLANK)
+        log_request(
+            {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": getattr(effective_route(inner), "path", None) or self._missed_route(inner),
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+                **(client_of(inner, self._log_client) if self._log_client != "none" else {}),
+                **(span_ids() if COLLECTED in scope else {}),
+                **inner[REMARKS],
+            },
+            probes=self._log_health,
+        )
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is no request of HTTP, but close a WebSocket that is misdirected."""
+        if scope["type"] == "websocket" and self._loopback_only:
+            try:
+                refuse_misdirected(scope)
+            except MisdirectedRequestError:
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+                return
+        await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         """Correct the path. Raises an AppError for a request that no inner layer may see."""
@@ -163,14 +161,40 @@ class RequestMiddleware:
         if b"%" in (scope.get("raw_path") or b""):
             refuse_ambiguous_path(scope)
 
+    def _missed_route(self, scope: Scope) -> str | None:
+        """Returns the route of a request that did not reach it, such as a preflight. Else has the log say the path."""
+        path = scope["path"]
+        route = self._paths.of(get_route_path(scope)) or None  # a mount at the root has an empty path
+        if not route and path.startswith("/"):  # the server refuses a request as `*`
+            remark(scope, path=blank_path(path))
+        return route
+
     def _apply_cors(self, scope: Scope, send: Send) -> tuple[ASGIApp, Send]:
         """Returns the application and the `send` to use. CORS applies only when `Origin` is present."""
         if b"origin" not in dict(scope["headers"]):
             return self._app, send
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            return self._cors.preflight_response(headers), send
+            return self._preflight_response(scope, headers), send
+        origin = headers["origin"]
+        if not self._cors.is_allowed_origin(origin) and origin.partition("://")[2] != headers.get("host"):
+            remark(scope, origin=shown_origin(origin))  # the browser does not give its page the reply
         return self._app, partial(self._cors.send, send=send, request_headers=headers)
+
+    def _preflight_response(self, scope: Scope, headers: Headers) -> Response:
+        """Returns the response of Starlette's CORSMiddleware, but a refusal as a problem instead of plain text."""
+        response = self._cors.preflight_response(headers)
+        if response.status_code < HTTPStatus.BAD_REQUEST:
+            return response
+        refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+        refusal = problem(scope, PreflightRefusedError(f"CORS does not allow this: {refused}."))
+        [method] = shown_names([headers["access-control-request-method"]])
+        named = refused.replace("method", f"method {method}").split(", ")
+        remark(scope, origin=shown_origin(headers["origin"]), refused=named)
+        dropped = "content-", "access-control-allow-private-network"
+        kept = {name: value for name, value in response.headers.items() if not name.startswith(dropped)}
+        refusal.headers.update(kept)
+        return refusal
 
     def _answer(self, error: BaseException) -> ASGIApp:
         """Returns an application that answers an exception with its handler, or with the handler of defects."""
@@ -184,7 +208,7 @@ class RequestMiddleware:
             try:
                 await error_middleware(fail, self._handlers)(scope, receive, send)
             except asyncio.CancelledError:  # at shutdown the server cancels unfinished requests
-                await problem(Headers(scope=scope), ShuttingDownError())(scope, receive, send)
+                await problem(scope, ShuttingDownError())(scope, receive, send)
             except Exception as defect:  # noqa: BLE001  # no handler is registered for it
                 response = await self._answer_defect(Request(scope, receive), defect)
                 await response(scope, receive, send)
@@ -216,13 +240,14 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     others = [header for header in headers if header[0] != b"x-request-id"] if sent else headers
     request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else new_request_id()
     headers = [*others, (b"x-request-id", request_id.encode())]
+    scope["headers"] = headers  # in place: a server that refuses the rest of the request does so with the same id
     # Routes see a GET. The server omits the body of the reply.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "method": method, "headers": headers}, request_id
+    return {**scope, "method": method, "headers": headers, REMARKS: {}}, request_id
 
 
 def log_request(request: dict[str, Any], *, probes: bool = True) -> None:
-    """Log a request, given `request_id`, `method`, `route`, `status`, `duration_ms` and any further members.
+    """Log a request, given `request_id`, `method`, `route`, `status`, `duration_ms` and what http/remarks.py adds.
 
     `probes` is whether successful health checks are logged.
     """

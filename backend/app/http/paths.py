@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote
 
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -29,10 +30,16 @@ class RoutePaths:
     """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        contexts = [context for context in iter_route_contexts(routes) if hasattr(context, "path_regex")]
+        self._contexts: list[Any] = [each for each in iter_route_contexts(routes) if hasattr(each, "path_regex")]
         # Mounts come last: one at the root takes every path.
-        self._groups = [[each.path_regex for each in contexts if _is_greedy(each) is last] for last in (False, True)]
+        self._groups = [
+            [each.path_regex for each in self._contexts if _is_greedy(each) is last] for last in (False, True)
+        ]
         self.any_end_in_slash = any(re.search(r"[^^]/\$$", pattern.pattern) for pattern in self._groups[0])
+
+    def of(self, path: str) -> str | None:
+        """Returns the path of the first route that may be meant, whatever the method."""
+        return next((each.path for each in self._contexts if each.path_regex.match(path)), None)
 
     def correct(self, scope: Scope) -> None:
         """Set `path` and `raw_path` to the first spelling that a route has. If none has one, they stay as sent."""

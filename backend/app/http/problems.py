@@ -1,6 +1,6 @@
 """Renders every error as RFC 9457 `application/problem+json`. No other module does."""
 
-import logging
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -16,14 +16,15 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from app.core import errors
+from app.http.remarks import remark, shown_names
 from app.schemas.problem import ERRORS_MAX
-
-_logger = logging.getLogger("app.requests")
 
 MEDIA_TYPE: Final = "application/problem+json"
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+ABOUT_BLANK: Final = "about:blank"  # the type of a problem that is only a status (RFC 9457 section 4.2.1)
 EXTRA_HEADERS: Final = "app.problem_headers"  # key in the scope: headers that are also added to a problem
 # Replaces messages of pydantic that quote the input or mention Python.
 _WORDS: Final = {
@@ -45,11 +46,11 @@ _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the 
 
 
 class PlainHTTPError(errors.AppError):
-    """An HTTPException, with type `about:blank` (RFC 9457 section 4.2.1). `data` is a detail that is not text."""
+    """An HTTPException, with type `about:blank`. `data` is a detail that is not text."""
 
     def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Error"
-        self.status, self.kind, self.title = status, "about:blank", phrase
+        self.status, self.kind, self.title = status, ABOUT_BLANK, phrase
         self.data = None if isinstance(detail, str) else _as_json(detail)
         text = detail.encode(errors="replace").decode() if isinstance(detail, str) else ""
         framing = {"content-type", "content-length"}
@@ -67,11 +68,26 @@ def request_id_of(headers: Headers) -> str:
     return headers["x-request-id"]
 
 
-def problem(headers: Headers, error: errors.AppError, extra: Mapping[str, str] | None = None) -> Response:
-    """Returns the response for `error`. `headers` are those of the request, `extra` are added to the response."""
-    content = problem_details(error, request_id_of(headers))
+def problem(scope: Scope, error: errors.AppError, extra: Mapping[str, str] | None = None) -> Response:
+    """Returns the response for `error`, and has the log say it. `extra` are headers to add to the response."""
+    fields = shown_names(item.name for item in error.errors)
+    remark(scope, problem=error.kind, fields=fields, reason=error.reason or _cause(error))
+    content = problem_details(error, request_id_of(Headers(scope=scope)))
     said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
     return JSONResponse(content, error.status, said, MEDIA_TYPE)
+
+
+def _cause(error: errors.AppError) -> str | None:
+    """Returns the class and SQLSTATE of the driver's error: `timed-out` may mean a slow statement or a lock."""
+    cause = error.__cause__
+    return f"{type(cause).__name__} {getattr(cause, 'sqlstate', None) or ''}".rstrip() if cause else None
+
+
+def kind_of(error: BaseException) -> str:
+    """Returns the kind of the problem that an exception is answered with."""
+    if isinstance(error, asyncio.CancelledError):  # at shutdown the server cancels unfinished requests
+        return errors.ShuttingDownError.kind
+    return error.kind if isinstance(error, errors.AppError) else errors.InternalError.kind
 
 
 def problem_details(error: errors.AppError, request_id: str) -> dict[str, Any]:
@@ -127,15 +143,13 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 async def answer_app_error(request: Request, error: errors.AppError) -> Response:
-    """Returns the problem. Logs the kind of a 503, because the request log has only the status."""
-    if isinstance(error, errors.UnavailableError):
-        _logger.info("unavailable: %s", error.kind, extra={"request_id": request_id_of(request.headers)})
-    return problem(request.headers, error, request.scope.get(EXTRA_HEADERS))
+    """Returns the problem."""
+    return problem(request.scope, error, request.scope.get(EXTRA_HEADERS))
 
 
 async def answer_defect(request: Request, _: Exception) -> Response:
     """Returns the problem for an unexpected exception. RequestMiddleware logs the exception."""
-    return problem(request.headers, errors.InternalError())
+    return problem(request.scope, errors.InternalError())
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
@@ -157,7 +171,9 @@ async def _answer_validation_error(request: Request, error: RequestValidationErr
         reason = found[0].get("ctx", {}).get("error", "")
         return await answer_app_error(request, errors.MalformedBodyError(f"The body is not JSON: {reason}."))
     if any(each.get("type") == errors.TaskNotFoundError.kind for each in found):
-        return await answer_app_error(request, errors.TaskNotFoundError())
+        missing = errors.TaskNotFoundError()
+        missing.reason = "not a UUID"
+        return await answer_app_error(request, missing)
     return await answer_app_error(request, errors.InvalidRequestError(map(field_error, found[:ERRORS_MAX])))
 
 

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.core import errors
 from app.http.middleware import REFUSAL
+from app.http.remarks import ABORTED
 
 HEAD_MAX: Final = 32_768  # bytes of request line and headers
 HEADERS_MAX: Final = 100
@@ -51,6 +52,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._cancel_abort()
         if self._running:  # uvicorn does this to the last request only, and the reply to an earlier one would fail
             self._running.disconnected = True
+            self._note_abort("client-disconnected")
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn narrows it
@@ -222,7 +224,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _abort_later(self) -> None:
         if self._abort_timer is None:
-            self._abort_timer = self.loop.call_later(REPLY_TIMEOUT, self.transport.abort)
+            self._abort_timer = self.loop.call_later(REPLY_TIMEOUT, self._abort)
+
+    def _abort(self) -> None:
+        self._note_abort("reply-timeout")
+        self.transport.abort()
+
+    def _note_abort(self, reason: str) -> None:
+        """Have the log say why the reply of the request in progress is incomplete or lost."""
+        if self._running and not self._running.response_complete:
+            self._running.scope.setdefault(ABORTED, reason)  # type: ignore[typeddict-item]
 
     def _cancel_abort(self) -> None:
         if self._abort_timer:
@@ -267,6 +278,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.pipeline.popleft()  # the refused request
             return
         if self._in_body:
+            self._note_abort(error.kind)
             self.cycle.disconnected = True  # drops the reply of the application
             self.cycle.message_event.set()
         if self._in_body and self.cycle.response_started:
@@ -275,12 +287,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._answer(error)
 
     def _answer(self, error: errors.AppError) -> None:
-        """Have RequestMiddleware answer the refused request. The path is `*`, because the sent one may be invalid."""
+        """Have RequestMiddleware answer the refused request. Its path is `*` unless a valid one is known."""
         if not (self._in_head or self._in_body):  # no request has begun
             super().on_message_begin()
         method = self.scope.get("method") or self._method()
+        self.url = self.url if self._in_body else b"*"
         self.scope = {**self.scope, REFUSAL: error}  # type: ignore[typeddict-unknown-key]
-        self.cycle, self.url = None, b"*"  # type: ignore[assignment]
+        self.cycle = None  # type: ignore[assignment]
         super().on_headers_complete()
         self.scope["method"] = method
         self.cycle.keep_alive = False

@@ -12,6 +12,7 @@ from typing import Final
 import asyncpg
 
 from app.core.errors import (
+    AppError,
     ConflictError,
     DatabaseUnavailableError,
     FieldError,
@@ -88,18 +89,21 @@ def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception
     return StatementError(error)
 
 
-def refused_value(error: Exception) -> Exception | None:
+def refused_value(error: Exception) -> AppError | None:
     """Returns ConflictError or InvalidRequestError if the database refuses a value of the client, else None.
 
-    PostgreSQL names the column only for NOT NULL.
+    PostgreSQL names the column only for NOT NULL. The log gets the class, the SQLSTATE and the name of the constraint.
     """
     state = sqlstate(error)
+    refusal: AppError | None = None
     if state in _CONFLICTING:
-        return ConflictError()
-    if state.startswith(_INVALID):
+        refusal = ConflictError()
+    elif state.startswith(_INVALID):
         column = getattr(error, "column_name", None)
-        return InvalidRequestError([FieldError(f"#/{column}", "is required")] if column else [])
-    return None
+        refusal = InvalidRequestError([FieldError(f"#/{column}", "is required")] if column else [])
+    if refusal:
+        refusal.reason = " ".join(filter(None, (type(error).__name__, state, getattr(error, "constraint_name", None))))
+    return refusal
 
 
 def is_transient(error: Exception) -> bool:

@@ -1,7 +1,6 @@
 """A Session's transaction: committed at the end of its block, with errors that quote no values."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -12,14 +11,12 @@ from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.database.faults import refused_value, sqlstate, translate_error
+from app.core.database.faults import refused_value, translate_error
 from app.core.errors import OutcomeUnknownError, StatementError, UnavailableError
 
 _CLOSE_ATTEMPTS: Final = 400  # times _CLOSE_PAUSE: the longest time to get a connection
 _CLOSE_PAUSE: Final = 0.05  # seconds between attempts to close a session
 _ERRORS_WITH_VALUES: Final = (SQLAlchemyStatementError, PendingRollbackError)  # their texts quote SQL and values
-
-_logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -66,9 +63,7 @@ def _without_values(error: BaseException) -> Exception:
     """Returns an error to raise in place of one whose text quotes SQL and values."""
     if isinstance(error, DBAPIError):
         cause = error.driver_exception
-        if refusal := refused_value(cause):
-            _logger.info("value refused by the database: %s %s", type(cause).__name__, sqlstate(cause))
-        return refusal or translate_error(cause, reads=True, closed=False)
+        return refused_value(cause) or translate_error(cause, reads=True, closed=False)
     return _named(error)
 
 

@@ -1,0 +1,47 @@
+"""What the log line of a request says besides method, route, status and time: names, never values.
+
+Clients choose the names of unknown fields, paths and origins. A line shows only those that look like words of a
+developer.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from starlette.types import Scope
+
+REMARKS: Final = "app.remarks"  # key in the scope for the members that the line gets
+ABORTED: Final = "app.aborted"  # key in the scope for the reason why a reply was lost or is incomplete
+_NAMES_MAX: Final = 20
+_SEGMENTS_MAX: Final = 10
+# Letters with at most one digit at the end. Ids, tokens and hashes have other digits or more letters in a row.
+_WORD: Final = "[._]{0,2}[A-Za-z]{1,20}(?:[._-][A-Za-z]{1,20}){0,3}[0-9]?"
+_SEGMENT: Final = re.compile(_WORD)
+_NAME: Final = re.compile(f"{_WORD}(?:/(?:{_WORD}|[0-9]{{1,3}})){{0,4}}")  # also of a field in a list or object
+# What follows /api or /users is a user, unless it is a word that frontends put there by mistake.
+_USER: Final = re.compile(
+    r"(/(?:api(?:/+v[0-9])?|users?)/+)(?!(?:auth|me|tasks?|todos?|users?)(?:/|\Z))[^/]+", re.IGNORECASE
+)
+_ORIGIN: Final = re.compile(r"null|[a-z][a-z0-9+.-]{0,19}://[A-Za-z0-9._:\[\]-]{1,253}")
+
+
+def remark(scope: Scope, **members: Any) -> None:
+    """Add members to the line of the request. An empty value adds none."""
+    scope[REMARKS].update((name, value) for name, value in members.items() if value)
+
+
+def shown_names(names: Iterable[str]) -> list[str]:
+    """Returns the first names, each once. `(other)` stands for a name that could be a value, such as an address."""
+    return [*dict.fromkeys(name if _NAME.fullmatch(name) else "(other)" for name in names)][:_NAMES_MAX]
+
+
+def shown_origin(origin: str) -> str:
+    """Returns a value of `Origin`, which CORS_ORIGINS decides about, if it has the form of an origin."""
+    return origin if _ORIGIN.fullmatch(origin) else "(malformed)"
+
+
+def blank_path(path: str) -> str:
+    """Returns the path without users and ids. A user has a known place; an id is whatever does not look like a word."""
+    segments = _USER.sub(r"\1{user_id}", path).split("/", _SEGMENTS_MAX)
+    shown = (part if part in {"", "{user_id}"} or _SEGMENT.fullmatch(part) else "{id}" for part in segments)
+    return "/".join(shown)
