@@ -49,7 +49,7 @@ def instructions(name: str) -> list[str]:
     return re.findall(rf"^{name} +(.*)$", DOCKERFILE, re.MULTILINE)
 
 
-GRANT, SHOW, REVOKE, _ = blocks("sql")
+GRANT, SHOW, REVOKE = blocks("sql")
 MIGRATE, START, PROBE, DOCKER = blocks("sh")
 (PRODUCTION,) = blocks("ini")
 (POD,) = (

@@ -67,7 +67,7 @@ REPLIES: Final = [
 ]
 
 
-def _table(document: str, first_column: str) -> list[list[str]]:
+def read_table(document: str, first_column: str) -> list[list[str]]:
     """Returns the cells of the table whose first heading is `first_column`, without quotation as code."""
     rows = document.partition(f"\n| {first_column} |")[2].partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip().strip("`") for cell in row.strip("|").split(" |")] for row in rows]
@@ -166,7 +166,7 @@ class TestSettings:
             for name, field in Settings.model_fields.items()
         ]
 
-        assert _table(README, "Name") == expected
+        assert read_table(README, "Name") == expected
 
     def test_env_example_changes_no_setting_and_lists_each_with_its_meaning_and_default(
         self, monkeypatch: pytest.MonkeyPatch
@@ -222,17 +222,17 @@ class TestTables:
             page = await client.get(path.replace("{name}", "swagger-ui.css"))
             expected[f"GET {path}"] = str(page.status_code)
 
-        assert {call: status for call, _, status in _table(README, "Call")} == expected
+        assert {call: status for call, _, status in read_table(README, "Call")} == expected
 
     def test_the_parameters_of_lists_are_as_listed(self) -> None:
         expected = [(name, _text(field.default)) for name, field in TaskQuery.model_fields.items()]
 
-        assert [(name, default) for name, default, _ in _table(API, "Parameter")] == expected
+        assert [(name, default) for name, default, _ in read_table(API, "Parameter")] == expected
 
     def test_the_types_of_errors_are_as_listed(self) -> None:
         expected = {(f"urn:problem-type:{error.kind}", str(error.status)) for error in _errors(AppError)}
 
-        assert {(kind, status) for kind, status, _ in _table(API, "Type")} == expected
+        assert {(kind, status) for kind, status, _ in read_table(API, "Type")} == expected
 
 
 def _errors(base: type[AppError]) -> Iterator[type[AppError]]:

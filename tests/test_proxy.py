@@ -1,6 +1,6 @@
 """nginx with docs/nginx.conf in front of the service: forwarded requests, refused requests, and its logs.
 
-TestNames also runs HAProxy with docs/haproxy.cfg. tests/test_rolling_restart.py has the other tests of that file.
+TestNames and TestLogs also run HAProxy with docs/haproxy.cfg. tests/test_rolling_restart.py has more tests of it.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import re
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +19,8 @@ import pytest
 from app.core.security.tokens import TOKEN_MAX
 from tests.deployments import WITHOUT_CHECKS, haproxy
 from tests.nginx import BELOW_A_PATH, NAME, OK, Proxy, Upstream, nginx
-from tests.servers import free_port
-from tests.support import SECRET, bearer, make_settings, serving
+from tests.servers import free_port, program
+from tests.support import SECRET, bearer, exchange, make_settings, serving, until
 
 ORIGIN: Final = "https://app.example.com"
 LIMIT: Final = 65_536
@@ -503,3 +504,33 @@ class TestLogs:
         assert reply.headers["Location"] == f"https://{NAME}/api/auth0%7Cada/tasks?search=zq9"
         assert (await proxy.logged(request_id=f"plain-{user}"))["path"] == "/api/-/tasks"
         assert "zq9" not in proxy.logs()
+
+    async def test_haproxy_accepts_its_file_and_logs_each_request_without_its_path_and_token(
+        self, tmp_path: Path, service: str
+    ) -> None:
+        down = f"http://127.0.0.1:{free_port()}"
+        sent = {**bearer("zq9"), "Referer": "https://zq9.example"}
+        for name, url, status in (("up", service, 200), ("down", down, 503)):
+            directory = tmp_path / name
+            directory.mkdir()
+            with haproxy(directory, [url, url]) as address:
+                async with httpx.AsyncClient(base_url=address, headers=sent, timeout=30) as client:
+                    reply = await client.get("/api/zq9/tasks?search=zq9")
+                    await client.get("/api/zq9/tasks", headers={"Host": "zq9.example"})
+                await exchange(httpx.URL(address), b'GET"zq9 zq9\r\n\r\n')
+                log = directory / "server.log"
+                await until(partial(_has_lines, log, 3))
+            check = [program("haproxy"), "-c", "-q", "-f", str(directory / "haproxy.cfg")]
+            checked = await asyncio.to_thread(subprocess.run, check, capture_output=True, text=True, check=True)
+
+            first, refused, malformed = [
+                json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")
+            ]
+            assert (first["request_id"], first["status"]) == (reply.headers["X-Request-ID"], status)
+            assert (first["method"], refused["status"], malformed["status"]) == ("GET", 421, 400)
+            assert "zq9" not in log.read_text()
+            assert checked.stderr == ""
+
+
+def _has_lines(log: Path, count: int) -> bool:
+    return log.read_text().count('"}\n') == count

@@ -303,7 +303,9 @@ class TestBadMorning:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             raise error
 
-        app = RequestMiddleware(cut_off, FastAPI(), make_settings("postgresql://nobody@localhost/none", auth_jwt_secret=SECRET), cors={})
+        app = RequestMiddleware(
+            cut_off, FastAPI(), make_settings("postgresql://nobody@localhost/none", auth_jwt_secret=SECRET), cors={}
+        )
         with pytest.raises(type(error)):
             await app({"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock())
 

@@ -14,7 +14,7 @@ from tests.support import SECRET, serving
 # By default HAProxy has a pool per thread and server, and uses it for later requests of a client only.
 ONE_POOL = {
     **WITHOUT_CHECKS,
-    "global\n": "global\n    nbthread 1\n",
+    "\nglobal\n": "\nglobal\n    nbthread 1\n",
     "balance roundrobin": "balance first\n    http-reuse always",
 }
 

@@ -304,7 +304,7 @@ class TestVersionTable:
         migrate(empty)
         with pytest.raises(CommandError, match="names no revision"):
             upgrade_earlier()
-        documented = (ROOT / "docs/deploy-neon.md").read_text()
+        documented = (ROOT / "docs/operate.md").read_text()
         for statement in re.findall(r"^(?:CREATE TABLE|INSERT INTO) alembic_version.*;$", documented, re.MULTILINE):
             execute(empty, statement)
 
