@@ -130,15 +130,21 @@ class TestDeployed:
     ) -> None:
         elsewhere = {"Host": "tasks.example.com"}
         with new_database(dsn, "given") as given:
-            settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET}
-            with Service(tmp_path, settings) as service, httpx.Client(base_url=service.url, timeout=30) as client:
-                service.ready()
+            settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET, "KEEP_ALIVE_TIMEOUT": "1"}
+            with (
+                Service(tmp_path, settings) as service,
+                httpx.Client(base_url=service.url, timeout=30) as client,
+                socket.create_connection(("127.0.0.1", service.ready().port)) as idle,
+            ):
+                idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert idle.recv(65_536).startswith(b"HTTP/1.1 200 ")
                 assert client.get(TASKS, headers=elsewhere).status_code == 401
                 assert client.get(TASKS, headers=bearer("grace")).status_code == 403
                 assert httpx.get(f"http://[::1]:{service.port}/health/ready").is_success
                 created = client.post(TASKS, json={"title": "Buy oat milk"}, headers={**elsewhere, **bearer("ada")})
                 assert (created.status_code, created.headers.get("Server")) == (201, None)
-                assert service.end() == 0
+                assert idle.recv(1) == b""
+                assert service.end(signal.SIGHUP) == 0
 
             assert execute(given, "SELECT title FROM tasks") == [("Buy oat milk",)]
         assert not (tmp_path / ".data").exists()

@@ -25,7 +25,7 @@ from app.core.errors import StartupError
 from app.core.logging import log_config
 from app.server.command import log_summary, read_arguments
 from app.server.embedded import embedded_postgres
-from app.server.listening import bind, page
+from app.server.listening import bind, page, raise_file_limit
 from app.server.processes import CLOSING_TIME, serve
 from app.server.protocol import SERVER_OPTIONS
 
@@ -43,6 +43,7 @@ def main() -> None:
     try:
         settings = load_settings()
         end_in_time(settings.shutdown_timeout)
+        raise_file_limit()
         sockets = bind(settings.host, settings.port)
         log_summary(settings)
         for warning in settings.warnings:
@@ -80,6 +81,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         workers=settings.web_concurrency,
         log_config=log_config(),
         timeout_worker_healthcheck=_STARTING_TIME,
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout - CLOSING_TIME,
         **SERVER_OPTIONS,
     )

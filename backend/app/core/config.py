@@ -194,6 +194,12 @@ class Settings(BaseSettings):
         le=600,
         description="Maximum number of seconds from SIGTERM to exit. Requests in flight may use all but the last two.",
     )
+    keep_alive_timeout: int = Field(
+        default=75,
+        ge=1,
+        le=3_600,
+        description="Seconds until an idle connection is closed. Let a proxy close its idle connections before.",
+    )
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(split_origins)
     ] = Field(
