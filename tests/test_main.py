@@ -62,7 +62,7 @@ class TestLife:
             f"creating an embedded PostgreSQL in {tmp_path}/.data/postgres",
             f"The database went from no revision to revision {REVISION}.",
             f"Ready. Open {service.url}/docs (Ctrl+C ends)",
-            "Stopped.",
+            "Stopped by SIGTERM.",
         ]
         assert all(service.messages)
         assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in service.lines)
@@ -90,7 +90,7 @@ class TestLife:
         assert announced([line[17:] for line in lines])[3:] == [
             "Authentication: off",
             f"Ready. Open {service.url}/docs (Ctrl+C ends)",
-            "Stopped.",
+            "Stopped by SIGINT.",
         ]
         assert all(re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) ", line) for line in lines)
         assert any(re.search(r"POST /api/\{user_id\}/tasks 201 in \d+\.\d ms$", line) for line in lines)
@@ -153,7 +153,7 @@ class TestDeployed:
             "Authentication: by secret",
             f"The database went from no revision to revision {REVISION}.",
             f"Ready. Open {service.url}/docs (Ctrl+C ends)",
-            "Stopped.",
+            "Stopped by SIGHUP.",
         ]
         assert SECRET not in service.stdout + service.stderr
 
@@ -173,6 +173,7 @@ class TestWorkers:
 
             assert service.end(signal.SIGHUP) == 0
             assert not service.postgres_runs
+        assert service.messages[-1] == "Stopped by SIGHUP."
 
     def test_a_killed_worker_is_replaced(self, directory: Path) -> None:
         with Service(directory, {"WEB_CONCURRENCY": "2", "HOST": "localhost"}, module="tests.verbose") as service:

@@ -8,7 +8,7 @@ for _number, _name in enumerate(("stdin", "stdout", "stderr")):
         setattr(sys, _name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if _number else "r"))
         os.set_inheritable(_number, True)  # noqa: FBT003  # it takes no keyword
 
-from app.core.stopping import Stopped, check, end_in_time, ignore_signals, note_signals
+from app.core.stopping import Stopped, cause, check, end_in_time, ignore_signals, note_signals
 
 note_signals()  # before the other imports, which Ctrl+C would end with a traceback
 
@@ -56,7 +56,7 @@ def main() -> None:
     except Stopped:
         pass
     ignore_signals()
-    _logger.info("Stopped.")
+    _logger.info("Stopped by %s.", cause())
 
 
 @contextmanager

@@ -64,6 +64,11 @@ def check() -> None:
         raise Stopped(128 + _noted[0])
 
 
+def cause() -> str:
+    """Returns the name of the first signal that has been noted. On Windows, uvicorn ends by one that is not noted."""
+    return _noted[0].name if _noted else "a signal"
+
+
 def pause(seconds: float) -> None:
     """Sleep. Raises Stopped."""
     deadline = time.monotonic() + seconds
