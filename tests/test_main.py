@@ -201,15 +201,6 @@ class TestWorkers:
             while execute(dsn, OPEN_CONNECTIONS) != [(0,)]:
                 time.sleep(0.02)
 
-    @pytest.mark.ci
-    def test_a_worker_that_needs_long_to_start_is_not_replaced(self, directory: Path) -> None:
-        slow = "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv): time.sleep(8)\n"
-        (directory / "sitecustomize.py").write_text(slow)  # every Python process imports it first
-        path = os.pathsep.join(map(str, (directory, BACKEND, BACKEND.parent)))
-
-        with Service(directory, {"WEB_CONCURRENCY": "2", "PYTHONPATH": path}, module="tests.verbose") as service:
-            assert len(started(service)) == 2
-
 
 def started(service: Service) -> list[int]:
     """Returns the process ids of both workers when they serve."""

@@ -8,9 +8,9 @@ for _number, _name in enumerate(("stdin", "stdout", "stderr")):
         setattr(sys, _name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if _number else "r"))
         os.set_inheritable(_number, True)  # noqa: FBT003  # it takes no keyword
 
-from app.core.stopping import Stopped, cause, check, end_in_time, ignore_signals, note_signals
+from app.core.stopping import Stopped, cause, check, end_in_time, exit_at_signals, ignore_signals, note_signals
 
-note_signals()  # before the other imports, which Ctrl+C would end with a traceback
+exit_at_signals()  # Ctrl+C would end the other imports with a traceback, and a container would ignore SIGTERM
 
 import logging.config
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ from app.server.processes import CLOSING_TIME, serve
 from app.server.protocol import SERVER_OPTIONS
 
 _LOADING_TIME: Final = 3  # seconds from a signal to the exit while the settings are read, which may ask DNS
-_STARTING_TIME: Final = 30  # seconds until uvicorn replaces a worker that does not answer; a worker imports first
 
 _logger = logging.getLogger("app")
 
 
 def main() -> None:
     """Serve until a signal. If the service cannot start, exit with one sentence on stderr."""
+    note_signals()
     read_arguments(sys.argv[1:])
     logging.config.dictConfig(log_config())
     end_in_time(_LOADING_TIME)
@@ -80,7 +80,6 @@ def _config(settings: Settings) -> uvicorn.Config:
         port=settings.port,
         workers=settings.web_concurrency,
         log_config=log_config(),
-        timeout_worker_healthcheck=_STARTING_TIME,
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout - CLOSING_TIME,
         **SERVER_OPTIONS,
