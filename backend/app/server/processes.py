@@ -18,7 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from app.core.errors import StartupError
-from app.core.stopping import end_in_time, note_signals
+from app.core.stopping import end_in_time, note_signals, requested
 from app.server.listening import check_listening, refusal
 
 CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT reserved for closing connections
@@ -137,6 +137,7 @@ class Workers(Multiprocess):
         note_signals()
 
     def run(self) -> None:
+        threading.Thread(target=self._exit_at_signal, daemon=True).start()
         super().run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in self.processes):
             raise StartupError("The workers cannot start; the log has the reason.")
@@ -160,6 +161,11 @@ class Workers(Multiprocess):
                 _logger.error("worker [%d] does not end and is killed", worker.pid)
                 worker.process.kill()
         super().join_all()
+
+    def _exit_at_signal(self) -> None:
+        """Wake the parent at once, because a signal to the whole process group has already stopped the workers."""
+        requested.wait()
+        self.should_exit.set()
 
     def handle_hup(self) -> None:
         self.should_exit.set()  # stop, as with one worker
