@@ -83,7 +83,8 @@ def serving_in_thread(settings: Settings) -> Iterator[str]:
 
 def _server(app: FastAPI) -> uvicorn.Server:
     """It ends although a failed test has left an incomplete request."""
-    return uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10, **SERVER_OPTIONS))
+    timeouts: dict[str, Any] = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 10}
+    return uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **timeouts, **SERVER_OPTIONS))
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -30,6 +30,7 @@ from tests.support import SECRET, bearer, connected, execute, until
 ROOT: Final = Path(__file__).parents[1]
 NEON: Final = (ROOT / "docs/deploy-neon.md").read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+NGINX: Final = (ROOT / "docs/nginx.conf").read_text()
 COMPOSE: Final = (ROOT / "compose.yaml").read_text()
 
 
@@ -219,6 +220,12 @@ class TestNeon:
         assert given == dotenv_values(stream=StringIO(PRODUCTION))
         assert settings.authenticates
         assert {name.lower() for name in given} == settings.model_fields_set
+
+
+def test_nginx_closes_its_idle_connections_before_the_service_does() -> None:
+    [seconds] = re.findall(r"^upstream [^}]*keepalive_timeout (\d+)s;", NGINX, re.MULTILINE)
+
+    assert int(seconds) < Settings.model_fields["keep_alive_timeout"].default
 
 
 class TestDockerfile:

@@ -63,7 +63,7 @@ class TestLife:
             f"creating an embedded PostgreSQL in {tmp_path}/.data/postgres",
             f"The database went from no revision to revision {REVISION}.",
             f"Ready. Open {service.url}/docs (Ctrl+C ends)",
-            "Stopped.",
+            "Stopped by SIGTERM.",
         ]
         assert all(service.messages)
         assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in service.lines)
@@ -91,7 +91,7 @@ class TestLife:
         assert announced([line[17:] for line in lines])[3:] == [
             "Authentication: off",
             f"Ready. Open {service.url}/docs (Ctrl+C ends)",
-            "Stopped.",
+            "Stopped by SIGINT.",
         ]
         assert all(re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) ", line) for line in lines)
         assert any(
@@ -134,16 +134,22 @@ class TestDeployed:
         elsewhere = {"Host": "tasks.example.com"}
         with new_database(dsn, "given") as given:
             given_settings = {"DATABASE_URL": given, "HOST": "::", "BETTER_AUTH_SECRET": SECRET}
-            settings = given_settings | {"ROOT_PATH": "/svc/", "LOG_LEVEL": "DEBUG"}
-            with Service(tmp_path, settings) as service, httpx.Client(base_url=service.url, timeout=30) as client:
-                service.ready()
+            settings = given_settings | {"ROOT_PATH": "/svc/", "LOG_LEVEL": "DEBUG", "KEEP_ALIVE_TIMEOUT": "1"}
+            with (
+                Service(tmp_path, settings) as service,
+                httpx.Client(base_url=service.url, timeout=30) as client,
+                socket.create_connection(("127.0.0.1", service.ready().port)) as idle,
+            ):
+                idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert idle.recv(65_536).startswith(b"HTTP/1.1 200 ")
                 assert client.get(TASKS, headers=elsewhere).status_code == 401
                 assert client.get(TASKS, headers=bearer("grace")).status_code == 403
                 assert httpx.get(f"http://[::1]:{service.port}/health/ready").is_success
                 created = client.post(TASKS, json={"title": "Buy oat milk"}, headers={**elsewhere, **bearer("ada")})
                 assert (created.status_code, created.headers.get("Server")) == (201, None)
                 assert created.headers["Location"].startswith(f"/svc{TASKS}/")
-                assert service.end() == 0
+                assert idle.recv(1) == b""
+                assert service.end(signal.SIGHUP) == 0
 
             assert execute(given, "SELECT title FROM tasks") == [("Buy oat milk",)]
         assert not (tmp_path / ".data").exists()
@@ -153,7 +159,7 @@ class TestDeployed:
             "Authentication: by secret",
             f"The database went from no revision to revision {REVISION}.",
             f"Ready. Open /svc/docs at the proxy in front of {service.url} (Ctrl+C ends)",
-            "Stopped.",
+            "Stopped by SIGHUP.",
         ]
         for secret in (SECRET, "oat milk", TASKS, "grace", "SELECT", "INSERT"):
             assert secret not in service.stdout + service.stderr
@@ -174,6 +180,7 @@ class TestWorkers:
 
             assert service.end(signal.SIGHUP) == 0
             assert not service.postgres_runs
+        assert service.messages[-1] == "Stopped by SIGHUP."
 
     def test_a_killed_worker_is_replaced(self, directory: Path) -> None:
         with Service(directory, {"WEB_CONCURRENCY": "2", "HOST": "localhost"}, module="tests.verbose") as service:
@@ -200,15 +207,6 @@ class TestWorkers:
 
             while execute(dsn, OPEN_CONNECTIONS) != [(0,)]:
                 time.sleep(0.02)
-
-    @pytest.mark.ci
-    def test_a_worker_that_needs_long_to_start_is_not_replaced(self, directory: Path) -> None:
-        slow = "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv): time.sleep(8)\n"
-        (directory / "sitecustomize.py").write_text(slow)  # every Python process imports it first
-        path = os.pathsep.join(map(str, (directory, BACKEND, BACKEND.parent)))
-
-        with Service(directory, {"WEB_CONCURRENCY": "2", "PYTHONPATH": path}, module="tests.verbose") as service:
-            assert len(started(service)) == 2
 
 
 def started(service: Service) -> list[int]:

@@ -8,9 +8,9 @@ for _number, _name in enumerate(("stdin", "stdout", "stderr")):
         setattr(sys, _name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if _number else "r"))
         os.set_inheritable(_number, True)  # noqa: FBT003  # it takes no keyword
 
-from app.core.stopping import Stopped, check, end_in_time, ignore_signals, note_signals
+from app.core.stopping import Stopped, cause, check, end_in_time, exit_at_signals, ignore_signals, note_signals
 
-note_signals()  # before the other imports, which Ctrl+C would end with a traceback
+exit_at_signals()  # Ctrl+C would end the other imports with a traceback, and a container would ignore SIGTERM
 
 import logging.config
 from collections.abc import Iterator
@@ -25,24 +25,25 @@ from app.core.errors import StartupError
 from app.core.logging import log_config
 from app.server.command import log_summary, read_arguments
 from app.server.embedded import embedded_postgres
-from app.server.listening import bind, page
+from app.server.listening import bind, page, raise_file_limit
 from app.server.processes import CLOSING_TIME, serve
 from app.server.protocol import SERVER_OPTIONS
 
 _LOADING_TIME: Final = 3  # seconds from a signal to the exit while the settings are read, which may ask DNS
-_STARTING_TIME: Final = 30  # seconds until uvicorn replaces a worker that does not answer; a worker imports first
 
 _logger = logging.getLogger("app")
 
 
 def main() -> None:
     """Serve until a signal. If the service cannot start, exit with one sentence on stderr."""
+    note_signals()
     read_arguments(sys.argv[1:])
     end_in_time(_LOADING_TIME)
     try:
         settings = load_settings()  # its warnings go to stderr, like its errors: the format of the log is not yet known
         logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
         end_in_time(settings.shutdown_timeout)
+        raise_file_limit()
         sockets = bind(settings.host, settings.port)
         log_summary(settings)
         for warning in settings.warnings:
@@ -55,7 +56,7 @@ def main() -> None:
     except Stopped:
         pass
     ignore_signals()
-    _logger.info("Stopped.")
+    _logger.info("Stopped by %s.", cause())
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         port=settings.port,
         workers=settings.web_concurrency,
         log_config=log_config(settings.log_level, settings.log_format),
-        timeout_worker_healthcheck=_STARTING_TIME,
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout - CLOSING_TIME,
         **SERVER_OPTIONS,
     )

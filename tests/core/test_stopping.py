@@ -5,18 +5,29 @@ import subprocess
 import sys
 from typing import Any, Final
 
+import pytest
+
 from tests.service import BACKEND
 from tests.support import full_pipe
 
 NOTED: Final = """
 import signal
-from app.core.stopping import note_signals
+from app.core.stopping import exit_at_signals, note_signals
 
+exit_at_signals()
 note_signals()
 signal.raise_signal(signal.SIGINT)
 signal.signal(signal.SIGTERM, lambda number, _: print("handled", number))
 note_signals()
 signal.raise_signal(signal.SIGTERM)
+"""
+IMPORTING: Final = """
+import signal
+from app.core.stopping import exit_at_signals
+
+exit_at_signals()
+signal.raise_signal(signal.{})
+print("still imports")
 """
 UNDER_NOHUP: Final = """
 import signal
@@ -51,6 +62,13 @@ def run(script: str, **options: Any) -> "subprocess.CompletedProcess[str]":
 
 def test_a_server_handles_the_signals_that_came_before_it_was_ready() -> None:
     assert run(NOTED).stdout.split("\n") == ["handled 2", "handled 15", ""]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_process_that_only_imports_at_once_and_without_a_word(name: str) -> None:
+    ended = run(IMPORTING.format(name), stderr=subprocess.PIPE)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_under_nohup_a_process_outlives_its_terminal() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.core.errors import StartupError
-from app.server.listening import bind, page
+from app.server.listening import bind, page, raise_file_limit
 from tests.servers import free_port
 from tests.support import unresolved
 
@@ -27,6 +28,16 @@ def refusal(host: str, port: int) -> str:
     with pytest.raises(StartupError) as caught:
         bind(host, port)
     return str(caught.value)
+
+
+def test_the_service_raises_its_limit_of_open_files_to_what_the_system_permits() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class TestAddresses:

@@ -46,7 +46,7 @@ async def test_no_trailer_of_a_stranger_keeps_the_request_of_another_client_from
         with haproxy(tmp_path, [url, url], ONE_POOL) as proxy:
             attacker, victim = Connection(proxy), Connection(proxy)
             attack = await attacker.ask(post(CHUNKED) + b"1\r\n0\r\n0\r\n%s\r\n\r\n" % trailer)
-            monkeypatch.setattr("app.server.protocol.REQUEST_TIMEOUT", 0.2)  # after which the control is 502
+            monkeypatch.setattr(opened[0], "timeout_keep_alive", 0.2)  # after which the control is 502
             reply = await victim.ask(post(b"Content-Length: 0\r\n"))
             attacker.socket.close()
             victim.socket.close()

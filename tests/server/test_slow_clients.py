@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 from unittest.mock import ANY, Mock
 
 import asyncpg
@@ -32,6 +32,30 @@ async def drip(connection: Connection) -> None:
     while True:
         await connection.send(b"a")
         await asyncio.sleep(0.01)  # this delay is the attack and waits for nothing
+
+
+def keep_alive_in(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change KEEP_ALIVE_TIMEOUT of a service that runs in this process."""
+    fixed = property(lambda _: seconds, lambda *_: None)
+    monkeypatch.setattr(BoundedProtocol, "timeout_keep_alive", fixed, raising=False)
+
+
+BEGINS_NOTHING: Final = pytest.mark.parametrize(
+    ("request_bytes", "rest"), [(post(b"Content-Length: 2\r\n"), b"{}"), (head(b"GET", LIVE), b"\r\n")], ids=short
+)
+
+
+@BEGINS_NOTHING
+async def test_a_connection_that_idles_after_bytes_that_begin_no_request_is_closed(
+    secured_url: str, monkeypatch: pytest.MonkeyPatch, request_bytes: bytes, rest: bytes
+) -> None:
+    keep_alive_in(0.2, monkeypatch)
+    connection = Connection(secured_url)
+    await connection.ask(request_bytes)
+
+    await connection.send(rest)
+
+    assert await connection.end() == []
 
 
 class TestRequestTimeout:
@@ -65,8 +89,7 @@ class TestRequestTimeout:
     async def test_an_incomplete_second_head_has_more_time_than_an_idle_connection(
         self, base_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keep_alive = property(lambda _: 0.05, lambda *_: None)  # in production 5 s, with a request timeout of 30 s
-        monkeypatch.setattr(BoundedProtocol, "timeout_keep_alive", keep_alive, raising=False)
+        keep_alive_in(0.05, monkeypatch)
 
         [first, second] = await converse(base_url, head(b"GET", LIVE) + head(b"GET", LIVE)[:-1])
 
@@ -86,17 +109,16 @@ class TestRequestTimeout:
 
         assert_refusal(reply, 408)
 
-    @pytest.mark.parametrize(
-        ("request_bytes", "rest"), [(post(b"Content-Length: 2\r\n"), b"{}"), (head(b"GET", LIVE), b"\r\n")], ids=short
-    )
-    async def test_a_connection_that_idles_after_bytes_that_begin_no_request_is_closed(
+    @BEGINS_NOTHING
+    async def test_a_connection_with_bytes_that_begin_no_request_stays_open_longer_than_a_request_may_take(
         self, secured_url: str, request_bytes: bytes, rest: bytes
     ) -> None:
         connection = Connection(secured_url)
         await connection.ask(request_bytes)
-
         await connection.send(rest)
+        assert await converse(secured_url) == []  # the request timeout has passed
 
+        assert (await connection.ask(head(b"GET", LIVE, CLOSE))).status_code == 200
         assert await connection.end() == []
 
     async def test_the_request_timeout_limits_neither_the_processing_time_nor_an_idle_connection(

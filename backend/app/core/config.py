@@ -209,6 +209,12 @@ class Settings(BaseSettings):
         le=600,
         description="Maximum number of seconds from SIGTERM to exit. Requests in flight may use all but the last two.",
     )
+    keep_alive_timeout: int = Field(
+        default=75,
+        ge=1,
+        le=3_600,
+        description="Seconds until an idle connection is closed. Let a proxy close its idle connections before.",
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_log_level)] = Field(
         default="info",
         description="Least level of the log: `debug`, `info`, `warning` or `error`. "

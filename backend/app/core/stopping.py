@@ -30,17 +30,30 @@ class Stopped(SystemExit):
     """A signal has ended the work. The exit code is the one that a shell reports for the signal."""
 
 
+def exit_at_signals() -> None:
+    """Let signals end the process at once from now on. It only imports, so there is nothing to clean up."""
+    _handle_signals(_exit)
+
+
 def note_signals() -> None:
     """Note signals from now on, and pass them to the current handler of SIGTERM, also those that were noted before."""
     handler = signal.getsignal(signal.SIGTERM)
-    for number in _SIGNALS:
-        signal.signal(number, _note)
-    if _NOHUP:
-        signal.signal(_SIGNALS[-1], signal.SIG_IGN)
-    if callable(handler) and handler != _note:
+    _handle_signals(_note)
+    if callable(handler) and handler not in (_note, _exit):
         _handlers.append(handler)
         for noted in _noted:
             handler(noted, None)
+
+
+def _handle_signals(handler: Any) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, handler)
+    if _NOHUP:
+        signal.signal(_SIGNALS[-1], signal.SIG_IGN)
+
+
+def _exit(*_: object) -> None:
+    os._exit(0)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -54,14 +67,18 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def ignore_signals() -> None:
     """Ignore signals from now on. While Python ends, one would kill it: Ctrl+C once more, and make prints an error."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    _handle_signals(signal.SIG_IGN)
 
 
 def check() -> None:
     """Raise Stopped if a signal has been noted."""
     if _noted:
         raise Stopped(128 + _noted[0])
+
+
+def cause() -> str:
+    """Returns the name of the first signal that has been noted. On Windows, uvicorn ends by one that is not noted."""
+    return _noted[0].name if _noted else "a signal"
 
 
 def pause(seconds: float) -> None:

@@ -22,6 +22,15 @@ _Address = tuple[Any, ...]  # without a port; one of IPv6 has a flow and a scope
 _logger = logging.getLogger("app")
 
 
+def raise_file_limit() -> None:
+    """Allow as many open files, and so connections, as the system permits. The usual 1,024 are for older programs."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit, and macOS refuses an infinite one
+        import resource  # noqa: PLC0415  # see above
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def bind(host: str, port: int) -> list[socket.socket]:
     """Returns a bound socket for each address of `host` that this machine has. None of them listens yet.
 

@@ -18,11 +18,12 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from app.core.errors import StartupError
-from app.core.stopping import end_in_time, note_signals
+from app.core.stopping import end_in_time, note_signals, requested
 from app.server.listening import check_listening, refusal
 
 CLOSING_TIME: Final = 2  # seconds of SHUTDOWN_TIMEOUT reserved for closing connections
 
+_CHECK_INTERVAL: Final = 0.5  # seconds between two checks of a worker, as uvicorn has it
 _READY: Final = "Ready. Open %s (Ctrl+C ends)"
 
 _logger = logging.getLogger("app")
@@ -73,10 +74,10 @@ class _Worker(multiprocess.Process):
     """uvicorn's worker, but it ends in time and with its parent, which does not block while a ping is unanswered."""
 
     serves = False  # has said so in its answer to a ping
-    _pinged_at: float | None = None  # the time of the unanswered ping
+    _checks = 0  # since the unanswered ping; seconds would also pass while the parent itself gets no CPU time
 
     def start(self) -> None:
-        """Start without SIGINT. Ctrl+C reaches a worker too, and would end its imports with a traceback."""
+        """Start without SIGINT. Ctrl+C reaches a worker too, and would end its first imports with a traceback."""
         _mask_interrupt("SIG_BLOCK")
         try:
             super().start()
@@ -84,19 +85,23 @@ class _Worker(multiprocess.Process):
             _mask_interrupt("SIG_UNBLOCK")
 
     def target(self, sockets: list[socket] | None = None) -> None:
-        note_signals()
         _mask_interrupt("SIG_UNBLOCK")
         end_in_time((self.config.timeout_graceful_shutdown or 0) + CLOSING_TIME)
         threading.Thread(target=_stop_with_parent, daemon=True).start()
         self._server = Server(self.config)
         try:
+            self.config.load()  # imports the application; until then, a signal ends the worker at once
+            note_signals()
             super().target(sockets)
         except StartupError as error:
             _logger.error(error)  # noqa: TRY400  # its sentence is enough
             sys.exit(STARTUP_FAILURE)
 
     def is_alive(self, timeout: float = 5) -> bool:
-        """Returns whether the process runs and answers each ping within `timeout`, else logs that it is replaced."""
+        """Returns whether the process runs, and once it serves, answers each ping within `timeout`. Logs if not.
+
+        A worker that does not serve yet imports, which takes minutes if it has a small share of a CPU.
+        """
         is_alive = self._answers(timeout)
         if not is_alive and self.exitcode != STARTUP_FAILURE:
             _logger.warning("worker [%d] has ended or is stuck, and is replaced", self.pid)
@@ -105,13 +110,13 @@ class _Worker(multiprocess.Process):
     def _answers(self, timeout: float) -> bool:
         if not self.process.is_alive():
             return False
-        if self._pinged_at and self.parent_conn.poll():
+        if self._checks and self.parent_conn.poll():
             self.serves = self.parent_conn.recv()
-            self._pinged_at = None
-        if not self._pinged_at:
-            self._pinged_at = time.monotonic()
+            self._checks = 0
+        if not self._checks:
             self.parent_conn.send(b"ping")
-        return time.monotonic() < self._pinged_at + timeout
+        self._checks += 1
+        return not self.serves or self._checks * _CHECK_INTERVAL <= timeout
 
 
 multiprocess.Process = _Worker  # type: ignore[misc]  # uvicorn's supervisor has no parameter for it
@@ -132,6 +137,7 @@ class Workers(Multiprocess):
         note_signals()
 
     def run(self) -> None:
+        threading.Thread(target=self._exit_at_signal, daemon=True).start()
         super().run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in self.processes):
             raise StartupError("The workers cannot start; the log has the reason.")
@@ -155,6 +161,11 @@ class Workers(Multiprocess):
                 _logger.error("worker [%d] does not end and is killed", worker.pid)
                 worker.process.kill()
         super().join_all()
+
+    def _exit_at_signal(self) -> None:
+        """Wake the parent at once, because a signal to the whole process group has already stopped the workers."""
+        requested.wait()
+        self.should_exit.set()
 
     def handle_hup(self) -> None:
         self.should_exit.set()  # stop, as with one worker

@@ -101,8 +101,8 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             if self._since_body > HEAD_MAX:
                 self._refuse(errors.HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
-            elif self._is_idle():
-                self._set_deadline()
+            elif self._deadline is None and self._is_idle():  # no request has begun; the timer has been cancelled
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -151,8 +151,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.expect_100_continue and not (self.cycle.response_started or self._shutting_down):
             self.cycle.keep_alive = self.parser.should_keep_alive()
         super().on_message_complete()
-        if self.cycle.response_complete:  # the rest of this request has cancelled the keep-alive timer
-            self._set_deadline()
 
     def on_response_complete(self) -> None:
         if self.pipeline:
