@@ -141,7 +141,7 @@ def _messages(path: Path) -> Iterator[tuple[str, str]]:
             template = ast.unparse(constants.get(ast.unparse(argument), argument))
             if template not in _VARIABLE:
                 text = template.removeprefix("f")[1:-1]
-                yield level, re.sub(r"%s|%d|\{\w+\}", "…", text)
+                yield level, re.sub(r"%(\(\w+\))?(s|d|\.1f)|\{\w+\}", "…", text)
 
 
 def _logs(function: ast.Attribute) -> bool:

@@ -361,6 +361,6 @@ class TestEnd:
         problem = json.loads(body)
         assert head.startswith(b"HTTP/1.1 503 ")
         assert problem["type"] == "urn:problem-type:shutting-down"
-        assert [line["problem"] for line in service.lines if "problem" in line] == ["shutting-down"]
         assert f"\r\nx-request-id: {problem['instance']}\r\n" in head.decode().lower()
         assert await ended == 0
+        assert [line["problem"] for line in service.lines if "problem" in line] == ["shutting-down"]

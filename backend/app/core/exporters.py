@@ -52,7 +52,6 @@ _RULES: Final = (
     ),
 )
 _NOISY: Final = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal")  # log each attempt, and dropped spans
-_EXPORTED: Final = "exported"
 
 _logger = logging.getLogger(__name__)
 
@@ -126,20 +125,24 @@ class NotedSession(Session):
     def __init__(self, signal: str) -> None:
         super().__init__()
         self._signal = signal
-        self._last = self._logged = ""
+        self._last: str | None = ""  # the reason of the last failure; None for a success
+        self._logged: str | None = ""
 
     def send(self, *args: Any, **options: Any) -> Any:
         """Send the export and note its outcome."""
         try:
             reply = super().send(*args, **options)
         except OSError as error:  # requests raises no other; its text has the endpoint
-            self._note(f"not exported: {type(error).__name__}")
+            self._note(type(error).__name__)
             raise
-        self._note(_EXPORTED if reply.ok else f"not exported: status {reply.status_code}")
+        self._note(None if reply.ok else f"status {reply.status_code}")
         return reply
 
-    def _note(self, outcome: str) -> None:
-        if outcome != self._logged and outcome in (self._last, _EXPORTED):
-            self._logged = outcome
-            _logger.log(logging.INFO if outcome == _EXPORTED else logging.WARNING, "%s %s", self._signal, outcome)
-        self._last = outcome
+    def _note(self, reason: str | None) -> None:
+        if reason != self._logged and reason in (self._last, None):
+            self._logged = reason
+            if reason:
+                _logger.warning("%s not exported: %s", self._signal, reason)
+            else:
+                _logger.info("%s exported", self._signal)
+        self._last = reason

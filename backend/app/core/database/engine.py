@@ -211,7 +211,7 @@ class Database:
             if not answered:  # not the text of the driver, which may contain values and addresses
                 cause = _driver_error(cause)
                 code = faults.sqlstate(cause)
-                text = cause if isinstance(cause, faults.ConnectError) else f"{type(cause).__name__} {code}"
+                text = cause if isinstance(cause, faults.ConnectError) else f"{type(cause).__name__} {code}".rstrip()
                 _logger.warning("database unavailable: %s", text)
             elif not is_first:
                 _logger.info("database reached")
