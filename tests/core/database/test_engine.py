@@ -231,7 +231,7 @@ class TestUsability:
 
         for _ in range(2):
             assert not await db.check()
-        assert caplog.messages == ["database unavailable: ConnectionRefusedError "]
+        assert caplog.messages == ["database unavailable: ConnectionRefusedError"]
 
     async def test_the_text_of_a_refusal_is_logged_once(
         self, make_database: MakeDatabase, caplog: pytest.LogCaptureFixture
