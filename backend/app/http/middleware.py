@@ -26,7 +26,7 @@ from app.core.telemetry import span_ids
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.client import client_of
 from app.http.fast_lane import effective_route
-from app.http.paths import RoutePaths, with_root_path
+from app.http.paths import RoutePaths, add_root_path
 from app.http.problems import ABOUT_BLANK, answer_defect, kind_of, problem, request_id_of
 from app.http.remarks import ABORTED, REMARKS, blank_path, remark, shown_names, shown_origin
 from app.http.telemetry import COLLECTED, hide_user_text, note_route
@@ -89,7 +89,7 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._root_path:
-            scope = with_root_path(scope, self._root_path)
+            add_root_path(scope, self._root_path)  # in place: the server notes in this scope why a reply was lost
         if scope["type"] != "http":
             await self._pass_on(scope, receive, send)
             return
