@@ -95,8 +95,7 @@ class RequestMiddleware:
             return
         started = perf_counter()
         inner, request_id = _with_request_id(scope)
-        if COLLECTED in scope:
-            hide_user_text(scope)
+        hide_user_text(scope)
         status: int | None = None
 
         async def reply(message: Message) -> None:
@@ -104,8 +103,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 complete_headers(message, request_id)
-                if COLLECTED in inner:
-                    note_route(inner)
+                note_route(inner)
             await send(message)
 
         app, deliver = self._apply_cors(inner, reply)
