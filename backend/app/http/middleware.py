@@ -163,7 +163,7 @@ class RequestMiddleware:
         """Returns the route of a request that did not reach it, such as a preflight. Else has the log say the path."""
         path = scope["path"]
         route = self._paths.of(get_route_path(scope)) or None  # a mount at the root has an empty path
-        if not route and path.startswith("/"):  # the server refuses a request as `*`
+        if not route and path.startswith("/"):
             remark(scope, path=blank_path(path))
         return route
 

@@ -17,7 +17,7 @@ def add_root_path(scope: Scope, root_path: str) -> None:
 
     A server that sets `root_path` itself has done the same.
     """
-    if "path" in scope and not scope.get("root_path"):
+    if scope.get("path", "").startswith("/") and not scope.get("root_path"):  # the server refuses a request as `*`
         raw = {"raw_path": root_path.encode() + scope["raw_path"]} if scope.get("raw_path") else {}
         scope.update(root_path=root_path, path=root_path + scope["path"], **raw)
 
