@@ -24,11 +24,10 @@ from app.core.config import Settings
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.telemetry import span_ids
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
-from app.http.client import client_of
 from app.http.fast_lane import effective_route
 from app.http.paths import RoutePaths, add_root_path
 from app.http.problems import ABOUT_BLANK, answer_defect, kind_of, problem, request_id_of
-from app.http.remarks import ABORTED, REMARKS, blank_path, remark, shown_names, shown_origin
+from app.http.remarks import ABORTED, REMARKS, blank_path, client_of, remark, shown_names, shown_origin
 from app.http.telemetry import COLLECTED, hide_user_text, note_route
 from app.schemas.problem import REQUEST_ID_PATTERN
 
@@ -95,7 +94,8 @@ class RequestMiddleware:
             return
         started = perf_counter()
         inner, request_id = _with_request_id(scope)
-        hide_user_text(scope)
+        if COLLECTED in scope:
+            hide_user_text(scope)
         status: int | None = None
 
         async def reply(message: Message) -> None:
@@ -103,7 +103,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 complete_headers(message, request_id)
-                note_route(inner)
+                if COLLECTED in inner:
+                    note_route(inner)
             await send(message)
 
         app, deliver = self._apply_cors(inner, reply)

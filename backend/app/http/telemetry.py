@@ -13,14 +13,13 @@ COLLECTED: Final = "fastapi.telemetry"  # FastAPI's key in the scope of a reques
 
 def hide_user_text(scope: Scope) -> None:
     """Replace the path and the query, which have the user's id and words."""
-    if scope.get(COLLECTED):
-        hidden = {"url.path": "REDACTED", **({"url.query": "REDACTED"} if scope["query_string"] else {})}
-        get_current_span().set_attributes(hidden)
+    hidden = {"url.path": "REDACTED", **({"url.query": "REDACTED"} if scope["query_string"] else {})}
+    get_current_span().set_attributes(hidden)
 
 
 def note_route(scope: Scope) -> None:
     """Put the route on span and metrics. It is known when the reply begins, whoever has chosen it."""
-    if request := scope.get(COLLECTED):  # FastAPI excludes a request with None
+    if request := scope[COLLECTED]:  # FastAPI excludes a request with None
         if request.route is None:  # for a mounted application, FastAPI has composed it
             _route_selected(scope=scope, path=getattr(effective_route(scope), "path_format", None))
         if request.route:
