@@ -71,16 +71,11 @@ def request_id_of(headers: Headers) -> str:
 def problem(scope: Scope, error: errors.AppError, extra: Mapping[str, str] | None = None) -> Response:
     """Returns the response for `error`, and has the log say it. `extra` are headers to add to the response."""
     fields = shown_names(item.name for item in error.errors)
-    remark(scope, problem=error.kind, fields=fields, reason=error.reason or _cause(error))
+    cause = errors.without_text(error.__cause__) if error.__cause__ else None  # slow statement or lock, for `timed-out`
+    remark(scope, problem=error.kind, fields=fields, reason=error.reason or cause)
     content = problem_details(error, request_id_of(Headers(scope=scope)))
     said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
     return JSONResponse(content, error.status, said, MEDIA_TYPE)
-
-
-def _cause(error: errors.AppError) -> str | None:
-    """Returns the class and SQLSTATE of the driver's error: `timed-out` may mean a slow statement or a lock."""
-    cause = error.__cause__
-    return f"{type(cause).__name__} {getattr(cause, 'sqlstate', None) or ''}".rstrip() if cause else None
 
 
 def kind_of(error: BaseException) -> str:
