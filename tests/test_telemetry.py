@@ -74,6 +74,7 @@ async def observe(dsn: str, directory: Path) -> Run:
                 "OTEL_METRICS_EXPORTER": "otlp,prometheus",
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(scraped),
                 "OTEL_LOGS_EXPORTER": "otlp",
+                "LOG_LEVEL": "debug",
             }
             with Service(directory, settings, module="tests.observed") as service:
                 page, public = await use(service, collector, f"http://localhost:{scraped}/metrics")
@@ -216,7 +217,8 @@ def test_the_page_about_telemetry_lists_each_metric_and_each_attribute_of_a_requ
 def test_the_log_says_once_that_exports_fail_and_what_has_no_effect(run: Run) -> None:
     told = [line for line in run.service.lines if "method" not in line and "exc_info" not in line]
 
-    assert [line["message"] for line in told if line["logger"].startswith(("opentelemetry", "fastapi"))] == [REFUSED]
+    libraries = ("opentelemetry", "fastapi", "urllib3")
+    assert [line["message"] for line in told if line["logger"].startswith(libraries)] == [REFUSED]
     ignored = "without effect, because the log is only written to stdout: OTEL_LOGS_EXPORTER"
     assert ignored in [line["message"] for line in told]
     assert run.service.stderr == ""

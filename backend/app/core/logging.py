@@ -23,9 +23,9 @@ _CLOSING_TIME: Final = 1  # seconds
 _BATCH_TIME: Final = 0.01  # seconds in which lines are collected; a thread switch for each line would cost more
 _RETRY_TIME: Final = 1  # seconds
 _END: Final = b""
-# httpx and httpcore log the URL of the keys and quote the reply, SQLAlchemy logs each lost connection under the name of
-# the pool, and the others report each step of a start.
-QUIET: Final = ("httpx", "httpcore", "app.core.database.pool", "uvicorn", "alembic")
+# httpx, httpcore and urllib3 log the URLs of keys and collector and quote replies, SQLAlchemy logs each lost connection
+# under the name of the pool, and the others report each step of a start.
+QUIET: Final = ("httpx", "httpcore", "urllib3", "app.core.database.pool", "uvicorn", "alembic")
 
 
 class JsonFormatter(logging.Formatter):
