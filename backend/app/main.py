@@ -165,8 +165,7 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
             keeps=settings.keeps,
             tables=SQLModel.metadata.tables.values(),
         )
-        if telemetry.is_collected():
-            telemetry.observe_pool(database.pool_numbers)
+        telemetry.observe_pool(database.pool_numbers)
         try:
             await database.check()
             async with _verifier(settings) as tokens:
@@ -187,8 +186,7 @@ async def _verifier(settings: Settings) -> AsyncIterator[TokenVerifier | None]:
         from app.core.security.jwks import JwksClient  # noqa: PLC0415  # see app.core.config
 
         async with JwksClient(settings.auth_jwks_url) as keys:
-            if telemetry.is_collected():
-                telemetry.observe_keys(lambda: keys.age)
+            telemetry.observe_keys(lambda: keys.age)
             yield _verifier_with(keys, settings)
     elif settings.auth_jwt_secret:
         yield _verifier_with(SharedSecret(settings.auth_jwt_secret.get_secret_value()), settings)

@@ -1,5 +1,6 @@
 """ROOT_PATH: a proxy takes a prefix away. Every link of the service begins with it, and paths mean what they meant."""
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -16,9 +17,9 @@ from starlette.responses import PlainTextResponse
 from app.core.config import Settings
 from app.http.authorization import public
 from app.http.fast_lane import FastLane
-from app.http.paths import with_root_path
+from app.http.paths import add_root_path
 from tests.http.support import extended, problem_of
-from tests.support import bearer, handling
+from tests.support import bearer, exchange, handling, until
 
 PREFIX: Final = "/svc"
 # Prefixes that are paths of the service too, and the path of a user whose tasks others want.
@@ -105,15 +106,17 @@ class TestLinks:
 
 
 class Log(logging.Handler):
-    """Keeps the routes of the requests."""
+    """Keeps the routes of the requests, or whether there is a path instead, and the problems."""
 
     def __init__(self) -> None:
         super().__init__()
         self.routes: list[Any] = []
+        self.problems: list[Any] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "duration_ms"):
-            self.routes.append(vars(record)["route"])
+            self.routes.append(vars(record)["route"] or ("path" in vars(record) and "a path"))
+            self.problems.append(vars(record).get("problem"))
 
 
 @pytest.fixture
@@ -135,26 +138,48 @@ class TestPaths:
                     for path in PATHS
                     for headers in ({"Authorization": ""}, bearer("eve"), bearer("ada"))
                 ]
+                await exchange(client.base_url, b"nonsense\r\n\r\n")
             found.append((statuses, [*log.routes]))
 
         assert found[1:] == [found[0]] * 3
         assert {*found[0][0]} == {200, 307, 401, 403, 404}
-        assert {*found[0][1]} > {"/docs", "/openapi.json", "/api/{user_id}/tasks", None}
+        assert {*found[0][1]} > {"/docs", "/openapi.json", "/api/{user_id}/tasks", "a path", False}
+
+    async def test_the_log_says_that_a_client_left_its_request(self, service: httpx.AsyncClient, log: Log) -> None:
+        _, writer = await asyncio.open_connection(service.base_url.host, service.base_url.port)
+        head = "POST /api/ada/tasks HTTP/1.1", "Host: a", f"Authorization: {bearer('ada')['Authorization']}"
+        writer.write("\r\n".join([*head, "Content-Type: application/json", "Content-Length: 9", "", "{"]).encode())
+        await service.get("/health/live")
+        writer.transport.abort()
+
+        await until(lambda: log.problems)
+        assert log.problems == ["client-disconnected"]
 
     @given(st.sampled_from(PREFIXES), st.lists(st.sampled_from(NAMES)), st.sampled_from(["http", "websocket"]))
     def test_authorization_and_routing_see_exactly_the_path_that_arrived(
         self, prefix: str, names: list[str], kind: str
     ) -> None:
         path = "/" + "/".join(names)
-        arrived = {"type": kind, "path": httpx.URL(path).path, "raw_path": path.encode(), "root_path": ""}
+        arrived: dict[str, Any] = {
+            "type": kind,
+            "path": httpx.URL(path).path,
+            "raw_path": path.encode(),
+            "root_path": "",
+        }
+        scope = dict(arrived)
 
-        scope = with_root_path(arrived, prefix)
+        add_root_path(scope, prefix)
 
         assert get_route_path(scope) == arrived["path"]
         assert scope["raw_path"].removeprefix(scope["root_path"].encode()) == arrived["raw_path"]
         assert scope["path"] == prefix + str(arrived["path"])
 
     def test_a_server_that_sets_the_root_path_has_set_the_path_too(self) -> None:
+        scope: dict[str, Any]
         for scope in ({"path": "/v1/docs", "root_path": "/v1"}, {"type": "lifespan"}):
-            assert with_root_path(scope, PREFIX) == scope
-        assert with_root_path({"path": "/docs"}, PREFIX) == {"path": "/svc/docs", "root_path": PREFIX}
+            sent = dict(scope)
+            add_root_path(scope, PREFIX)
+            assert scope == sent
+        scope = {"path": "/docs"}
+        add_root_path(scope, PREFIX)
+        assert scope == {"path": "/svc/docs", "root_path": PREFIX}

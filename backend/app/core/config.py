@@ -217,7 +217,7 @@ class Settings(BaseSettings):
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_log_level)] = Field(
         default="info",
-        description="Least level of the log: `debug`, `info`, `warning` or `error`. "
+        description="Minimum level of the log: `debug`, `info`, `warning` or `error`. "
         "Requests are `info`, replies of 500 and above `warning`.",
     )
     log_format: Literal["auto", "json", "text"] = Field(

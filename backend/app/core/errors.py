@@ -235,7 +235,7 @@ class InvalidRequestError(AppError):
 
     def __init__(self, errors: Iterable[FieldError], detail: str | None = None) -> None:
         self.errors = tuple(errors)
-        super().__init__(detail or "; ".join(map(_sentence, self.errors[:3])) or None)
+        super().__init__(detail or "; ".join(f"{each.name}: {each.detail}" for each in self.errors[:3]) or None)
 
 
 class HeadTooLargeError(AppError):
@@ -332,5 +332,7 @@ class StartupError(Exception):
     """The service cannot start. The text is one sentence for the operator."""
 
 
-def _sentence(error: FieldError) -> str:
-    return f"{error.name}: {error.detail}"
+def without_text(error: BaseException | None) -> str:
+    """Returns the class and SQLSTATE of a driver's error, and the violated constraint."""
+    parts = (getattr(error, name, None) for name in ("sqlstate", "constraint_name"))
+    return " ".join(filter(None, (type(error).__name__, *parts)))

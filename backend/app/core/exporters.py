@@ -9,69 +9,57 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.otlp.proto.http import metric_exporter, trace_exporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk import _shared_internal
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import start_http_server
-from requests import Session
 
 from app import __version__
 from app.core.errors import StartupError
 from app.core.telemetry import SWITCH
 
-# Pattern of the name, pattern of the value, sentence. The SDK would only log most of these, with a default instead.
+# Pattern of the name, pattern of the value, sentence. The SDK ignores these values, or logs one that may be a secret.
 _RULES: Final = (
     (r"EXPORTER_OTLP_(\w+_)?PROTOCOL", r"http/protobuf", "must be http/protobuf; collectors have port 4318 for it"),
+    (r"EXPORTER_OTLP_(\w+_)?ENDPOINT", r"https?://[^\s/]\S*", "must be a URL such as http://collector:4318"),
     (
-        r"EXPORTER_OTLP_(\w+_)?ENDPOINT",
-        r"https?://([^\s/?#@]+@)?([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?([/?]\S*)?",
-        "must be a URL such as http://collector:4318",
-    ),
-    (
-        r"EXPORTER_OTLP_(\w+_)?HEADERS",  # the SDK would log a wrong one, which may be a secret
+        r"EXPORTER_OTLP_(\w+_)?HEADERS",
         r"(\s*[\w!#$%&'*+.^`|~-]+\s*=[^\",;\\]*(,(?!$)|$))+",
         "must be name=value, with commas between several, and values percent-encoded",
     ),
-    (r"EXPORTER_OTLP_(\w+_)?COMPRESSION", r"none|gzip|deflate", "must be none, gzip or deflate"),
     (r"TRACES_EXPORTER", r"otlp|none", "must be otlp or none"),
-    (r"METRICS_EXPORTER", r"((otlp|prometheus)(,(?!$)|$))+|none", "must be otlp, prometheus, otlp,prometheus or none"),
-    (r"TRACES_SAMPLER", r"(parentbased_)?(always_on|always_off|traceidratio)", "is not the name of a sampler"),
-    (r"TRACES_SAMPLER_ARG", r"0?\.[0-9]+|[01](\.0*)?", "must be a number from 0 to 1"),
     (
-        r"BSP_\w+|METRIC_EXPORT_\w+|EXPORTER_OTLP_(\w+_)?TIMEOUT|EXPORTER_PROMETHEUS_PORT|\w+_LIMIT",
-        r"[1-9][0-9]{0,8}",
-        "must be a whole number above 0",
+        r"METRICS_EXPORTER",
+        r"(otlp,)?prometheus|(prometheus,)?otlp|none",
+        "must be otlp, prometheus, otlp,prometheus or none",
     ),
 )
-_NOISY: Final = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal")  # log each attempt, and dropped spans
 
-_logger = logging.getLogger(__name__)
+_logged_in: Final[dict[tuple[str, str], float]] = {}  # the hour of the last message of each kind
 
 
 def check(workers: int) -> None:
     """Raises StartupError with one line for each variable with a wrong value."""
-    problems = [*_wrong_values()]
+    problems = [
+        f"{name}: {sentence}"
+        for name, value in sorted(os.environ.items())
+        for names, values, sentence in _RULES
+        if value and re.fullmatch(f"OTEL_({names})", name) and not re.fullmatch(values, value, re.IGNORECASE)
+    ]
     if "prometheus" in _exporters("METRICS") and workers > 1:
         problems.append("OTEL_METRICS_EXPORTER: prometheus needs WEB_CONCURRENCY=1; use otlp, or several replicas")
     if not (_exporters("TRACES") or _exporters("METRICS")):
         problems.append(f"{SWITCH}: needs OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_METRICS_EXPORTER=prometheus beside it")
     if problems:
         raise StartupError("\n".join(problems))
-
-
-def _wrong_values() -> Iterator[str]:
-    for name, value in sorted(os.environ.items()):
-        for names, values, sentence in _RULES:
-            if value and re.fullmatch(f"OTEL_({names})", name) and not re.fullmatch(values, value, re.IGNORECASE):
-                yield f"{name}: {sentence}"
 
 
 def _exporters(signal: str) -> set[str]:
@@ -86,23 +74,22 @@ def start() -> None:
     """Set the global providers, which FastAPI uses. Raises StartupError."""
     defaults = Resource({"service.name": "tasks-api", "service.version": __version__})
     resource = Resource.create().merge(defaults).merge(OTELResourceDetector().detect())
+    for module in (trace_exporter, metric_exporter, _shared_internal):
+        logging.getLogger(module.__name__).addFilter(once_an_hour)
     try:
-        readers = [*_readers()]
+        if readers := [*_readers()]:
+            metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
         if "otlp" in _exporters("TRACES"):
             tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=NotedSession("traces"))))
+            tracers.add_span_processor(BatchSpanProcessor(trace_exporter.OTLPSpanExporter()))
             trace.set_tracer_provider(tracers)
-    except ValueError as error:  # two numbers that contradict each other
-        raise StartupError(f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE: {error}") from None
-    if readers:
-        metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    except ValueError as error:
+        raise StartupError(f"OpenTelemetry refuses a variable: {error}") from None
 
 
 def _readers() -> Iterator[MetricReader]:
     if "otlp" in _exporters("METRICS"):
-        yield PeriodicExportingMetricReader(OTLPMetricExporter(session=NotedSession("metrics")))
+        yield PeriodicExportingMetricReader(metric_exporter.OTLPMetricExporter())
     if "prometheus" in _exporters("METRICS"):
         _serve_metrics()
         yield PrometheusMetricReader()
@@ -114,35 +101,17 @@ def _serve_metrics() -> None:
     port = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464"
     try:
         start_http_server(int(port), host)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", error)
-        raise StartupError(f"OTEL_EXPORTER_PROMETHEUS_PORT: {port} of {host} cannot be used: {reason}") from None
+    except (OSError, OverflowError, ValueError) as error:
+        raise StartupError(f"OTEL_EXPORTER_PROMETHEUS_PORT: {port} of {host} cannot be used: {error}") from None
 
 
-class NotedSession(Session):
-    """Logs once that exports fail, and that they succeed again. One failed attempt may be a stale connection."""
+def once_an_hour(record: logging.LogRecord) -> bool:
+    """Returns whether to log a message of the SDK, which logs each failed attempt to reach the collector.
 
-    def __init__(self, signal: str) -> None:
-        super().__init__()
-        self._signal = signal
-        self._last: str | None = ""  # the reason of the last failure; None for a success
-        self._logged: str | None = ""
-
-    def send(self, *args: Any, **options: Any) -> Any:
-        """Send the export and note its outcome."""
-        try:
-            reply = super().send(*args, **options)
-        except OSError as error:  # requests raises no other; its text has the endpoint
-            self._note(type(error).__name__)
-            raise
-        self._note(None if reply.ok else f"status {reply.status_code}")
-        return reply
-
-    def _note(self, reason: str | None) -> None:
-        if reason != self._logged and reason in (self._last, None):
-            self._logged = reason
-            if reason:
-                _logger.warning("%s not exported: %s", self._signal, reason)
-            else:
-                _logger.info("%s exported", self._signal)
-        self._last = reason
+    Replaces an exception by its class: the text quotes the endpoint, which may contain a key.
+    """
+    kind, hour = (record.name, record.msg), record.created // 3600
+    is_new = _logged_in.get(kind) != hour
+    _logged_in[kind] = hour
+    record.args = tuple(type(each).__name__ if isinstance(each, Exception) else each for each in record.args or ())
+    return is_new

@@ -23,9 +23,9 @@ _CLOSING_TIME: Final = 1  # seconds
 _BATCH_TIME: Final = 0.01  # seconds in which lines are collected; a thread switch for each line would cost more
 _RETRY_TIME: Final = 1  # seconds
 _END: Final = b""
-# httpx and httpcore log the URL of the keys and quote the reply, SQLAlchemy logs each lost connection under the name of
-# the pool, and the others report each step of a start.
-QUIET: Final = ("httpx", "httpcore", "app.core.database.pool", "uvicorn", "alembic")
+# httpx, httpcore and urllib3 log the URLs of keys and collector and quote replies, SQLAlchemy logs each lost connection
+# under the name of the pool, and the others report each step of a start.
+QUIET: Final = ("httpx", "httpcore", "urllib3", "app.core.database.pool", "uvicorn", "alembic")
 
 
 class JsonFormatter(logging.Formatter):
@@ -138,16 +138,16 @@ def _report(fault: str) -> None:
         sys.stderr.write(f"{fault}\n")
 
 
-def log_config(level: str, style: str) -> dict[str, Any]:
+def log_config(level: str, log_format: str) -> dict[str, Any]:
     """Returns the configuration for `logging.config.dictConfig`, picklable for uvicorn's workers."""
-    if style == "auto":
-        style = "text" if sys.stdout.isatty() else "json"
-    least = logging.getLevelNamesMapping()[level.upper()]
+    if log_format == "auto":
+        log_format = "text" if sys.stdout.isatty() else "json"
+    minimum = logging.getLevelNamesMapping()[level.upper()]
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": JsonFormatter}, "text": {"()": TextFormatter}},
-        "handlers": {"stdout": {"()": LogHandler, "stream": "ext://sys.stdout", "formatter": style}},
-        "loggers": {name: {"level": max(logging.WARNING, least)} for name in QUIET},
-        "root": {"level": least, "handlers": ["stdout"]},
+        "handlers": {"stdout": {"()": LogHandler, "stream": "ext://sys.stdout", "formatter": log_format}},
+        "loggers": {name: {"level": max(logging.WARNING, minimum)} for name in QUIET},
+        "root": {"level": minimum, "handlers": ["stdout"]},
     }

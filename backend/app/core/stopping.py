@@ -1,7 +1,8 @@
 """Ends the process after SIGINT, SIGTERM or SIGHUP. Under `nohup`, SIGHUP stays ignored.
 
-A handler only notes the signal. If it raised an exception, the exception could hit a callback of compiled code, such
-as asyncpg, which then hangs or crashes. Code that waits checks for a noted signal and raises Stopped.
+While the process only imports, a signal ends it at once. From then on a handler only notes the signal. If it raised an
+exception, the exception could hit a callback of compiled code, such as asyncpg, which then hangs or crashes. Code that
+waits checks for a noted signal and raises Stopped.
 """
 
 import os
@@ -31,7 +32,7 @@ class Stopped(SystemExit):
 
 
 def exit_at_signals() -> None:
-    """Let signals end the process at once from now on. It only imports, so there is nothing to clean up."""
+    """Let signals end the process at once from now on. There is nothing to clean up yet."""
     _handle_signals(_exit)
 
 

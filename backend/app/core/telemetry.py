@@ -63,8 +63,8 @@ def observe_pool(numbers: Callable[[], PoolNumbers]) -> None:
 
     observe = metrics.get_meter("app", __version__).create_observable_up_down_counter
     observe("db.client.connection.count", [count], "{connection}", "Open connections by state.")
-    most = [lambda _: [Observation(numbers().most, _POOL)]]
-    observe("db.client.connection.max", most, "{connection}", "DATABASE_POOL_SIZE.")
+    size = [lambda _: [Observation(numbers().size, _POOL)]]
+    observe("db.client.connection.max", size, "{connection}", "DATABASE_POOL_SIZE.")
     pending = [lambda _: [Observation(numbers().pending, _POOL)]]
     observe("db.client.connection.pending_requests", pending, "{request}", "Requests that wait for a connection.")
 

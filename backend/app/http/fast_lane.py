@@ -12,7 +12,6 @@ from functools import partial
 from http import HTTPStatus
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, NamedTuple
-from urllib.parse import unquote
 
 import orjson
 from fastapi import FastAPI, params
@@ -293,8 +292,7 @@ async def _respond(
     headers = handling_headers(prefer, names, unknown) if prefer or fields or parameters else None
     if headers:
         request.scope[EXTRA_HEADERS] = headers
-        ignored = headers.get("Ignored-Fields")
-        remark(request.scope, ignored=ignored and shown_names(map(unquote, ignored.split(", "))))
+        remark(request.scope, ignored=shown_names(unknown.ignored))
     response = await call(request, body)
     if request.scope["method"] == "GET":
         response = apply_if_none_match(response, tags_of(request, b"if-none-match"))

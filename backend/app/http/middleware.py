@@ -24,11 +24,10 @@ from app.core.config import Settings
 from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.telemetry import span_ids
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
-from app.http.client import client_of
 from app.http.fast_lane import effective_route
-from app.http.paths import RoutePaths, with_root_path
-from app.http.problems import ABOUT_BLANK, answer_defect, kind_of, problem, request_id_of
-from app.http.remarks import ABORTED, REMARKS, blank_path, remark, shown_names, shown_origin
+from app.http.paths import RoutePaths, add_root_path
+from app.http.problems import ABOUT_BLANK, answer_defect, kind_of, problem
+from app.http.remarks import ABORTED, REMARKS, blank_path, client_of, remark, shown_names, shown_origin
 from app.http.telemetry import COLLECTED, hide_user_text, note_route
 from app.schemas.problem import REQUEST_ID_PATTERN
 
@@ -47,11 +46,6 @@ _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _REQUEST: Final = "%(method)s %(route)s %(status)s in %(duration_ms).1f ms"
 
 _requests: Final = logging.getLogger("app.requests")
-
-
-def new_request_id() -> str:
-    """Returns 32 random hexadecimal digits. `secrets.token_hex` makes four more calls."""
-    return urandom(16).hex()
 
 
 def complete_headers(message: Message, request_id: str) -> None:
@@ -89,7 +83,7 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._root_path:
-            scope = with_root_path(scope, self._root_path)
+            add_root_path(scope, self._root_path)  # in place: the server notes in this scope why a reply was lost
         if scope["type"] != "http":
             await self._pass_on(scope, receive, send)
             return
@@ -165,7 +159,7 @@ class RequestMiddleware:
         """Returns the route of a request that did not reach it, such as a preflight. Else has the log say the path."""
         path = scope["path"]
         route = self._paths.of(get_route_path(scope)) or None  # a mount at the root has an empty path
-        if not route and path.startswith("/"):  # the server refuses a request as `*`
+        if not route and path.startswith("/"):
             remark(scope, path=blank_path(path))
         return route
 
@@ -216,7 +210,7 @@ class RequestMiddleware:
         return answer
 
     async def _answer_defect(self, request: Request, error: Exception) -> Response:
-        extra = {"request_id": request_id_of(request.headers), **span_ids()}
+        extra = {"request_id": request.headers["x-request-id"], **span_ids()}
         _requests.error("unexpected error", exc_info=error, extra=extra)
         handler = self._handlers.get(500) or self._handlers[Exception]
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)
@@ -238,7 +232,8 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     headers = scope["headers"]
     sent = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
     others = [header for header in headers if header[0] != b"x-request-id"] if sent else headers
-    request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else new_request_id()
+    # `secrets.token_hex` makes four more calls.
+    request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else urandom(16).hex()
     headers = [*others, (b"x-request-id", request_id.encode())]
     scope["headers"] = headers  # in place: a server that refuses the rest of the request does so with the same id
     # Routes see a GET. The server omits the body of the reply.

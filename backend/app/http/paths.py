@@ -12,15 +12,14 @@ from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 
-def with_root_path(scope: Scope, root_path: str) -> Scope:
-    """Returns `scope` with the prefix before its path, as in ASGI. Routes match what follows it.
+def add_root_path(scope: Scope, root_path: str) -> None:
+    """Put the prefix before the path, as in ASGI. Routes match what follows it.
 
     A server that sets `root_path` itself has done the same.
     """
-    if scope.get("root_path") or "path" not in scope:
-        return scope
-    raw = {"raw_path": root_path.encode() + scope["raw_path"]} if scope.get("raw_path") else {}
-    return {**scope, "root_path": root_path, "path": root_path + scope["path"], **raw}
+    if scope.get("path", "").startswith("/") and not scope.get("root_path"):  # the server refuses a request as `*`
+        raw = {"raw_path": root_path.encode() + scope["raw_path"]} if scope.get("raw_path") else {}
+        scope.update(root_path=root_path, path=root_path + scope["path"], **raw)
 
 
 class RoutePaths:

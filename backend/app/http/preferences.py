@@ -56,6 +56,11 @@ class UnknownNames(NamedTuple):
     kept: AbstractSet[str]
     parameters: Mapping[str, str]
 
+    @property
+    def ignored(self) -> list[str]:
+        """The first names that have no effect, for the reply and the log."""
+        return [*(name for name in self.fields if name not in self.kept), *self.parameters][:_NAMES_SHOWN]
+
 
 def known_names(route: Any) -> KnownNames:
     """Returns the names that the handler of a route and its dependencies take from the body and the query."""
@@ -133,8 +138,7 @@ def handling_headers(prefer: Sequence[str], known: KnownNames, unknown: UnknownN
         error = unknown_names_error(fields, parameters, details)
         error.headers.update(headers)
         raise error
-    ignored = [*(name for name in unknown.fields if name not in unknown.kept), *unknown.parameters]
-    return headers | ({"Ignored-Fields": ", ".join(map(_quoted, ignored[:_NAMES_SHOWN]))} if ignored else {})
+    return headers | ({"Ignored-Fields": ", ".join(map(_quoted, unknown.ignored))} if unknown.ignored else {})
 
 
 def _handling(prefer: Sequence[str]) -> str | None:

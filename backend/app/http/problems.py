@@ -63,24 +63,14 @@ def _as_json(value: object) -> Any:
     return from_json(to_json(value, fallback=str, inf_nan_mode="null", bytes_mode="base64"))
 
 
-def request_id_of(headers: Headers) -> str:
-    """Returns the request id from the request's `headers`, where RequestMiddleware has put it."""
-    return headers["x-request-id"]
-
-
 def problem(scope: Scope, error: errors.AppError, extra: Mapping[str, str] | None = None) -> Response:
     """Returns the response for `error`, and has the log say it. `extra` are headers to add to the response."""
     fields = shown_names(item.name for item in error.errors)
-    remark(scope, problem=error.kind, fields=fields, reason=error.reason or _cause(error))
-    content = problem_details(error, request_id_of(Headers(scope=scope)))
+    cause = errors.without_text(error.__cause__) if error.__cause__ else None  # slow statement or lock, for `timed-out`
+    remark(scope, problem=error.kind, fields=fields, reason=error.reason or cause)
+    content = problem_details(error, Headers(scope=scope)["x-request-id"])
     said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
     return JSONResponse(content, error.status, said, MEDIA_TYPE)
-
-
-def _cause(error: errors.AppError) -> str | None:
-    """Returns the class and SQLSTATE of the driver's error: `timed-out` may mean a slow statement or a lock."""
-    cause = error.__cause__
-    return f"{type(cause).__name__} {getattr(cause, 'sqlstate', None) or ''}".rstrip() if cause else None
 
 
 def kind_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What the log line of a request says besides method, route, status and time: names, never values.
+"""What the line of a request says besides method, route, status and time: names, and the client if LOG_CLIENT is set.
 
 Clients choose the names of unknown fields, paths and origins. A line shows only those that look like words of a
 developer.
@@ -6,9 +6,12 @@ developer.
 
 import re
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import Any, Final
 
 from starlette.types import Scope
+
+from app.models.task import USER_ID_PATTERN
 
 REMARKS: Final = "app.remarks"  # key in the scope for the members that the line gets
 ABORTED: Final = "app.aborted"  # key in the scope for the reason why a reply was lost or is incomplete
@@ -45,3 +48,30 @@ def blank_path(path: str) -> str:
     segments = _USER.sub(r"\1{user_id}", path).split("/", _SEGMENTS_MAX)
     shown = (part if part in {"", "{user_id}"} or _SEGMENT.fullmatch(part) else "{id}" for part in segments)
     return "/".join(shown)
+
+
+def client_of(scope: Scope, setting: str) -> dict[str, str]:
+    """Returns the members `client` and `user` for the value of LOG_CLIENT, as far as they are known."""
+    members = {
+        "client": _address(scope) if setting in {"address", "both"} else None,
+        "user": _user(scope) if setting in {"user", "both"} else None,
+    }
+    return {name: value for name, value in members.items() if value}
+
+
+def _address(scope: Scope) -> str | None:
+    """Returns the address as the server knows it: a Unix socket has none, and a proxy may have named something else."""
+    host, _ = scope.get("client") or ("", 0)
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return None
+
+
+def _user(scope: Scope) -> str | None:
+    """Returns the user of a valid token, or the user in the path if authentication is off."""
+    state = scope.get("state", {})
+    if state.get("tokens", True):
+        return state.get("user_id")  # type: ignore[no-any-return]  # a scope is untyped
+    user_id = str(scope.get("path_params", {}).get("user_id", ""))
+    return user_id if re.fullmatch(USER_ID_PATTERN, user_id) else None

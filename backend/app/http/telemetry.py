@@ -19,7 +19,8 @@ def hide_user_text(scope: Scope) -> None:
 
 def note_route(scope: Scope) -> None:
     """Put the route on span and metrics. It is known when the reply begins, whoever has chosen it."""
-    if getattr(scope[COLLECTED], "route", "") is None:  # for a mounted application, FastAPI has composed it
-        _route_selected(scope=scope, path=getattr(effective_route(scope), "path_format", None))
-    if route := getattr(scope[COLLECTED], "route", None):  # FastAPI excludes a request with None in the scope
-        get_current_span().set_attribute("url.path", route)
+    if request := scope[COLLECTED]:  # FastAPI excludes a request with None
+        if request.route is None:  # for a mounted application, FastAPI has composed it
+            _route_selected(scope=scope, path=getattr(effective_route(scope), "path_format", None))
+        if request.route:
+            get_current_span().set_attribute("url.path", request.route)

@@ -68,7 +68,7 @@ async def _parts(content: bytes) -> AsyncIterator[bytes]:
 @public
 async def get_docs(request: Request) -> HTMLResponse:
     """Returns Swagger UI."""
-    root = _root(request)
+    root = request.scope.get("root_path", "")
     page = get_swagger_ui_html(
         openapi_url=f"{root}{_DOCUMENT}",
         title=request.app.title,
@@ -89,7 +89,7 @@ async def get_docs(request: Request) -> HTMLResponse:
 @public
 async def get_document(request: Request) -> JSONResponse:
     """Returns the OpenAPI document. Behind a prefix it says so, as FastAPI's own does."""
-    document, root = request.app.openapi(), _root(request)
+    document, root = request.app.openapi(), request.scope.get("root_path", "")
     servers = [{"url": root}, *document.get("servers", ())]
     return JSONResponse({**document, "servers": servers} if root else document)
 
@@ -98,10 +98,4 @@ async def get_document(request: Request) -> JSONResponse:
 @public
 async def get_root(request: Request) -> RedirectResponse:
     """Leads to the page."""
-    return RedirectResponse(f"{_root(request)}/docs")
-
-
-def _root(request: Request) -> str:
-    """Returns the prefix of all paths, which a proxy takes away."""
-    root: str = request.scope.get("root_path", "")
-    return root
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")

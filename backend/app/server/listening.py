@@ -27,8 +27,8 @@ def raise_file_limit() -> None:
     with suppress(ImportError, OSError, ValueError):  # Windows has no such limit, and macOS refuses an infinite one
         import resource  # noqa: PLC0415  # see above
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

@@ -137,7 +137,7 @@ class Workers(Multiprocess):
         note_signals()
 
     def run(self) -> None:
-        threading.Thread(target=self._exit_at_signal, daemon=True).start()
+        threading.Thread(target=self._wake_at_signal, daemon=True).start()
         super().run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in self.processes):
             raise StartupError("The workers cannot start; the log has the reason.")
@@ -162,7 +162,7 @@ class Workers(Multiprocess):
                 worker.process.kill()
         super().join_all()
 
-    def _exit_at_signal(self) -> None:
+    def _wake_at_signal(self) -> None:
         """Wake the parent at once, because a signal to the whole process group has already stopped the workers."""
         requested.wait()
         self.should_exit.set()

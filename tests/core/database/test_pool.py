@@ -278,7 +278,7 @@ class TestDiscarded:
         with pytest.raises(TimedOutError):
             await sleep(db)
         assert not db.usable
-        assert caplog.messages == ["database unavailable: TimeoutError "]
+        assert caplog.messages == ["database unavailable: TimeoutError"]
         assert before.isdisjoint(await pids(db))
         assert len(before) == 3
         await until_idle(server, 3)

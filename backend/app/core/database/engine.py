@@ -27,6 +27,7 @@ from app.core.errors import (
     OverloadedError,
     StatementError,
     UnavailableError,
+    without_text,
 )
 
 _RETRY_WITHIN: Final = 5  # seconds; a statement that took longer is not retried
@@ -208,10 +209,9 @@ class Database:
     def _note_answer(self, *, answered: bool, cause: BaseException | None = None) -> None:
         if answered is not self._answered:
             is_first, self._answered = self._answered is None, answered
-            if not answered:  # not the text of the driver, which may contain values and addresses
+            if not answered:
                 cause = _driver_error(cause)
-                code = faults.sqlstate(cause)
-                text = cause if isinstance(cause, faults.ConnectError) else f"{type(cause).__name__} {code}".rstrip()
+                text = cause if isinstance(cause, faults.ConnectError) else without_text(cause)
                 _logger.warning("database unavailable: %s", text)
             elif not is_first:
                 _logger.info("database reached")

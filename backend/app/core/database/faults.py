@@ -20,6 +20,7 @@ from app.core.errors import (
     OutcomeUnknownError,
     StatementError,
     TimedOutError,
+    without_text,
 )
 
 _PROBE_DELAYS: Final = (1, 2, 4)  # seconds; the last delay repeats
@@ -92,7 +93,7 @@ def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception
 def refused_value(error: Exception) -> AppError | None:
     """Returns ConflictError or InvalidRequestError if the database refuses a value of the client, else None.
 
-    PostgreSQL names the column only for NOT NULL. The log gets the class, the SQLSTATE and the name of the constraint.
+    PostgreSQL names the column only for NOT NULL.
     """
     state = sqlstate(error)
     refusal: AppError | None = None
@@ -102,7 +103,7 @@ def refused_value(error: Exception) -> AppError | None:
         column = getattr(error, "column_name", None)
         refusal = InvalidRequestError([FieldError(f"#/{column}", "is required")] if column else [])
     if refusal:
-        refusal.reason = " ".join(filter(None, (type(error).__name__, state, getattr(error, "constraint_name", None))))
+        refusal.reason = without_text(error)
     return refusal
 
 

@@ -41,12 +41,12 @@ TIMEOUTS: Final = Timeouts()
 
 
 class PoolNumbers(NamedTuple):
-    """How many connections are in use and idle, how many requests wait for one, and how many there may be."""
+    """How many connections are in use and idle, how many requests wait for one, and the size of the pool."""
 
     used: int
     idle: int
     pending: int
-    most: int
+    size: int
 
 
 class _Opened(NamedTuple):
