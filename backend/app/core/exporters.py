@@ -25,7 +25,7 @@ from requests import Session
 
 from app import __version__
 from app.core.errors import StartupError
-from app.core.telemetry import SWITCH
+from app.core.telemetry import SWITCH, has_meters, has_tracers
 
 # Pattern of the name, pattern of the value, sentence. The SDK would only log most of these, with a default instead.
 _RULES: Final = (
@@ -83,18 +83,25 @@ def _exporters(signal: str) -> set[str]:
 
 @cache  # a process has one provider of each kind
 def start() -> None:
-    """Set the global providers, which FastAPI uses. Raises StartupError."""
+    """Add exporters to the global providers, which FastAPI uses. Set those that nobody has set. Raises StartupError."""
     defaults = Resource({"service.name": "tasks-api", "service.version": __version__})
     resource = Resource.create().merge(defaults).merge(OTELResourceDetector().detect())
     try:
         readers = [*_readers()]
         if "otlp" in _exporters("TRACES"):
-            tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=NotedSession("traces"))))
-            trace.set_tracer_provider(tracers)
+            spans = BatchSpanProcessor(OTLPSpanExporter(session=NotedSession("traces")))
+            tracers: Any = trace.get_tracer_provider()
+            if not has_tracers():
+                tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+                trace.set_tracer_provider(tracers)
+            tracers.add_span_processor(spans)
     except ValueError as error:  # two numbers that contradict each other
         raise StartupError(f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE: {error}") from None
-    if readers:
+    meters: Any = metrics.get_meter_provider()
+    if has_meters():
+        for reader in readers:
+            meters.add_metric_reader(reader)
+    elif readers:
         metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
