@@ -103,7 +103,7 @@ class TestValues:
         monkeypatch.delitem(sys.modules, "app.core.exporters")
         monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
 
-        sentence = "FASTAPI_OTEL_AUTO_CONFIGURE: run `pip install -r requirements-otel.txt` first"
+        sentence = "FASTAPI_OTEL_AUTO_CONFIGURE: needs the packages of requirements-otel.txt, see docs/telemetry.md"
         assert refusal() == sentence
 
     @pytest.mark.parametrize("port", ["taken", "99999"])

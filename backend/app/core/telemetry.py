@@ -37,7 +37,9 @@ def check(workers: int) -> None:
         try:
             from app.core import exporters  # noqa: PLC0415  # takes half a second
         except ImportError:
-            raise StartupError(f"{SWITCH}: run `pip install -r requirements-otel.txt` first") from None
+            raise StartupError(
+                f"{SWITCH}: needs the packages of requirements-otel.txt, see docs/telemetry.md"
+            ) from None
         exporters.check(workers)
 
 
