@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -146,7 +147,7 @@ class TestPaths:
         self, prefix: str, names: list[str], kind: str
     ) -> None:
         path = "/" + "/".join(names)
-        arrived = {"type": kind, "path": httpx.URL(path).path, "raw_path": path.encode(), "root_path": ""}
+        arrived = {"type": kind, "path": unquote(path), "raw_path": path.encode(), "root_path": ""}
 
         scope = with_root_path(arrived, prefix)
 
