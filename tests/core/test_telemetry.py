@@ -10,11 +10,13 @@ from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, Final
+from unittest.mock import Mock
 
 import pytest
-from opentelemetry import trace
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import NoOpTracerProvider
 
 from app.core import exporters, telemetry
 from app.core.config import load_settings
@@ -23,6 +25,7 @@ from app.main import create_app
 from tests.support import make_settings
 
 ON: Final = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
+DSN: Final = "postgresql://localhost/tasks"
 NOWHERE: Final = (
     "FASTAPI_OTEL_AUTO_CONFIGURE: needs OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_METRICS_EXPORTER=prometheus beside it"
 )
@@ -94,7 +97,7 @@ class TestValues:
         monkeypatch.delitem(sys.modules, "app.core.exporters")
         monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
 
-        sentence = "FASTAPI_OTEL_AUTO_CONFIGURE: run `pip install -r requirements-otel.txt` first"
+        sentence = "FASTAPI_OTEL_AUTO_CONFIGURE: needs the packages of requirements-otel.txt, see docs/telemetry.md"
         assert refusal() == sentence
 
     @pytest.mark.parametrize("port", ["taken", "99999", "no"])
@@ -129,13 +132,20 @@ class TestSwitch:
         assert load_settings().warnings == []
         assert (telemetry.is_on(), os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]) == (True, "http://b")
 
-    def test_providers_that_are_set_before_the_application_is_made_are_used(
-        self, dsn: str, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("getter", "provider"),
+        [("trace.get_tracer_provider", NoOpTracerProvider), ("metrics.get_meter_provider", NoOpMeterProvider)],
+    )
+    def test_a_provider_of_others_that_is_set_before_the_application_starts_is_used(
+        self, monkeypatch: pytest.MonkeyPatch, getter: str, provider: type
     ) -> None:
-        assert not create_app(make_settings(dsn))._telemetry["tracing"]  # noqa: SLF001  # FastAPI has no public name
+        silent, observed = create_app(make_settings(DSN)), create_app(make_settings(DSN))
+        silent.build_middleware_stack()
+        assert (silent._telemetry["metrics"], telemetry.is_collected()) == (False, False)  # noqa: SLF001  # no public name
 
-        monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", trace.NoOpTracerProvider)
-        assert create_app(make_settings(dsn))._telemetry["tracing"]  # noqa: SLF001
+        monkeypatch.setattr(f"opentelemetry.{getter}", provider)
+        observed.build_middleware_stack()
+        assert (observed._telemetry["metrics"], telemetry.is_collected()) == (True, True)  # noqa: SLF001
 
 
 class TestExport:
@@ -160,6 +170,21 @@ class TestExport:
         [provider] = providers
         provider.shutdown()
         assert type(provider) is kind
+
+    def test_providers_of_others_get_the_exporters_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tracers, meters = TracerProvider(shutdown_on_exit=False), MeterProvider(shutdown_on_exit=False)
+        monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: tracers)
+        monkeypatch.setattr("opentelemetry.metrics.get_meter_provider", lambda: meters)
+        added = Mock()
+        monkeypatch.setattr(tracers, "add_span_processor", added.spans)
+        monkeypatch.setattr(meters, "add_metric_reader", added.metrics)
+        os.environ.update(ON)
+
+        exporters.start.__wrapped__()
+
+        for call in added.mock_calls:
+            call.args[0].shutdown()
+        assert [name for name, *_ in added.mock_calls] == ["spans", "metrics"]
 
     def test_a_collector_that_is_down_is_logged_once_an_hour_without_its_url(self) -> None:
         error = OSError("http://collector/key")

@@ -16,6 +16,7 @@ from fastapi import FastAPI, HTTPException, Response
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from app.core import errors
@@ -286,6 +287,26 @@ class TestBadMorning:
         ]
         assert {line["route"] for line in lines} == {"/raise/{number}"}
         assert [line["reason"] for line in lines if "reason" in line] == ["audience"]
+
+    async def test_the_route_of_a_mounted_application_begins_with_its_mount(self, settings: Settings, log: Log) -> None:
+        inner = FastAPI(telemetry={"tracing": False, "metrics": False, "logs": False})
+        inner.get("/health/{name}")(lambda name: name)
+
+        def extend(app: FastAPI) -> None:
+            app.mount("/api/{user_id}/inner", inner)
+            app.mount("/files", public(PlainTextResponse("file")))
+
+        prefixed = settings.model_copy(update={"root_path": "/svc"})
+        async with serving(prefixed, extend) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            for path in ("/api/ada/inner/health/x", "/api/ada/inner/missing", "/files/a/42.txt"):
+                await client.get(path)
+
+        lines = [await log.request() for _ in range(3)]
+        assert [(line["route"], line["status"], line.get("path")) for line in lines] == [
+            ("/api/{user_id}/inner/health/{name}", 200, None),
+            ("/api/{user_id}/inner/{path}", 404, "/svc/api/{user_id}/inner/missing"),
+            ("/files/{path}", 200, "/svc/files/a/{id}"),
+        ]
 
     @pytest.mark.parametrize(
         ("error", "problem"),

@@ -213,11 +213,11 @@ class Settings(BaseSettings):
         default=75,
         ge=1,
         le=3_600,
-        description="Seconds until an idle connection is closed. Let a proxy close its idle connections before.",
+        description="Seconds until an idle connection is closed. Let a proxy close its idle connections first.",
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_log_level)] = Field(
         default="info",
-        description="Minimum level of the log: `debug`, `info`, `warning` or `error`. "
+        description="Lowest level of the log: `debug`, `info`, `warning` or `error`. "
         "Requests are `info`, replies of 500 and above `warning`.",
     )
     log_format: Literal["auto", "json", "text"] = Field(

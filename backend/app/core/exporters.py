@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.http import metric_exporter, trace_exporter
@@ -24,7 +24,7 @@ from prometheus_client import start_http_server
 
 from app import __version__
 from app.core.errors import StartupError
-from app.core.telemetry import SWITCH
+from app.core.telemetry import SWITCH, has_meters, has_tracers
 
 # Pattern of the name, pattern of the value, sentence. The SDK ignores these values, or logs one that may be a secret.
 _RULES: Final = (
@@ -71,20 +71,28 @@ def _exporters(signal: str) -> set[str]:
 
 @cache  # a process has one provider of each kind
 def start() -> None:
-    """Set the global providers, which FastAPI uses. Raises StartupError."""
+    """Add exporters to the global providers, which FastAPI uses. Set those that nobody has set. Raises StartupError."""
     defaults = Resource({"service.name": "tasks-api", "service.version": __version__})
     resource = Resource.create().merge(defaults).merge(OTELResourceDetector().detect())
     for module in (trace_exporter, metric_exporter, _shared_internal):
         logging.getLogger(module.__name__).addFilter(once_an_hour)
     try:
-        if readers := [*_readers()]:
-            metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
+        readers = [*_readers()]
         if "otlp" in _exporters("TRACES"):
-            tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracers.add_span_processor(BatchSpanProcessor(trace_exporter.OTLPSpanExporter()))
-            trace.set_tracer_provider(tracers)
+            spans = BatchSpanProcessor(trace_exporter.OTLPSpanExporter())
+            tracers: Any = trace.get_tracer_provider()
+            if not has_tracers():
+                tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+                trace.set_tracer_provider(tracers)
+            tracers.add_span_processor(spans)
     except ValueError as error:
         raise StartupError(f"OpenTelemetry refuses a variable: {error}") from None
+    meters: Any = metrics.get_meter_provider()
+    if has_meters():
+        for reader in readers:
+            meters.add_metric_reader(reader)
+    elif readers:
+        metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
 
 
 def _readers() -> Iterator[MetricReader]:

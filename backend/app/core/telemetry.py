@@ -1,7 +1,7 @@
 """Telemetry: whether it is on, what the service adds to FastAPI's metrics, and the ids of the current span.
 
 Needs only the API of OpenTelemetry, which FastAPI requires. `core.exporters` needs the SDK, and is imported if
-FASTAPI_OTEL_AUTO_CONFIGURE is true. Providers that are set before `create_app` are used too.
+FASTAPI_OTEL_AUTO_CONFIGURE is true. Providers that are set before the application starts are used too.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics._internal import _ProxyMeterProvider
 
 from app import __version__
 from app.core.database.pool import PoolNumbers
@@ -36,22 +37,33 @@ def check(workers: int) -> None:
         try:
             from app.core import exporters  # noqa: PLC0415  # takes half a second
         except ImportError:
-            raise StartupError(f"{SWITCH}: run `pip install -r requirements-otel.txt` first") from None
+            raise StartupError(
+                f"{SWITCH}: needs the packages of requirements-otel.txt, see docs/telemetry.md"
+            ) from None
         exporters.check(workers)
 
 
-def start() -> bool:
-    """Start to export if telemetry is on. Returns whether anything is collected, also by providers of others."""
+def start() -> None:
+    """Start to export if telemetry is on."""
     if is_on():
         from app.core import exporters  # noqa: PLC0415  # see above
 
         exporters.start()
-    return is_collected()
 
 
 def is_collected() -> bool:
-    """FastAPI itself would look for providers in each request, which takes 7 µs."""
-    return is_on() or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    """Returns whether anything is collected, also by providers of others."""
+    return is_on() or has_tracers() or has_meters()
+
+
+def has_tracers() -> bool:
+    """Returns whether somebody has set the global provider of tracers."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def has_meters() -> bool:
+    """Returns whether somebody has set the global provider of meters."""
+    return not isinstance(metrics.get_meter_provider(), _ProxyMeterProvider)
 
 
 def observe_pool(numbers: Callable[[], PoolNumbers]) -> None:

@@ -125,6 +125,7 @@ class RequestMiddleware:
                 "request_id": request_id,
                 "method": scope["method"],
                 "route": getattr(effective_route(inner), "path", None) or self._missed_route(inner),
+                **(self._mounted_route(inner) if "app_root_path" in inner else {}),
                 "status": status,
                 "duration_ms": round(seconds * 1000, 3),
                 **(client_of(inner, self._log_client) if self._log_client != "none" else {}),
@@ -154,6 +155,11 @@ class RequestMiddleware:
             self._paths.correct(scope)
         if b"%" in (scope.get("raw_path") or b""):
             refuse_ambiguous_path(scope)
+
+    def _mounted_route(self, scope: Scope) -> dict[str, str]:
+        """Returns the route of a mounted application, beginning with the mount. One without routes is `/{path}`."""
+        mount = self._paths.of(get_route_path({**scope, "root_path": scope["app_root_path"]})) or ""
+        return {"route": mount + getattr(effective_route(scope), "path", "/{path}")}
 
     def _missed_route(self, scope: Scope) -> str | None:
         """Returns the route of a request that did not reach it, such as a preflight. Else has the log say the path."""
