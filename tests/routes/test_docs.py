@@ -27,7 +27,7 @@ TITLES: Final = {
     "/health/ready": ["Check that the service can work"],
 }
 OPERATIONS: Final = ("create_task", "list_tasks", "get_task", "update_task", "complete_task", "delete_task")
-_CHROMIUM: Final = shutil.which("chromium")
+_CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")  # which GitHub's runners have
 _SWITCHES: Final = (
     "--no-sandbox",
     "--disable-gpu",
