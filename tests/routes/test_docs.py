@@ -183,7 +183,9 @@ class TestBrowser:
         self, client: httpx.AsyncClient, base_url: str, user: str
     ) -> None:
         async with visit(base_url) as docs:
-            shown = await docs.page.locator("[id^=operations-tasks-]").evaluate_all("all => all.map(each => each.id)")
+            operations = docs.page.locator("[id^=operations-tasks-]")
+            await operations.nth(len(OPERATIONS) - 1).wait_for()
+            shown = await operations.evaluate_all("all => all.map(each => each.id)")
             assert shown == [f"operations-tasks-{name}" for name in OPERATIONS]
             assert await docs.page.locator(".authorize, .authorization__btn").count() == 0
 
