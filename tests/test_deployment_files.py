@@ -289,6 +289,8 @@ case $* in
     "compose port service "*) echo "127.0.0.1:$PORT" ;;
     "compose exec -T service "*) shift 4; exec "$@" ;;
     "compose stop service" | "compose down "*) pkill --parent "$(cat pid)" ;;
+    "build --quiet --build-arg "*" .") echo image ;;
+    "run --rm image "*) shift 3; exec "$@" ;;
     inspect*) tail --sleep-interval=0.1 --pid="$(cat pid)" --follow /dev/null; cat status ;;
 esac
 """
@@ -316,7 +318,23 @@ def test_the_script_of_the_workflow_uses_the_service_of_the_image_and_shows_the_
     assert (done.returncode, "Buy oat milk" in done.stdout, "compose logs --no-color" in commands) == (
         (0, True, False) if works else (1, False, True)
     )
+    assert any("REQUIREMENTS=requirements-otel.txt" in command for command in commands) is works
     assert commands[-1] == "compose down --volumes"
+
+
+@pytest.mark.ci
+def test_the_script_of_the_workflow_fails_if_the_service_lives_but_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "health").mkdir()
+    (tmp_path / "health/live").touch()
+    (request,) = re.findall("^curl .*ready.*", (ROOT / ".ci/image").read_text(), re.MULTILINE)
+    command = f"url=file://{tmp_path}; {request.replace('--retry 60', '--retry 0')}"
+
+    def status() -> int:
+        return subprocess.run(["bash", "-euc", command], capture_output=True, check=False).returncode
+
+    assert status() != 0
+    (tmp_path / "health/ready").touch()
+    assert status() == 0
 
 
 class TestCompose:

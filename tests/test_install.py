@@ -113,9 +113,9 @@ SERVING: Final = "serving\n"
 
 
 def pretend(venv: Path, minor: int) -> None:
-    """Let the Python of this environment say that it is another version."""
+    """Let the Python of this environment say that it is another version. Debian's has a sitecustomize.py already."""
     (packages,) = venv.glob("lib/*/site-packages")
-    (packages / "sitecustomize.py").write_text(f"import sys\nsys.version_info = (3, {minor})\n")
+    (packages / "pretend.pth").write_text(f"import sys; sys.version_info = (3, {minor})\n")
     (venv / f"lib/python3.{minor}/site-packages").mkdir(parents=True)
 
 

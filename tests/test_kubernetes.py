@@ -26,6 +26,7 @@ DIGEST: Final = f"registry.example.com/tasks-api@sha256:{'0' * 64}"
 # Every value of the chart, changed. Some names could be taken for numbers.
 EVERYTHING: Final[dict[str, Any]] = {
     "image": DIGEST,
+    "pullSecret": "0",
     "replicas": 5,
     "secret": "1",
     "ownerSecret": "2",
@@ -51,7 +52,7 @@ VALUES: Final[dict[str, dict[str, Any]]] = {
     "everything": EVERYTHING,
 }
 SECRETS: Final = sorted(
-    {"BETTER_AUTH_SECRET"}
+    {"BETTER_AUTH_SECRET", "OTEL_EXPORTER_OTLP_HEADERS"}
     | {name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
 )
 
@@ -77,7 +78,7 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 def variables(container: dict[str, Any]) -> dict[str, Any]:
     """The variables of `env`. A reference to a Secret is the pair of its name and the key."""
     return {
-        entry["name"]: entry.get("value") or tuple(entry["valueFrom"]["secretKeyRef"].values())
+        entry["name"]: entry["value"] if "value" in entry else tuple(entry["valueFrom"]["secretKeyRef"].values())
         for entry in container["env"]
     }
 
@@ -136,6 +137,9 @@ class TestChart:
             ({"settings": {"CORS_ORIGINS": ["https://a.example"]}}, "at '/settings/CORS_ORIGINS': got array, want"),
             ({"settings": {"cors_origins": "https://a.example"}}, "'cors_origins' does not match pattern"),
             ({"resources": {"memory": "1Gi"}}, "at '/resources': additional properties 'memory' not allowed"),
+            ({"settings": None}, "missing property 'settings'"),
+            ({"ingress": None}, "missing property 'ingress'"),
+            ({"ingress": {"annotations": {"a/ssl-redirect": True}}}, "ssl-redirect': got boolean, want string"),
             ({"ingress": {"hosts": ["a.example"]}}, "at '/ingress': additional properties 'hosts' not allowed"),
             ({"settings": {"PORT": 80}}, "settings.PORT is set by the chart"),
             ({"settings": {"WEB_CONCURRENCY": 2}}, "`replicas` is the number of processes"),
@@ -201,10 +205,38 @@ class TestPod:
         given = {name: str(value) for name, value in EVERYTHING["settings"].items()}
 
         assert spec["replicas"] == 5
+        assert spec["template"]["spec"]["imagePullSecrets"] == [{"name": "0"}]
         for container in containers(spec["template"]["spec"]):
             assert (container["image"], container["resources"]["limits"]["cpu"]) == (DIGEST, 2)
             assert variables(container).items() >= given.items()
         assert variables(pod()["containers"][0])["WEB_CONCURRENCY"] == "1"
+
+    @pytest.mark.parametrize(
+        ("name", "value", "text"),
+        [
+            ("LOG_HEALTH", "on", "on"),
+            ("DATABASE_PREPARED_STATEMENTS", "off", "off"),
+            ("FASTAPI_OTEL_AUTO_CONFIGURE", "true", "true"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "10000000", "10000000"),
+            ("DATABASE_POOL_TIMEOUT", "0.5", "0.5"),
+            ("CORS_ORIGINS", "''", ""),
+            ("OTEL_RESOURCE_ATTRIBUTES", """'a="b",c=d: e,f={{ .Values }}'""", 'a="b",c=d: e,f={{ .Values }}'),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=$(PORT),b=$$", "a=$$(PORT),b=$$$$"),  # Kubernetes reads `$$` as `$`
+        ],
+    )
+    def test_a_setting_reaches_the_service_as_it_is_written(self, name: str, value: str, text: str) -> None:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.version = "1.1"  # as Helm reads it: `on` is a truth value
+        settings = yaml.load(f"SHUTDOWN_TIMEOUT: 10\n{name}: {value}")
+
+        assert variables(pod({"settings": settings})["containers"][0])[name] == text
+
+    def test_prometheus_finds_its_page_by_the_name_of_a_port(self) -> None:
+        prometheus = {"SHUTDOWN_TIMEOUT": 10, "OTEL_METRICS_EXPORTER": "otlp,prometheus"}
+        moved = prometheus | {"OTEL_EXPORTER_PROMETHEUS_PORT": 9000}
+
+        ports = [pod({"settings": each})["containers"][0]["ports"][1:] for each in (prometheus, moved)]
+        assert ports == [[{"name": "metrics", "containerPort": port}] for port in (9464, 9000)]
 
     @pytest.mark.parametrize(("pre_stop", "shutdown"), [(1, 3), (5, 10), (1, 600), (60, 3), (60, 600)])
     def test_it_has_more_time_to_end_than_pre_stop_and_the_service_need(self, pre_stop: int, shutdown: int) -> None:
@@ -255,7 +287,20 @@ class TestPod:
         assert documents["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
 
 
+class TestNames:
+    def test_a_release_may_have_a_name_that_yaml_reads_as_something_else(self) -> None:
+        documents = parse(render(EVERYTHING, name="on"), version="1.1")
+
+        assert {document["metadata"]["name"] for document in documents.values()} == {"on"}
+        for document in documents.values():
+            import_module("kubernetes_validate").validate(document, "1.37", strict=True)
+
+
 class TestIngress:
+    def test_the_service_keeps_idle_connections_longer_than_ingress_nginx(self) -> None:
+        assert "ingress-nginx has 60 s" in DOCUMENT.replace("\n", " ")
+        assert Settings.model_fields["keep_alive_timeout"].default > 60
+
     def test_it_has_the_values(self) -> None:
         ingress = parse(render(EVERYTHING))["Ingress"]
 
@@ -266,12 +311,15 @@ class TestIngress:
 
 
 class TestDocument:
-    def test_its_values_are_accepted(self) -> None:
-        (production,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    def test_its_values_are_accepted_and_have_the_version_of_the_service(self) -> None:
+        production, telemetry = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
         trial = helm().parse_set_string(",".join(re.findall(r"--set (\S+)", DOCUMENT)))
 
         assert [container["image"] for container in containers(pod(trial))] == ["tasks-api:trial"]
         assert parse(render(YAML(typ="safe").load(production))).keys() > parse(render()).keys()
+        ports = pod(YAML(typ="safe").load(telemetry))["containers"][0]["ports"]
+        assert [port["name"] for port in ports] == ["http", "metrics"]
+        assert f"image: registry.example.com/tasks-api:{app.__version__}\n" in production
 
     def test_its_commands_make_the_secrets_that_the_chart_refers_to(self, tmp_path: Path) -> None:
         text = DOCUMENT.replace("\\\n", "")

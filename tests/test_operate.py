@@ -62,8 +62,9 @@ class TestUnit:
             (tmp_path / name).symlink_to(ROOT / name)
         unit, service, port = tmp_path / "tasks-api.service", UNIT["Service"], free_port()
         unit.write_text((ROOT / "docs/tasks-api.service").read_text().replace(INSTALLED, str(tmp_path)))
-        analyze = [program("systemd-analyze"), "verify", str(unit)]
+        analyze = [program("systemd-analyze"), "--recursive-errors=no", "verify", str(unit)]
         verified = subprocess.run(analyze, capture_output=True, text=True, check=False)
+        warnings = [line for line in verified.stderr.splitlines() if unit.name in line]  # others are of this machine's
         environment = dict(pair.split("=", 1) for pair in shlex.split(service["Environment"]))
         environment |= {"DATABASE_URL": owner_url, "AUTH_JWT_SECRET": SECRET, "PORT": str(port), "PATH": os.defpath}
         bounds = "" if os.geteuid() else "--bounding-set=-all"  # which leaves root the rights of a file's owner
@@ -76,7 +77,7 @@ class TestUnit:
             environment | {"WEB_CONCURRENCY": "2"},
             port,
         )
-        assert (verified.returncode, verified.stderr) == (0, "")
+        assert (verified.returncode, warnings) == (0, [])
 
     def test_systemd_waits_for_the_service_to_stop(self) -> None:
         assert (

@@ -5,6 +5,7 @@ jactionlint is a fork of actionlint. Its package contains the program, which tha
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -99,6 +100,30 @@ class TestGitHub:
         }
 
         assert watched == found
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("report", "status"), [("9 passed", 0), ("9 passed, 1 skipped", 1)])
+def test_the_script_of_the_workflow_installs_what_a_runner_of_github_lacks_and_accepts_no_skipped_test(
+    tmp_path: Path, report: str, status: int
+) -> None:
+    script = tmp_path / ".ci/run"
+    script.parent.mkdir()
+    script.write_text((ROOT / ".ci/run").read_text().replace("/usr/", f"{tmp_path}/"))
+    scripts = {"make": f"echo '{report}'", "sudo": 'exec "$@"', "apt-get": 'echo "$@" >>"$0.log"', "id": "echo 1001"}
+    for name in ("java", "nginx", "node", "npm", "pgrep", "ruby", "systemd-analyze", "google-chrome", *scripts):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{scripts.get(name, '')}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("bash", "chmod", "dirname", "env", "grep", "rm", "tee"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / "sbin").mkdir()
+
+    done = subprocess.run(["bash", script], env={"PATH": str(tmp_path)}, capture_output=True, check=False)
+
+    installed = (tmp_path / "apt-get.log").read_text().splitlines()[-1].partition("--no-install-recommends ")[2]
+    assert installed.split() == ["haproxy", "pgbouncer", "postgresql", "wrk"]
+    assert done.returncode == status
+    assert [*(tmp_path / "sbin").iterdir()] == []
 
 
 class TestDevContainer:

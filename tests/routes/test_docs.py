@@ -27,7 +27,7 @@ TITLES: Final = {
     "/health/ready": ["Check that the service can work"],
 }
 OPERATIONS: Final = ("create_task", "list_tasks", "get_task", "update_task", "complete_task", "delete_task")
-_CHROMIUM: Final = shutil.which("chromium")
+_CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")  # which GitHub's runners have
 _SWITCHES: Final = (
     "--no-sandbox",
     "--disable-gpu",
@@ -183,7 +183,9 @@ class TestBrowser:
         self, client: httpx.AsyncClient, base_url: str, user: str
     ) -> None:
         async with visit(base_url) as docs:
-            shown = await docs.page.locator("[id^=operations-tasks-]").evaluate_all("all => all.map(each => each.id)")
+            operations = docs.page.locator("[id^=operations-tasks-]")
+            await operations.nth(len(OPERATIONS) - 1).wait_for()
+            shown = await operations.evaluate_all("all => all.map(each => each.id)")
             assert shown == [f"operations-tasks-{name}" for name in OPERATIONS]
             assert await docs.page.locator(".authorize, .authorization__btn").count() == 0
 

@@ -1,6 +1,6 @@
 {{- define "selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "labels" -}}
@@ -29,12 +29,17 @@ env: # takes precedence over envFrom
   - name: WEB_CONCURRENCY
     value: "1"
   {{- range $name, $value := .Values.settings }}
-  {{- if has $name (list "DATABASE_URL" "DATABASE_URL_UNPOOLED" "AUTH_JWT_SECRET" "BETTER_AUTH_SECRET") }}
+  {{- if or (has $name (list "DATABASE_URL" "DATABASE_URL_UNPOOLED" "AUTH_JWT_SECRET" "BETTER_AUTH_SECRET")) (hasSuffix "_HEADERS" $name) }}
   {{- fail (printf "settings.%s is secret: put it into a Secret, and name that in `secret` or `ownerSecret`" $name) }}
   {{- else if has $name (list "HOST" "PORT" "WEB_CONCURRENCY") }}
   {{- fail (printf "settings.%s is set by the chart; `replicas` is the number of processes" $name) }}
   {{- end }}
+  {{- /* A million as `1000000` and not `1e+06`; `on` and `off`, which YAML reads as truth values; a literal `$`. */}}
+  {{- $text := kindIs "string" $value | ternary $value (toJson $value) }}
+  {{- if and (kindIs "bool" $value) (not (contains "OTEL_" $name)) }}
+  {{- $text = ternary "on" "off" $value }}
+  {{- end }}
   - name: {{ $name }}
-    value: {{ $value | quote }}
+    value: {{ $text | replace "$" "$$" | quote }}
   {{- end }}
 {{- end }}
