@@ -19,13 +19,13 @@ from app.core.config import Settings
 from app.http.authorization import public
 from app.routes.deps import CurrentUser
 from tests.http.support import extended
-from tests.support import bearer
+from tests.support import bearer, exchange
 
 SECURITY: Final = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 METHODS: Final = [*HTTPMethod, "QUERY", "PROPFIND"]
 UNKNOWN: Final = {"/none", "/api", "/api/{user_id}", "/api/{user_id}/none"}
-TOKENS: Final = [{"Authorization": ""}, {"Authorization": "Bearer a.b.c"}, bearer("eve"), bearer("ada")]
-BODY: Final = {"title": "Buy oat milk", "completed": True}  # valid for every operation
+TOKENS: Final = ["", "Bearer a.b.c", *(bearer(user)["Authorization"] for user in ("eve", "ada"))]
+BODY: Final = '{"title": "Buy oat milk", "completed": true}'  # valid for every operation
 VALUES: Final = {"user_id": "ada", "name": "swagger-ui.css", "number:int": "9", "rest:path": "x/y"}
 REFUSALS: Final = {401, 403, 404, 405}
 PATTERNS: Final = {"int": "[0-9]+", "path": ".*", "": "[^/]+"}
@@ -113,13 +113,17 @@ async def explore(app: FastAPI, client: httpx.AsyncClient, known: Iterable[str] 
     for path in sorted({*UNKNOWN, *(each for route in new for each in near(route))}):
         for method in METHODS if path in new | UNKNOWN else ("GET", "POST"):
             has_task = path in new and "{task_id}" in path
-            task_id = (await client.post("/api/ada/tasks", json=BODY)).json()["id"] if has_task else "none"
-            target = {"target": filled(path, task_id=task_id).encode()}  # httpx would correct some paths
-            table.replies[path, method] = [
-                (await client.request(method, "/", json=BODY, headers=token, extensions=target)).status_code
-                for token in TOKENS
-            ]
+            task_id = (await client.post("/api/ada/tasks", json={"title": "a"})).json()["id"] if has_task else "none"
+            target = filled(path, task_id=task_id)
+            table.replies[path, method] = [await ask(client.base_url, method, target, token) for token in TOKENS]
     return table
+
+
+async def ask(url: httpx.URL, method: str, target: str, token: str) -> int:
+    """Returns the status. httpx would correct some paths, and take three times as long for these thousands."""
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: {token}\r\n"
+    body = f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+    return (await exchange(url, f"{head}{body}".encode()))[0]
 
 
 async def test_only_the_owner_reaches_what_is_not_public_and_security_md_has_the_replies(secured: Settings) -> None:
