@@ -228,52 +228,39 @@ class TestStalledLog:
 class TestStuck:
     """Code that is stuck keeps the process for SHUTDOWN_TIMEOUT only."""
 
-    @pytest.fixture
-    def settings(self) -> dict[str, str]:
-        return {"SHUTDOWN_TIMEOUT": "3"}
-
-    def test_a_stuck_service_is_aborted_and_its_postgres_stopped(
-        self, directory: Path, settings: dict[str, str]
-    ) -> None:
-        with self.stuck(directory, settings) as (service, _):
+    def test_a_stuck_service_is_aborted_and_its_postgres_stopped(self, directory: Path) -> None:
+        with self.stuck(directory) as (service, _):
             postmaster = service.postmaster
             assert service.end() == 1
             assert service.stderr == ABORTED
             wait_for_end(postmaster)
 
-    def test_a_stuck_service_does_not_stop_the_postgres_of_another_service(
-        self, directory: Path, settings: dict[str, str]
-    ) -> None:
-        with (
-            embedded_postgres(directory / ".data" / "postgres") as dsn,
-            self.stuck(directory, settings) as (service, _),
-        ):
+    def test_a_stuck_service_does_not_stop_the_postgres_of_another_service(self, directory: Path) -> None:
+        with embedded_postgres(directory / ".data" / "postgres") as dsn, self.stuck(directory) as (service, _):
             assert service.end() == 1
             assert execute(dsn, "SELECT 1") == [(1,)]
 
     @pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=pytest.mark.ci)], ids=["busy", "stopped"])
-    def test_a_stuck_worker_is_killed_by_its_parent(
-        self, directory: Path, settings: dict[str, str], *, is_stopped: bool
-    ) -> None:
-        with self.stuck(directory, settings | {"WEB_CONCURRENCY": "2"}) as (service, worker):
+    def test_a_stuck_worker_is_killed_by_its_parent(self, dsn: str, tmp_path: Path, *, is_stopped: bool) -> None:
+        with self.stuck(tmp_path, DATABASE_URL=dsn, WEB_CONCURRENCY="2") as (service, worker):
             if is_stopped:
                 os.kill(worker, SIGSTOP)
             service.end()
             assert f"worker [{worker}] does not end and is killed" in service.messages
             assert not Path(f"/proc/{worker}").exists()
 
-    def test_a_stuck_worker_of_a_killed_parent_is_aborted(self, directory: Path, settings: dict[str, str]) -> None:
-        with self.stuck(directory, settings | {"WEB_CONCURRENCY": "2"}) as (service, worker):
+    def test_a_stuck_worker_of_a_killed_parent_is_aborted(self, dsn: str, tmp_path: Path) -> None:
+        with self.stuck(tmp_path, DATABASE_URL=dsn, WEB_CONCURRENCY="2") as (service, worker):
             service.end(SIGKILL)
             wait_for_end(worker)
             assert service.stderr == ABORTED
 
     @staticmethod
     @contextmanager
-    def stuck(directory: Path, settings: dict[str, str]) -> Iterator[tuple[Service, int]]:
+    def stuck(directory: Path, **settings: str) -> Iterator[tuple[Service, int]]:
         """Yields a service and the id of its process that is stuck."""
         with (
-            Service(directory, settings, module="tests.stuck") as service,
+            Service(directory, {"SHUTDOWN_TIMEOUT": "3", **settings}, module="tests.stuck") as service,
             socket.create_connection(("127.0.0.1", service.ready().port)) as connection,
         ):
             connection.sendall(LIST)

@@ -297,7 +297,7 @@ class TestWalk:
         sql = f"SELECT id::text FROM tasks WHERE user_id = $1 ORDER BY {lowered}"  # noqa: S608
         ordered = [record[0] for record in await database.fetch(sql, user)]
 
-        for limit in (1, 2, 3, 1_000):
+        for limit in (1, 3):
             pages = [page async for page in _pages(client, f"/api/{user}/tasks", sort=sort, limit=limit)]
             assert [task["id"] for page in pages for task in page] == ordered
 
