@@ -20,8 +20,10 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import make_url
+from starlette.types import ASGIApp
 
 from app.core.config import Settings
+from app.http.middleware import RequestMiddleware
 from app.main import create_app
 from app.server.protocol import SERVER_OPTIONS
 
@@ -39,6 +41,12 @@ def token(user: str, **claims: object) -> str:
 def bearer(user: str, **claims: object) -> dict[str, str]:
     """The header that carries such a token."""
     return {"Authorization": f"Bearer {token(user, **claims)}"}
+
+
+def outermost(app: ASGIApp, api: FastAPI | None = None) -> RequestMiddleware:
+    """The middleware of a service around an application, without a database."""
+    settings = make_settings("postgresql://localhost/none", auth_jwt_secret=SECRET)
+    return RequestMiddleware(app, api or FastAPI(), settings, cors={})
 
 
 def make_settings(dsn: str, **others: Any) -> Settings:

@@ -8,7 +8,7 @@ import httpx
 from fastapi import FastAPI
 
 from app.core.config import Settings
-from tests.support import bearer, serving
+from tests.support import bearer, exchange, serving
 
 Extend = Callable[[FastAPI], object]
 BASE: Final = "/api/{user_id}/things"
@@ -22,6 +22,13 @@ async def extended(settings: Settings, extend: Extend) -> AsyncIterator[httpx.As
         httpx.AsyncClient(base_url=url, headers=bearer("ada"), timeout=30) as client,
     ):
         yield client
+
+
+async def status_of(client: httpx.AsyncClient, method: str, target: str, token: str, body: str = "") -> int:
+    """Returns the status. httpx would correct some paths, and takes three times as long for a thousand requests."""
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: {token}\r\n"
+    content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    return (await exchange(client.base_url, f"{head}{content}".encode()))[0]
 
 
 def problem_of(reply: httpx.Response, status: int) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from starlette.routing import Mount
 from app.core.config import Settings
 from app.http.authorization import public
 from app.routes.deps import CurrentUser
-from tests.http.support import extended
-from tests.support import bearer, exchange
+from tests.http.support import extended, status_of
+from tests.support import bearer
 
 SECURITY: Final = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 METHODS: Final = [*HTTPMethod, "QUERY", "PROPFIND"]
@@ -115,15 +115,8 @@ async def explore(app: FastAPI, client: httpx.AsyncClient, known: Iterable[str] 
             has_task = path in new and "{task_id}" in path
             task_id = (await client.post("/api/ada/tasks", json={"title": "a"})).json()["id"] if has_task else "none"
             target = filled(path, task_id=task_id)
-            table.replies[path, method] = [await ask(client.base_url, method, target, token) for token in TOKENS]
+            table.replies[path, method] = [await status_of(client, method, target, token, BODY) for token in TOKENS]
     return table
-
-
-async def ask(url: httpx.URL, method: str, target: str, token: str) -> int:
-    """Returns the status. httpx would correct some paths, and take three times as long for these thousands."""
-    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: {token}\r\n"
-    body = f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
-    return (await exchange(url, f"{head}{body}".encode()))[0]
 
 
 async def test_only_the_owner_reaches_what_is_not_public_and_security_md_has_the_replies(secured: Settings) -> None:

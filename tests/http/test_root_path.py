@@ -19,12 +19,13 @@ from app.core.config import Settings
 from app.http.authorization import public
 from app.http.fast_lane import FastLane
 from app.http.paths import add_root_path
-from tests.http.support import extended, problem_of
+from tests.http.support import extended, problem_of, status_of
 from tests.support import bearer, exchange, handling, until
 
 PREFIX: Final = "/svc"
 # Prefixes that are paths of the service too, and the path of a user whose tasks others want.
 PREFIXES: Final = [PREFIX, "/api", "/api/ada", "/api/ada/tasks", "/docs", "/health/live", "/a.b/~c_d-e"]
+TOKENS: Final = ["", *(bearer(user)["Authorization"] for user in ("eve", "ada"))]
 NAMES: Final = ["api", "ada", "eve", "svc", "tasks", "docs", "openapi.json", "health", "live", "", "%2F", "a%20b"]
 PATHS: Final = [
     *("/", "/docs", "/docs/", "/openapi.json", "/health/live", "/health/ready", "/none", "/svc", "/svc/docs"),
@@ -134,11 +135,7 @@ class TestPaths:
         for prefix in ("", *PREFIXES[:3]):
             log.routes.clear()
             async with extended(secured.model_copy(update={"root_path": prefix}), lambda _: None) as client:
-                statuses = [
-                    (await client.get("/", headers=headers, extensions={"target": path.encode()})).status_code
-                    for path in PATHS
-                    for headers in ({"Authorization": ""}, bearer("eve"), bearer("ada"))
-                ]
+                statuses = [await status_of(client, "GET", path, token) for path in PATHS for token in TOKENS]
                 await exchange(client.base_url, b"nonsense\r\n\r\n")
             found.append((statuses, [*log.routes]))
 

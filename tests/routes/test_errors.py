@@ -8,11 +8,9 @@ from unittest.mock import AsyncMock
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
-from app.http.middleware import RequestMiddleware
-from tests.support import SECRET, make_settings, serving, short
+from tests.support import make_settings, outermost, serving, short
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 TASKS: Final = "/api/ada/tasks"
@@ -146,11 +144,10 @@ class TestDefect:
         async def end(*_: object) -> NoReturn:
             raise kind
 
-        app = RequestMiddleware(
-            end, FastAPI(), make_settings("postgresql://localhost/tasks", auth_jwt_secret=SECRET), cors={}
-        )
         with pytest.raises(kind):
-            await app({"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock())
+            await outermost(end)(
+                {"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock()
+            )
 
     async def test_a_defect_after_the_reply_started_closes_the_connection(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

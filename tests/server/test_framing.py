@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.http.middleware import REFUSAL, RequestMiddleware
+from app.http.middleware import REFUSAL
 from app.http.problems import install_error_handlers
 from app.server.protocol import BoundedProtocol
 from tests.server.support import (
@@ -29,7 +29,7 @@ from tests.server.support import (
     post,
     waits_for_a_lock,
 )
-from tests.support import SECRET, exchange, make_settings, short
+from tests.support import exchange, outermost, short
 
 MALFORMED = (
     b"nonsense\r\n\r\n",
@@ -285,10 +285,7 @@ class TestPipelining:
 
         api = FastAPI()
         install_error_handlers(api)
-        outermost = RequestMiddleware(
-            app, api, make_settings("postgresql://localhost/tasks", auth_jwt_secret=SECRET), cors={}
-        )
-        connection = opened(outermost)  # the client reads slowly, so that closing takes a while
+        connection = opened(outermost(app, api))  # the client reads slowly, so that closing takes a while
 
         connection.data_received(post(CHUNKED))
         await asyncio.sleep(0)  # until the application waits for the body
