@@ -88,9 +88,6 @@ class TestStart:
             self.end(service, number)
         assert not (tmp_path / ".data").exists()
 
-        with Service(tmp_path) as service:
-            assert service.ready().end() == 0
-
     def test_a_signal_while_postgres_starts_ends_the_start(self, directory: Path, number: signal.Signals) -> None:
         with Service(directory) as service:
             until(service, lambda: service.postgres_runs)

@@ -248,7 +248,8 @@ class TestBadMorning:
         self, settings: Settings, log: Log
     ) -> None:
         kinds = [cls for cls in vars(errors).values() if hasattr(cls, "kind")]
-        raised = [*(cls(*ARGUMENTS.get(cls, ("A sentence.",))) for cls in kinds), HTTPException(418), RuntimeError(), None]
+        ours = [cls(*ARGUMENTS.get(cls, ("A sentence.",))) for cls in kinds]
+        raised = [*ours, HTTPException(418), RuntimeError(), None]
 
         def extend(app: FastAPI) -> None:
             @app.get("/raise/{number}")
