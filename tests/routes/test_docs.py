@@ -3,14 +3,14 @@
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
-from playwright.async_api import Locator, Page, Route, async_playwright
+from playwright.async_api import Browser, Locator, Page, Route, async_playwright
 
 from app import __version__
 from app.core.config import Settings
@@ -36,6 +36,7 @@ _SWITCHES: Final = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--host-resolver-rules=MAP {NAME} 127.0.0.1",
 )
 
 
@@ -124,12 +125,12 @@ class Visit:
         self.heights: list[int] = []
         self._base_url = base_url
 
-    async def start(self) -> None:
+    async def start(self, path: str) -> None:
         self.page.set_default_timeout(60_000)
         await self.page.route("**/*", self._block_other_hosts)
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        await self.page.goto(f"{self._base_url}/docs")
+        await self.page.goto(f"{self._base_url}{path}")
 
     async def open(self, operation_id: str) -> Locator:
         """Open an operation, and note its height."""
@@ -166,23 +167,32 @@ class Visit:
             await route.abort()
 
 
-@asynccontextmanager
-async def visit(base_url: str, *, bypass_csp: bool = False, switches: Sequence[str] = ()) -> AsyncIterator[Visit]:
-    assert _CHROMIUM, "This test drives Swagger UI in Chromium: install it with `apt-get install chromium`."
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    assert _CHROMIUM, "These tests drive Swagger UI in Chromium: install it with `apt-get install chromium`."
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=[*_SWITCHES, *switches])
-        visit = Visit(await browser.new_page(bypass_csp=bypass_csp, ignore_https_errors=True), base_url)
-        await visit.start()
-        yield visit
+        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=_SWITCHES)
+        yield browser
         await browser.close()
+
+
+@asynccontextmanager
+async def visit(
+    browser: Browser, base_url: str, path: str = "/docs", *, bypass_csp: bool = False
+) -> AsyncIterator[Visit]:
+    """Opens the page in a profile of its own."""
+    visit = Visit(await browser.new_page(bypass_csp=bypass_csp, ignore_https_errors=True), base_url)
+    await visit.start(path)
+    yield visit
+    await visit.page.close()
 
 
 @pytest.mark.ci
 class TestBrowser:
     async def test_the_operations_are_short_and_can_be_tried_out_in_their_order_without_internet_access(
-        self, client: httpx.AsyncClient, base_url: str, user: str
+        self, browser: Browser, client: httpx.AsyncClient, base_url: str, user: str
     ) -> None:
-        async with visit(base_url) as docs:
+        async with visit(browser, base_url) as docs:
             operations = docs.page.locator("[id^=operations-tasks-]")
             await operations.nth(len(OPERATIONS) - 1).wait_for()
             shown = await operations.evaluate_all("all => all.map(each => each.id)")
@@ -201,8 +211,10 @@ class TestBrowser:
             assert max(docs.heights) < 1_600  # two screens
             assert (docs.elsewhere, docs.complaints) == ([], [])
 
-    async def test_headers_and_errors_unfold_at_a_click_and_a_phone_cuts_nothing_off(self, base_url: str) -> None:
-        async with visit(base_url) as docs:
+    async def test_headers_and_errors_unfold_at_a_click_and_a_phone_cuts_nothing_off(
+        self, browser: Browser, base_url: str
+    ) -> None:
+        async with visit(browser, base_url) as docs:
             await docs.page.set_viewport_size({"width": 390, "height": 800})
             operation = await docs.open("list_tasks")
             folded = [
@@ -218,15 +230,13 @@ class TestBrowser:
             assert await docs.page.evaluate("document.documentElement.scrollWidth") == 390
 
     async def test_the_authorize_button_adds_the_token_to_every_request_also_after_a_reload(
-        self, configure: Callable[..., Settings], tmp_path: Path, user: str
+        self, browser: Browser, configure: Callable[..., Settings], tmp_path: Path, user: str
     ) -> None:
         """The service is below a path of nginx, and a slash at the end of the address changes none of the links."""
         settings = configure(auth_jwt_secret=SECRET, root_path="/svc")
-        switches = [f"--host-resolver-rules=MAP {NAME} 127.0.0.1"]
         async with serving(settings) as url, nginx(tmp_path, url, BELOW_A_PATH) as proxy:
             address = f"https://{NAME}:{proxy.port}/svc"
-            async with visit(address, switches=switches) as docs:
-                await docs.page.goto(f"{address}/docs//?a=1")
+            async with visit(browser, address, "/docs//?a=1") as docs:
                 assert (await docs.try_out("list_tasks", user_id=user))[0] == "401"
                 await docs.authorize(user)
                 assert (await docs.try_out("create_task", user_id=user))[0] == "201"
@@ -241,9 +251,9 @@ class TestBrowser:
 
     @pytest.mark.parametrize("bypass_csp", [False, True], ids=["with the policy", "control without the policy"])
     async def test_only_the_content_security_policy_prevents_requests_to_other_hosts(
-        self, base_url: str, bypass_csp: bool
+        self, browser: Browser, base_url: str, bypass_csp: bool
     ) -> None:
-        async with visit(base_url, bypass_csp=bypass_csp) as docs:
+        async with visit(browser, base_url, bypass_csp=bypass_csp) as docs:
             async with docs.page.expect_console_message():
                 await docs.page.evaluate("fetch('http://elsewhere.example/').catch(() => 0)")
 
