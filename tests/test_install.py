@@ -245,28 +245,19 @@ class TestInstallation:
 class TestEnvironment:
     """A `.venv` that cannot work is made again, in place, and nothing is removed before that can be done."""
 
-    @pytest.mark.parametrize(
-        ("spoil", "reason"),
-        [
-            (lambda venv: (venv / "bin/python").unlink(), "its Python is gone"),
-            (lambda venv: replace(venv / "bin/python", "#!/bin/false\n"), "its Python does not run"),
-            (lambda venv: pretend(venv, 9), "its Python is 3.9, and 3.11 is needed"),
-            (
-                lambda venv: (venv / "lib" / BASE.name).rename(venv / "lib/python3.10"),
-                f"its Python has become {VERSION}",
-            ),
-            (lambda venv: (venv / "bin/activate").unlink(), "an installation was interrupted"),
-            (lambda venv: (venv / "pyvenv.cfg").unlink(), "an installation was interrupted"),
-        ],
-        ids=["gone", "broken", "old", "replaced", "half made", "no environment"],
-    )
-    def test_a_spoilt_environment_is_made_again(
-        self, project: Project, spoil: Callable[[Path], None], reason: str
-    ) -> None:
+    def test_a_spoilt_environment_is_made_again(self, project: Project) -> None:
+        spoilt: dict[Callable[[Path], object], str] = {
+            lambda venv: (venv / "bin/python").unlink(): "its Python is gone",
+            lambda venv: replace(venv / "bin/python", "#!/bin/false\n"): "its Python does not run",
+            lambda venv: pretend(venv, 9): "its Python is 3.9, and 3.11 is needed",
+            lambda venv: (venv / "lib" / BASE.name).rename(venv / "lib/python3.10"): f"its Python has become {VERSION}",
+            lambda venv: (venv / "bin/activate").unlink(): "an installation was interrupted",
+            lambda venv: (venv / "pyvenv.cfg").unlink(): "an installation was interrupted",
+        }
         project.make("run")
-        spoil(project.root / ".venv")
-
-        assert project.make("run") == f"Making .venv again: {reason}.\n{RUN}{SERVING}"
+        for spoil, reason in spoilt.items():
+            spoil(project.root / ".venv")
+            assert project.make("run") == f"Making .venv again: {reason}.\n{RUN}{SERVING}"
         assert project.make("run") == SERVING
 
     @pytest.mark.parametrize("move", [Path.rename, partial(shutil.copytree, symlinks=True)], ids=["moved", "copied"])
