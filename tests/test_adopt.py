@@ -571,10 +571,10 @@ def test_the_documented_commands_print_what_the_page_shows(empty: str) -> None:
 
 @pytest.mark.ci
 def test_many_rows_are_adopted(serial: str) -> None:
-    rows = "SELECT number, 1, 'many', NULL, true, now(), now() FROM generate_series(2, 100000) AS number"
+    rows = "SELECT number, 1, 'many', NULL, true, now(), now() FROM generate_series(2, 40000) AS number"
     execute(serial, f"INSERT INTO tasks {rows}")
 
-    assert "Rows that became tasks: 100,000." in adopt("--yes")
+    assert "Rows that became tasks: 40,000." in adopt("--yes")
 
-    assert execute(serial, "SELECT count(*), count(DISTINCT id) FROM tasks") == [(100_000, 100_000)]
+    assert execute(serial, "SELECT count(*), count(DISTINCT id) FROM tasks") == [(40_000, 40_000)]
     assert "No task was created or changed" in adopt("--undo")

@@ -231,7 +231,9 @@ class TestInstallation:
         shutil.rmtree(project.root / ".venv")
         assert project.make("run", **index, **elsewhere) == RUN + SERVING
         assert not (project.root / "other").exists()
-        shutil.rmtree(project.root / ".venv")
+        [metadata] = project.root.glob(".venv/lib/*/site-packages/thing-1.dist-info")
+        shutil.rmtree(metadata)
+        project.write("requirements.txt", "thing==1\n")
         project.write("pip.conf", "[install]\ntarget = other\n")
         printed = project.make("run", **index, PIP_CONFIG_FILE=str(project.root / "pip.conf"))
         assert "No package metadata was found for thing in .venv. Look for target," in printed
