@@ -5,10 +5,12 @@ Tests share the tables, but each test has users of its own.
 
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -20,6 +22,7 @@ from app.core.database import Database
 from app.core.database.migrations import migrate
 from app.core.database.pool import Timeouts
 from app.http.fast_lane import FastLane
+from app.server.embedded import embedded_postgres
 from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
@@ -82,6 +85,21 @@ def _given_database() -> Iterator[str]:
     dsn = os.environ["TEST_DATABASE_URL"]
     migrate(dsn)
     yield dsn
+
+
+@pytest.fixture(scope="session")
+def _used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("used") / ".data" / "postgres"
+    with embedded_postgres(data) as dsn:
+        migrate(dsn)
+    return data.parent
+
+
+@pytest.fixture
+def directory(_used: Path, tmp_path: Path) -> Path:
+    """A directory in which `python -m app` has run before, with an embedded PostgreSQL."""
+    subprocess.run(["cp", "-a", _used, tmp_path], check=True)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

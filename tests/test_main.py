@@ -6,7 +6,6 @@ import pty
 import re
 import signal
 import socket
-import subprocess
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,28 +16,12 @@ import pytest
 from sqlalchemy import make_url
 
 from app import __version__
-from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
 from tests.service import BACKEND, TASKS, Service
 from tests.support import SECRET, bearer, execute, new_database
 
 REVISION = "0002"
 OPEN_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tasks-api'"
-
-
-@pytest.fixture(scope="module")
-def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = tmp_path_factory.mktemp("created") / ".data" / "postgres"
-    with embedded_postgres(data) as dsn:
-        migrate(dsn)
-    return data.parent
-
-
-@pytest.fixture
-def directory(created: Path, tmp_path: Path) -> Path:
-    """A directory in which the service has run before."""
-    subprocess.run(["cp", "-a", created, tmp_path], check=True)
-    return tmp_path
 
 
 def announced(messages: list[str]) -> list[str]:

@@ -33,21 +33,6 @@ LIST: Final = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % TASKS.encode()
 ABORTED: Final = "The service did not end in time after a signal and was aborted.\n"
 
 
-@pytest.fixture(scope="module")
-def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = tmp_path_factory.mktemp("created") / ".data" / "postgres"
-    with embedded_postgres(data):
-        pass
-    return data.parent
-
-
-@pytest.fixture
-def directory(created: Path, tmp_path: Path) -> Path:
-    """A directory with an embedded PostgreSQL without tables."""
-    subprocess.run(["cp", "-a", created, tmp_path], check=True)
-    return tmp_path
-
-
 def until(service: Service, condition: Callable[[], object]) -> None:
     while not condition():
         assert service.process.poll() is None, service.stderr
