@@ -60,10 +60,12 @@ def test_the_version_is_written_in_one_place_and_the_newest_release_in_the_chang
 
 
 class TestGitHub:
+    @pytest.mark.ci  # which installs the linters
     @pytest.mark.parametrize("linter", LINTERS)
     def test_linters_find_nothing_in_the_workflows_and_the_settings_of_dependabot(self, linter: str) -> None:
         assert findings(linter, *WORKFLOW.parent.iterdir(), DEPENDABOT) == ""
 
+    @pytest.mark.ci  # which installs the linters
     @pytest.mark.parametrize(("rule", "linters", "old", "new"), WEAKENED, ids=[rule for rule, *_ in WEAKENED])
     def test_the_linters_find_what_weakens_them(
         self, rule: str, linters: set[str], old: str, new: str, tmp_path: Path
