@@ -168,6 +168,12 @@ class TestPrefix:
         assert first.links["next"]["url"].startswith(f"/svc{tasks}?limit=1")
         assert (page.url.path, page.status_code, ready.status_code) == ("/svc/docs", 200, 200)
 
+    async def test_no_client_can_have_the_redirect_to_the_prefix_lead_to_another_host(self, below: Proxy) -> None:
+        async with below.client() as client:
+            reply = await client.get("/svc", headers={"Host": "evil.example"})
+
+        assert (reply.status_code, reply.headers["Location"]) == (301, "/svc/")
+
     async def test_haproxy_takes_the_prefix_away_with_the_line_of_its_example(
         self, dsn: str, tmp_path: Path, tasks: str, user: str
     ) -> None:

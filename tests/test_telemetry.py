@@ -96,7 +96,7 @@ async def use(service: Service, collector: Collector, page: str) -> tuple[str, i
         await client.delete(f"{TASKS}/{task['id']}")
         await client.get(TASKS, headers={"Authorization": "Basic no"})
         await client.get(f"/api/{USER}/nothing/{WORD}")
-        await client.put("/health/live")
+        await client.put("/health/live", headers={"Host": "a" * 30_000})
         await client.options(TASKS, headers={"Origin": "http://a.example", "Access-Control-Request-Method": "GET"})
         await client.get(f"/health/live?{WORD}={WORD}")
         await exchange(client.base_url, b"nonsense\r\n\r\n")
@@ -149,6 +149,9 @@ class TestTraces:
         lines = [line for line in run.service.lines if line.get("span_id") == span.span_id.hex()]
         assert [line["level"] for line in lines] == ["ERROR", "WARNING"]
         assert {line["trace_id"] for line in lines} == {span.trace_id.hex()}
+
+    def test_a_long_text_of_a_client_is_cut_because_many_spans_may_wait(self, run: Run) -> None:
+        assert values(run.span("PUT /health/live", 405).attributes)["server.address"] == "a" * 256
 
     def test_the_trace_of_the_client_is_continued(self, run: Run) -> None:
         span = run.span(f"POST {LIST}", 201)

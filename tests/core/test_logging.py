@@ -98,7 +98,7 @@ class TestText:
         first, *traceback = TextFormatter().format(record).split("\n")
         assert all(line.isprintable() for line in (first, *traceback))
         assert first.count("INFO forged") == 2
-        assert traceback[0] == r"RuntimeError: \x1b[2J\x9b1A\r"
+        assert traceback == [r"  RuntimeError: \x1b[2J\x9b1A\r", r"  12:00:00 INFO forged\u202e\ud800"]
 
 
 class TestRequestLine:

@@ -61,6 +61,8 @@ class TestValues:
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", "must be a URL such as http://collector:4318"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "Bearer s3cret", "must be name=value, with commas between several, and "),
             ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", 'a="b"', "must be name=value, "),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s3crét", "must be name=value, "),
+            ("OTEL_METRICS_EXEMPLAR_FILTER", "sometimes", "must be always_on, always_off or trace_based"),
             ("OTEL_TRACES_EXPORTER", "console", "must be otlp or none"),
             ("OTEL_METRICS_EXPORTER", "otlp,console", "must be otlp, prometheus, otlp,prometheus or none"),
             ("OTEL_METRICS_EXPORTER", "otlp,", "must be otlp, prometheus, otlp,prometheus or none"),

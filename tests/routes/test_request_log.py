@@ -141,6 +141,16 @@ class TestLine:
         assert members(line) == {"problem": "malformed-request"}
         assert f"x-request-id: {line['request_id']}\r\n".encode() in head
 
+    async def test_a_body_that_the_server_refuses_is_logged_twice_with_the_request_id_of_the_reply(
+        self, client: httpx.AsyncClient, log: Log
+    ) -> None:
+        head = f"POST {TASKS} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        _, reply, _ = await exchange(client.base_url, head.encode() + b"no size\r\n")
+
+        first, second = [await log.request() for _ in range(2)]
+        assert first["request_id"] == second["request_id"]
+        assert f"x-request-id: {first['request_id']}\r\n".encode() in reply
+
     async def test_a_defect_writes_a_separate_log_line_with_the_same_request_id(
         self, client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -336,6 +346,10 @@ class TestPath:
             ("/api/ada", "/api/{user_id}"),
             ("/api/v1/ada/tasks", "/api/v1/{user_id}/tasks"),
             ("/svc/Api//ada/Tasks/", "/svc/Api//{user_id}/Tasks/"),
+            ("/api/api/ada/tasks", "/api/api/{user_id}/tasks"),
+            ("/api/v12/ada/tasks", "/api/{id}/{user_id}/tasks"),
+            ("/api/tasks/ada", "/api/tasks/{user_id}"),
+            ("/api/tasks/tasks", "/api/tasks/tasks"),
             ("/users/ada/todos", "/users/{user_id}/todos"),
             ("/api/users/ada/todos", "/api/users/{user_id}/todos"),
             ("/.env", "/.env"),
@@ -479,6 +493,7 @@ class TestSettings:
             ("198.51.100.1, 192.0.2.1",): {"client": "192.0.2.1"},  # a proxy appends to what a client has sent
             ("198.51.100.1", "192.0.2.1"): {"client": "192.0.2.1"},
             ("[2001:db8::1]:443",): {"client": "2001:db8::1"},
+            ("fe80::1%forged status=200",): {"client": "fe80::1"},
             ("forged status=200",): {},
         }
         settings = configure(auth_jwt_secret=SECRET, log_client="address")

@@ -32,9 +32,10 @@ _RULES: Final = (
     (r"EXPORTER_OTLP_(\w+_)?ENDPOINT", r"https?://[^\s/]\S*", "must be a URL such as http://collector:4318"),
     (
         r"EXPORTER_OTLP_(\w+_)?HEADERS",
-        r"(\s*[\w!#$%&'*+.^`|~-]+\s*=[^\",;\\]*(,(?!$)|$))+",
+        r"(\s*[A-Z0-9_!#$%&'*+.^`|~-]+\s*=[\t !#-+\--:<-\[\]-~]*(,(?!$)|$))+",
         "must be name=value, with commas between several, and values percent-encoded",
     ),
+    (r"METRICS_EXEMPLAR_FILTER", r"always_on|always_off|trace_based", "must be always_on, always_off or trace_based"),
     (r"TRACES_EXPORTER", r"otlp|none", "must be otlp or none"),
     (
         r"METRICS_EXPORTER",
@@ -42,6 +43,7 @@ _RULES: Final = (
         "must be otlp, prometheus, otlp,prometheus or none",
     ),
 )
+_LENGTH_MAX: Final = "256"  # characters of an attribute: a Host has up to 32 KiB, and thousands of spans may wait
 
 _logged_in: Final[dict[tuple[str, str], float]] = {}  # the hour of the last message of each kind
 
@@ -74,6 +76,8 @@ def start() -> None:
     """Add exporters to the global providers, which FastAPI uses. Set those that nobody has set. Raises StartupError."""
     defaults = Resource({"service.name": "tasks-api", "service.version": __version__})
     resource = Resource.create().merge(defaults).merge(OTELResourceDetector().detect())
+    os.environ.setdefault("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", _LENGTH_MAX)
+    logging.getLogger("opentelemetry.attributes").setLevel(logging.ERROR)  # logs each text that is cut
     for module in (trace_exporter, metric_exporter, _shared_internal):
         logging.getLogger(module.__name__).addFilter(once_an_hour)
     try:

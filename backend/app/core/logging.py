@@ -46,14 +46,15 @@ class JsonFormatter(logging.Formatter):
 class TextFormatter(logging.Formatter):
     """Writes time, level, message and the `extra` fields that the message does not name, for people.
 
-    Control characters are escaped: what a client sends must neither steer a terminal nor begin a line.
+    Control characters are escaped, and the lines of a traceback are indented: what a client sends must neither steer a
+    terminal nor begin a line.
     """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(_printable, super().format(record).split("\n")))
+        return "\n  ".join(map(_printable, super().format(record).split("\n")))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name in logging.Formatter
         extra = {name: value for name, value in _extra(record).items() if f"%({name})" not in str(record.msg)}

@@ -241,7 +241,8 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     # `secrets.token_hex` makes four more calls.
     request_id = sent[0] if sent and _REQUEST_ID.fullmatch(sent[0]) else urandom(16).hex()
     headers = [*others, (b"x-request-id", request_id.encode())]
-    scope["headers"] = headers  # in place: a server that refuses the rest of the request does so with the same id
+    if isinstance(scope["headers"], list):  # in place: a server that refuses the rest of the request uses the same id
+        scope["headers"][:] = headers
     # Routes see a GET. The server omits the body of the reply.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {**scope, "method": method, "headers": headers, REMARKS: {}}, request_id

@@ -21,9 +21,11 @@ _SEGMENTS_MAX: Final = 10
 _WORD: Final = "[._]{0,2}[A-Za-z]{1,20}(?:[._-][A-Za-z]{1,20}){0,3}[0-9]?"
 _SEGMENT: Final = re.compile(_WORD)
 _NAME: Final = re.compile(f"{_WORD}(?:/(?:{_WORD}|[0-9]{{1,3}})){{0,4}}")  # also of a field in a list or object
-# What follows /api or /users is a user, unless it is a word that frontends put there by mistake.
+# What follows /api, /api/tasks or /users is a user, unless it is a word that frontends put there by mistake.
 _USER: Final = re.compile(
-    r"(/(?:api(?:/+v[0-9])?|users?)/+)(?!(?:auth|me|tasks?|todos?|users?)(?:/|\Z))[^/]+", re.IGNORECASE
+    r"(/(?:api(?:/+(?:api|v[0-9.]+))*(?:/+(?:tasks?|todos?))?|users?)/+)"
+    r"(?!(?:auth|me|tasks?|todos?|users?)(?:/|\Z))[^/]+",
+    re.IGNORECASE,
 )
 _ORIGIN: Final = re.compile(r"null|[a-z][a-z0-9+.-]{0,19}://[A-Za-z0-9._:\[\]-]{1,253}")
 
@@ -63,7 +65,7 @@ def _address(scope: Scope) -> str | None:
     """Returns the address as the server knows it: a Unix socket has none, and a proxy may have named something else."""
     host, _ = scope.get("client") or ("", 0)
     try:
-        return str(ip_address(host))
+        return str(ip_address(host.partition("%")[0]))  # the zone of fe80::1%eth0 may be any text
     except ValueError:
         return None
 
