@@ -40,6 +40,7 @@ _RULES: Final = (
         r"(\s*[\w!#$%&'*+.^`|~-]+\s*=[^\",;\\]*(,(?!$)|$))+",
         "must be name=value, with commas between several, and values percent-encoded",
     ),
+    (r"RESOURCE_ATTRIBUTES", r"(\s*[^\s=,]+\s*=[^,]*(,(?!$)|$))+", "must be name=value, with commas between several"),
     (r"EXPORTER_OTLP_(\w+_)?COMPRESSION", r"none|gzip|deflate", "must be none, gzip or deflate"),
     (r"TRACES_EXPORTER", r"otlp|none", "must be otlp or none"),
     (r"METRICS_EXPORTER", r"((otlp|prometheus)(,(?!$)|$))+|none", "must be otlp, prometheus, otlp,prometheus or none"),
