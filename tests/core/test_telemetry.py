@@ -55,6 +55,8 @@ class TestValues:
         ("name", "value", "sentence"),
         [
             ("FASTAPI_OTEL_AUTO_CONFIGURE", "on", "must be true or false"),
+            ("OTEL_SDK_DISABLED", "1", "must be true or false"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "team=a,b", "must be name=value, with commas between several"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "must be http/protobuf; collectors have port 4318 for it"),
             ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json", "must be http/protobuf; "),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "must be a URL such as http://collector:4318"),
@@ -79,6 +81,7 @@ class TestValues:
             {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_METRICS_EXPORTER": "none"},
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_METRICS_EXPORTER": "prometheus"},
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_SDK_DISABLED": "true"},
+            {"OTEL_RESOURCE_ATTRIBUTES": "service.name=a b, team=c%2Cd"},
         ],
     )
     def test_usual_values_are_accepted(self, variables: dict[str, str]) -> None:

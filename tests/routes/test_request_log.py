@@ -101,6 +101,7 @@ class TestLine:
                 404,
                 {"problem": "route-not-found", "path": "/api/{user_id}/taks/{id}"},
             ),
+            ("GET", "/api/ada%2Ftasks", LIST, 404, {"problem": "route-not-found", "reason": "encoded character"}),
             ("OPTIONS", TASKS, LIST, 200, {}),
         ],
     )
@@ -127,18 +128,23 @@ class TestLine:
         assert len(log.lines) == 1
 
     @pytest.mark.parametrize(
-        ("request_bytes", "method"),
-        [(b"nonsense\r\n\r\n", "-"), (b"PUT / HTTP/1.1\r\n\r\n", "PUT")],
+        ("request_bytes", "method", "reason"),
+        [
+            (b"nonsense\r\n\r\n", "-", "Invalid method encountered"),
+            (b"\x16\x03\x01\x00\xc8\x01", "-", "TLS"),
+            (b"PUT / HTTP/1.1\r\n\r\n", "PUT", "Host, framing or pipeline"),
+            (b"GET ftp://a HTTP/1.1\r\nHost: a\r\n\r\n", "GET", "target"),
+        ],
         ids=short,
     )
     async def test_a_request_that_the_server_refuses_has_the_request_id_of_its_reply_in_the_log(
-        self, client: httpx.AsyncClient, log: Log, request_bytes: bytes, method: str
+        self, client: httpx.AsyncClient, log: Log, request_bytes: bytes, method: str, reason: str
     ) -> None:
         _, head, _ = await exchange(client.base_url, request_bytes)
 
         line = await log.request()
         assert (line["logger"], line["method"], line["status"]) == ("app.requests", method, 400)
-        assert members(line) == {"problem": "malformed-request"}
+        assert members(line) == {"problem": "malformed-request", "reason": reason}
         assert f"x-request-id: {line['request_id']}\r\n".encode() in head
 
     async def test_a_body_that_the_server_refuses_is_logged_twice_with_the_request_id_of_the_reply(
@@ -150,6 +156,16 @@ class TestLine:
         first, second = [await log.request() for _ in range(2)]
         assert first["request_id"] == second["request_id"]
         assert f"x-request-id: {first['request_id']}\r\n".encode() in reply
+
+    @pytest.mark.parametrize(
+        ("headers", "reason"), [({"Host": "tasks.example"}, "Host"), ({"X-Forwarded-For": "192.0.2.1"}, "forwarded")]
+    )
+    async def test_the_line_of_a_misdirected_request_says_what_is_not_of_this_machine(
+        self, client: httpx.AsyncClient, log: Log, headers: Line, reason: str
+    ) -> None:
+        await client.get(TASKS, headers=headers)
+
+        assert members(await log.request()) == {"problem": "misdirected-request", "reason": reason}
 
     async def test_a_defect_writes_a_separate_log_line_with_the_same_request_id(
         self, client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch
@@ -182,6 +198,37 @@ class TestLine:
         [(_, get), (_, post)] = sorted((line["method"], line) for line in lines)
         assert (get["status"], post["status"], members(post)) == (200, 400, {"problem": "client-disconnected"})
         assert (alive.json(), (await client.get(tasks)).json()) == ([], [])
+
+    @pytest.mark.parametrize(
+        ("error", "problem"),
+        [(errors.TaskNotFoundError(), "client-disconnected"), (errors.TimedOutError(), "timed-out")],
+        ids=short,
+    )
+    async def test_the_line_says_that_a_client_has_left_before_its_reply_unless_the_service_failed(
+        self,
+        client: httpx.AsyncClient,
+        log: Log,
+        monkeypatch: pytest.MonkeyPatch,
+        error: errors.AppError,
+        problem: str,
+    ) -> None:
+        called, left = asyncio.Event(), asyncio.Event()
+
+        async def fail_later(*_: object) -> NoReturn:
+            called.set()
+            await left.wait()
+            raise error
+
+        monkeypatch.setattr("app.services.tasks.get_task", fail_later)
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(f"GET {TASK} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await called.wait()
+        writer.close()
+        await writer.wait_closed()
+        await client.get(LIVE)  # until then, the service has seen it
+        left.set()
+
+        assert members(await log.request()) == {"problem": problem}
 
 
 def members(line: Line) -> Line:
@@ -221,6 +268,14 @@ class TestBadMorning:
             (
                 {"method": "POST", "headers": JSON | {"Idempotency-Key": ""}, "content": "{}"},
                 {"problem": "malformed-header"},
+            ),
+            (
+                {"method": "POST", "content": "title=a"},
+                {"problem": "unsupported-media-type", "reason": "Content-Type"},
+            ),
+            (
+                {"method": "POST", "headers": JSON | {"Content-Encoding": "gzip"}, "content": "{}"},
+                {"problem": "unsupported-media-type", "reason": "Content-Encoding"},
             ),
             (
                 preflight("https://app.example:8443"),

@@ -45,3 +45,4 @@ def test_a_worker_that_serves_is_replaced_if_it_answers_no_ping_for_five_seconds
 
     assert checks(worker, 11) == [True] * 10 + [False]
     assert caplog.messages == ["worker [7] has ended or is stuck, and is replaced"]
+    assert vars(caplog.records[0])["exit_code"] is None

@@ -35,7 +35,7 @@ AppError
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 from urllib.parse import unquote
 
 
@@ -77,6 +77,11 @@ class AppError(Exception):
         self.detail = self.detail if detail is None else detail
         self.headers = {**self.headers_always, **(headers or {})}
         super().__init__(self.detail)
+
+    def because(self, reason: str) -> Self:
+        """Returns this error with a reason for the log, which must not quote the request."""
+        self.reason = reason
+        return self
 
 
 class MalformedBodyError(AppError):

@@ -36,6 +36,7 @@ _RULES: Final = (
         "must be name=value, with commas between several, and values percent-encoded",
     ),
     (r"METRICS_EXEMPLAR_FILTER", r"always_on|always_off|trace_based", "must be always_on, always_off or trace_based"),
+    (r"RESOURCE_ATTRIBUTES", r"(\s*[^\s=,]+\s*=[^,]*(,(?!$)|$))+", "must be name=value, with commas between several"),
     (r"TRACES_EXPORTER", r"otlp|none", "must be otlp or none"),
     (
         r"METRICS_EXPORTER",

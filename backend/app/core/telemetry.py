@@ -24,11 +24,15 @@ _POOL: Final = {"db.client.connection.pool.name": "tasks-api"}
 
 
 def is_on() -> bool:
-    """Returns whether the service exports telemetry itself. Raises StartupError unless the switch is true or false."""
-    switch = os.environ.get(SWITCH, "").lower()
-    if switch not in ("true", "false", ""):
-        raise StartupError(f"{SWITCH}: must be true or false")
-    return switch == "true" and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
+    """Returns whether the service exports telemetry itself. Raises StartupError unless a switch is true or false."""
+    return _flag(SWITCH) and not _flag("OTEL_SDK_DISABLED")
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "").lower()
+    if value not in ("true", "false", ""):  # the SDK would take it for false
+        raise StartupError(f"{name}: must be true or false")
+    return value == "true"
 
 
 def check(workers: int) -> None:

@@ -207,7 +207,7 @@ def refuse_ambiguous_path(scope: Scope) -> None:
         or scope["path"].endswith("\n")
         or (is_api(get_route_path(scope)) and b"%" in sent[: len("/api/")])
     ):
-        raise errors.RouteNotFoundError
+        raise errors.RouteNotFoundError().because("encoded character")
 
 
 def refuse_misdirected(scope: Scope) -> None:
@@ -219,7 +219,7 @@ def refuse_misdirected(scope: Scope) -> None:
     """
     headers = Headers(scope=scope)
     if not (_came_over_loopback(scope) and _is_loopback_host(headers.get("host", "")) and _is_local(headers)):
-        raise errors.MisdirectedRequestError
+        raise errors.MisdirectedRequestError().because("Host" if _is_local(headers) else "forwarded")
 
 
 def _came_over_loopback(scope: Scope) -> bool:

@@ -325,7 +325,7 @@ def _parse(request: Request, content: bytes) -> Any:
     main, _, subtype = media_type.partition("/")
     is_json = main == "application" and "/" not in subtype and (subtype == "json" or subtype.endswith("+json"))
     if not is_json or any(coding.lower() != "identity" for coding in values_of(request, b"content-encoding")):
-        raise UnsupportedMediaTypeError
+        raise UnsupportedMediaTypeError().because("Content-Encoding" if is_json else "Content-Type")
     try:
         text = content.removeprefix(BOM_UTF8)  # RFC 8259 section 8.1
         request._json = from_json(text, allow_inf_nan=False)  # noqa: SLF001  # so that FastAPI does not parse it again

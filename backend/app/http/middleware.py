@@ -116,7 +116,7 @@ class RequestMiddleware:
 
     def _log(self, scope: Scope, inner: Scope, request_id: str, status: int | None, seconds: float) -> None:
         """Log the request, which the inner layers know as `inner`."""
-        if ABORTED in scope:
+        if ABORTED in scope and (status or 0) < HTTPStatus.INTERNAL_SERVER_ERROR:  # which has a reason of its own
             remark(inner, problem=scope[ABORTED])
         elif status is not None and status >= _ERROR:  # without a problem: of a foreign handler
             inner[REMARKS].setdefault("problem", ABOUT_BLANK)

@@ -161,9 +161,7 @@ async def _answer_validation_error(request: Request, error: RequestValidationErr
         reason = found[0].get("ctx", {}).get("error", "")
         return await answer_app_error(request, errors.MalformedBodyError(f"The body is not JSON: {reason}."))
     if any(each.get("type") == errors.TaskNotFoundError.kind for each in found):
-        missing = errors.TaskNotFoundError()
-        missing.reason = "not a UUID"
-        return await answer_app_error(request, missing)
+        return await answer_app_error(request, errors.TaskNotFoundError().because("not a UUID"))
     return await answer_app_error(request, errors.InvalidRequestError(map(field_error, found[:ERRORS_MAX])))
 
 

@@ -104,7 +104,8 @@ class _Worker(multiprocess.Process):
         """
         is_alive = self._answers(timeout)
         if not is_alive and self.exitcode != STARTUP_FAILURE:
-            _logger.warning("worker [%d] has ended or is stuck, and is replaced", self.pid)
+            code = {"exit_code": self.exitcode}  # -9 after SIGKILL, as by the kernel if memory is short; None if stuck
+            _logger.warning("worker [%d] has ended or is stuck, and is replaced", self.pid, extra=code)
         return is_alive
 
     def _answers(self, timeout: float) -> bool:

@@ -5,7 +5,7 @@ import re
 from itertools import chain
 from typing import Any, Final, NoReturn
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.core import errors
@@ -23,6 +23,7 @@ LINGER: Final = 0.2  # seconds that an idle connection stays open after the shut
 _ABSOLUTE: Final = re.compile(rb"(https?://([^/?#@]+))(?:/|(?=[?#])|\Z)", re.IGNORECASE)
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 _METHOD: Final = re.compile(rb"[\r\n]*%s( |\Z)" % _TOKEN)  # or what has arrived of it
+_TLS: Final = b"\x16\x03"  # how a client begins that was told https (RFC 8446 section 5.1)
 _CODINGS: Final = re.compile(rb"((?!chunked *,)%s[ \t]*,[ \t]*)*%s" % (_TOKEN, _TOKEN))
 
 
@@ -34,6 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _trailer_size = 0  # bytes of the trailer section
     _since_body = 0  # bytes received since the last byte of a body
     _refusal: errors.AppError | None = None
+    _doubt = "target"  # for the log, if the parser has none
     _refused = False
     _running: RequestResponseCycle | None = None  # of the request that the application handles
     _earlier: RequestResponseCycle | None = None  # of the request before the current one, if its reply was pending
@@ -59,6 +61,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Returns whether the connection stays open for pending replies. A client may close its sending half only."""
         if self._in_body or self.cycle is None or self.cycle.response_complete:
             return False
+        self._note_abort("client-disconnected")
         self.cycle.keep_alive = False
         return True
 
@@ -127,6 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if "1.1" < version < "2":
             version = "1.1"
         if not self._is_unambiguous(version) or len(self.pipeline) >= PIPELINE_MAX:
+            self._doubt = "Host, framing or pipeline"
             raise ValueError
         if self.url[:1] != b"/":
             self._read_target()
@@ -171,7 +175,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return errors.HTTPVersionError()
         if "method" in str(error) and (self.url or _METHOD.match(data)):
             return errors.FeatureNotImplementedError()
-        return errors.MalformedRequestError()
+        reason = self._doubt if isinstance(error, HttpParserCallbackError) else str(error)  # llhttp quotes nothing
+        return errors.MalformedRequestError().because("TLS" if data.startswith(_TLS) else reason)
 
     def _head_size(self) -> int:
         return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
