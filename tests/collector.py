@@ -35,6 +35,7 @@ class Collector:
                     collector.keep(self.path, content)
                 self.send_response(collector.status)
                 self.send_header("Content-Length", "0")
+                self.send_header("Location", "/elsewhere")  # of a redirect
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:

@@ -256,7 +256,9 @@ class TestDocuments:
         ] == []
 
     def test_every_make_target_is_explained(self) -> None:
-        listed = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["make", "--silent", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         targets = [line.split()[0] for line in listed.stdout.splitlines()]
         explained = README + (ROOT / "CONTRIBUTING.md").read_text()
 

@@ -248,6 +248,12 @@ class TestRefusal:
             assert re.fullmatch(f"{sentence}\n", service.stderr)
         assert not service.postgres_runs
 
+    def test_a_propagator_that_is_not_installed_is_reported_in_one_line(self, tmp_path: Path) -> None:
+        with Service(tmp_path, {"OTEL_PROPAGATORS": "b3"}) as service:
+            assert service.process.wait() == 1
+
+        assert re.fullmatch(r"OTEL_PROPAGATORS: Propagator b3 not found\..*\n", service.stderr)
+
     def test_a_database_that_cannot_be_used_is_reported_in_one_line_after_the_warnings(self, tmp_path: Path) -> None:
         url = "postgresql://ada:s3cret@a..b/tasks?sslmode=require"
         with Service(tmp_path, {"DATABASE_URL": url, "LOG_FORMAT": "text"}) as service:

@@ -12,6 +12,11 @@ from app.core.stopping import Stopped, cause, check, end_in_time, exit_at_signal
 
 exit_at_signals()  # Ctrl+C would end the other imports with a traceback, and a container would ignore SIGTERM
 
+try:
+    from opentelemetry import propagate  # noqa: F401  # FastAPI imports it, and it reads the variable
+except ValueError as error:
+    sys.exit(f"OTEL_PROPAGATORS: {error}")
+
 import logging.config
 from collections.abc import Iterator
 from contextlib import contextmanager

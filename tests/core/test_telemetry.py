@@ -13,15 +13,18 @@ from typing import Any, Final
 from unittest.mock import Mock
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import NoOpTracerProvider
 
 from app.core import exporters, telemetry
 from app.core.config import load_settings
 from app.core.errors import StartupError
 from app.main import create_app
+from tests.collector import Collector
 from tests.support import make_settings
 
 ON: Final = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
@@ -190,6 +193,14 @@ class TestExport:
         for call in added.mock_calls:
             call.args[0].shutdown()
         assert [name for name, *_ in added.mock_calls] == ["spans", "metrics"]
+
+    def test_an_export_that_is_redirected_has_failed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Collector() as collector:
+            collector.status = 308
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+            exporter = OTLPSpanExporter(session=exporters.otlp_session())
+
+            assert exporter.export([]) is SpanExportResult.FAILURE
 
     def test_a_collector_that_is_down_is_logged_once_an_hour_without_its_url(self) -> None:
         error = OSError("http://collector/key")

@@ -371,12 +371,13 @@ class TestBadMorning:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             raise error
 
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error)) as raised:
             await outermost(cut_off)(
-                {"type": "http", "method": "GET", "path": "/", "headers": []}, AsyncMock(), AsyncMock()
+                {"type": "http", "method": "GET", "path": "/", "headers": ()}, AsyncMock(), AsyncMock()
             )
 
         line = await log.request()
+        assert raised.value.__notes__[-1:] == [f"request_id: {line['request_id']}"]
         assert (line["status"], members(line)) == (200, {"problem": problem, "path": "/"})
 
 

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import uvicorn
 
-from app.server.processes import _Worker
+from app.server.processes import Workers, _Worker
 
 
 @pytest.fixture
@@ -46,3 +46,11 @@ def test_a_worker_that_serves_is_replaced_if_it_answers_no_ping_for_five_seconds
     assert checks(worker, 11) == [True] * 10 + [False]
     assert caplog.messages == ["worker [7] has ended or is stuck, and is replaced"]
     assert vars(caplog.records[0])["exit_code"] is None
+
+
+def test_sighup_stops_the_workers_instead_of_restarting_them() -> None:
+    workers = Mock()
+
+    Workers.handle_hup(workers)
+
+    assert [name for name, *_ in workers.mock_calls] == ["should_exit.set"]

@@ -21,6 +21,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import start_http_server
+from requests import Response, Session, TooManyRedirects
 
 from app import __version__
 from app.core.errors import StartupError
@@ -84,7 +85,7 @@ def start() -> None:
     try:
         readers = [*_readers()]
         if "otlp" in _exporters("TRACES"):
-            spans = BatchSpanProcessor(trace_exporter.OTLPSpanExporter())
+            spans = BatchSpanProcessor(trace_exporter.OTLPSpanExporter(session=otlp_session()))
             tracers: Any = trace.get_tracer_provider()
             if not has_tracers():
                 tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -102,10 +103,22 @@ def start() -> None:
 
 def _readers() -> Iterator[MetricReader]:
     if "otlp" in _exporters("METRICS"):
-        yield PeriodicExportingMetricReader(metric_exporter.OTLPMetricExporter())
+        yield PeriodicExportingMetricReader(metric_exporter.OTLPMetricExporter(session=otlp_session()))
     if "prometheus" in _exporters("METRICS"):
         _serve_metrics()
         yield PrometheusMetricReader()
+
+
+def otlp_session() -> Session:
+    """Returns a session for which a redirect is a failed export. The SDK does not follow it, and would call it done."""
+    session = Session()
+    session.hooks["response"] = [_refuse_redirect]
+    return session
+
+
+def _refuse_redirect(reply: Response, **_: Any) -> None:
+    if reply.is_redirect:
+        raise TooManyRedirects
 
 
 def _serve_metrics() -> None:

@@ -109,6 +109,7 @@ class RequestMiddleware:
         except BaseException as error:
             if status is not None or isinstance(error, _UNANSWERED):
                 remark(inner, problem=kind_of(error))
+                error.add_note(f"request_id: {request_id}")  # for the server, which logs the traceback
                 raise
             await self._answer(error)(inner, receive, deliver)
         finally:

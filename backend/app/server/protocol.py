@@ -205,8 +205,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError
 
     def _set_deadline(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self._time_out)
+        self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self._time_out)
 
     def _clear_deadline(self) -> None:
         if self._deadline:
