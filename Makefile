@@ -60,7 +60,7 @@ measured:
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 slow:
-	$(PYTEST) -m ci $(PARALLEL)
+	$(PYTEST) -m ci --numprocesses=auto
 pgbouncer:
 	TEST_DEPLOYMENT=pgbouncer $(PYTEST) -m "not ci" $(PARALLEL) $(POOLED)
 several:
