@@ -118,6 +118,7 @@ def otlp_session() -> Session:
 
 def _refuse_redirect(reply: Response, **_: Any) -> None:
     if reply.is_redirect:
+        reply.close()
         raise TooManyRedirects
 
 
