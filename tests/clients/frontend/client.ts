@@ -124,5 +124,4 @@ await expectRequests("DELETE DELETE", ["dropped"], () => api.remove(other.id));
 await api.remove(task.id);
 assert.equal((await problemOf(api.get(task.id))).status, 404);
 assert.equal((await problemOf(tasksApi(`${address}/else`, user, async () => token).remove(task.id))).status, 404);
-proxy.close();
-proxy.closeAllConnections();
+process.exit(); // with replies that were dropped unread, and keep their connections open
