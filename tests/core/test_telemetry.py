@@ -201,7 +201,7 @@ class TestExport:
             exporter = OTLPSpanExporter(session=exporters.otlp_session())
 
             assert exporter.export([]) is SpanExportResult.FAILURE
-            exporter.shutdown()
+            exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def test_a_collector_that_is_down_is_logged_once_an_hour_without_its_url(self) -> None:
         error = OSError("http://collector/key")
