@@ -1,6 +1,7 @@
 """The switch of telemetry, values that cannot work, and an end without an answer."""
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from opentelemetry.trace import NoOpTracerProvider
 from app.core import exporters, telemetry
 from app.core.config import load_settings
 from app.core.errors import StartupError
+from app.core.logging import JsonFormatter
 from app.main import create_app
 from tests.collector import Collector
 from tests.support import make_settings
@@ -108,6 +110,11 @@ class TestValues:
         sentence = "FASTAPI_OTEL_AUTO_CONFIGURE: needs the packages of requirements-otel.txt, see docs/telemetry.md"
         assert refusal() == sentence
 
+    def test_otlp_that_is_asked_for_needs_an_endpoint_also_beside_prometheus(self) -> None:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_METRICS_EXPORTER": "otlp,prometheus"}
+        sentence = "OTEL_METRICS_EXPORTER: otlp needs OTEL_EXPORTER_OTLP_ENDPOINT beside it"
+        assert refusal(**variables) == sentence
+
     @pytest.mark.parametrize("port", ["taken", "99999", "no"])
     def test_a_port_that_prometheus_cannot_have_is_one_sentence(self, port: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -116,6 +123,16 @@ class TestValues:
             os.environ.update(OTEL_EXPORTER_PROMETHEUS_HOST="127.0.0.1")
             with pytest.raises(StartupError, match=f"_PROMETHEUS_PORT: {port} of 127.0.0.1 cannot be used: "):
                 exporters.start()
+
+    @pytest.mark.parametrize("getter", ["trace.get_tracer_provider", "metrics.get_meter_provider"])
+    def test_a_provider_of_others_that_takes_no_exporter_is_one_sentence(
+        self, monkeypatch: pytest.MonkeyPatch, getter: str
+    ) -> None:
+        os.environ.update(ON)
+        monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda tracers: tracers.shutdown())
+        monkeypatch.setattr(f"opentelemetry.{getter}", object)
+        with pytest.raises(StartupError, match="a provider that other code has set takes no exporter"):
+            exporters.start.__wrapped__()
 
     @pytest.mark.parametrize("name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"])
     def test_a_number_that_the_sdk_refuses_is_one_sentence(self, name: str) -> None:
@@ -132,6 +149,8 @@ class TestSwitch:
 
         warning = "without effect, because FASTAPI_OTEL_AUTO_CONFIGURE is not true: "
         assert load_settings().warnings == [f"{warning}OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER"]
+        os.environ.update(ON, OTEL_SDK_DISABLED="true")
+        assert load_settings().warnings == []
 
     def test_the_switch_may_be_in_the_env_file_and_the_environment_takes_precedence(self) -> None:
         Path(".env").write_text("FASTAPI_OTEL_AUTO_CONFIGURE=true\nOTEL_EXPORTER_OTLP_ENDPOINT=http://a\n")
@@ -205,11 +224,14 @@ class TestExport:
 
     def test_a_collector_that_is_down_is_logged_once_an_hour_without_its_url(self) -> None:
         error = OSError("http://collector/key")
-        records = [logging.LogRecord("", 40, "", 0, "Failed: %s", (error,), None) for _ in range(3)]
+        cause = (OSError, error, None)
+        records = [logging.LogRecord("", 40, "", 0, "Failed: %s", (error,), cause) for _ in range(3)]
         for record, seconds in zip(records, (0, 3599, 3600), strict=True):
             record.created = seconds
 
-        assert [record.getMessage() for record in records if exporters.once_an_hour(record)] == ["Failed: OSError"] * 2
+        shown = [JsonFormatter().format(record) for record in records if exporters.once_an_hour(record)]
+        assert [json.loads(line)["message"] for line in shown] == ["Failed: OSError"] * 2
+        assert "key" not in "".join(shown)
 
     async def test_a_collector_that_does_not_answer_delays_the_end_only_for_a_moment(
         self,

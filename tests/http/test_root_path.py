@@ -33,6 +33,10 @@ PATHS: Final = [
     *("/svc/api/ada/tasks", "//svc/api/ada/tasks", "/api/ada/tasks/tasks", "/api/ada/tasks/api/ada/tasks"),
     *("/%61pi/ada/tasks", "/api/a%64a/tasks", "/api%2Fada/tasks", "/docs/api/ada/tasks", "/health/live/docs"),
 ]
+HEAD: Final = (
+    f"POST /api/ada/tasks HTTP/1.1\r\nHost: a\r\nAuthorization: {TOKENS[2]}\r\nContent-Type: application/json\r\n"
+    "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+)
 
 
 @pytest.fixture(params=[True, False], ids=["lane", "FastAPI"])
@@ -121,6 +125,16 @@ class Log(logging.Handler):
             self.problems.append(vars(record).get("problem"))
 
 
+async def refused_in_its_body(url: httpx.URL) -> None:
+    """Send a request of which the server refuses the body when the application has begun to read it."""
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(HEAD.encode())
+    await reader.readuntil(b"100 Continue\r\n\r\n")
+    writer.write(b"no size\r\n")
+    await reader.read()
+    writer.close()
+
+
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
     with handling(Log(), caplog) as log:
@@ -137,6 +151,7 @@ class TestPaths:
             async with extended(secured.model_copy(update={"root_path": prefix}), lambda _: None) as client:
                 statuses = [await status_of(client, "GET", path, token) for path in PATHS for token in TOKENS]
                 await exchange(client.base_url, b"nonsense\r\n\r\n")
+                await refused_in_its_body(client.base_url)
             found.append((statuses, [*log.routes]))
 
         assert found[1:] == [found[0]] * 3

@@ -23,7 +23,7 @@ from app.core import errors
 from app.core.config import Settings
 from app.core.logging import JsonFormatter
 from app.http.authorization import public
-from app.http.remarks import blank_path, shown_names
+from app.http.remarks import blank_path, remark, shown_names
 from tests.support import SECRET, bearer, exchange, handling, make_settings, outermost, serving, short, token
 
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -416,6 +416,11 @@ class TestPath:
     )
     def test_a_path_without_a_route_is_shown_without_ids(self, path: str, shown: str) -> None:
         assert blank_path(path) == shown
+
+    @pytest.mark.parametrize("name", ["status", "module", "message"])
+    def test_a_member_of_the_log_itself_cannot_be_replaced(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"members of its own with these names: {name}"):
+            remark({}, **{name: "mine"})
 
     def test_a_field_in_a_list_is_shown_with_its_place(self) -> None:
         assert shown_names(["tags/0/name", "tags/0/name", "tags/ada@example.org"]) == ["tags/0/name", "(other)"]

@@ -82,7 +82,8 @@ def name_warnings(settings: Collection[str]) -> Iterator[str]:
         yield f"not settings of this service, and ignored: {', '.join(unknown)}"
     count = Counter(map(str.upper, names))
     ignored = _OF_LOGS if is_collected() else _TELEMETRY
-    if idle := sorted(name for name in os.environ if ignored.match(name) and name != SWITCH):
+    idle = sorted(name for name in os.environ if ignored.match(name) and name != SWITCH)
+    if idle and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true":  # which switches them off on purpose
         reason = "the log is only written to stdout" if is_collected() else f"{SWITCH} is not true"
         yield f"without effect, because {reason}: {', '.join(idle)}"
     if repeated := sorted(name for name in count.keys() & settings if count[name] > 1):

@@ -1,6 +1,6 @@
 """Exports traces and metrics by the standard variables of OpenTelemetry: over OTLP, or as a page for Prometheus.
 
-FastAPI could do the first itself. It would only warn about a wrong value, could end later than SHUTDOWN_TIMEOUT, and
+FastAPI could export over OTLP itself, but it would only warn about a wrong value, could end after SHUTDOWN_TIMEOUT, and
 refuses Prometheus (decision 46).
 """
 
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from http import HTTPStatus
 from typing import Any, Final
 
 from opentelemetry import metrics, trace
@@ -60,6 +61,10 @@ def check(workers: int) -> None:
     ]
     if "prometheus" in _exporters("METRICS") and workers > 1:
         problems.append("OTEL_METRICS_EXPORTER: prometheus needs WEB_CONCURRENCY=1; use otlp, or several replicas")
+    for signal in ("TRACES", "METRICS"):
+        named = os.environ.get(f"OTEL_{signal}_EXPORTER", "").lower().split(",")
+        if "otlp" in named and "otlp" not in _exporters(signal):
+            problems.append(f"OTEL_{signal}_EXPORTER: otlp needs OTEL_EXPORTER_OTLP_ENDPOINT beside it")
     if not (_exporters("TRACES") or _exporters("METRICS")):
         problems.append(f"{SWITCH}: needs OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_METRICS_EXPORTER=prometheus beside it")
     if problems:
@@ -91,14 +96,16 @@ def start() -> None:
                 tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
                 trace.set_tracer_provider(tracers)
             tracers.add_span_processor(spans)
+        meters: Any = metrics.get_meter_provider()
+        if has_meters():
+            for reader in readers:
+                meters.add_metric_reader(reader)
+        elif readers:
+            metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
     except ValueError as error:
         raise StartupError(f"OpenTelemetry refuses a variable: {error}") from None
-    meters: Any = metrics.get_meter_provider()
-    if has_meters():
-        for reader in readers:
-            meters.add_metric_reader(reader)
-    elif readers:
-        metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
+    except AttributeError:  # it is not of the SDK
+        raise StartupError(f"{SWITCH}: a provider that other code has set takes no exporter") from None
 
 
 def _readers() -> Iterator[MetricReader]:
@@ -117,7 +124,7 @@ def otlp_session() -> Session:
 
 
 def _refuse_redirect(reply: Response, **_: Any) -> None:
-    if reply.is_redirect:
+    if reply.status_code >= HTTPStatus.MULTIPLE_CHOICES and reply.ok:
         reply.close()
         raise TooManyRedirects
 
@@ -140,5 +147,6 @@ def once_an_hour(record: logging.LogRecord) -> bool:
     kind, hour = (record.name, record.msg), record.created // 3600
     is_new = _logged_in.get(kind) != hour
     _logged_in[kind] = hour
+    record.exc_info = record.exc_text = None
     record.args = tuple(type(each).__name__ if isinstance(each, Exception) else each for each in record.args or ())
     return is_new

@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO
 import orjson
 
 # The attributes that are not `extra` fields. `color_message` is the message of uvicorn with terminal colours.
-_RECORD_ATTRIBUTES: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+RECORD_ATTRIBUTES: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 
 _WAITING_MAX: Final = 10_000  # lines
 _CLOSING_TIME: Final = 1  # seconds
@@ -63,7 +63,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _RECORD_ATTRIBUTES}
+    return {name: value for name, value in vars(record).items() if name not in RECORD_ATTRIBUTES}
 
 
 def _word(value: object) -> str:

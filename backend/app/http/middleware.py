@@ -117,7 +117,7 @@ class RequestMiddleware:
 
     def _log(self, scope: Scope, inner: Scope, request_id: str, status: int | None, seconds: float) -> None:
         """Log the request, which the inner layers know as `inner`."""
-        if ABORTED in scope and (status or 0) < HTTPStatus.INTERNAL_SERVER_ERROR:  # which has a reason of its own
+        if ABORTED in scope and (status or 0) < HTTPStatus.INTERNAL_SERVER_ERROR:  # 500 or more keeps its own problem
             remark(inner, problem=scope[ABORTED])
         elif status is not None and status >= _ERROR:  # without a problem: of a foreign handler
             inner[REMARKS].setdefault("problem", ABOUT_BLANK)
@@ -163,7 +163,10 @@ class RequestMiddleware:
         return {"route": mount + getattr(effective_route(scope), "path", "/{path}")}
 
     def _missed_route(self, scope: Scope) -> str | None:
-        """Returns the route of a request that did not reach it, such as a preflight. Else has the log say the path."""
+        """Returns the route of a request that was answered before it reached it, such as a preflight.
+
+        If no route has its path, adds the path to the line.
+        """
         path = scope["path"]
         route = self._paths.of(get_route_path(scope)) or None  # a mount at the root has an empty path
         if not route and path.startswith("/"):

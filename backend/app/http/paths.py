@@ -15,9 +15,11 @@ from starlette.types import Scope
 def add_root_path(scope: Scope, root_path: str) -> None:
     """Put the prefix before the path, as in ASGI. Routes match what follows it.
 
-    A server that sets `root_path` itself has done the same.
+    A `root_path` of the server stays; uvicorn has put it before the path.
     """
-    if scope.get("path", "").startswith("/") and not scope.get("root_path"):  # the server refuses a request as `*`
+    if scope.get("path", "").startswith("/") and not scope.get(
+        "root_path"
+    ):  # a request that the server refuses has `*`
         raw = {"raw_path": root_path.encode() + scope["raw_path"]} if scope.get("raw_path") else {}
         scope.update(root_path=root_path, path=root_path + scope["path"], **raw)
 

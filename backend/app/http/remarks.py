@@ -11,10 +11,12 @@ from typing import Any, Final
 
 from starlette.types import Scope
 
+from app.core.logging import RECORD_ATTRIBUTES
 from app.models.task import USER_ID_PATTERN
 
 REMARKS: Final = "app.remarks"  # key in the scope for the members that the line gets
 ABORTED: Final = "app.aborted"  # key in the scope for the reason why a reply was lost or is incomplete
+_TAKEN: Final = {*RECORD_ATTRIBUTES, "request_id", "method", "route", "status", "duration_ms"}
 _NAMES_MAX: Final = 20
 _SEGMENTS_MAX: Final = 10
 # Letters with at most one digit at the end. Ids, tokens and hashes have other digits or more letters in a row.
@@ -31,7 +33,10 @@ _ORIGIN: Final = re.compile(r"null|[a-z][a-z0-9+.-]{0,19}://[A-Za-z0-9._:\[\]-]{
 
 
 def remark(scope: Scope, **members: Any) -> None:
-    """Add members to the line of the request. An empty value adds none."""
+    """Add members to the line of the request. An empty value adds none. Raises ValueError for a name that is taken."""
+    if taken := members.keys() & _TAKEN:
+        text = f"the log has members of its own with these names: {', '.join(sorted(taken))}"
+        raise ValueError(text)
     scope[REMARKS].update((name, value) for name, value in members.items() if value)
 
 

@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
 
 
 class _Worker(multiprocess.Process):
-    """uvicorn's worker, but it ends in time and with its parent, which does not block while a ping is unanswered."""
+    """uvicorn's worker, but it ends in time, and when its parent ends. An unanswered ping does not block the parent."""
 
     serves = False  # has said so in its answer to a ping
     _checks = 0  # since the unanswered ping; seconds would also pass while the parent itself gets no CPU time

@@ -294,7 +294,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_begin()
         method = self.scope.get("method") or self._method()
         self.url = self.url if self._in_body else b"*"
-        self.scope = {**self.scope, REFUSAL: error}  # type: ignore[typeddict-unknown-key]
+        self.scope = {**self.scope, "root_path": self.root_path, REFUSAL: error}  # type: ignore[typeddict-unknown-key]
         self.cycle = None  # type: ignore[assignment]
         super().on_headers_complete()
         self.scope["method"] = method
