@@ -69,6 +69,7 @@ def _migrate(connection: Connection) -> None:
         include_name=_is_in_models,
         version_table=VERSION_TABLE,
         on_version_apply=lambda step, **_: steps.append(step),
+        process_revision_directives=_number,
     )
     with context.begin_transaction():
         # The role may be that of the service, which has short timeouts.
@@ -82,6 +83,13 @@ def _migrate(connection: Connection) -> None:
         work = context.config.attributes.get("work", _only_migrate)
         work(connection, lambda: _run_migrations(connection))
     _report(steps)
+
+
+def _number(_: Any, __: Any, directives: list[Any]) -> None:
+    """Give a new revision the number after that of its predecessor: 0003 after 0002."""
+    head = context.script.get_current_head() or "0"
+    if head.isdigit() and not getattr(context.config.cmd_opts, "rev_id", None):
+        directives[0].rev_id = f"{int(head) + 1:04}"
 
 
 def _report(steps: list[MigrationInfo]) -> None:

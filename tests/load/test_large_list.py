@@ -111,4 +111,4 @@ async def test_the_database_sends_no_row_after_the_texts_exceed_the_maximum(data
 
     sizes = [len(row["title"] + row["description"]) for row in rows]
     assert sum(sizes[:-1]) <= 1_000 < sum(sizes)
-    assert [row["weight"] for row in rows] == [*accumulate(sizes)]
+    assert [row["page weight"] for row in rows] == [*accumulate(sizes)]

@@ -144,7 +144,7 @@ class TestReplay:
 
         with monkeypatch.context() as meanwhile:
             meanwhile.setattr(services, "get_task", delete_first)
-            second = await post(client, tasks)
+            second = await post(client, tasks, title="Buy soy milk")
 
         assert not replayed(second)
         assert second.json()["created_at"] > first.json()["created_at"]

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from app.core.config import Settings
 from app.http.fast_lane import FastLane, JSONRoute
 from app.routes.deps import KeptFields
+from app.schemas.task import TaskResponse
 from tests.conftest import Serve
 from tests.http.support import BASE, extended
 from tests.support import SECRET, pointers, serving_in_thread, short
@@ -29,7 +30,7 @@ from tests.support import SECRET, pointers, serving_in_thread, short
 Client = httpx.AsyncClient
 Task = dict[str, Any]
 
-SEVEN: Final = ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]
+OWN: Final = [*TaskResponse.model_fields]
 SENT: Final[Task] = {
     "priority": "high",
     "due_date": None,
@@ -39,7 +40,7 @@ SENT: Final[Task] = {
 }
 TOO_MUCH: Final = "body: a task may keep 20 unknown fields and 4,096 bytes of them at most"
 
-NAMES: Final = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,39}", fullmatch=True).filter(lambda name: name not in SEVEN)
+NAMES: Final = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,39}", fullmatch=True).filter(lambda name: name not in OWN)
 NUMBERS: Final = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False, width=32)
 TEXTS: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 VALUES: Final = st.recursive(
@@ -79,10 +80,10 @@ def typed(value: Any) -> Any:
 
 
 def kept(reply: httpx.Response) -> Any:
-    """What follows the seven fields of the task in a reply."""
+    """What follows the own fields of the task in a reply."""
     assert reply.is_success, reply.text
-    assert [*reply.json()][:7] == SEVEN
-    return {name: value for name, value in reply.json().items() if name not in SEVEN}
+    assert [*reply.json()][: len(OWN)] == OWN
+    return {name: value for name, value in reply.json().items() if name not in OWN}
 
 
 def body(value: str, name: str = "title", other: object = "a") -> str:
@@ -97,7 +98,7 @@ async def send(client: Client, method: str, path: str, raw: str, **headers: str)
 
 class TestKept:
     @pytest.mark.parametrize("enabled", [True, False], ids=["lane", "fastapi"])
-    async def test_every_reply_with_the_task_has_the_fields_after_the_seven(
+    async def test_every_reply_with_the_task_has_the_fields_after_its_own(
         self, keeping: Client, tasks: str, monkeypatch: pytest.MonkeyPatch, enabled: bool
     ) -> None:
         monkeypatch.setattr(FastLane, "enabled", enabled and FastLane.enabled)
@@ -115,15 +116,15 @@ class TestKept:
             assert "Ignored-Fields" not in reply.headers
         assert replayed.headers["Idempotent-Replayed"] == "true"
         assert listed == renamed.json()
-        assert [*listed][:7] == SEVEN
+        assert [*listed][: len(OWN)] == OWN
 
-    async def test_a_task_without_them_has_exactly_seven_fields(
+    async def test_a_task_without_them_has_exactly_its_own_fields(
         self, keeping: Client, database: asyncpg.Connection, user: str, tasks: str
     ) -> None:
         created = await keeping.post(tasks, json={"title": "a"})
         changed = await keeping.put(created.headers["Location"], json={"title": "b"})
 
-        assert [*created.json()] == [*changed.json()] == SEVEN
+        assert [*created.json()] == [*changed.json()] == OWN
         assert await database.fetchval("SELECT kept_fields FROM tasks WHERE user_id = $1", user) is None
 
     async def test_put_merges_name_by_name_and_null_is_a_value(self, keeping: Client, tasks: str) -> None:
@@ -201,7 +202,7 @@ class TestSwitch:
         off += [await client.patch(f"{path}/complete")]
         listed = (await client.get(tasks)).json()
 
-        assert [[*reply.json()] for reply in off] == [SEVEN] * 3
+        assert [[*reply.json()] for reply in off] == [OWN] * 3
         assert off[1].headers["Ignored-Fields"] == "priority"
         assert listed == [off[-1].json()]
         assert typed(kept(await keeping.get(path))) == typed(SENT)
@@ -214,7 +215,7 @@ class TestSwitch:
         await database.execute("""UPDATE tasks SET kept_fields = '{"title": "x", "b": 2}' WHERE user_id = $1""", user)
 
         assert (await keeping.get(created.headers["Location"])).json() == {
-            **{name: created.json()[name] for name in SEVEN},
+            **{name: created.json()[name] for name in OWN},
             "b": 2,
         }
 
@@ -453,7 +454,7 @@ class KeepingMachine(RuleBasedStateMachine):
     @rule()
     def list_all(self) -> None:
         listed = {f"{self.tasks}/{task['id']}": task for task in self.client.get(self.tasks).json()}
-        found = {path: {n: v for n, v in task.items() if n not in SEVEN} for path, task in listed.items()}
+        found = {path: {n: v for n, v in task.items() if n not in OWN} for path, task in listed.items()}
         assert typed(found) == typed(self.stored)
 
 

@@ -88,6 +88,15 @@ class TestLink:
         assert dict(link.params) == query | {"cursor": link.params["cursor"]}
         assert [task["title"] for task in (await client.get(str(link))).json()] == ["50% & more = \xe9"]
 
+    async def test_the_next_link_has_each_value_of_a_repeated_parameter(
+        self, client: httpx.AsyncClient, tasks: str
+    ) -> None:
+        await add(client, tasks, *"ab")
+
+        reply = await client.get(f"{tasks}?status=completed&status=pending&limit=1")
+
+        assert httpx.URL(reply.links["next"]["url"]).params.get_list("status") == ["completed", "pending"]
+
     async def test_the_next_link_omits_unknown_parameters_and_the_previous_cursor(
         self, client: httpx.AsyncClient, tasks: str
     ) -> None:

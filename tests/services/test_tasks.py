@@ -1,6 +1,10 @@
 """Lists by a sort key that somebody adds, and what somebody may add for lists by title: an index."""
 
+import json
 import re
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -11,11 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy import make_url
 from sqlalchemy.dialects.postgresql import dialect
 from sqlmodel import col
+from sqlmodel.sql.sqltypes import UTCDateTime
 
-from app.core.database import Database
+from app.core.database import Database, statement
 from app.core.database.migrations import migrate
-from app.models.task import Task
-from app.schemas.task import TaskQuery
+from app.core.errors import InvalidRequestError
+from app.http.fast_lane import RowResponse
+from app.models.task import Task, _on_the_wire
+from app.schemas.task import UNCONDITIONAL, TaskCreate, TaskQuery
 from app.schemas.words import SORTS
 from app.services import tasks
 from app.services.cursors import SortKey
@@ -26,15 +33,21 @@ from tests.support import execute, new_database
 LOWERED: Final = str(tasks._caseless(sa.column("title", sa.Text)).compile(dialect=dialect()))  # type: ignore[no-untyped-call]  # noqa: SLF001
 
 
+@pytest.fixture
+async def db(dsn: str) -> AsyncIterator[Database]:
+    db = Database(dsn, pool_size=1, pool_timeout=5, concurrency_limit=10)
+    yield db
+    await db.close()
+
+
 @pytest.mark.parametrize("sort", ["description", "-description"])
 async def test_the_pages_by_a_nullable_key_have_each_task_once(
-    dsn: str, database: asyncpg.Connection, user: str, monkeypatch: pytest.MonkeyPatch, sort: Any
+    db: Database, database: asyncpg.Connection, user: str, monkeypatch: pytest.MonkeyPatch, sort: Any
 ) -> None:
     monkeypatch.setitem(tasks.SORT_KEYS, "description", SortKey(col(Task.description).collate("C"), str, nullable=True))
     monkeypatch.setitem(SORTS, sort, sort)
     insert = "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, gen_random_uuid(), 'a', $2)"
     await database.executemany(insert, [(user, text) for text in ("a", "b", None, None, None)])
-    db = Database(dsn, pool_size=1, pool_timeout=5, concurrency_limit=10)
     cursor: str | None = ""
 
     found = []
@@ -42,11 +55,52 @@ async def test_the_pages_by_a_nullable_key_have_each_task_once(
         query = TaskQuery.model_construct(sort=sort, limit=2, cursor=cursor)
         page, cursor = await tasks.list_tasks(db, user, query)
         found += page
-    await db.close()
 
     texts = ["b", "a"] if sort.startswith("-") else ["a", "b"]
     assert [task.description for task in found] == [*texts, None, None, None]
     assert len({task.id for task in found}) == 5
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "shown"),
+    [
+        (sa.Date(), date.max, "9999-12-31"),  # asyncpg sends the last date of Python as the infinite one
+        (sa.Date(), None, None),
+        (UTCDateTime(), datetime.max.replace(tzinfo=UTC), "9999-12-31T23:59:59.999999Z"),
+        (sa.Enum("a", "b", native_enum=False), "b", "b"),
+        (sa.Numeric(10, 2), Decimal("1.5"), "1.50"),
+        (sa.ARRAY(sa.Uuid()), [UUID(int=1)], [str(UUID(int=1))]),
+    ],
+)
+async def test_a_value_of_any_type_of_column_comes_back_as_it_was_sent(
+    db: Database, type_: Any, value: object, shown: object
+) -> None:
+    stored = sa.cast(tasks._parameter("value", sa.column("c", type_)), type_).label("c")  # noqa: SLF001
+    query = statement(sa.select(_on_the_wire(stored), stored.is_(None)), reads=True)
+
+    [[found, is_null]] = await db.fetch(query, value=value)
+
+    assert json.loads(bytes(RowResponse(found).body)) == shown
+    assert is_null == (value is None)
+
+
+@pytest.mark.parametrize("operation", ["create", "update", "list"])
+async def test_a_value_that_only_the_database_refuses_is_a_refusal_and_no_defect(
+    db: Database, user: str, operation: str
+) -> None:
+    blank = TaskCreate.model_construct(title=" ")
+    query = TaskQuery.model_construct(limit=2**63)
+    task = (await tasks.create_task(db, user, TaskCreate(title="a"))).task
+    run: dict[str, Any] = {
+        "create": lambda: tasks.create_task(db, user, blank),
+        "update": lambda: tasks.update_task(db, user, UUID(task.id), {"title": " "}, UNCONDITIONAL),
+        "list": lambda: tasks.list_tasks(db, user, query),
+    }
+
+    with pytest.raises(InvalidRequestError) as refused:
+        await run[operation]()
+
+    assert refused.value.detail == "One of the values is not allowed."
 
 
 @pytest.mark.parametrize("sort", ["title", "-title"])

@@ -326,11 +326,13 @@ class StatementError(Exception):
     """A statement is wrong, or the role may not run it. The text has only the class and SQLSTATE of `error`.
 
     The driver's own text is omitted because it may quote the user's data. `constraint` is the name of the violated one.
+    `refusal` is the error to raise instead if the statement has values of a client, and they are to blame.
     """
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, refusal: AppError | None = None) -> None:
         super().__init__(f"{type(error).__name__} {getattr(error, 'sqlstate', None)}")
         self.constraint: str | None = getattr(error, "constraint_name", None)
+        self.refusal = refusal
 
 
 class StartupError(Exception):

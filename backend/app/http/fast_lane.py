@@ -21,7 +21,7 @@ from fastapi.dependencies.utils import get_typed_return_annotation, request_para
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts, serialize_response
 from pydantic import BaseModel
-from pydantic_core import from_json, to_json, to_jsonable_python
+from pydantic_core import from_json, to_json
 from starlette._utils import get_route_path
 from starlette.convertors import StringConvertor
 from starlette.datastructures import Headers
@@ -36,7 +36,7 @@ from app.http.conditions import apply_if_none_match
 from app.http.preferences import UNKNOWN_NAMES, KnownNames, UnknownNames, handling_headers, known_names
 from app.http.problems import EXTRA_HEADERS
 from app.http.remarks import remark, shown_names
-from app.models.task import KeptTask
+from app.models.task import jsonable
 
 BODY_LIMIT: Final = 65_536  # bytes
 _ABSENT: Final[Any] = object()  # no body was sent; not None, because `null` is a body
@@ -356,10 +356,6 @@ def _is_flat_model(fields: list[Any]) -> bool:
     return not any(field.validation_alias or field_annotation_is_sequence(field.annotation) for field in every)
 
 
-def _jsonable(value: Any) -> Any:
-    return value.fragment() if isinstance(value, KeptTask) else to_jsonable_python(value)
-
-
 class RowResponse(Response):
     """A JSON reply made of dataclasses. Their fields may have any type that pydantic can serialize."""
 
@@ -368,6 +364,6 @@ class RowResponse(Response):
     def render(self, content: Any) -> bytes:
         """Returns the same JSON as pydantic: times in UTC end in `Z`."""
         try:
-            return orjson.dumps(content, default=_jsonable, option=orjson.OPT_PASSTHROUGH_DATETIME)
+            return orjson.dumps(content, default=jsonable, option=orjson.OPT_PASSTHROUGH_DATETIME)
         except orjson.JSONEncodeError:  # an integer of more than 64 bits, or a key that is not text
             return to_json(content, inf_nan_mode="null")

@@ -6,13 +6,16 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
+from pydantic_core import to_jsonable_python
 from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Date,
     DateTime,
+    Enum,
     Index,
     Text,
+    TypeDecorator,
     Uuid,
     case,
     cast,
@@ -90,7 +93,14 @@ class KeptTask:
 
     def fragment(self) -> orjson.Fragment:
         """Returns the JSON of the task with the kept fields after its own. They are not parsed, so nothing changes."""
-        return orjson.Fragment(b"%b, %b" % (orjson.dumps(self.task)[:-1], self.kept_fields[1:].encode()))
+        return orjson.Fragment(
+            b"%b, %b" % (orjson.dumps(self.task, default=jsonable)[:-1], self.kept_fields[1:].encode())
+        )
+
+
+def jsonable(value: Any) -> Any:
+    """Returns what orjson serializes in the place of a value that it does not know."""
+    return value.fragment() if isinstance(value, KeptTask) else to_jsonable_python(value)
 
 
 def kept_task(*row: Any) -> Any:
@@ -105,21 +115,30 @@ def time_text(column: Any) -> Any:
 
     The text is RFC 3339 in UTC, but it ends in ` BC` for a year before 1, and is `infinity` or `-infinity`.
     """
-    utc = func.timezone(literal_column("'UTC'"), column) if getattr(column.type, "timezone", False) else column
-    form = "YYYY-MM-DD" if isinstance(column.type, Date) else _RFC_3339
+    type_ = plain_type(column)
+    utc = func.timezone(literal_column("'UTC'"), column) if getattr(type_, "timezone", False) else column
+    form = "YYYY-MM-DD" if isinstance(type_, Date) else _RFC_3339
     before_1: Any = (utc < literal_column("'0001-01-01'"), literal_column(f"'{form} BC'"))
     text = func.to_char(utc, case(before_1, else_=literal_column(f"'{form}'")))  # NULL for an infinite time
     return func.coalesce(text, cast(column, Text)).label(column.name)
 
 
+def plain_type(column: Any) -> Any:
+    """Returns the type of a column without the conversions that SQLModel adds for sessions."""
+    return column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
+
+
 def _on_the_wire(column: Any) -> Any:
-    """Returns the column as text if it is an id or a time. PostgreSQL converts these at less cost than Python."""
-    if isinstance(column.type, DateTime | Date):
+    """Returns ids, times and enums as text. PostgreSQL converts them at less cost than Python."""
+    type_ = plain_type(column)
+    if isinstance(type_, DateTime | Date):
         return time_text(column)
-    return cast(column, Text).label(column.name) if isinstance(column.type, Uuid) else column
+    return cast(column, Text).label(column.name) if isinstance(type_, Uuid | Enum) else column
 
 
 _table: Any = SQLModel.metadata.tables["tasks"]
+if _missing := [field.name for field in fields(WireTask) if field.name not in _table.c]:
+    raise TypeError(f"Add a column to Task, and a migration, for {', '.join(_missing)}: WireTask has it.")
 _columns = [_table.c[field.name] for field in fields(WireTask)]
 WIRE_COLUMNS: Final = tuple(map(_on_the_wire, _columns))
 # Without names that have become columns: the field of the task wins.

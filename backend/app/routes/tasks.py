@@ -111,5 +111,5 @@ def _path(request: Request) -> str:
 
 def _next_page(request: Request, cursor: str) -> str:
     """Returns the URL relative to the host (RFC 8288 section 3.1), which stays valid behind a proxy."""
-    asked = [f"{name}={quote_plus(value)}&" for name, value in request.query_params.items() if name in _REPEATED]
+    asked = [f"{name}={quote_plus(value)}&" for name, value in request.query_params.multi_items() if name in _REPEATED]
     return f"{_path(request)}?{''.join(asked)}cursor={cursor}"

@@ -33,9 +33,9 @@ from sqlalchemy import (
     or_,
     tuple_,
 )
-from sqlmodel import AutoString
 
 from app.core.errors import FieldError, InvalidRequestError
+from app.models.task import plain_type
 
 _CHECKSUM: Final = 8  # bytes; detects damage and cursors of another list. No secret: users read only their own lists
 _ID: Final = 16  # bytes
@@ -72,7 +72,7 @@ class Position(NamedTuple):
 
 def sort_key(column: Any) -> SortKey:
     """Returns the key for a column of a model. Raises TypeError for a column type that cursors do not support."""
-    kind = _kind(column.type)
+    kind = _kind(plain_type(column))
     if kind not in _READERS:
         raise TypeError(f"a cursor cannot carry {column.type!r} of {column}: sort by another column")
     return SortKey(column, kind, column.nullable)
@@ -80,7 +80,7 @@ def sort_key(column: Any) -> SortKey:
 
 def _kind(type_: Any) -> type:
     """Returns the Python type with which a cursor stores the values. SQLAlchemy may return another type."""
-    families = {AutoString: str, Enum: str, Uuid: UUID, Float: float}
+    families = {Enum: str, Uuid: UUID, Float: float}
     kind: type = next((families[each] for each in families if isinstance(type_, each)), type_.python_type)
     return kind
 
@@ -107,7 +107,7 @@ def _is_after(key: SortKey, row_id: Any, *, descending: bool, in_nulls: bool) ->
     if in_nulls:
         return and_(key.column.is_(None), row_id < after_id if descending else row_id > after_id)
     row = tuple_(key.function(key.column), row_id)
-    position = tuple_(key.function(_key_parameter(key.column.type)), after_id)
+    position = tuple_(key.function(_key_parameter(plain_type(key.column))), after_id)
     beyond = row < position if descending else row > position
     return or_(beyond, key.column.is_(None)) if key.nullable else beyond
 
@@ -153,7 +153,7 @@ def _read_key(content: bytes, key: SortKey) -> object:
     """Returns the sort key. Raises ValueError if the database would refuse it: anybody can compute a valid checksum."""
     if content == _NULL and key.nullable:
         return None
-    type_ = key.column.type
+    type_ = plain_type(key.column)
     if isinstance(type_, Enum):
         return _read_label(content, type_)
     return _READERS[key.kind](content.decode())

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any, Final
 
 from app.core.errors import FieldError, InvalidRequestError, StatementError
@@ -24,19 +23,6 @@ def kept_text(kept: Kept | None) -> str | None:
     return text
 
 
-def bound_error(error: StatementError) -> Exception:
-    """Returns the error to raise: another one for fields that are too much only together with those of the task."""
-    return InvalidRequestError(_TOO_MUCH) if error.constraint == _CONSTRAINT else error
-
-
-def same_json(one: str | None, other: str | None) -> bool:
-    """Returns whether two JSON texts, or None, have the same value: 1e2 is 100, but 1 is not `true` as in Python."""
-    return one == other or (one is not None and other is not None and _parse(one) == _parse(other))
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_int=_number, parse_float=_number)
-
-
-def _number(text: str) -> tuple[Decimal]:
-    return (Decimal(text),)
+def refusal_of(error: StatementError) -> Exception:
+    """Returns the error to raise: another one if the database refuses the values, or too many kept fields together."""
+    return InvalidRequestError(_TOO_MUCH) if error.constraint == _CONSTRAINT else error.refusal or error

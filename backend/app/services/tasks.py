@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache, reduce
 from itertools import accumulate, takewhile
 from operator import add
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 from unicodedata import normalize
 from uuid import UUID, uuid5
 
@@ -15,10 +15,13 @@ from asyncpg import Record
 from sqlalchemy import (
     ARRAY,
     Boolean,
+    Date,
     DateTime,
     Select,
     Text,
+    TypeDecorator,
     all_,
+    and_,
     any_,
     bindparam,
     case,
@@ -33,7 +36,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlmodel import col
+from sqlmodel import SQLModel, col
 from uuid_utils.compat import uuid7
 
 from app.core.database import Database, Statement, statement
@@ -47,11 +50,22 @@ from app.core.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
-from app.models.task import KEPT_COLUMN, LONG_COLUMNS, WIRE_COLUMNS, KeptTask, Task, WireTask, kept_task
+from app.models.task import (
+    KEPT_COLUMN,
+    LONG_COLUMNS,
+    WIRE_COLUMNS,
+    KeptTask,
+    Task,
+    WireTask,
+    jsonable,
+    kept_task,
+    plain_type,
+)
 from app.schemas.task import UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.schemas.words import Sort
 from app.services.cursors import Position, SortKey, decode_cursor, encode_cursor, page_after, sort_key
-from app.services.kept_fields import Kept, bound_error, kept_text, same_json
+from app.services.fields import OTHER_PARAMETERS, check_fields, check_lists
+from app.services.kept_fields import Kept, kept_text, refusal_of
 
 # SQLAlchemy reserves the column names as parameters in INSERT and UPDATE: hence `owner` and `new_title`.
 _OWNER: Final = col(Task.user_id) == bindparam("owner")
@@ -69,7 +83,41 @@ _MATCHES_REQUEST: Final = (
     or_(_NONE_MATCH.is_(None), col(Task.updated_at) != all_(_NONE_MATCH)),
 )
 
-_NEW_KEPT: Final = cast(bindparam("new_kept", type_=Text), JSONB)
+_NEW_KEPT: Final = cast(bindparam("kept", type_=Text), JSONB)
+
+check_fields()
+_COLUMNS: Final = SQLModel.metadata.tables["tasks"].c
+_CREATED: Final = tuple(TaskCreate.model_fields)
+_CHANGED: Final = tuple(TaskUpdate.__annotations__)
+_CLEARED: Final = frozenset(name for name in _CHANGED if _COLUMNS[name].nullable)  # by null
+
+
+class _TimeText(TypeDecorator[date]):
+    """A date or time that is sent as text. For the driver, the first and the last of Python are infinite."""
+
+    impl, cache_ok = Text, True
+
+    def process_bind_param(self, value: date | None, _: object) -> str | None:
+        return value.isoformat() if value else None
+
+
+def _parameter(name: str, column: Any) -> Any:
+    """Returns the parameter for a value of a column."""
+    type_ = plain_type(column)
+    if isinstance(type_, Date | DateTime):
+        return cast(bindparam(name, type_=_TimeText), type_)
+    return bindparam(name, type_=type_)
+
+
+def _new(name: str) -> Any:
+    return _parameter(f"new_{name}", _COLUMNS[name])
+
+
+def _changed(name: str) -> Any:
+    """Returns the new value of a column. A null counts as absent if the column cannot be NULL."""
+    if name in _CLEARED:
+        return case((bindparam(f"sets_{name}", type_=Boolean), _new(name)), else_=_COLUMNS[name])
+    return func.coalesce(_new(name), _COLUMNS[name])
 
 
 def _both(clause: Any, *, reads: bool, **kept: Any) -> tuple[Statement, Statement]:
@@ -82,13 +130,7 @@ def _both(clause: Any, *, reads: bool, **kept: Any) -> tuple[Statement, Statemen
 _GET: Final = _both(select(*WIRE_COLUMNS).where(*_MATCHES_REQUEST), reads=True)
 _CREATE: Final = _both(
     insert(Task)
-    .values(
-        user_id=bindparam("owner"),
-        id=bindparam("task_id"),
-        title=bindparam("new_title"),
-        description=bindparam("new_description"),
-        completed=bindparam("new_completed"),
-    )
+    .values(user_id=bindparam("owner"), id=bindparam("task_id"), **{name: _new(name) for name in _CREATED})
     .on_conflict_do_nothing(index_elements=[col(Task.user_id), col(Task.id)])
     .returning(*WIRE_COLUMNS),
     reads=False,
@@ -97,15 +139,7 @@ _CREATE: Final = _both(
 _UPDATE: Final = _both(
     update(Task)
     .where(*_MATCHES_REQUEST)
-    .values(
-        title=func.coalesce(bindparam("new_title", type_=Text), col(Task.title)),
-        description=case(
-            (bindparam("sets_description", type_=Boolean), bindparam("new_description", type_=Text)),
-            else_=col(Task.description),
-        ),
-        completed=func.coalesce(bindparam("new_completed", type_=Boolean), col(Task.completed)),
-        updated_at=_NEXT_VERSION,
-    )
+    .values(updated_at=_NEXT_VERSION, **{name: _changed(name) for name in _CHANGED})
     .returning(*WIRE_COLUMNS),
     reads=False,
     # Name by name. `||` is NULL if one of the two is.
@@ -114,18 +148,32 @@ _UPDATE: Final = _both(
 _COMPLETE: Final = _both(
     update(Task)
     .where(*_MATCHES_REQUEST)
-    .values(
-        completed=func.coalesce(bindparam("new_completed", type_=Boolean), ~col(Task.completed)),
-        updated_at=_NEXT_VERSION,
-    )
+    .values(completed=func.coalesce(_new("completed"), ~col(Task.completed)), updated_at=_NEXT_VERSION)
     .returning(*WIRE_COLUMNS),
     reads=False,
 )
 _DELETE: Final = _both(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE_COLUMNS), reads=False)
 
+
+def _same(*kept: Any) -> Any:
+    """Returns the SELECT of the task with the content of a new one, which the database compares, or modified since."""
+    content = (_COLUMNS[name].is_not_distinct_from(_new(name)) for name in _CREATED)
+    same = or_(col(Task.updated_at) != col(Task.created_at), and_(*content, *kept))
+    return select(*WIRE_COLUMNS).where(_OWNER, col(Task.id) == bindparam("task_id"), same)
+
+
+_REPLAYED: Final = (
+    statement(_same(), reads=True),
+    statement(_same(cast(KEPT_COLUMN, JSONB).is_not_distinct_from(_NEW_KEPT)).add_columns(KEPT_COLUMN), reads=True),
+)
+
 _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradict each other
+    **{
+        name: _COLUMNS[name] == _parameter(name, _COLUMNS[name])
+        for name in TaskQuery.model_fields
+        if name in _COLUMNS and name not in OTHER_PARAMETERS
+    },
     "status": col(Task.completed) == bindparam("status", type_=Boolean),
-    "completed": col(Task.completed) == bindparam("completed", type_=Boolean),
     # A regular expression costs at most in proportion to the text. ILIKE compares again at each of its positions.
     "search": or_(
         col(Task.title).regexp_match(bindparam("search", type_=Text), "i"),
@@ -148,10 +196,10 @@ def _caseless(title: Any) -> Any:
 
 
 SORT_KEYS: Final[dict[str, SortKey]] = {
-    "created_at": sort_key(col(Task.created_at)),
-    "updated_at": sort_key(col(Task.updated_at)),
+    **{word: sort_key(_COLUMNS[word]) for word in get_args(Sort) if word in _COLUMNS},
     "title": SortKey(col(Task.title), str, function=_caseless, version=" caseless"),
 }
+check_lists(_FILTERS, SORT_KEYS)
 _KEY_NAMESPACE: Final = UUID("6e0c4a3a-6c27-4d0b-9a53-0b6a9c1f7d11")  # for ids from keys (RFC 9562 section 5.5)
 _ROWS: Final[tuple[Callable[..., WireTask], ...]] = (WireTask, kept_task)  # without and with KEPT_COLUMN
 
@@ -187,9 +235,12 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
         in_nulls = position.key is None
         values |= {"after_id": position.id} if in_nulls else {"after_key": position.key, "after_id": position.id}
     page = _page(sort, frozenset(filters), resumed=bool(query.cursor), in_nulls=in_nulls, keeps=db.keeps)
-    records = await db.fetch(page, **values)
+    try:
+        records = await db.fetch(page, **values)
+    except StatementError as error:
+        raise refusal_of(error) from None
     tasks = _fitting(records[: query.limit], keeps=db.keeps)
-    if not tasks or not records[len(tasks) - 1]["has_next"]:
+    if not tasks or not records[len(tasks) - 1]["next row"]:
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], name), order, scope))
 
@@ -208,29 +259,27 @@ async def create_task(
     InvalidRequestError if the earlier request had other content, or if the task would keep too many fields.
     """
     task_id = uuid5(_KEY_NAMESPACE, f"{user_id} {key}") if key else uuid7()
-    values: dict[str, Any] = {
-        "new_title": new.title,
-        "new_description": new.description,
-        "new_completed": new.completed,
-    }
+    values = {f"new_{name}": getattr(new, name) for name in _CREATED}
     if db.keeps:
-        values["new_kept"] = kept_text(kept)
+        values["kept"] = kept_text(kept)
     while True:
         # The id makes the statement idempotent: a second run inserts nothing.
         try:
             records = await db.fetch(_CREATE[db.keeps], idempotent=True, owner=user_id, task_id=task_id, **values)
         except StatementError as error:
-            raise bound_error(error) from None
+            raise refusal_of(error) from None
         if records:
             return CreatedTask(_ROWS[db.keeps](*records[0]), replayed=False)
         try:
-            task = await get_task(db, user_id, task_id, UNCONDITIONAL)
+            if records := await db.fetch(_REPLAYED[db.keeps], owner=user_id, task_id=task_id, **values):
+                return CreatedTask(_ROWS[db.keeps](*records[0]), replayed=key is not None)
+            await get_task(db, user_id, task_id, UNCONDITIONAL)
         except TaskNotFoundError:
             continue  # deleted in the meantime, so the key is free again
         except UnavailableError as error:
             raise OutcomeUnknownError from error
-        _refuse_other_content(new, values.get("new_kept"), task)
-        return CreatedTask(task, replayed=key is not None)
+        invalid = FieldError("header/Idempotency-Key", "was sent before with another task")
+        raise InvalidRequestError([invalid], "This task was saved before, with other content. Please load it again.")
 
 
 async def update_task(
@@ -240,20 +289,14 @@ async def update_task(
 
     Raises TaskNotFoundError, PreconditionFailedError, or InvalidRequestError if the task would keep too many fields.
     """
-    if not kept and (not changes or changes == {"completed": None}):
+    sent = {name for name, value in changes.items() if value is not None or name in _CLEARED}
+    if not sent and not kept:
         return await get_task(db, user_id, task_id, conditions)
-    values: dict[str, Any] = {
-        "new_title": changes.get("title"),
-        "sets_description": "description" in changes,
-        "new_description": changes.get("description"),
-        "new_completed": changes.get("completed"),
-    }
+    values: dict[str, Any] = {f"new_{name}": changes.get(name) for name in _CHANGED}
+    values |= {f"sets_{name}": name in sent for name in _CLEARED}
     if db.keeps:
-        values["new_kept"] = kept_text(kept)
-    try:
-        return await _one(db, _UPDATE, user_id, task_id, conditions, **values)
-    except StatementError as error:
-        raise bound_error(error) from None
+        values["kept"] = kept_text(kept)
+    return await _one(db, _UPDATE, user_id, task_id, conditions, **values)
 
 
 async def complete_task(
@@ -283,15 +326,18 @@ async def _one(
     idempotent: bool = True,
     **values: object,
 ) -> WireTask:
-    records = await db.fetch(
-        query[db.keeps],
-        idempotent=idempotent and conditions == UNCONDITIONAL,  # a retry after the change would fail its condition
-        owner=user_id,
-        task_id=task_id,
-        match=_texts(conditions.match),
-        none_match=_texts(conditions.none_match),
-        **values,
-    )
+    try:
+        records = await db.fetch(
+            query[db.keeps],
+            idempotent=idempotent and conditions == UNCONDITIONAL,  # a retry after the change would fail its condition
+            owner=user_id,
+            task_id=task_id,
+            match=_texts(conditions.match),
+            none_match=_texts(conditions.none_match),
+            **values,
+        )
+    except StatementError as error:
+        raise refusal_of(error) from None
     if not records:
         raise await _no_row_error(db, user_id, task_id, conditions)
     return _ROWS[db.keeps](*records[0])
@@ -318,26 +364,13 @@ def entity_tag(task: WireTask) -> str:
     return f'"{task.updated_at}"'
 
 
-def _refuse_other_content(new: TaskCreate, kept: str | None, task: WireTask) -> None:
-    """Raises InvalidRequestError if `task` has other content than `new` and `kept`, unless it was modified since."""
-    content = (new.title, new.description, new.completed)
-    same = content == (task.title, task.description, task.completed)
-    same = same and same_json(kept, getattr(task, "kept_fields", None))
-    if task.updated_at == task.created_at and not same:
-        error = FieldError("header/Idempotency-Key", "was sent before with another task")
-        raise InvalidRequestError([error], "This task was saved before, with other content. Please load it again.")
-
-
 def _filters(query: TaskQuery) -> dict[str, Any]:
     """Returns the values of the requested filters by name, as parameters of the statement."""
-    asked: dict[str, Any] = {}
-    if query.status != "all":
-        asked["status"] = query.status == "completed"
-    if query.completed is not None:
-        asked["completed"] = query.completed
-    if search := query.search or query.q:
-        asked["search"] = _pattern(search)
-    return asked
+    asked = {name: getattr(query, name) for name in _FILTERS}
+    asked["status"] = None if query.status == "all" else query.status == "completed"
+    search = query.search or query.q
+    asked["search"] = search and _pattern(search)
+    return {name: value for name, value in asked.items() if value not in (None, "", [])}
 
 
 def _pattern(words: str) -> str:
@@ -381,19 +414,17 @@ def _fitting(records: Sequence[Record], *, keeps: bool) -> list[WireTask]:
         kept = [row["kept_fields"] for row in records]
         tasks = [KeptTask(task, fields) if fields else task for task, fields in zip(tasks, kept, strict=True)]
     # JSON writes a control character in six bytes (RFC 8259 section 7).
-    if not tasks or 6 * records[-1]["weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
+    if not tasks or 6 * records[-1]["page weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
         return tasks
-    sizes = accumulate(
-        len(orjson.dumps(task, default=KeptTask.fragment)) + 1 for task in tasks
-    )  # with a comma or the last bracket
+    sizes = accumulate(len(orjson.dumps(task, default=jsonable)) + 1 for task in tasks)  # with a comma or a bracket
     return tasks[: max(1, sum(1 for _ in takewhile(PAGE_MAX.__gt__, sizes)))]
 
 
 def _bounded(page: Select[Any]) -> Select[Any]:
     """Returns the rows of the page until the weight of those before a row exceeds `page_max`.
 
-    Each has two more columns: `weight`, the bytes of the long values up to this row, and `has_next`, whether a row
-    follows it.
+    Each has two more columns, named as no field can be: `page weight`, the bytes of the long values up to this row, and
+    `next row`, whether a row follows it.
     """
     rows = page.subquery()
     names = [name for name in (*LONG_COLUMNS, KEPT_COLUMN.name) if name in rows.c]
@@ -402,7 +433,7 @@ def _bounded(page: Select[Any]) -> Select[Any]:
     weight = func.sum(size).over(rows=(None, 0))
     has_next = func.lead(true()).over(rows=(None, 0))
     weighed = select(
-        rows, weight.label("weight"), has_next.label("has_next"), (weight - size).label("before")
+        rows, weight.label("page weight"), has_next.label("next row"), (weight - size).label("weight before")
     ).subquery()
     *columns, before = weighed.c
     return select(*columns).where(before <= bindparam("page_max"))

@@ -87,7 +87,7 @@ def translate_error(error: Exception, *, reads: bool, closed: bool) -> Exception
     is_outdated = isinstance(error, asyncpg.InvalidCachedStatementError)  # a type has changed since it was prepared
     if closed or is_outdated or state.startswith((*_UNAVAILABLE, _READ_ONLY, *_UNPREPARED)):
         return DatabaseUnavailableError()
-    return StatementError(error)
+    return StatementError(error, refused_value(error))
 
 
 def refused_value(error: Exception) -> AppError | None:
