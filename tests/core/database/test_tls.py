@@ -7,13 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 import pytest
 import trustme
 from sqlalchemy import make_url
 
 from app.core.database import Database
-from app.core.database.faults import may_recover
 from tests.servers import Postgres, postgres
 
 pytestmark = pytest.mark.ci
@@ -170,15 +168,3 @@ class TestManInTheMiddle:
             assert await accepted(dsn, ca, {"sslmode=require&sslnegotiation=direct"}) == set()
 
         assert {(arrived[:2], b"\x0apostgresql" in arrived) for arrived in middle.arrived} == {(CLIENT_HELLO, True)}
-
-    @pytest.mark.parametrize(
-        ("answer", "mode", "transient"), [(b"", "require", True), (b"", "prefer", True), (b"N", "require", False)]
-    )
-    async def test_a_start_keeps_waiting_after_a_closed_connection_but_not_after_a_refused_upgrade(
-        self, answer: bytes, mode: str, *, transient: bool
-    ) -> None:
-        async with Middle(answer).listening() as dsn:
-            with pytest.raises(OSError, match=r"connection_lost|rejected SSL upgrade") as fault:
-                await asyncpg.connect(f"{dsn}?sslmode={mode}")
-
-        assert may_recover(fault.value) is transient
