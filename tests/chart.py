@@ -20,10 +20,10 @@ def helm() -> Any:
     return import_module("helm_python")
 
 
-def render(values: dict[str, Any] | None = None, *, name: str = "tasks-api") -> str:
+def render(values: dict[str, Any] | None = None) -> str:
     """Returns all documents, in an order in which a cluster can create them. Raises HelmError for wrong values."""
     with helm().Chart.load(CHART) as chart:
-        rendered = chart.render(values, name=name).values()
+        rendered = chart.render(values, name="tasks-api").values()
     documents = sorted((text for text in rendered if "\nkind: " in text), key=lambda text: _ORDER.index(_kind(text)))
     return "".join(f"---\n{document.strip()}\n" for document in documents)
 
@@ -32,11 +32,9 @@ def _kind(document: str) -> str:
     return document.partition("\nkind: ")[2].partition("\n")[0]
 
 
-def parse(text: str, *, version: str = "1.2") -> dict[str, Any]:
-    """Returns the documents by their kind. `version` is that of YAML; Helm reads 1.1, where `on` is a truth value."""
-    yaml = YAML(typ="safe", pure=version != "1.2")
-    yaml.version = version
-    return {document["kind"]: document for document in yaml.load_all(text)}
+def parse(text: str) -> dict[str, Any]:
+    """Returns the documents by their kind."""
+    return {document["kind"]: document for document in YAML(typ="safe").load_all(text)}
 
 
 def manifest() -> str:

@@ -1,4 +1,4 @@
-"""Servers from Debian's packages that tests start, kill and restart: PostgreSQL with TLS, PgBouncer.
+"""Servers from Debian's packages that tests start, kill and restart: PostgreSQL, PgBouncer.
 
 Each is a child process in the foreground, with a directory of its test, on a loopback port that it keeps.
 """
@@ -24,7 +24,6 @@ from sqlalchemy import make_url
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _TIMEOUT: Final = 60  # seconds, to start (crash recovery included) or to stop
 _ACCOUNT: Final = "postgres"  # PostgreSQL and PgBouncer refuse to run as root; Debian's packages create this account
-_HBA: Final = "host all all all scram-sha-256"
 _MODES: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _PATH: Final = os.pathsep.join(
     (
@@ -104,7 +103,7 @@ class Server:
 class Postgres(Server):
     """Debian's PostgreSQL. Its data survives restarts."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, str], hba: str, files: Mapping[str, bytes]) -> None:
+    def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
         self.port = free_port()
         self.data = directory / "data"
         self._password = secrets.token_hex(8)
@@ -112,7 +111,7 @@ class Postgres(Server):
         super().__init__(directory, _identity(), program("postgres"), f"-D{self.data}")
         _change_owner(directory, self._identity)
         self._create(settings)
-        self.write({"pg_hba.conf": f"{hba}\n".encode(), **files})
+        (self.data / "pg_hba.conf").write_text("host all all all scram-sha-256\n")
 
     def _create(self, settings: Mapping[str, str]) -> None:
         owned = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": ""}
@@ -140,14 +139,6 @@ class Postgres(Server):
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
         super().kill()
-
-    def write(self, files: Mapping[str, bytes]) -> None:
-        """Put files, such as keys, into its data directory, where settings name them without a path."""
-        for name, content in files.items():
-            path = self.data / name
-            path.write_bytes(content)
-            path.chmod(0o600)
-            _change_owner(path, self._identity)
 
     def set(self, **settings: str) -> None:
         """Change settings for connections that are opened later."""
@@ -179,7 +170,6 @@ class PgBouncer(Server):
             "unix_socket_dir": "",
             "auth_type": "scram-sha-256" if url.password else "trust",
             "auth_file": users,
-            "admin_users": url.username,
             "pool_mode": "transaction",
             "max_client_conn": 1000,
             "server_login_retry": 1,  # seconds between attempts at a server that is down; the default is 15
@@ -191,21 +181,11 @@ class PgBouncer(Server):
         )
         _change_owner(directory, self._identity)
 
-    def query(self, sql: str) -> str:
-        """Run a command at the admin console, such as `SHOW POOLS`. Returns the plain output of `psql`."""
-        return _psql(make_url(self.dsn).set(database="pgbouncer").render_as_string(hide_password=False), sql)
-
 
 @contextmanager
-def postgres(
-    directory: Path,
-    *,
-    settings: Mapping[str, str] = _NONE,
-    hba: str | None = None,
-    files: Mapping[str, bytes] = _NONE,
-) -> Iterator[Postgres]:
-    """Yields a running PostgreSQL with `hba` as its pg_hba.conf, and with `files` in its data directory."""
-    server = Postgres(_make_directory(directory), settings, _HBA if hba is None else hba, files)
+def postgres(directory: Path, *, settings: Mapping[str, str] = _NONE) -> Iterator[Postgres]:
+    """Yields a running PostgreSQL."""
+    server = Postgres(_make_directory(directory), settings)
     with running(server):
         yield server
 
@@ -263,9 +243,9 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in _call("pgrep", "-P", str(pid)).stdout.split()]
 
 
-def _environment(**others: str) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """Returns the environment without settings for PostgreSQL's programs."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | others
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
 def _call(name: str, *arguments: str, text: str = "", **options: Any) -> subprocess.CompletedProcess[str]:

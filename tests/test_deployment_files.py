@@ -237,35 +237,6 @@ class TestDockerfile:
         assert subprocess.check_output([hadolint, ROOT / "Dockerfile"]) == b""
         assert patterns == ["*", *(f"!{name}" for name in copied), "**/__pycache__", "**/*.pyc"]
 
-    def test_the_image_has_the_python_and_packages_of_the_build_and_an_account_that_is_not_root(self) -> None:
-        build, final = (image.split()[0] for image in instructions("FROM"))
-        install, account = instructions("RUN")
-        user, group = instructions("USER")[-1].split(":")
-
-        assert build == final
-        assert install.startswith(f"python -m venv --without-pip {VENV} ")
-        assert install.endswith(' -r "/build/$REQUIREMENTS"')
-        assert instructions("ARG") == ["REQUIREMENTS=requirements.txt"]
-        assert instructions("COPY --from=build") == [f"{VENV} {VENV}"]
-        assert int(user) > 0
-        assert re.match(rf"groupadd --gid {group} (\w+) .*useradd --uid {user} --gid \1 ", account)
-
-    @pytest.mark.ci
-    def test_the_command_starts_a_service_whose_health_is_checked_and_which_the_stop_signal_ends(
-        self, project: Project
-    ) -> None:
-        port = free_port()
-        environment = image_environment(project)
-        environment |= {"DATABASE_URL": project.app, "AUTH_JWT_SECRET": SECRET, "PORT": str(port)}
-        environment |= {"http_proxy": "http://127.0.0.1:1"}  # the health check has to ignore it
-        healthcheck = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
-        (command,) = map(json.loads, instructions("CMD"))
-
-        start_and_use(f"exec {shlex.join(command)}", healthcheck, project.checkout, environment, port)
-
-        assert subprocess.call(healthcheck, env=environment, stderr=subprocess.DEVNULL) == 1
-        assert instructions("STOPSIGNAL") == ["SIGTERM"]
-
     def test_the_service_imports_only_packages_of_its_requirements(self) -> None:
         """Only telemetry needs requirements-otel.txt."""
         modules = [*(ROOT / "backend").rglob("*.py"), *(ROOT / "alembic").rglob("*.py")]
@@ -279,62 +250,6 @@ class TestDockerfile:
 
         assert "fastapi" in provided
         assert not [by for by in provided.values() if not {each.lower().replace("_", "-") for each in by} & pinned]
-
-
-# What .ci/image asks of Docker, done without it. `tail` waits until the service has ended.
-DOCKER_COMMAND: Final = """#!/usr/bin/env bash
-echo "$*" >>commands
-case $* in
-    "compose up "*) [ -e broken ] && exit 1; (python -m app >&2; echo $? >status) & echo $! >pid ;;
-    "compose port service "*) echo "127.0.0.1:$PORT" ;;
-    "compose exec -T service "*) shift 4; exec "$@" ;;
-    "compose stop service" | "compose down "*) pkill --parent "$(cat pid)" ;;
-    "build --quiet --build-arg "*" .") echo image ;;
-    "run --rm image "*) shift 3; exec "$@" ;;
-    inspect*) tail --sleep-interval=0.1 --pid="$(cat pid)" --follow /dev/null; cat status ;;
-esac
-"""
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize("works", [True, False])
-def test_the_script_of_the_workflow_uses_the_service_of_the_image_and_shows_the_log_of_one_that_does_not_start(
-    project: Project, tmp_path: Path, *, works: bool
-) -> None:
-    (tmp_path / ".ci").mkdir()
-    script = tmp_path / ".ci/image"
-    script.write_text((ROOT / ".ci/image").read_text())
-    docker = tmp_path / "docker"
-    docker.write_text(DOCKER_COMMAND)
-    docker.chmod(0o755)
-    if not works:
-        (tmp_path / "broken").touch()
-    environment = {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.defpath}", "PORT": str(free_port())}
-    environment |= {"PYTHONPATH": str(ROOT / "backend"), "DATABASE_URL": project.app}
-
-    done = subprocess.run(["bash", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    commands = (tmp_path / "commands").read_text().splitlines()
-    assert (done.returncode, "Buy oat milk" in done.stdout, "compose logs --no-color" in commands) == (
-        (0, True, False) if works else (1, False, True)
-    )
-    assert any("REQUIREMENTS=requirements-otel.txt" in command for command in commands) is works
-    assert commands[-1] == "compose down --volumes"
-
-
-@pytest.mark.ci
-def test_the_script_of_the_workflow_fails_if_the_service_lives_but_is_not_ready(tmp_path: Path) -> None:
-    (tmp_path / "health").mkdir()
-    (tmp_path / "health/live").touch()
-    (request,) = re.findall("^curl .*ready.*", (ROOT / ".ci/image").read_text(), re.MULTILINE)
-    command = f"url=file://{tmp_path}; {request.replace('--retry 60', '--retry 0')}"
-
-    def status() -> int:
-        return subprocess.run(["bash", "-euc", command], capture_output=True, check=False).returncode
-
-    assert status() != 0
-    (tmp_path / "health/ready").touch()
-    assert status() == 0
 
 
 class TestCompose:
@@ -381,7 +296,9 @@ class TestCompose:
 
 @pytest.mark.ci
 class TestPod:
-    def test_its_containers_migrate_as_the_owner_and_serve_as_app_and_write_no_file(self, project: Project) -> None:
+    def test_its_containers_migrate_as_owner_and_serve_healthily_as_app_and_write_no_file(
+        self, project: Project
+    ) -> None:
         execute(project.owner, "CREATE DATABASE pod")
         owner, app = (connecting_as(role, project.owner, "pod") for role in ("neondb_owner", "app"))
         for statement in statements(GRANT, "neondb_owner")[1:]:  # the role exists
@@ -398,12 +315,14 @@ class TestPod:
         migration, service = (image | self._variables(container, secrets) for container in (migrating, serving))
         (command,) = map(json.loads, instructions("CMD"))
         port = free_port()
-        probe = ["curl", "-fso", os.devnull, f"http://127.0.0.1:{port}{serving['readinessProbe']['httpGet']['path']}"]
+        healthcheck = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
+        started = {**service, "PORT": str(port), "http_proxy": "http://127.0.0.1:1"}  # which the check has to ignore
 
         writing = subprocess.run(["python", "-c", "open('a', 'w')"], env=image, capture_output=True, check=False)
         migrated = subprocess.check_output(migrating["command"], cwd=project.checkout, env=migration)
-        start_and_use(f"exec {shlex.join(command)}", probe, project.checkout, {**service, "PORT": str(port)}, port)
+        start_and_use(f"exec {shlex.join(command)}", healthcheck, project.checkout, started, port)
 
+        assert subprocess.call(healthcheck, env=started, stderr=subprocess.DEVNULL) == 1
         assert b"Read-only file system" in writing.stderr
         assert b"from no revision to revision" in migrated
         assert (service["HOST"], service["PORT"], service["WEB_CONCURRENCY"]) == ("0.0.0.0", "8000", "1")

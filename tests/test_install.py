@@ -38,15 +38,6 @@ print("serving", flush=True)
 if sys.stdin.read(1):
     signal.pause()
 """
-PYTEST: Final = """
-import time
-try:
-    print(1, flush=True)
-    time.sleep(99)
-except KeyboardInterrupt:
-    print("summary")
-    exit(2)
-"""
 
 
 class Project:
@@ -193,13 +184,6 @@ class TestInstallation:
         assert project.installed == ["requirements.txt"]
         assert project.make("run") == SERVING
 
-    def test_an_environment_of_an_earlier_release_which_may_lack_packages_is_updated(self, project: Project) -> None:
-        project.make("run")
-        project.write(".venv/installed", "")
-
-        assert project.make("run") == UPDATE + SERVING
-        assert project.installed == ["requirements-embedded.txt"] * 2
-
     def test_a_second_installation_waits_for_the_first(self, project: Project) -> None:
         project.write("uv-does", "mkfifo going 2>/dev/null && read line < going\n")
         with project.start("install") as first:
@@ -226,18 +210,12 @@ class TestInstallation:
         assert project.make("run", **index) == UPDATE + SERVING
         assert [*project.root.glob(".venv/lib/*/site-packages/app/thing.py")]
 
-        project.write("requirements.txt", "thing==1\n# again\n")
-        elsewhere = {"PIP_USER": "1", "PIP_TARGET": "other", "PIP_PREFIX": "other", "PIP_ROOT": "other"}
-        shutil.rmtree(project.root / ".venv")
-        assert project.make("run", **index, **elsewhere) == RUN + SERVING
-        assert not (project.root / "other").exists()
         [metadata] = project.root.glob(".venv/lib/*/site-packages/thing-1.dist-info")
         shutil.rmtree(metadata)
-        project.write("requirements.txt", "thing==1\n")
+        project.write("requirements.txt", "thing==1\n# again\n")
         project.write("pip.conf", "[install]\ntarget = other\n")
         printed = project.make("run", **index, PIP_CONFIG_FILE=str(project.root / "pip.conf"))
         assert "No package metadata was found for thing in .venv. Look for target," in printed
-        assert project.make("run", **index) == RUN + SERVING
 
         project.write("requirements.txt", "thing==2\n")
         assert "No matching distribution found for thing==2\nThe packages are not" in project.make("run", **index)
@@ -279,11 +257,6 @@ class TestEnvironment:
         assert project.make("run") == RUN + SERVING
         assert project.make("run") == SERVING
         assert not (root / "ran").exists()
-
-    def test_its_making_which_takes_seconds_is_announced(self, project: Project) -> None:
-        project.program("python3", f'#!/bin/sh\n[ "$2" != venv ] || {{ echo spoilt; exit 1; }}\nexec {BASE} "$@"\n')
-
-        assert project.make("run").startswith(f"{RUN}spoilt\npython3 cannot make .venv.")
 
     def test_checkouts_may_share_one_by_a_link(self, project: Project) -> None:
         shared = project.root.with_name("shared")
@@ -362,13 +335,6 @@ class TestInterrupt:
 
         assert self.interrupt(running) == ""
 
-    def test_make_test_ends_with_what_pytest_prints(self, project: Project) -> None:
-        project.write("pytest.py", PYTEST)
-        running = project.start("test", PYTHONPATH=".")
-        until(lambda: read_line(running) == "1\n")
-
-        assert self.interrupt(running) == "summary\n"
-
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
     def test_an_interrupted_installation_is_made_again(self, project: Project, sent: signal.Signals) -> None:
         project.write("uv-does", "mkfifo going && read line < going\n")
@@ -378,27 +344,6 @@ class TestInterrupt:
         assert self.interrupt(installing, sent) == RUN
         (project.root / "uv-does").unlink()
         assert project.make("run") == f"Making .venv again: an installation was interrupted.\n{RUN}{SERVING}"
-
-
-@pytest.mark.ci
-class TestNodePackages:
-    """Those of tests/clients. Those of benchmarks/fastify have the same kind of rule."""
-
-    def test_an_installation_that_fails_or_is_interrupted_is_repeated(self, project: Project) -> None:
-        folder = "tests/clients/node_modules"
-        project.write("tests/clients/package-lock.json", "{}")
-        project.program("node", "#!/bin/sh\n")
-        project.program("npm", "#!/bin/sh\nmkdir -p node_modules\n. ./npm-does\n")
-        done = f"{folder}/.package-lock.json"
-
-        project.write("tests/clients/npm-does", "echo no network; exit 1")
-        printed = project.make(done).splitlines()
-        assert printed[:2] == [f"Installing about 150 MB into {folder}.", "no network"]
-        assert printed[2].startswith("The packages are not installed. Repeat the command")
-
-        project.write("tests/clients/npm-does", "touch node_modules/.package-lock.json")
-        assert project.make(done) == f"Installing about 150 MB into {folder}.\n"
-        assert "is up to date" in project.make(done)
 
 
 class TestFiles:

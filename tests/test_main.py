@@ -101,15 +101,6 @@ class TestLife:
         ]
         assert [path.name for path in elsewhere.glob("[!s]*")] == []
 
-    @pytest.mark.ci
-    def test_a_service_whose_terminal_is_closed_while_it_starts_leaves_no_postgres(self, directory: Path) -> None:
-        with Service(directory) as service:
-            while not service.postgres_runs:
-                assert service.process.poll() is None
-                time.sleep(0.001)
-            assert service.end(signal.SIGHUP) == 0
-            assert not service.postgres_runs
-
 
 class TestDeployed:
     def test_a_service_with_a_database_and_a_secret_starts_no_postgres_and_reveals_nothing_in_a_debug_log(

@@ -121,21 +121,6 @@ class TestAlembic:
     """`alembic upgrade head` by hand."""
 
     @pytest.mark.parametrize("number", [SIGTERM, pytest.param(SIGINT, marks=pytest.mark.ci)])
-    def test_a_signal_during_the_start_of_postgres_is_its_exit_code_and_leaves_no_postgres(
-        self, directory: Path, number: signal.Signals
-    ) -> None:
-        data = directory / ".data" / "postgres"
-        with self.started(directory, EMBEDDED_POSTGRES_DIR=str(data)) as process:
-            while not (data / "postmaster.pid").exists():
-                assert process.poll() is None
-                time.sleep(0.001)
-            os.killpg(process.pid, number)
-            _, errors = process.communicate(timeout=60)
-
-        assert (process.returncode, "Traceback" in errors) == (128 + number, False)
-        assert not (data / "postmaster.pid").exists()
-
-    @pytest.mark.parametrize("number", [SIGTERM, pytest.param(SIGINT, marks=pytest.mark.ci)])
     def test_a_signal_cancels_the_migration(self, dsn: str, tmp_path: Path, number: signal.Signals) -> None:
         with locked(dsn) as database, self.started(tmp_path, DATABASE_URL=database) as process:
             while execute(database, LOCKED) != [(1,)]:

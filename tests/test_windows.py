@@ -1,7 +1,5 @@
 """The service needs nothing that Python has on Unix only. It cannot be tried on Windows itself here."""
 
-import subprocess
-import sys
 from pathlib import Path
 from signal import SIGINT
 from typing import Final
@@ -15,19 +13,6 @@ from tests.service import BACKEND, Service
 from tests.support import new_database
 
 ROOT: Final = BACKEND.parent
-UNIX: Final = (
-    "import fcntl",
-    "import pwd",
-    "import uvloop",
-    "signal.SIGHUP",
-    "signal.pthread_sigmask(signal.SIG_BLOCK, [])",
-    "os.geteuid()",
-    "os.killpg(0, 0)",
-    "socket.socket(socket.AF_UNIX)",
-    "asyncio.new_event_loop().add_reader(0, print)",
-    "asyncio.SelectorEventLoop().add_signal_handler(signal.SIGINT, print)",
-    "asyncio.run(asyncio.open_unix_connection('/'))",
-)
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.ci)])
@@ -43,16 +28,6 @@ def test_without_what_only_unix_has_the_service_migrates_and_serves_and_ends_aft
             assert service.end(SIGINT) in {0, 130}
         assert service.stderr == ""
         assert "ERROR" not in {line["level"] for line in service.lines}
-
-
-def test_the_imitation_of_windows_refuses_each_use_of_unix() -> None:
-    uses = "".join(
-        f"try: {use}\nexcept (AttributeError, ImportError, NotImplementedError): pass\nelse: print({use!r})\n"
-        for use in UNIX
-    )
-    program = f"import tests.windows, asyncio, os, signal, socket\n{uses}"
-
-    assert subprocess.check_output([sys.executable, "-Wignore", "-c", program], cwd=ROOT) == b""
 
 
 def test_what_has_no_wheel_for_windows_is_not_required_there() -> None:

@@ -1,8 +1,6 @@
 """The program `client.mts`, with types generated from the document."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from tests.clients.support import needs_node, run
 from tests.support import token
@@ -27,20 +25,3 @@ async def test_a_strict_typescript_program_compiles_and_can_use_every_operation(
     program = await run(workspace, "node", "client.mjs", secured_url, user, token(user))
 
     assert program.returncode == 0, program.stdout
-
-
-async def test_the_program_does_not_compile_without_an_optional_field_or_with_an_unknown_one_or_a_misspelt_type(
-    workspace: Path, document: dict[str, Any]
-) -> None:
-    del document["components"]["schemas"]["TaskUpdate"]["properties"]["description"]
-    (workspace / "openapi.json").write_text(json.dumps(document))
-    with (workspace / "client.mts").open("a") as program:
-        program.write('await createTask({ title: "Call Eve", priority: "high" });\n')
-        program.write('assert(late.error?.type === "urn:problem-type:precondition-fialed");\n')
-
-    fits, errors = await compiled(workspace)
-
-    assert not fits
-    assert "'description' does not exist" in errors
-    assert "'priority' does not exist" in errors
-    assert "have no overlap" in errors

@@ -70,22 +70,11 @@ class TestArguments:
         assert self.ended(*arguments) == 2
         assert capsys.readouterr().err == f"{sentence}\n"
 
-    def test_no_argument_is_accepted(self) -> None:
-        read_arguments([])
-
 
 class TestSummary:
     @pytest.fixture
     def summary(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> "Summary":
         return Summary(monkeypatch, caplog)
-
-    def test_it_begins_with_the_version_and_warns_that_authentication_is_off(
-        self, summary: "Summary", caplog: pytest.LogCaptureFixture
-    ) -> None:
-        assert summary.lines()[0] == f"Tasks API {__version__}"
-        assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-            "Authentication: off"
-        ]
 
     @pytest.mark.parametrize(
         ("own", "others", "line"),

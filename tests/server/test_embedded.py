@@ -338,24 +338,3 @@ class TestRefusal:
         assert re.findall(r'run `sudo chown -R "\$USER" (.*)`\.$', str(caught.value)) == (
             [command.format(tmp_path)] if command else []
         )
-
-    if AM_ROOT:  # it needs files of root, and .ci/run, which has another account on GitHub, accepts no skipped test
-
-        @pytest.mark.ci
-        def test_after_a_start_by_root_and_the_command_of_the_error_another_user_can_start(self, created: Path) -> None:
-            with TemporaryDirectory() as private:
-                os.chown(private, NOBODY, -1)
-                data = Path(private, ".data", "postgres")
-                for directory in (data.parent, Path(private, ".venv")):
-                    directory.mkdir()
-                subprocess.run(["cp", "-a", created, data], check=True)
-                use(data)
-                start = [sys.executable, "-c", USE, str(NOBODY), str(data)]
-                environment = {"PYTHONPATH": str(BACKEND), "HOME": private}
-
-                failed = subprocess.run(start, env=environment, stderr=PIPE, text=True, check=False)
-                [command] = re.findall("Permission denied; .* `sudo (chown .*)`", failed.stderr)
-                subprocess.run(["bash", "-euc", command], env={"USER": str(NOBODY)}, check=True)
-
-                subprocess.run(start, env=environment, check=True)
-                assert {path.stat().st_uid for path in Path(private).rglob("*")} == {NOBODY}

@@ -230,6 +230,8 @@ class TestEncryption:
         dsn = f"postgresql://ada@db.example.com/tasks?{query.format(root=root)}"
 
         assert is_verified(dsn) == (True, name_too)
+        trusts_only_root = len(parse_dsn(dsn)["ssl"].get_ca_certs()) == 1
+        assert trusts_only_root is ("{root}" in query)
         assert insecurity(dsn) is None
 
     @pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1:5433", "[::1]", "%2Frun%2Fpostgresql"])

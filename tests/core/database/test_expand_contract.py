@@ -91,26 +91,3 @@ class TestRevisions:
         for script in ScriptDirectory.from_config(alembic_config()).walk_revisions():
             if script.down_revision:
                 assert contractions(Path(script.path).read_text()) == [], script.path
-
-    @pytest.mark.parametrize(
-        ("body", "contracts"),
-        [
-            ('op.drop_column("tasks", "description")', True),
-            ('op.alter_column("tasks", "description", nullable=False)', True),
-            ('op.add_column("tasks", sa.Column("due", sa.Date(), nullable=False))', True),
-            ('op.create_index("ux_tasks_title", "tasks", ["user_id", "title"], unique=True)', True),
-            ('op.execute("COMMENT ON TABLE tasks IS NULL; DROP TABLE tasks")', True),
-            ('op.create_table("notes", sa.Column("of", sa.Uuid(), sa.ForeignKey("tasks.id")))', True),
-            ('with op.batch_alter_table("tasks") as batch: batch.drop_column("description")', True),
-            ('op.create_table("notes", sa.Column("of", sa.Uuid(), sa.ForeignKey("t.id", ondelete="CASCADE")))', False),
-            ('op.add_column("tasks", sa.Column("due", sa.Date()))', False),
-            ('op.add_column("tasks", sa.Column("due", sa.Date(), server_default="now", nullable=False))', False),
-            ('op.alter_column("tasks", "title", nullable=True, existing_type=sa.Text())', False),
-            ('with op.get_context().autocommit_block(): op.execute("CREATE INDEX CONCURRENTLY i ON t (a)")', False),
-        ],
-    )
-    def test_only_a_contraction_needs_a_contract_line(self, body: str, *, contracts: bool) -> None:
-        revision = f"def upgrade() -> None:\n    {body}\n"
-
-        assert bool(contractions(revision)) is contracts
-        assert contractions(revision + 'CONTRACT = "1.4 has stopped to use it"') == []

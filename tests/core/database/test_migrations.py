@@ -1,7 +1,6 @@
 """Migrations: the tables that they create, concurrent and repeated runs, and their errors."""
 
 import asyncio
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ from typing import Any, Final
 import asyncpg
 import pytest
 from alembic import command
-from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import make_url
@@ -145,12 +143,6 @@ class TestMigrate:
         with refusing(iter(answers)) as dsn, pytest.raises(StartupError, match=r"Error: the last answer$"):
             migrate(dsn)
 
-    def test_an_impossible_host_is_reported_in_one_line_without_the_password(self) -> None:
-        with pytest.raises(StartupError, match=r"^The database could not be migrated: [^\n]+$") as caught:
-            migrate("postgresql://ada:s3cret@a..b/tasks")
-
-        assert "s3cret" not in str(caught.value)
-
     def test_a_migration_waits_for_dns_and_ends_if_there_is_no_such_host_again_and_again(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -212,15 +204,6 @@ class TestLaterRelease:
         assert structure(later) == before
         assert execute(later, "SELECT version_num FROM tasks_api_version") == [("9999",)]
 
-    @pytest.mark.ci
-    def test_the_command_prints_the_warning_and_succeeds(self, later: str) -> None:
-        upgrade = [sys.executable, "-m", "alembic", "--config", str(ROOT / "alembic.ini"), "upgrade", "head"]
-        ran = subprocess.run(
-            upgrade, env=os.environ | {"DATABASE_URL": later}, capture_output=True, text=True, check=True
-        )
-
-        assert ran.stderr == "the database is at revision 9999 of a later release: nothing is migrated\n"
-
     @pytest.mark.parametrize(
         "change",
         [
@@ -257,14 +240,6 @@ class TestLaterRelease:
             with pytest.raises(StartupError, match=r"names no revision, .+ restore tasks_api_version, or use"):
                 migrate(empty)
 
-    @pytest.mark.parametrize(
-        "run",
-        [lambda config: command.downgrade(config, "0001"), lambda config: command.stamp(config, "0001"), command.check],
-    )
-    def test_a_command_that_needs_the_later_revision_fails(self, later: str, run: Callable[[Config], object]) -> None:
-        with pytest.raises(CommandError, match="Can't locate revision identified by '9999'"):
-            run(alembic_config(later))
-
 
 class TestVersionTable:
     """The revision is in a table of its own. Earlier releases had it in Alembic's default, `alembic_version`."""
@@ -297,6 +272,8 @@ class TestVersionTable:
             assert execute(empty, "SELECT version_num FROM alembic_version") == [("0001",)]
             assert execute(empty, "SELECT version_num FROM tasks_api_version") == [(HEAD,)]
         assert execute(empty, "SELECT title FROM tasks") == [("Buy oat milk",)]
+        command.check(alembic_config(empty))
+        command.downgrade(alembic_config(empty), "-1")
 
     def test_the_earlier_release_starts_on_a_new_database_after_the_documented_statements(
         self, dsn: str, empty: str, upgrade_earlier: Callable[[], None]
@@ -313,25 +290,7 @@ class TestVersionTable:
 
         assert structure(empty) == structure(dsn)
 
-    @pytest.mark.parametrize(
-        "run",
-        [
-            command.check,
-            lambda config: command.current(config, check_heads=True),
-            lambda config: command.stamp(config, HEAD),
-            lambda config: command.downgrade(config, "-1"),
-        ],
-        ids=["check", "current", "stamp", "downgrade"],
-    )
-    def test_a_command_works_after_an_earlier_installation_was_migrated(
-        self, empty: str, upgrade_earlier: Callable[[], None], run: Callable[[Config], object]
-    ) -> None:
-        upgrade_earlier()
-        migrate(empty)
-
-        run(alembic_config(empty))
-
-    @pytest.mark.parametrize("revision", ["0001", HEAD, "1975ea83b712", None])
+    @pytest.mark.parametrize("revision", ["0001", "1975ea83b712", None])
     def test_the_version_table_of_another_program_has_no_effect_and_is_left_alone(
         self, dsn: str, empty: str, revision: str | None
     ) -> None:
@@ -349,7 +308,7 @@ class TestVersionTable:
         assert structure(empty) == structure(dsn)
         assert execute(empty, "SELECT * FROM alembic_version") == before
 
-    @pytest.mark.parametrize("revision", ["0001", HEAD, "1975ea83b712", None])
+    @pytest.mark.parametrize("revision", ["0001", "1975ea83b712", None])
     @pytest.mark.parametrize("key", ["id integer PRIMARY KEY", "id integer, user_id text, PRIMARY KEY (user_id, id)"])
     def test_the_tasks_of_another_program_are_left_alone_and_the_error_says_how_to_take_them_over(
         self, empty: str, revision: str | None, key: str
@@ -415,10 +374,8 @@ class TestSettings:
 
         (tmp_path / ".env").touch()  # or it would use the project's
         assert run("upgrade", "head") == f"The database went from no revision to revision {HEAD}.\n"
-        assert run("downgrade", "-1") == f"The database went from revision {HEAD} to revision 0001.\n"
-        assert run("current") == "0001\n"
-        assert run("upgrade", "head") == f"The database went from revision 0001 to revision {HEAD}.\n"
         assert run("upgrade", "head") == "The database is at the newest revision: nothing to do.\n"
+        assert run("downgrade", "-1") == f"The database went from revision {HEAD} to revision 0001.\n"
 
         with embedded_postgres(tmp_path / ".data" / "postgres") as dsn:
             assert execute(dsn, "SELECT count(*) FROM tasks") == [(0,)]

@@ -367,8 +367,7 @@ class TestDiscarded:
         assert await pid_of_fetch(db)
         assert await pid_of_session(db)
 
-    @pytest.mark.parametrize("pool_timeout", [1, 0.003])
-    @pytest.mark.parametrize("resets", [False, True])
+    @pytest.mark.parametrize(("pool_timeout", "resets"), [(1, False), (0.003, True)])
     async def test_calls_that_are_cancelled_at_any_moment_leave_the_pool_whole_and_store_all_or_nothing(
         self, proxy: FaultProxy, server: asyncpg.Connection, pool_timeout: float, *, resets: bool
     ) -> None:

@@ -5,15 +5,11 @@ import gzip
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from math import factorial, gcd
 from typing import Any, Final
 
-import httpx
 import pytest
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.algorithms import ECAlgorithm
 
 from app.core.security.jwks import JwksClient, Timing
@@ -163,7 +159,7 @@ class TestReply:
         async with JwksClient(issuer.url, Timing(timeout=0.1, first_retry=0.01)):
             await until(lambda: len(issuer.requests) == 2)
 
-    async def test_only_a_client_without_limits_reads_all_of_a_reply_of_64_megabytes(self, issuer: Issuer) -> None:
+    async def test_a_reply_of_64_megabytes_is_not_read_to_its_end(self, issuer: Issuer) -> None:
         sent: list[int] = []
 
         async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,9 +174,6 @@ class TestReply:
             await until(lambda: issuer.requests and not issuer.connections)
         assert not keys.ready
         assert sum(sent) < FLOOD / 2
-
-        async with httpx.AsyncClient(timeout=30) as client:  # a control
-            assert len((await client.get(issuer.url)).content) == FLOOD
 
 
 UNUSABLE: Final[dict[str, Jwk]] = {
@@ -218,15 +211,6 @@ ORDER_8: Final = int("7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd84d3d70
 SMALL_ORDER: Final = [
     (y | sign << 255).to_bytes(32, "little") for y in (0, 1, P - 1, ORDER_8, P - ORDER_8, P, P + 1) for sign in (0, 1)
 ]
-FORGED: Final = (1).to_bytes(32, "little") + bytes(32)  # R is the neutral element, S is 0
-
-
-def accepts(key: bytes, message: bytes) -> bool:
-    """Whether the library accepts the forged signature of this message."""
-    with suppress(InvalidSignature):
-        Ed25519PublicKey.from_public_bytes(key).verify(FORGED, message)
-        return True
-    return False
 
 
 class TestSmallOrder:
@@ -237,12 +221,6 @@ class TestSmallOrder:
         async with JwksClient(issuer.url) as keys:
             assert [jwk for jwk in jwks if await keys.find(jwk | {"alg": "EdDSA"})] == []
             assert await keys.find({"alg": "EdDSA"}) == Key("EdDSA", NEW.public_key, "new")
-
-    @pytest.mark.parametrize("key", SMALL_ORDER, ids=bytes.hex)
-    def test_the_library_itself_accepts_a_forged_signature_for_such_a_key(self, key: bytes) -> None:
-        """Shows that the test above tests something: one message of eight is enough, and an attacker may choose it."""
-        assert any(accepts(key, str(number).encode()) for number in range(1_000))
-        assert not any(accepts(NEW.public_key.public_bytes_raw(), str(number).encode()) for number in range(1_000))
 
 
 class TestMembers:
