@@ -1,4 +1,4 @@
-"""${message}
+"""${message.rstrip(".")}.
 
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
@@ -16,7 +16,7 @@ depends_on = ${repr(depends_on)}
 
 
 def upgrade() -> None:
-    """${message}"""
+    """${message.rstrip(".")}."""
     ${upgrades if upgrades else "pass"}
 
 
