@@ -33,7 +33,7 @@ from app.server.embedded import embedded_postgres
 from tests.core.database.support import refusing
 from tests.deployments import expand
 from tests.faults import fault_proxy
-from tests.support import LATIN1, execute, new_database
+from tests.support import LATIN1, REVISION, execute, new_database
 
 ROOT: Final = Path(migrations.__file__).parents[4]
 COLUMNS: Final = """
@@ -48,7 +48,7 @@ INDEXES: Final = """
     SELECT indexname, indexdef FROM pg_indexes
     WHERE schemaname = 'public' AND tablename !~ '_version$' ORDER BY 1
 """
-HEAD, BEFORE, *_ = (script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
+BEFORE: Final = ScriptDirectory.from_config(alembic_config()).get_revision(REVISION).down_revision
 INSERT: Final = "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, gen_random_uuid(), $2, $3)"
 
 
@@ -295,7 +295,7 @@ class TestVersionTable:
 
             assert structure(empty) == structure(dsn)
             assert execute(empty, "SELECT version_num FROM alembic_version") == [("0001",)]
-            assert execute(empty, "SELECT version_num FROM tasks_api_version") == [(HEAD,)]
+            assert execute(empty, "SELECT version_num FROM tasks_api_version") == [(REVISION,)]
         assert execute(empty, "SELECT title FROM tasks") == [("Buy oat milk",)]
 
     def test_the_earlier_release_starts_on_a_new_database_after_the_documented_statements(
@@ -318,7 +318,7 @@ class TestVersionTable:
         [
             command.check,
             lambda config: command.current(config, check_heads=True),
-            lambda config: command.stamp(config, HEAD),
+            lambda config: command.stamp(config, REVISION),
             lambda config: command.downgrade(config, "-1"),
         ],
         ids=["check", "current", "stamp", "downgrade"],
@@ -331,7 +331,7 @@ class TestVersionTable:
 
         run(alembic_config(empty))
 
-    @pytest.mark.parametrize("revision", ["0001", HEAD, "1975ea83b712", None])
+    @pytest.mark.parametrize("revision", ["0001", REVISION, "1975ea83b712", None])
     def test_the_version_table_of_another_program_has_no_effect_and_is_left_alone(
         self, dsn: str, empty: str, revision: str | None
     ) -> None:
@@ -349,7 +349,7 @@ class TestVersionTable:
         assert structure(empty) == structure(dsn)
         assert execute(empty, "SELECT * FROM alembic_version") == before
 
-    @pytest.mark.parametrize("revision", ["0001", HEAD, "1975ea83b712", None])
+    @pytest.mark.parametrize("revision", ["0001", REVISION, "1975ea83b712", None])
     @pytest.mark.parametrize("key", ["id integer PRIMARY KEY", "id integer, user_id text, PRIMARY KEY (user_id, id)"])
     def test_the_tasks_of_another_program_are_left_alone_and_the_error_says_how_to_take_them_over(
         self, empty: str, revision: str | None, key: str
@@ -414,10 +414,10 @@ class TestSettings:
             return subprocess.check_output(command, cwd=tmp_path, text=True)
 
         (tmp_path / ".env").touch()  # or it would use the project's
-        assert run("upgrade", "head") == f"The database went from no revision to revision {HEAD}.\n"
-        assert run("downgrade", "-1") == f"The database went from revision {HEAD} to revision {BEFORE}.\n"
+        assert run("upgrade", "head") == f"The database went from no revision to revision {REVISION}.\n"
+        assert run("downgrade", "-1") == f"The database went from revision {REVISION} to revision {BEFORE}.\n"
         assert run("current") == f"{BEFORE}\n"
-        assert run("upgrade", "head") == f"The database went from revision {BEFORE} to revision {HEAD}.\n"
+        assert run("upgrade", "head") == f"The database went from revision {BEFORE} to revision {REVISION}.\n"
         assert run("upgrade", "head") == "The database is at the newest revision: nothing to do.\n"
 
         with embedded_postgres(tmp_path / ".data" / "postgres") as dsn:
