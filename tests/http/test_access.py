@@ -183,7 +183,7 @@ def with_routes(app: FastAPI) -> None:
     router.get("/numbers/{number:int}")(unchecked)
     parent.include_router(router, prefix="/{user_id}")
     app.include_router(parent, prefix="/api")
-    app.get("/api/me/projects")(name_of)
+    app.get("/api/me/of-mine")(name_of)
     app.add_route("/api/{user_id}/starlette", lambda _: PlainTextResponse("reached"), methods=["GET", "PUT", "OPTIONS"])
     app.mount("/api/{user_id}/mount", PlainTextResponse("reached"))
     app.mount("/site", public(PlainTextResponse("reached")))
@@ -205,5 +205,5 @@ async def test_a_new_route_of_any_kind_is_closed_to_others_although_it_does_not_
         table = await explore(apps[0], client, known)
 
     assert table.breaches() == []
-    assert table.replies["/api/me/projects", "GET"] == [401, 401, 200, 200]
+    assert table.replies["/api/me/of-mine", "GET"] == [401, 401, 200, 200]
     assert table.replies["/api/{user_id}/mount/{rest:path}", "TRACE"] == [401, 401, 403, 200]
