@@ -17,18 +17,22 @@ import httpx
 import jwt
 import pytest
 import uvicorn
+from alembic.script import ScriptDirectory
 from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import make_url
 from starlette.types import ASGIApp
 
 from app.core.config import Settings
+from app.core.database.migrations import alembic_config
 from app.http.middleware import RequestMiddleware
 from app.main import create_app
 from app.server.protocol import SERVER_OPTIONS
 
 Handler = TypeVar("Handler", bound=logging.Handler)
 
+# The newest revision of the database.
+REVISION: Final = str(ScriptDirectory.from_config(alembic_config()).get_current_head())
 # The secret that signs tokens, another one in each run.
 SECRET: Final = secrets.token_hex(32)
 

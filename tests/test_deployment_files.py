@@ -25,7 +25,7 @@ from app.core.database.migrations import migrate
 from app.server.embedded import embedded_postgres
 from tests.servers import free_port
 from tests.service import TASKS
-from tests.support import SECRET, bearer, connected, execute, until
+from tests.support import REVISION, SECRET, bearer, connected, execute, until
 
 ROOT: Final = Path(__file__).parents[1]
 NEON: Final = (ROOT / "docs/deploy-neon.md").read_text()
@@ -193,7 +193,7 @@ class TestNeon:
         try:
             migrate(project.app)
         finally:
-            execute(project.owner, "UPDATE tasks_api_version SET version_num = '0002'")
+            execute(project.owner, "UPDATE tasks_api_version SET version_num = $1", REVISION)
 
     async def test_a_migration_waits_for_another_one_longer_than_the_lock_timeout_of_its_role(
         self, project: Project

@@ -18,9 +18,8 @@ from sqlalchemy import make_url
 from app import __version__
 from app.server.embedded import embedded_postgres
 from tests.service import BACKEND, TASKS, Service
-from tests.support import SECRET, bearer, execute, new_database
+from tests.support import REVISION, SECRET, bearer, execute, new_database
 
-REVISION = "0002"
 OPEN_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tasks-api'"
 
 

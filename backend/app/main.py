@@ -26,7 +26,7 @@ from app.http.authorization import AuthorizationMiddleware, check_routes
 from app.http.fast_lane import FastLane
 from app.http.headers import RESPONSE_HEADERS
 from app.http.middleware import RequestMiddleware, error_middleware
-from app.http.openapi import complete_document, description
+from app.http.openapi import complete_document, description, operation_id
 from app.http.problems import METHODS, install_error_handlers
 from app.models.task import USER_ID_PATTERN
 from app.routes import docs, health, tasks
@@ -114,6 +114,7 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         openapi_url=None,  # routes/docs.py has the document and the page
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,
         telemetry={"logs": False, "auto_configure": False},  # app.core.exporters configures
     )

@@ -3,9 +3,11 @@
 The paths come from the routes, so a new route is tested by itself. The expected replies come from one rule.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from http import HTTPMethod
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,9 +27,9 @@ SECURITY: Final = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 METHODS: Final = [*HTTPMethod, "QUERY", "PROPFIND"]
 UNKNOWN: Final = {"/none", "/api", "/api/{user_id}", "/api/{user_id}/none"}
 TOKENS: Final = ["", "Bearer a.b.c", *(bearer(user)["Authorization"] for user in ("eve", "ada"))]
-BODY: Final = '{"title": "Buy oat milk", "completed": true}'  # valid for every operation
 VALUES: Final = {"user_id": "ada", "name": "swagger-ui.css", "number:int": "9", "rest:path": "x/y"}
 REFUSALS: Final = {401, 403, 404, 405}
+_numbers = count(1)
 PATTERNS: Final = {"int": "[0-9]+", "path": ".*", "": "[^/]+"}
 
 Statuses = list[int]
@@ -53,7 +55,7 @@ class Table(NamedTuple):
             return [405] * 4
         if not known[0].startswith("/api/"):
             return [0] * 4
-        due = 404 if "{task_id}" in known[0] and path not in self.routes else 0  # the handler's: no task has this id
+        due = 404 if ids_in(known[0]) and path not in self.routes else 0  # the handler's: nothing has this id
         return [401, 401, 403 if known[0].startswith("/api/{user_id}/") else 0, due]
 
     def breaches(self) -> list[tuple[str, str, Statuses]]:
@@ -84,6 +86,38 @@ def filled(path: str, **values: str) -> str:
     return re.sub(r"{([\w:]+)}", lambda found: {**VALUES, **values}.get(found[1], "x"), path)
 
 
+def ids_in(route: str) -> list[str]:
+    """Returns the names of the ids in a path, apart from that of the user."""
+    return re.findall(r"{(\w+_id)}", route.removeprefix("/api/{user_id}"))
+
+
+def body_of(document: dict[str, Any], path: str, method: str) -> str:
+    """Returns a valid body for an operation: the example of its schema, or else text in the required fields.
+
+    Text differs each time, because a resource may want names that no other one has.
+    """
+    content = document["paths"].get(path, {}).get(method.lower(), {}).get("requestBody", {}).get("content", {})
+    name = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+    schema = document["components"]["schemas"].get(name, {})
+    body = schema.get("example") or dict.fromkeys(schema.get("required", ()), "text")
+    kinds = schema.get("properties", {})
+    is_text = {key: kinds[key].get("type") == "string" and not kinds[key].keys() & {"enum", "format"} for key in body}
+    return json.dumps({key: f"{value} {next(_numbers)}" if is_text[key] else value for key, value in body.items()})
+
+
+async def new_ids(document: dict[str, Any], client: httpx.AsyncClient, path: str) -> dict[str, str]:
+    """Creates what the ids of a path name, each with a POST to the path before it, and returns the ids."""
+    ids: dict[str, str] = {}
+    for name in ids_in(path):
+        collection = path.partition(f"/{{{name}}}")[0]
+        headers = {"Content-Type": "application/json"}
+        content = body_of(document, collection, "POST")
+        reply = await client.post(filled(collection, **ids), content=content, headers=headers)
+        assert reply.status_code == 201, f"POST {collection} refuses {content}; give its schema an example"
+        ids[name] = reply.json()["id"]
+    return ids
+
+
 def routes_of(app: FastAPI) -> dict[str, set[str]]:
     """Returns the methods of each path. A mounted application answers every path below its own, and every method."""
     routes: dict[str, set[str]] = {}
@@ -106,16 +140,15 @@ def near(route: str) -> Iterator[str]:
 
 async def explore(app: FastAPI, client: httpx.AsyncClient, known: Iterable[str] = ()) -> Table:
     """Sends requests with each of TOKENS: every method to the routes that are not `known` and to UNKNOWN, and two
-    methods to the paths near these routes. Each has a new task, because DELETE deletes it.
+    methods to the paths near these routes. Each has new ids, because DELETE deletes what they name.
     """
-    table = Table(routes_of(app), {})
+    table, document = Table(routes_of(app), {}), app.openapi()
     new = table.routes.keys() - {*known}
     for path in sorted({*UNKNOWN, *(each for route in new for each in near(route))}):
         for method in METHODS if path in new | UNKNOWN else ("GET", "POST"):
-            has_task = path in new and "{task_id}" in path
-            task_id = (await client.post("/api/ada/tasks", json={"title": "a"})).json()["id"] if has_task else "none"
-            target = filled(path, task_id=task_id)
-            table.replies[path, method] = [await status_of(client, method, target, token, BODY) for token in TOKENS]
+            target = filled(path, **(await new_ids(document, client, path) if path in new else {}))
+            body = body_of(document, path, method)
+            table.replies[path, method] = [await status_of(client, method, target, token, body) for token in TOKENS]
     return table
 
 
@@ -144,13 +177,13 @@ async def name_of(user: CurrentUser) -> str:
 
 def with_routes(app: FastAPI) -> None:
     """Add a route of every kind."""
-    router, parent = APIRouter(), APIRouter()
+    router, parent = APIRouter(include_in_schema=False), APIRouter()
     router.get("/nested")(unchecked)
     router.get("/token-user", dependencies=[Depends(name_of)])(unchecked)
     router.get("/numbers/{number:int}")(unchecked)
     parent.include_router(router, prefix="/{user_id}")
     app.include_router(parent, prefix="/api")
-    app.get("/api/me/projects")(name_of)
+    app.get("/api/me/of-mine")(name_of)
     app.add_route("/api/{user_id}/starlette", lambda _: PlainTextResponse("reached"), methods=["GET", "PUT", "OPTIONS"])
     app.mount("/api/{user_id}/mount", PlainTextResponse("reached"))
     app.mount("/site", public(PlainTextResponse("reached")))
@@ -172,5 +205,5 @@ async def test_a_new_route_of_any_kind_is_closed_to_others_although_it_does_not_
         table = await explore(apps[0], client, known)
 
     assert table.breaches() == []
-    assert table.replies["/api/me/projects", "GET"] == [401, 401, 200, 200]
+    assert table.replies["/api/me/of-mine", "GET"] == [401, 401, 200, 200]
     assert table.replies["/api/{user_id}/mount/{rest:path}", "TRACE"] == [401, 401, 403, 200]

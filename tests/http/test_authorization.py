@@ -37,7 +37,7 @@ async def name_of(user: CurrentUser) -> str:
 
 
 def with_router(app: FastAPI) -> None:
-    router = APIRouter(prefix="/api/{user_id}/projects")
+    router = APIRouter(prefix="/api/{user_id}/chores")
     router.get("")(unchecked)
     app.include_router(router)
 
@@ -63,7 +63,7 @@ class TestUncheckedRoute:
             app.router.default = PlainTextResponse("reached")
 
         async with extended(secured, extend) as client:
-            assert await statuses(client, "/v1/api/ada/projects") == [401, 401, 403, 200]
+            assert await statuses(client, "/v1/api/ada/chores") == [401, 401, 403, 200]
             assert await statuses(client, "/api/ada/none") == [404, 404, 404, 200]
 
 
@@ -95,21 +95,21 @@ class TestWebsocket:
 
 
 def with_token_user(app: FastAPI) -> None:
-    app.get("/api/me/projects")(name_of)
+    app.get("/api/me/chores")(name_of)
     with_router(app)
 
 
 class TestTokenUser:
     async def test_a_route_with_the_current_user_is_a_401_without_authentication(self, settings: Settings) -> None:
         async with extended(settings, with_token_user) as client:
-            assert (await client.get("/api/me/projects")).status_code == 401
+            assert (await client.get("/api/me/chores")).status_code == 401
 
     async def test_a_route_with_the_current_user_may_come_before_one_that_takes_its_path(
         self, secured: Settings
     ) -> None:
         async with extended(secured, with_token_user) as client:
-            replies = [await client.get(f"/api/{user}/projects") for user in ("me", "ada", "eve")]
-            assert (await statuses(client, "/api/me/projects"))[:2] == [401, 401]
+            replies = [await client.get(f"/api/{user}/chores") for user in ("me", "ada", "eve")]
+            assert (await statuses(client, "/api/me/chores"))[:2] == [401, 401]
 
         assert [reply.status_code for reply in replies] == [200, 200, 403]
         assert [reply.json() for reply in replies[:2]] == ["ada", "reached"]
@@ -121,7 +121,7 @@ class TestTokenUser:
         with_router(app)
         with_token_user(app)
 
-        with pytest.raises(StartupError, match=r"^GET /api/me/projects: is never reached, because /api/{user_id}/pro"):
+        with pytest.raises(StartupError, match=r"^GET /api/me/chores: is never reached, because /api/{user_id}/pro"):
             check_routes(app.router)
 
 
@@ -162,13 +162,13 @@ UNCLEAR += [
     (partial(FastAPI.add_api_route, path=path, endpoint=endpoint), f"GET {path}: {reason}")
     for path, endpoint, reason in (
         ("/apis/{user_id}", unchecked, "is outside /api"),
-        ("/{anything}/{user_id}/projects", unchecked, "is outside /api"),
+        ("/{anything}/{user_id}/chores", unchecked, "is outside /api"),
         ("/api", unchecked, "must begin with"),
-        ("/api/projects", unchecked, "must begin with"),
-        ("/api/v2/{user_id}/projects", unchecked, "must begin with"),
+        ("/api/chores", unchecked, "must begin with"),
+        ("/api/v2/{user_id}/chores", unchecked, "must begin with"),
         ("/api/{user_id:path}", unchecked, "must begin with"),
-        ("/api/{owner}/projects", name_of, "must begin with"),
-        ("/api/users/{user_id}/projects", name_of, "must begin with"),
+        ("/api/{owner}/chores", name_of, "must begin with"),
+        ("/api/users/{user_id}/chores", name_of, "must begin with"),
     )
 ]
 

@@ -118,6 +118,7 @@ class TestDocument:
         schemas = document["components"]["schemas"]
         post, get = document["paths"][f"{BASE}/{{number}}"]["post"], document["paths"][BASE]["get"]
         assert set(re.findall(r'"#/components/schemas/(.*?)"', json.dumps(document))) <= schemas.keys()
+        assert (post["operationId"], get["operationId"]) == ("take_key", "take_nothing")  # the names of the handlers
         assert (post["tags"], post["x"]) == (["things"], 1)
         assert (post["security"], get["security"]) == ([{"APIKeyHeader": [], "bearer": []}], [{"bearer": []}])
         assert post["responses"].keys() == {"200", "400", "401", "403", "409", "413", "422", "500", "503"}

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any, Final, Literal
+from uuid import UUID
 
 import httpx
 import pytest
@@ -11,7 +12,9 @@ from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
 
 from app.core.config import Settings
+from app.core.errors import NotFoundError
 from app.http.fast_lane import JSONRoute
+from app.routes.deps import or_missing
 from tests.http.support import extended, problem_of
 from tests.support import until
 
@@ -75,6 +78,25 @@ class TestArguments:
         found = problem_of(reply, status).get("errors", [])
         assert {error["pointer"]: error["detail"] for error in found} == errors
         assert "s3cret" not in reply.text
+
+
+class NoteNotFoundError(NotFoundError):
+    """As somebody adds it with a resource."""
+
+    kind = "note-not-found"
+    detail = "There is no such note."
+
+
+@route("/notes/{note_id}")
+async def read_note(note_id: Annotated[UUID, or_missing(NoteNotFoundError)]) -> UUID:
+    return note_id
+
+
+async def test_an_id_in_the_path_that_is_no_uuid_is_the_404_of_its_own_resource(client: Client) -> None:
+    found = problem_of(await client.get("notes/999"), 404)
+
+    assert (found["type"], found["detail"]) == ("urn:problem-type:note-not-found", "There is no such note.")
+    assert (await client.get(f"notes/{UUID(int=1)}")).json() == str(UUID(int=1))
 
 
 @plain.post("/size")

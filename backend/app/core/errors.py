@@ -183,7 +183,10 @@ class RequestTimeoutError(AppError):
 
 
 class ConflictError(AppError):
-    """The change violates a constraint: a value is not unique, or a reference has no target or is still in use."""
+    """The change violates a constraint: a value is not unique, or a reference has no target or is still in use.
+
+    Or the row was changed or deleted after a Session had read it.
+    """
 
     status, kind = 409, "conflict"
     detail = "This conflicts with something that is already stored."

@@ -13,7 +13,7 @@ from pydantic_core.core_schema import custom_error_schema
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.database import Database
-from app.core.errors import MalformedHeaderError, TaskNotFoundError
+from app.core.errors import MalformedHeaderError, NotFoundError, TaskNotFoundError
 from app.core.security.tokens import TokenVerifier
 from app.http.authorization import NotStartedError, current_user
 from app.http.conditions import CODING
@@ -123,19 +123,23 @@ async def read_idempotency_key(request: Request) -> str | None:
     return key
 
 
+def or_missing(error: type[NotFoundError]) -> GetPydanticSchema:
+    """Returns an annotation for an id in the path: `error` answers a value that no id can have, here no UUID.
+
+    The type of the validation error is the kind of `error`, so valid ids cost nothing.
+    """
+    return GetPydanticSchema(
+        lambda source, handler: custom_error_schema(handler(source), error.kind, custom_error_message=error.detail)
+    )
+
+
 Db = Annotated[Database, Depends(get_database)]
 # Commits before the reply is sent: https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
 Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
 CurrentUser = Annotated[str, Depends(current_user)]
 Tokens = Annotated[TokenVerifier | None, Depends(get_tokens)]
 UserId = Annotated[UserIdText, Path(json_schema_extra={"example": "ada"})]
-# No task has an id that is no UUID. The type of this error becomes TaskNotFoundError, at no cost for other ids.
-_OrNoTask = GetPydanticSchema(
-    lambda source, handler: custom_error_schema(
-        handler(source), TaskNotFoundError.kind, custom_error_message=TaskNotFoundError.detail
-    )
-)
-TaskId = Annotated[UUID, _OrNoTask, Path(description="The id of one of the user's tasks.")]
+TaskId = Annotated[UUID, or_missing(TaskNotFoundError), Path(description="The id of one of the user's tasks.")]
 RequestConditions = Annotated[Conditions, Depends(read_conditions)]
 Unknown = Annotated[UnknownNames, Depends(read_unknown_names)]
 KeptFields = Annotated[dict[str, Any], Depends(read_kept_fields)]

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from app import __version__
 from app.core.errors import DatabaseUnavailableError, IssuerUnavailableError
 from app.http.authorization import public
-from app.http.openapi import operation_id, problems
+from app.http.openapi import problems
 from app.routes.deps import Db, Tokens
 
-router = APIRouter(prefix="/health", tags=["health"], generate_unique_id_function=operation_id)
+router = APIRouter(prefix="/health", tags=["health"])
 
 
 class Liveness(BaseModel):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from app.core.errors import FieldError, InvalidRequestError
 from app.http.fast_lane import JSONRoute, RowResponse
-from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ, operation_id
+from app.http.openapi import CHANGE, CREATE, DELETE, LIST, READ
 from app.http.preferences import UnknownNames, unknown_names_error
 from app.models.task import WireTask
 from app.routes.deps import Db, IdempotencyKey, KeptFields, RequestConditions, TaskId, Unknown, UserId
@@ -19,9 +19,7 @@ _TOGGLE_OR_SET: Final[Any] = Body(openapi_examples={"toggle": {"value": {}}, "se
 
 _REPEATED: Final = TaskQuery.model_fields.keys() - {"cursor"}  # query parameters that the link to the next page repeats
 
-router = APIRouter(
-    prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=JSONRoute, generate_unique_id_function=operation_id
-)
+router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=JSONRoute)
 
 
 @router.post("", summary="Create a task", response_model=TaskResponse, status_code=201, **CREATE)

@@ -26,9 +26,9 @@ SEARCH_MAX: Final = 200
 LIMIT_MAX: Final = 1_000
 
 # Generators of clients copy a pattern into code, so it has no control character and no `\u`, which PCRE does not know.
-# `\s` is white space in every dialect, though not for each rare character the same: `_not_blank` decides.
-_STORABLE: Final[JsonDict] = {"pattern": r"^[^\x00]*$"}
-_NOT_BLANK: Final[JsonDict] = {"pattern": r"^[^\x00]*[^\x00\s][^\x00]*$"}
+# `\s` is white space in every dialect, though not for each rare character the same: `not_blank` decides.
+STORABLE: Final[JsonDict] = {"pattern": r"^[^\x00]*$"}
+NOT_BLANK: Final[JsonDict] = {"pattern": r"^[^\x00]*[^\x00\s][^\x00]*$"}
 # Without lengths: clients parse times and UUIDs, and then compare a length with that of another text.
 _TIMESTAMP: Final[JsonDict] = {"type": "string", "format": "date-time"}
 
@@ -43,16 +43,18 @@ _EXAMPLE: Final[JsonDict] = {
 }
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """Returns the text. Raises for a NUL character, which PostgreSQL cannot store."""
     if "\0" in text:
         raise PydanticCustomError("nul", "must not contain a NUL character")
     return text
 
 
-def _not_blank(text: str) -> str:
+def not_blank(text: str) -> str:
+    """Returns the text. Raises if it has a NUL character or nothing but white space."""
     if text.isspace():
         raise PydanticCustomError("blank", "must contain something other than white space")
-    return text
+    return storable(text)
 
 
 def _boolean(text: object) -> object:
@@ -76,15 +78,12 @@ UserIdText = Annotated[
     str, Field(pattern=USER_ID_PATTERN, min_length=1, max_length=128, description="The owner, an opaque name.")
 ]
 Title = Annotated[
-    str,
-    Field(min_length=1, max_length=TITLE_MAX, json_schema_extra=_NOT_BLANK),
-    AfterValidator(_storable),
-    AfterValidator(_not_blank),
+    str, Field(min_length=1, max_length=TITLE_MAX, json_schema_extra=NOT_BLANK), AfterValidator(not_blank)
 ]
-Description = Annotated[str, Field(max_length=DESCRIPTION_MAX, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+Description = Annotated[str, Field(max_length=DESCRIPTION_MAX, json_schema_extra=STORABLE), AfterValidator(storable)]
 # `null` counts as absent: generated clients send it for what is not set. The document has one way to say it.
 _BooleanOrNull = Annotated[bool | None, WithJsonSchema({"type": "boolean"})]
-_Search = Annotated[str, Field(max_length=SEARCH_MAX, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+_Search = Annotated[str, Field(max_length=SEARCH_MAX, json_schema_extra=STORABLE), AfterValidator(storable)]
 Timestamp = Annotated[datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema(_TIMESTAMP)]
 
 
@@ -136,8 +135,8 @@ class TaskResponse(BaseModel):
     user_id: str = Field(
         description="The owner.", json_schema_extra={"minLength": 1, "maxLength": 128, "pattern": USER_ID_PATTERN}
     )
-    title: str = Field(json_schema_extra={"minLength": 1, "maxLength": TITLE_MAX, **_STORABLE})
-    description: Annotated[str, Field(json_schema_extra={"maxLength": DESCRIPTION_MAX, **_STORABLE})] | None
+    title: str = Field(json_schema_extra={"minLength": 1, "maxLength": TITLE_MAX, **STORABLE})
+    description: Annotated[str, Field(json_schema_extra={"maxLength": DESCRIPTION_MAX, **STORABLE})] | None
     completed: bool
     created_at: Timestamp
     updated_at: Timestamp = Field(description="Strictly later after every change. In double quotes it is the `ETag`.")

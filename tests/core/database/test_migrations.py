@@ -31,12 +31,12 @@ from app.server.embedded import embedded_postgres
 from tests.core.database.support import refusing
 from tests.deployments import expand
 from tests.faults import fault_proxy
-from tests.support import LATIN1, execute, new_database
+from tests.support import LATIN1, REVISION, execute, new_database
 
 ROOT: Final = Path(migrations.__file__).parents[4]
 COLUMNS: Final = """
-    SELECT column_name, data_type, is_nullable, column_default, collation_name, ordinal_position
-    FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_version$' ORDER BY 6
+    SELECT table_name, ordinal_position, column_name, data_type, is_nullable, column_default, collation_name
+    FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_version$' ORDER BY 1, 2
 """
 CONSTRAINTS: Final = """
     SELECT conname, contype::text, pg_get_constraintdef(oid) FROM pg_constraint
@@ -46,7 +46,7 @@ INDEXES: Final = """
     SELECT indexname, indexdef FROM pg_indexes
     WHERE schemaname = 'public' AND tablename !~ '_version$' ORDER BY 1
 """
-HEAD: Final = str(ScriptDirectory.from_config(alembic_config()).get_current_head())
+BEFORE: Final = ScriptDirectory.from_config(alembic_config()).get_revision(REVISION).down_revision
 INSERT: Final = "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, gen_random_uuid(), $2, $3)"
 
 
@@ -270,7 +270,7 @@ class TestVersionTable:
 
             assert structure(empty) == structure(dsn)
             assert execute(empty, "SELECT version_num FROM alembic_version") == [("0001",)]
-            assert execute(empty, "SELECT version_num FROM tasks_api_version") == [(HEAD,)]
+            assert execute(empty, "SELECT version_num FROM tasks_api_version") == [(REVISION,)]
         assert execute(empty, "SELECT title FROM tasks") == [("Buy oat milk",)]
         command.check(alembic_config(empty))
         command.downgrade(alembic_config(empty), "-1")
@@ -373,9 +373,20 @@ class TestSettings:
             return subprocess.check_output(command, cwd=tmp_path, text=True)
 
         (tmp_path / ".env").touch()  # or it would use the project's
-        assert run("upgrade", "head") == f"The database went from no revision to revision {HEAD}.\n"
+        assert run("upgrade", "head") == f"The database went from no revision to revision {REVISION}.\n"
         assert run("upgrade", "head") == "The database is at the newest revision: nothing to do.\n"
-        assert run("downgrade", "-1") == f"The database went from revision {HEAD} to revision 0001.\n"
+        assert run("downgrade", "-1") == f"The database went from revision {REVISION} to revision {BEFORE}.\n"
 
         with embedded_postgres(tmp_path / ".data" / "postgres") as dsn:
             assert execute(dsn, "SELECT count(*) FROM tasks") == [(0,)]
+
+    @pytest.mark.ci
+    def test_a_new_revision_needs_no_change_of_its_format(self, tmp_path: Path) -> None:
+        for name in ("alembic", "alembic.ini", "pyproject.toml"):
+            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+        python, config = (sys.executable, "-m"), ("--config", str(tmp_path / "alembic.ini"))
+
+        subprocess.run([*python, "alembic", *config, "revision", "--rev-id=9999", "-m", "Add a thing"], check=True)
+
+        for words in (["check"], ["format", "--check"]):
+            subprocess.run([*python, "ruff", *words, tmp_path / "alembic"], cwd=tmp_path, check=True)

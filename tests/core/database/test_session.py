@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from sqlalchemy import JSON, bindparam, cast, column, insert, select, table
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.core.database.migrations import migrate
 from app.core.errors import OverloadedError
@@ -21,6 +22,20 @@ from tests.core.database.support import wait_for
 from tests.support import connected, execute, make_settings, serving, until
 
 ITEM: Final = table("item", column("name"), column("code"), column("amount"))
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    """The table as an ORM class, apart from the models of the service."""
+
+    __tablename__ = "item"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    amount: Mapped[int]
+
 
 Handler = Callable[..., Awaitable[Any]]
 Start = Callable[[Handler], Awaitable[httpx.AsyncClient]]
@@ -139,6 +154,21 @@ class TestRefusedValue:
         assert re.fullmatch(r"\w+Error [0-9]{5}( \w+)?", reasons[-1])
         assert "ERROR" not in caplog.text
         assert_no_secret(caplog.text + str(reasons))
+
+    async def test_a_row_that_another_request_deletes_after_it_was_read_is_a_conflict(
+        self, start: Start, own_dsn: str
+    ) -> None:
+        async def change(session: Session) -> None:
+            await create(session, "milk")
+            await session.commit()
+            item = await session.get_one(Item, "milk")
+            async with connected(own_dsn) as other:
+                await other.execute("DELETE FROM item")
+            item.amount = 5
+
+        client = await start(change)
+
+        assert outcome(await client.post("item")) == "409 conflict"
 
     @pytest.mark.parametrize("is_named", [True, False])
     async def test_a_defect_that_follows_a_violation_is_logged_without_its_values(

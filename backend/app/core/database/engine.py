@@ -122,7 +122,8 @@ class Database:
 
         Nothing is retried. Raises the errors of `fetch`: OutcomeUnknownError if the commit was not answered, the others
         if nothing was changed. Raises ConflictError or InvalidRequestError for a value that the database refuses,
-        unless the block catches SQLAlchemy's IntegrityError or DBAPIError.
+        unless the block catches SQLAlchemy's IntegrityError or DBAPIError, and ConflictError for an object whose row
+        another transaction has changed or deleted (SQLAlchemy's StaleDataError).
         """
         self._admit()
         try:

@@ -9,10 +9,11 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IllegalStateChangeError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import StatementError as SQLAlchemyStatementError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.database.faults import refused_value, translate_error
-from app.core.errors import OutcomeUnknownError, StatementError, UnavailableError
+from app.core.errors import ConflictError, OutcomeUnknownError, StatementError, UnavailableError
 
 _CLOSE_ATTEMPTS: Final = 400  # times _CLOSE_PAUSE: the longest time to get a connection
 _CLOSE_PAUSE: Final = 0.05  # seconds between attempts to close a session
@@ -56,6 +57,8 @@ async def transaction(session: AsyncSession) -> AsyncIterator[None]:
         if isinstance(error, _ERRORS_WITH_VALUES):
             raise _without_values(error).with_traceback(error.__traceback__) from None
         _strip_values_from_causes(error)
+        if isinstance(error, StaleDataError):  # another request has changed or deleted the row since it was read
+            raise ConflictError().because("StaleDataError") from error
         raise
 
 
