@@ -1,7 +1,9 @@
 """Copies of the project, in which tools change files. Each is a repository of its own."""
 
 import os
+import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ ENVIRONMENT: Final = {
 def copy_tree(root: Path, target: Path) -> Path:
     """Copy every file of `root` that Git does not ignore, with uncommitted changes. Returns the path of the copy.
 
-    `.venv` is a link there, and `.data` is an empty directory.
+    `.venv` is a link there, and `.data` is empty. The cache of mypy saves a minute.
     """
     git(root, "init", "--quiet", target)
     command = ("git", "rev-parse", "--path-format=absolute", "--git-path", "objects")
@@ -26,6 +28,8 @@ def copy_tree(root: Path, target: Path) -> Path:
     git(target, "reset", "--quiet", "--hard", take_tree(root, target))
     (target / ".venv").symlink_to((root / ".venv").resolve())
     (target / ".data").mkdir()
+    with suppress(FileNotFoundError):
+        shutil.copytree(root / ".mypy_cache", target / ".mypy_cache")
     return target
 
 
@@ -43,7 +47,9 @@ def take_tree(root: Path, copy: Path) -> str:
 def git(
     directory: Path, *arguments: str | Path, check: bool = True, index: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run Git without settings of the developer."""
+    """Run Git in a repository, but not in one around it, and without settings of the developer."""
     command = ("git", "-c", "user.name=tree", "-c", "user.email=tree@localhost", *arguments)
-    environment = {**ENVIRONMENT, "GIT_INDEX_FILE": index} if index else ENVIRONMENT
+    environment = ENVIRONMENT | {"GIT_CEILING_DIRECTORIES": str(directory.parent)}
+    if index:
+        environment["GIT_INDEX_FILE"] = index
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=check)

@@ -25,7 +25,7 @@ class RecipeError(Exception):
 
 
 def main(root: Path, name: str = "") -> int:
-    """Refresh the patch with this name, or all. Prints a line for each. Returns the number of those that failed."""
+    """Refresh all patches, or the one of a name. Prints a line for each. Returns the number of those that failed."""
     patches = {path.stem for path in (root / "examples").glob("*.patch")}
     opened = {path.name for path in (root / ".data/recipes").glob("[!.]*")}
     failed = 0
@@ -46,6 +46,7 @@ def _refresh(root: Path, name: str, *, keep: bool) -> str:
     if conflicts := _conflicts(copy):
         raise RecipeError(f"conflicts in {conflicts}. Mend them in {shown}, and run `make recipes` again.")
     git(copy, "reset", "--quiet", "tree")
+    git(copy, "add", "--intent-to-add", ".")
     _renumber(copy)
     _write_document(copy)
     before, text = _text(patch), recipe_of(copy)
@@ -70,7 +71,9 @@ def _bring_up_to_date(root: Path, patch: Path, copy: Path) -> None:
     elif not _conflicts(copy):
         git(copy, "add", "--all")
         git(copy, "commit", "--quiet", "--allow-empty", "--message", "The recipe")
-        git(copy, "merge", "--quiet", "--no-edit", take_tree(root, copy), check=False)
+        merged = git(copy, "merge", "--no-edit", take_tree(root, copy), check=False)
+        if merged.returncode and not _conflicts(copy):  # a file that only one side has
+            (copy / "merge.rej").write_text(merged.stdout)
 
 
 def _open(root: Path, patch: Path, copy: Path) -> None:
@@ -88,8 +91,8 @@ def _apply(patch: Path, copy: Path) -> None:
     if git(copy, "apply", "--3way", patch, check=False).returncode == 0 or git(copy, "ls-files", "--unmerged").stdout:
         return
     applied = git(copy, "apply", "-C1", "--reject", patch, check=False)
-    if applied.returncode and not _conflicts(copy):
-        raise RecipeError(f"{patch.name} cannot be applied.\n{applied.stderr}")
+    if applied.returncode:  # Git rejects hunks, but only reports a file that is missing
+        (copy / f"{patch.name}.rej").write_text(applied.stderr + patch.read_text())
 
 
 def _conflicts(copy: Path) -> str:
@@ -102,11 +105,10 @@ def _conflicts(copy: Path) -> str:
 
 def _renumber(copy: Path) -> None:
     """Put the revision of the recipe behind the newest one of the tree, which may have got another since."""
-    git(copy, "add", "--all", "--intent-to-add")
     added = git(copy, "diff", "--name-only", "--diff-filter=A", "tree", "--", _VERSIONS).stdout.split()
     tree = [path for path in (copy / _VERSIONS).glob("*.py") if path not in map(copy.joinpath, added)]
     ids = [dict(_IDS.findall(path.read_text())) for path in tree]
-    newest = {each[_ID] for each in ids} - {each.get(f"down_{_ID}") for each in ids}
+    newest = {each[_ID] for each in ids if _ID in each} - {each.get(f"down_{_ID}") for each in ids}
     if len(added) == len(newest) == 1:
         path = copy / added[0]
         path.write_text(_following(path.read_text(), newest.pop()))
@@ -114,7 +116,7 @@ def _renumber(copy: Path) -> None:
 
 def _following(revision: str, head: str) -> str:
     old = dict(_IDS.findall(revision))
-    if old[f"down_{_ID}"] == head:
+    if old.get(f"down_{_ID}") in {head, None}:
         return revision
     new = {old[f"down_{_ID}"]: head, old[_ID]: f"{int(head) + 1:04}" if head.isdecimal() else old[_ID]}
     return _IDS.sub(lambda found: found[1] + new[found[2]], revision)
@@ -125,12 +127,12 @@ def _write_document(copy: Path) -> None:
     made = subprocess.run(command, cwd=copy, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     (copy / f"{_DOCUMENT}.rej").unlink(missing_ok=True)
     if made.returncode:
-        raise RecipeError(f"`make openapi` fails.\n{made.stderr}")
+        raise RecipeError(f"`make openapi` fails in {copy}.\n{made.stderr}")
 
 
 def recipe_of(copy: Path) -> str:
     """Returns the patch from the tree to what the copy has now."""
-    git(copy, "add", "--all", "--intent-to-add")
+    git(copy, "add", "--intent-to-add", ".")
     return git(copy, "diff", "--full-index", "tree").stdout
 
 
