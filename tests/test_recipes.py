@@ -8,7 +8,7 @@ import subprocess
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -46,9 +46,9 @@ The recipe {0} applies, but fails:
 def apply(copy: Path, patch: Path) -> None:
     """Apply the patch as its reader does. Fails with the files and hunks that the tree no longer has."""
     applied = git(copy, "apply", patch, check=False)
-    hunks = re.findall(r"^error: patch failed: (.+):(\d+)$", applied.stderr, re.MULTILINE)
     if applied.returncode:
-        where = ", ".join(f"{file} (the hunk at line {line})" for file, line in hunks) or applied.stderr.strip()
+        reasons = re.findall(r"^error: (?!.*: patch does not apply$)(.*)$", applied.stderr, re.MULTILINE)
+        where = re.sub(r"patch failed: ([^,]+):(\d+)", r"\1 (the hunk at line \2)", ", ".join(reasons))
         pytest.fail(_MOVED.format(patch.stem, where), pytrace=False)
 
 
@@ -66,20 +66,18 @@ def cost_of(patch: Path) -> int:
 
 def run(copy: Path, *command: str, **environment: str) -> str:
     """Returns the end of the output of a command that failed, else nothing. No process outlives a timeout."""
-    process = subprocess.Popen(
-        command,
-        cwd=copy,
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=_TIMEOUT)
-    except BaseException:
-        _kill(process.pid, copy)
-        raise
+    options: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "start_new_session": True,
+    }
+    with subprocess.Popen(command, cwd=copy, env=ENVIRONMENT | environment, **options) as process:
+        try:
+            output, _ = process.communicate(timeout=_TIMEOUT)
+        except BaseException:
+            _kill(process.pid, copy)
+            raise
     return "\n".join(output.splitlines()[-40:]) if process.returncode else ""
 
 
@@ -194,7 +192,10 @@ class TestRefreshing:
         patch = project / "examples/ten.patch"
         with pytest.raises(pytest.fail.Exception) as failure:
             apply(copy_tree(project, project / ".data/before"), patch)
-        assert str(failure.value).startswith("The recipe ten no longer applies: code (the hunk at line 7)")
+        assert str(failure.value) == (
+            "The recipe ten no longer applies: code (the hunk at line 7). "
+            "`make recipes` refreshes it, or says what to mend."
+        )
 
         assert [main(project), main(project)] == [0, 0]
 
