@@ -55,7 +55,7 @@ def _refresh(root: Path, name: str, *, keep: bool) -> str:
         path.write_text(text)
     if not keep:
         shutil.rmtree(copy)
-    done = "unchanged" if text == before else f"wrote {patch.relative_to(root)}" if text else "has no changes yet"
+    done = "has no changes" if not text else "unchanged" if text == before else f"wrote {patch.relative_to(root)}"
     return f"{done}. It is open in {shown}; `make recipes` writes what you change there." if keep else f"{done}."
 
 
@@ -90,7 +90,7 @@ def _apply(patch: Path, copy: Path) -> None:
     """Merge the patch. Without the earlier versions of the files, as in a shallow clone, apply it with less context."""
     if git(copy, "apply", "--3way", patch, check=False).returncode == 0 or git(copy, "ls-files", "--unmerged").stdout:
         return
-    applied = git(copy, "apply", "-C1", "--reject", patch, check=False)
+    applied = git(copy, "apply", "-C1", "--recount", "--reject", patch, check=False)
     if applied.returncode:  # Git rejects hunks, but only reports a file that is missing
         (copy / f"{patch.name}.rej").write_text(applied.stderr + patch.read_text())
 
@@ -127,7 +127,7 @@ def _write_document(copy: Path) -> None:
     made = subprocess.run(command, cwd=copy, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     (copy / f"{_DOCUMENT}.rej").unlink(missing_ok=True)
     if made.returncode:
-        raise RecipeError(f"`make openapi` fails in {copy}.\n{made.stderr}")
+        raise RecipeError(f"`make openapi` fails in .data/recipes/{copy.name}.\n{made.stderr}")
 
 
 def recipe_of(copy: Path) -> str:

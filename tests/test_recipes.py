@@ -96,11 +96,12 @@ def test_a_recipe_applies_and_passes_make_check_and_its_tests(patch: Path, dsn: 
     copy = copy_tree(ROOT, tmp_path / patch.stem)
     apply(copy, patch)
     modules = sorted({*TESTS, *filter(_MODULE.fullmatch, files_of(patch))})
-    with new_database(dsn, "recipe") as database:
-        for command in (CHECK, (*PYTEST, *modules)):
-            output = run(copy, *command, TEST_DATABASE_URL=database, PYTEST_DEBUG_TEMPROOT=str(copy / ".data"))
-            if output:
-                pytest.fail(_FAILED.format(patch.stem, " ".join(command), output), pytrace=False)
+    with new_database(dsn, re.sub(r"\W", "_", f"recipe {patch.stem}")) as database:
+        environment = {"TEST_DATABASE_URL": database, "PYTEST_DEBUG_TEMPROOT": str(copy / ".data")}
+        commands = (CHECK, (*PYTEST, *modules))
+        failed = next(((command, end) for command in commands if (end := run(copy, *command, **environment))), None)
+    if failed:
+        pytest.fail(_FAILED.format(patch.stem, " ".join(failed[0]), failed[1]), pytrace=False)
 
 
 @pytest.mark.parametrize("patch", RECIPES, ids=NAMES)
