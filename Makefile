@@ -14,7 +14,7 @@ NODE_MODULES := node_modules/.package-lock.json
 NPM_CI := npm ci --loglevel=error || { echo "The packages are not installed. Repeat the command when the error above is mended."; exit 1; }
 export PYTHONPATH := backend
 
-.PHONY: help .venv install install-ci run token test ci measured slow pgbouncer several fastapi mutants fuzz chaos check bench format migrate openapi kubernetes clean
+.PHONY: help .venv install install-ci run token test ci measured slow pgbouncer several fastapi recipes mutants fuzz chaos check bench format migrate openapi kubernetes clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -77,6 +77,9 @@ fuzz: install ## Test the parsers with a million generated inputs
 
 chaos: install ## Inject faults under load for some minutes, and check what clients recorded; K=word narrows
 	CHAOS_ROUNDS=10 $(PYTEST) tests/chaos $(PARALLEL) --timeout=0 $(if $(K),-k "$(K)")
+
+recipes: install ## Refresh the patches in examples; R=name also opens that one, or a new one, in .data/recipes
+	$(BIN)/python -m tests.recipes $(R)
 
 check: install ## Check format, lint, types, imports, known vulnerabilities, migrations and docs/openapi.json
 	$(BIN)/ruff format --check .

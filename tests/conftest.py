@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from app.core.config import Settings
 from app.core.database import Database
@@ -44,6 +45,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """With `--numprocesses=auto`, three workers for two cores: most tests wait for other processes half of the time."""
     return (os.cpu_count() or 1) * 3 // 2 if config.option.numprocesses == "auto" else None
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """A worker gets all tests of a module or a class, but each recipe may run in another one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if "::test_a_recipe_" in nodeid else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadScopeScheduling | None:
+    return _Scheduling(config) if config.option.dist == "loadscope" else None
 
 
 def pytest_configure() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Final, NamedTuple
 
+from tests.copies import copy_tree
 from tests.mutants.catalog import ROOT, Mutant, load, read_table, write_table
 
 _WORKERS: Final = int(os.environ.get("MUTANT_WORKERS", "2"))
@@ -41,7 +41,7 @@ def main(parts: list[str]) -> None:
     with TemporaryDirectory(prefix="mutants-") as directory, ThreadPoolExecutor(_WORKERS) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(_WORKERS):
-            copies.put(_copy_to(Path(directory) / str(number)))
+            copies.put(copy_tree(ROOT, Path(directory) / str(number)))
         verdicts = [*pool.map(partial(_judge, copies, read_table()), mutants)]
     if not parts:
         write_table((mutant, test) for mutant, test, _ in verdicts if test)
@@ -51,18 +51,6 @@ def main(parts: list[str]) -> None:
     minutes, seconds = divmod(round(monotonic() - started), 60)
     _print(f"{len(verdicts) - len(missed)} of {len(verdicts)} found in {minutes} min {seconds} s")
     sys.exit(bool(missed))
-
-
-def _copy_to(target: Path) -> Path:
-    """Copy every file that Git tracks or would track, and return the path of the copy."""
-    command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in listed.split("\0"):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
-    (target / ".temporary").mkdir()
-    return target
 
 
 def _judge(copies: "SimpleQueue[Path]", known: dict[str, str], mutant: Mutant) -> Verdict:
@@ -87,7 +75,7 @@ def _judge(copies: "SimpleQueue[Path]", known: dict[str, str], mutant: Mutant) -
 
 def _run(copy: Path, mutant: Mutant, tests: Sequence[str]) -> Verdict:
     command = (sys.executable, "-m", "pytest", *_OPTIONS, *tests)
-    paths = {"PYTHONPATH": str(copy / "backend"), "PYTEST_DEBUG_TEMPROOT": str(copy / ".temporary")}
+    paths = {"PYTHONPATH": str(copy / "backend"), "PYTEST_DEBUG_TEMPROOT": str(copy / ".data")}
     environment = {**os.environ, **paths, "COLUMNS": "200"}
     process = subprocess.Popen(
         command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
