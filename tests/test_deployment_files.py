@@ -189,11 +189,12 @@ class TestNeon:
             await app.close()
 
     def test_app_may_start_an_old_release_after_a_later_one_has_migrated(self, project: Project) -> None:
+        [(revision,)] = execute(project.owner, "SELECT version_num FROM tasks_api_version")
         execute(project.owner, "UPDATE tasks_api_version SET version_num = '9999'")
         try:
             migrate(project.app)
         finally:
-            execute(project.owner, "UPDATE tasks_api_version SET version_num = '0002'")
+            execute(project.owner, "UPDATE tasks_api_version SET version_num = $1", revision)
 
     async def test_a_migration_waits_for_another_one_longer_than_the_lock_timeout_of_its_role(
         self, project: Project

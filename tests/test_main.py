@@ -13,14 +13,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import make_url
 
 from app import __version__
+from app.core.database.migrations import alembic_config
 from app.server.embedded import embedded_postgres
 from tests.service import BACKEND, TASKS, Service
 from tests.support import SECRET, bearer, execute, new_database
 
-REVISION = "0002"
+REVISION = ScriptDirectory.from_config(alembic_config()).get_current_head()
 OPEN_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tasks-api'"
 
 

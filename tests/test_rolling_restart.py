@@ -11,7 +11,9 @@ from typing import Any, Final
 import asyncpg
 import httpx
 import pytest
+from alembic.script import ScriptDirectory
 
+from app.core.database.migrations import alembic_config
 from tests.deployments import WITHOUT_CHECKS, Load, haproxy
 from tests.nginx import Upstream
 from tests.servers import free_port
@@ -30,18 +32,18 @@ HEAD: Final = (
     b"Expect: 100-continue\r\n\r\n" % TASKS.encode()
 )
 # The revision of a later release.
-EXPANSION: Final = """
+EXPANSION: Final = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "9999"
+down_revision = "{ScriptDirectory.from_config(alembic_config()).get_current_head()}"
 
 
 def upgrade() -> None:
-    op.add_column("tasks", sa.Column("priority", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("tasks", sa.Column("mood", sa.Integer(), server_default="0", nullable=False))
     with op.get_context().autocommit_block():
-        op.execute("CREATE INDEX CONCURRENTLY ix_tasks_user_id_priority ON tasks (user_id, priority)")
+        op.execute("CREATE INDEX CONCURRENTLY ix_tasks_user_id_mood ON tasks (user_id, mood)")
 """
 # From two old services: the one that is restarted, and whether with the later release. Each release is restarted with
 # each, beside each.
@@ -155,7 +157,7 @@ class TestTwoReleases:
         for name in ("backend/app", "alembic"):
             shutil.copytree(BACKEND.parent / name, tmp_path / "later" / name)
         shutil.copy(BACKEND.parent / "alembic.ini", tmp_path / "later")
-        (tmp_path / "later/alembic/versions/20261201_add_priority.py").write_text(EXPANSION)
+        (tmp_path / "later/alembic/versions/20261201_add_mood.py").write_text(EXPANSION)
         return tmp_path / "later/backend"
 
     async def test_each_release_can_be_restarted_beside_each_other_without_a_lost_request(
@@ -176,7 +178,7 @@ class TestTwoReleases:
 
         assert len(done) == len(RESTARTS) == 8
         assert load.faults == []
-        assert await asyncio.to_thread(execute, own, "SELECT version_num FROM tasks_api_version") == [("0003",)]
+        assert await asyncio.to_thread(execute, own, "SELECT version_num FROM tasks_api_version") == [("9999",)]
 
 
 class Balancer:

@@ -35,12 +35,12 @@ async def test_the_program_does_not_compile_without_an_optional_field_or_with_an
     del document["components"]["schemas"]["TaskUpdate"]["properties"]["description"]
     (workspace / "openapi.json").write_text(json.dumps(document))
     with (workspace / "client.mts").open("a") as program:
-        program.write('await createTask({ title: "Call Eve", priority: "high" });\n')
+        program.write('await createTask({ title: "Call Eve", mood: "high" });\n')
         program.write('assert(late.error?.type === "urn:problem-type:precondition-fialed");\n')
 
     fits, errors = await compiled(workspace)
 
     assert not fits
     assert "'description' does not exist" in errors
-    assert "'priority' does not exist" in errors
+    assert "'mood' does not exist" in errors
     assert "have no overlap" in errors
