@@ -24,7 +24,7 @@ PARTITIONS: Final = 16
 # Changes that a next release might make.
 EXPANSION: Final = (
     "ALTER TABLE tasks ADD COLUMN due_at timestamptz",
-    "ALTER TABLE tasks ADD COLUMN priority integer NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD COLUMN mood integer NOT NULL DEFAULT 0",
     "ALTER TABLE tasks ADD CONSTRAINT wider CHECK (char_length(title) <= 400) NOT VALID",
     "ALTER TABLE tasks VALIDATE CONSTRAINT wider",
     "ALTER TABLE tasks DROP CONSTRAINT ck_tasks_title",

@@ -39,7 +39,7 @@ ATTEMPTS: Final[list[tuple[str, str, Any, dict[str, str]]]] = [
     ("DELETE", "", None, {"If-Match": TAG}),
     # Owners do not send these. Their refusal must not depend on the task either.
     ("PUT", "", {"title": ""}, {}),
-    ("PUT", "", CHANGES | {"priority": 1}, {"Prefer": "handling=strict"}),
+    ("PUT", "", CHANGES | {"mood": 1}, {"Prefer": "handling=strict"}),
     ("PATCH", "/complete", {"completed": "yes"}, {}),
     ("POST", "", None, {}),
 ]

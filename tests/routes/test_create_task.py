@@ -9,6 +9,7 @@ import asyncpg
 import httpx
 import pytest
 
+from app.schemas.task import TaskResponse
 from tests.support import pointers, short
 
 _ALPHABET = string.ascii_letters + string.digits + "_-|.:@+=~"
@@ -20,8 +21,8 @@ class TestReply:
 
         created = reply.json()
         assert reply.status_code == 201
-        assert created == {
-            "id": created["id"],
+        assert [*created] == [*TaskResponse.model_fields]
+        assert created == created | {
             "user_id": user,
             "title": "Buy oat milk",
             "description": None,
@@ -31,7 +32,7 @@ class TestReply:
         }
         assert (str(UUID(created["id"])), UUID(created["id"]).version) == (created["id"], 7)
 
-    async def test_all_three_writable_fields_are_stored(self, client: httpx.AsyncClient, tasks: str) -> None:
+    async def test_the_writable_fields_are_stored(self, client: httpx.AsyncClient, tasks: str) -> None:
         sent = {"title": "Buy oat milk", "description": "The barista one", "completed": True}
 
         reply = await client.post(tasks, json=sent)

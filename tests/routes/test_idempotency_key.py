@@ -28,7 +28,7 @@ hostile: Final = settings(
 )
 bodies: Final = st.fixed_dictionaries(
     {"title": st.sampled_from(["a", "b"])},
-    optional={"description": st.sampled_from([None, "", "a"]), "completed": st.booleans(), "priority": st.integers()},
+    optional={"description": st.sampled_from([None, "", "a"]), "completed": st.booleans(), "mood": st.integers()},
 )
 keys: Final = st.text(PRINTABLE, min_size=1, max_size=255).filter(str.strip)
 
@@ -66,13 +66,13 @@ def content(body: Task) -> tuple[object, ...]:
 
 class TestReplay:
     async def test_each_repetition_returns_the_first_task_and_creates_none(self, client: Client, tasks: str) -> None:
-        sent = {"description": "The barista one", "priority": "high"}
+        sent = {"description": "The barista one", "mood": "high"}
         first, *others = [await post(client, tasks, **sent) for _ in range(3)]
 
         assert [replayed(reply) for reply in (first, *others)] == [False, True, True]
         assert first.json().items() >= {"title": "Buy oat milk", "description": "The barista one"}.items()
         assert {reply.content for reply in others} == {first.content}
-        assert {reply.headers["Ignored-Fields"] for reply in (first, *others)} == {"priority"}
+        assert {reply.headers["Ignored-Fields"] for reply in (first, *others)} == {"mood"}
         assert (await client.get(tasks)).json() == [first.json()]
 
     async def test_every_process_and_release_derives_the_same_id_from_user_and_key(
@@ -85,7 +85,7 @@ class TestReplay:
 
     @hostile
     @given(body=bodies, again=bodies)
-    @example(body={"title": "a"}, again={"title": "a", "description": None, "completed": False, "priority": 1})
+    @example(body={"title": "a"}, again={"title": "a", "description": None, "completed": False, "mood": 1})
     @example(body={"title": "a"}, again={"title": "b"})
     @example(body={"title": "a"}, again={"title": "a", "description": ""})
     @example(body={"title": "a"}, again={"title": "a", "completed": True})
@@ -153,7 +153,7 @@ class TestReplay:
         ("body", "headers", "status"),
         [
             (b'{"title": ""}', {}, 422),
-            (b'{"title": "a", "priority": 1}', {"Prefer": "handling=strict"}, 422),
+            (b'{"title": "a", "mood": 1}', {"Prefer": "handling=strict"}, 422),
             (b'{"title": "a"', {}, 400),
             (b'{"title": "a"}', {"Content-Type": "text/plain"}, 415),
         ],

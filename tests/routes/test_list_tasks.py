@@ -92,7 +92,7 @@ ORDERS: Final = {
     "updated_at": ("sort=updated&order=asc", "sort_by=updated&sort_order=asc&order=", "sort=updated_at&order="),
     "title": (
         *("sort=Title", "sort=title&order=asc", "sort_by=title", "sort=-title&order=asc", "sort=asc&sort_by=title"),
-        "sort=title&sort_by=priority",
+        "sort=title&sort_by=mood",
     ),
     "-title": (
         *("sort=title&order=desc", "sort_by=-title", "sort=title&order=desc&sort_order=asc", "sort=desc&sort_by=title"),
@@ -134,11 +134,11 @@ class TestWords:
     @pytest.mark.parametrize(
         ("query", "ignored"),
         [
-            *((f"sort={field}", "sort") for field in ("priority", "-due_date", "id", "+title", "--title", "title,id")),
-            ("sort_by=priority", "sort_by"),
-            ("sort=priority&order=asc", "sort"),
-            ("sort=priority&sort_by=due_date&order=asc", "sort, sort_by"),
-            ("sort_by=due_date&order=asc", "sort_by"),
+            *((f"sort={field}", "sort") for field in ("mood", "-moon", "id", "+title", "--title", "title,id")),
+            ("sort_by=mood", "sort_by"),
+            ("sort=mood&order=asc", "sort"),
+            ("sort=mood&sort_by=moon&order=asc", "sort, sort_by"),
+            ("sort_by=moon&order=asc", "sort_by"),
             (f"sort={'x' * 300}", "sort"),
             ("order=sideways", "order"),
             ("sort_order=1", "sort_order"),

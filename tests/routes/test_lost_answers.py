@@ -111,14 +111,14 @@ class TestUnknownOutcome:
         *,
         read_is_lost: bool,
     ) -> None:
-        get_task = services.get_task
+        read = services._earlier  # noqa: SLF001
 
-        async def get_task_later(*arguments: Any) -> Any:
+        async def read_later(*arguments: Any) -> Any:
             network.cut(2)
-            return await get_task(*arguments)
+            return await read(*arguments)
 
         with monkeypatch.context() as meanwhile:
-            meanwhile.setattr(services, "get_task", get_task_later)
+            meanwhile.setattr(services, "_earlier", read_later)
             network.cut(1 if read_is_lost else 2)
             assert kind(await client.post(tasks, json=BODY)) == "outcome-unknown"
 

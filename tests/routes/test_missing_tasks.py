@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize(
         ("GET", "", None),
         ("PUT", "", {"title": "Mine now"}),
         ("PUT", "", {}),
-        ("PUT", "", {"priority": "high"}),
+        ("PUT", "", {"mood": "high"}),
         ("PATCH", "/complete", None),
         ("PATCH", "/complete", {"completed": True}),
         ("DELETE", "", None),
@@ -108,7 +108,7 @@ async def test_a_task_id_that_is_no_uuid_is_404_with_strict_handling_too(
         for task_id in ("999", uuid4())
     ]
 
-    assert replies[0].status_code == replies[1].status_code == (422 if body == {"priority": "high"} else 404)
+    assert replies[0].status_code == replies[1].status_code == (422 if body == {"mood": "high"} else 404)
     assert replies[0].json() | {"instance": ""} == replies[1].json() | {"instance": ""}
 
 

@@ -252,9 +252,9 @@ class TestBadMorning:
             (body(title="", completed=1), {"problem": "invalid-request", "fields": ["title", "completed"]}),
             ({"method": "POST", "json": []}, {"problem": "invalid-request", "fields": ["body"]}),
             (body(title="a", dueDate=1, _tags=2), {"ignored": ["dueDate", "_tags"]}),
-            ({"params": {"sort": "priority", "utm_source": 1}}, {"ignored": ["sort", "utm_source"]}),
+            ({"params": {"sort": "mood", "utm_source": 1}}, {"ignored": ["sort", "utm_source"]}),
             (
-                {"params": {"sort": "priority", "limit": 0}},
+                {"params": {"sort": "mood", "limit": 0}},
                 {"problem": "invalid-request", "fields": ["limit"], "ignored": ["sort"]},
             ),
             ({"params": {"page": 2}}, {"problem": "invalid-request", "fields": ["page"]}),

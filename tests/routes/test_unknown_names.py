@@ -36,17 +36,17 @@ class TestOperation:
         body: dict[str, object] | None,
     ) -> None:
         url = tasks + path.format(**task) + "?verbose=1&v&verbose=2"
-        wrong = body and body | {"priority": [{"x": "\0"}], "id": 1}
+        wrong = body and body | {"mood": [{"x": "\0"}], "id": 1}
 
         refused = await client.request(method, url, json=wrong, headers=STRICT)
         unchanged = (await client.get(tasks)).json() == [task]
         ignored = await client.request(method, url, json=wrong)
 
-        assert pointers(refused) == [*(["#/priority", "#/id"] if body else []), "query/verbose", "query/v"]
+        assert pointers(refused) == [*(["#/mood", "#/id"] if body else []), "query/verbose", "query/v"]
         assert refused.headers["Preference-Applied"] == "handling=strict"
         assert "Ignored-Fields" not in refused.headers
         assert (ignored.is_success, unchanged) == (True, True)
-        assert ignored.headers["Ignored-Fields"] == ("priority, id, " if body else "") + "verbose, v"
+        assert ignored.headers["Ignored-Fields"] == ("mood, id, " if body else "") + "verbose, v"
         assert "Preference-Applied" not in ignored.headers
 
     async def test_known_names_are_accepted_with_strict_handling(self, client: httpx.AsyncClient, tasks: str) -> None:
@@ -97,8 +97,8 @@ class TestNames:
     async def test_a_name_with_a_nul_is_refused(
         self, client: httpx.AsyncClient, tasks: str, name: str, headers: dict[str, str]
     ) -> None:
-        in_body = await client.post(tasks, json={"title": "a", "priority": 1, name: 1}, headers=headers)
-        in_query = await client.get(f"{tasks}?priority=1&{quote(name)}=1", headers=headers)
+        in_body = await client.post(tasks, json={"title": "a", "mood": 1, name: 1}, headers=headers)
+        in_query = await client.get(f"{tasks}?mood=1&{quote(name)}=1", headers=headers)
 
         shown = quote(name[:40])
         assert (pointers(in_body), pointers(in_query)) == ([f"#/{shown}"], [f"query/{shown}"])
@@ -193,8 +193,8 @@ class TestPrefer:
     ) -> None:
         headers = [("Prefer", line) for line in lines]
 
-        reply = await client.get(tasks, params={"priority": "high"}, headers=headers)
+        reply = await client.get(tasks, params={"mood": "high"}, headers=headers)
 
         assert reply.status_code == (422 if applied == "strict" else 200)
         assert reply.headers.get("Preference-Applied") == (applied and f"handling={applied}")
-        assert reply.headers.get("Ignored-Fields") == (None if applied == "strict" else "priority")
+        assert reply.headers.get("Ignored-Fields") == (None if applied == "strict" else "mood")

@@ -162,7 +162,7 @@ def _same(*kept: Any) -> Any:
     return select(*WIRE_COLUMNS).where(_OWNER, col(Task.id) == bindparam("task_id"), same)
 
 
-_REPLAYED: Final = (
+_EARLIER: Final = (
     statement(_same(), reads=True),
     statement(_same(cast(KEPT_COLUMN, JSONB).is_not_distinct_from(_NEW_KEPT)).add_columns(KEPT_COLUMN), reads=True),
 )
@@ -271,15 +271,23 @@ async def create_task(
         if records:
             return CreatedTask(_ROWS[db.keeps](*records[0]), replayed=False)
         try:
-            if records := await db.fetch(_REPLAYED[db.keeps], owner=user_id, task_id=task_id, **values):
-                return CreatedTask(_ROWS[db.keeps](*records[0]), replayed=key is not None)
-            await get_task(db, user_id, task_id, UNCONDITIONAL)
+            return CreatedTask(await _earlier(db, user_id, task_id, values), replayed=key is not None)
         except TaskNotFoundError:
             continue  # deleted in the meantime, so the key is free again
         except UnavailableError as error:
             raise OutcomeUnknownError from error
-        invalid = FieldError("header/Idempotency-Key", "was sent before with another task")
-        raise InvalidRequestError([invalid], "This task was saved before, with other content. Please load it again.")
+
+
+async def _earlier(db: Database, user_id: str, task_id: UUID, values: dict[str, Any]) -> WireTask:
+    """Returns the task of an earlier request with these values, or modified since.
+
+    Raises TaskNotFoundError, or InvalidRequestError for other values.
+    """
+    if records := await db.fetch(_EARLIER[db.keeps], owner=user_id, task_id=task_id, **values):
+        return _ROWS[db.keeps](*records[0])
+    await get_task(db, user_id, task_id, UNCONDITIONAL)
+    error = FieldError("header/Idempotency-Key", "was sent before with another task")
+    raise InvalidRequestError([error], "This task was saved before, with other content. Please load it again.")
 
 
 async def update_task(
