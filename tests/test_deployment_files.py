@@ -275,18 +275,6 @@ class TestCompose:
         assert instructions("EXPOSE") == [ENVIRONMENT["PORT"]]
         assert "ports" not in SERVICES["postgres"]
 
-    def test_the_database_is_healthy_before_the_service_starts_and_both_have_the_documented_limits(self) -> None:
-        service, postgres = SERVICES["service"], SERVICES["postgres"]
-        timeouts = re.findall(r"ALTER ROLE app SET (\w+) = '(\w+)'", GRANT)
-
-        assert service["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-        assert postgres["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
-        assert postgres["image"].partition("@")[0] == "postgres:18"
-        assert postgres["volumes"] == ["postgres:/var/lib/postgresql"]  # PostgreSQL 18 uses a directory below it
-        assert postgres["command"] == ["postgres", *(f"-c{name}={value}" for name, value in timeouts)]
-        assert service["read_only"] is ("--read-only" in DOCKER) is True
-        assert [*service["tmpfs"], *service["cap_drop"], "no-new-privileges"] == DOCKER.split()[-6:-1:2]
-
     def test_the_service_has_more_time_to_stop_than_it_needs(self) -> None:
         compose = SERVICES["service"]["stop_grace_period"].removesuffix("s")
         (docker,) = re.findall(r"--stop-timeout (\d+)", DOCKER)

@@ -347,12 +347,6 @@ class TestInterrupt:
 
 
 class TestFiles:
-    def test_make_prints_no_line_of_a_script_before_it_runs_it(self) -> None:
-        recipes = re.findall(r"^\t([^@].*)", (ROOT / "Makefile").read_text().replace("\\\n", " "), re.MULTILINE)
-
-        assert "rm -rf .data/check" in recipes
-        assert [line for line in recipes if re.search(r"[|&;<>{}]|\$\(OPENAPI\)", line)] == []
-
     def test_each_requirement_is_pinned_and_in_one_file_and_the_last_file_includes_all(self) -> None:
         files = [(ROOT / f"requirements{name}.txt").read_text() for name in ("", "-embedded", "-otel", "-dev", "-ci")]
         lines = [re.findall(r"^[^#\n-].*", text, re.MULTILINE) for text in files]

@@ -321,9 +321,6 @@ class TestLogLevel:
     def test_a_level_may_have_any_case_and_warn_is_warning(self, level: str, meant: str) -> None:
         assert load(LOG_LEVEL=level).log_level == meant
 
-    def test_an_unknown_level_is_refused_with_the_known_ones(self) -> None:
-        assert refusals(LOG_LEVEL="20") == {"LOG_LEVEL": "Input should be 'debug', 'info', 'warning' or 'error'"}
-
 
 class TestDatabaseUrl:
     @pytest.mark.parametrize(

@@ -3,15 +3,19 @@ database (Citus, YugabyteDB, CockroachDB) can spread the table over machines.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final, get_args
 from uuid import UUID
+
+import asyncpg
+import pytest
 
 from app.core.database import Statement
 from app.core.database.migrations import migrate
 from app.schemas.words import Sort
 from app.services import tasks
 from tests.deployments import PARTITIONS, partition
-from tests.support import execute, new_database
+from tests.support import connected, new_database
 
 TASK_ID: Final = UUID("019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa")
 NOW: Final = "2026-11-25T00:00:00.000000Z"
@@ -41,23 +45,28 @@ STATEMENTS: Final = [*PAGES, *(value for value in vars(tasks).values() if isinst
 SEARCHES: Final = [query for query in STATEMENTS if not query.sql.startswith("INSERT")]
 
 
-def scans(dsn: str, sql: str, names: tuple[str, ...]) -> list[str]:
+async def scans(database: asyncpg.Connection, sql: str, names: tuple[str, ...]) -> list[str]:
     """Returns the line of the plan for each scan of a partition."""
     by_title = re.search(r"WHERE.* COLLATE .*ORDER BY", sql, re.DOTALL)
     values = {**VALUES, "after_key": "Buy" if by_title else NOW}
-    plan = execute(dsn, f"EXPLAIN {sql}", *(values[name] for name in names))
+    plan = await database.fetch(f"EXPLAIN {sql}", *(values[name] for name in names))
     return [line for [line] in plan if re.search(r"Scan .*on tasks_\d+ ", line)]
 
 
-def test_each_statement_reads_one_partition_by_an_index_and_all_without_the_owner(dsn: str) -> None:
+@pytest.fixture
+def partitioned(dsn: str) -> Iterator[str]:
     with new_database(dsn, "partitioned") as partitioned:
         migrate(partitioned)
         partition(partitioned)
-        # so that the plan has a sequential scan only where no index can be used
-        execute(partitioned, "ALTER DATABASE partitioned SET enable_seqscan = off")
+        yield partitioned
+
+
+async def test_each_statement_reads_one_partition_by_an_index_and_all_without_the_owner(partitioned: str) -> None:
+    async with connected(partitioned) as database:
+        await database.execute("SET enable_seqscan = off")  # or a plan could have a sequential scan beside an index
         for query in SEARCHES:
             unowned = re.sub(r"tasks\.user_id = (\$\d+::\w+)", r"\1 IS NOT NULL", query.sql)
 
-            [scan] = scans(partitioned, query.sql, query.names)
+            [scan] = await scans(database, query.sql, query.names)
             assert re.search("(Index|Bitmap Heap) Scan", scan), query.sql
-            assert len(scans(partitioned, unowned, query.names)) == PARTITIONS, query.sql
+            assert len(await scans(database, unowned, query.names)) == PARTITIONS, query.sql
