@@ -121,7 +121,7 @@ class TestTokenUser:
         with_router(app)
         with_token_user(app)
 
-        with pytest.raises(StartupError, match=r"^GET /api/me/chores: is never reached, because /api/{user_id}/pro"):
+        with pytest.raises(StartupError, match=r"^GET /api/me/chores: is never reached, because /api/{user_id}/cho"):
             check_routes(app.router)
 
 

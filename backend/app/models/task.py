@@ -50,7 +50,7 @@ class Task(SQLModel, table=True):
     created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     # The fields of requests that are none of the above, see the setting UNKNOWN_FIELDS. NULL if there are none.
-    kept_fields: dict[str, Any] | None = Field(sa_type=JSONB)
+    kept_fields: dict[str, Any] | None = Field(sa_type=JSONB(none_as_null=True))
 
     # COLLATE "C" makes the rules independent of the server's locale.
     __table_args__ = (

@@ -5,7 +5,9 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -15,8 +17,10 @@ from sqlalchemy import JSON, bindparam, cast, column, insert, select, table
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from app.core.database import Database
 from app.core.database.migrations import migrate
 from app.core.errors import OverloadedError
+from app.models.task import Task
 from app.routes.deps import Session
 from tests.core.database.support import wait_for
 from tests.support import connected, execute, make_settings, serving, until
@@ -126,6 +130,21 @@ class TestCommit:
 
         assert outcome(await client.post("item")) == expected
         assert await stored() == []
+
+
+async def test_a_stored_object_has_its_attributes_in_the_order_of_its_class(db: Database) -> None:
+    """FastAPI writes them in this order. SQLAlchemy's own differs from process to process."""
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {"user_id": "ada", "id": uuid4(), "title": "Buy oat milk", "description": None}
+    values |= {"completed": False, "created_at": now, "updated_at": now, "kept_fields": None}
+    async with db.session() as session:
+        session.add(Task(**values))
+        await session.flush()
+        session.expunge_all()
+        for expires in (False, True):
+            task = await session.get_one(Task, ("ada", values["id"]))
+            assert [*task.model_dump()] == [*values], expires
+            session.expire(task)
 
 
 class TestRefusedValue:
