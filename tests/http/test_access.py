@@ -51,12 +51,13 @@ class Table(NamedTuple):
         known = [route for route in self.routes if re.fullmatch(f"{pattern_of(route)}/?", single)]
         if not known:
             return [404] * 4
-        if not any(method in self.routes[route] for route in known):
+        taken = next((route for route in known if method in self.routes[route]), "")
+        if not taken:
             return [405] * 4
-        if not known[0].startswith("/api/"):
+        if not taken.startswith("/api/"):
             return [0] * 4
-        due = 404 if ids_in(known[0]) and path not in self.routes else 0  # the handler's: nothing has this id
-        return [401, 401, 403 if known[0].startswith("/api/{user_id}/") else 0, due]
+        due = 404 if ids_in(taken) and path != taken else 0  # the handler's: nothing has this id
+        return [401, 401, 403 if taken.startswith("/api/{user_id}/") else 0, due]
 
     def breaches(self) -> list[tuple[str, str, Statuses]]:
         """Returns every reply that contradicts the rule."""

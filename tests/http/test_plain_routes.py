@@ -6,7 +6,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, HTTPException, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
@@ -83,6 +83,7 @@ class TestArguments:
 class NoteNotFoundError(NotFoundError):
     """As somebody adds it with a resource."""
 
+    __module__ = NotFoundError.__module__
     kind = "note-not-found"
     detail = "There is no such note."
 
@@ -99,25 +100,34 @@ async def test_an_id_in_the_path_that_is_no_uuid_is_the_404_of_its_own_resource(
     assert (await client.get(f"notes/{UUID(int=1)}")).json() == str(UUID(int=1))
 
 
-@plain.post("/size")
-@plain.post("/limited", max_body_size=1_000)
+@route("/size", "POST")
+@route("/limited", "POST", max_body_size=1_000)
 async def get_size(request: Request) -> int:
     return len(await request.body())
 
 
-class TestBodyLimit:
-    @pytest.mark.parametrize(("path", "limit"), [("size", 65_536), ("limited", 1_000)])
-    @pytest.mark.parametrize("chunked", [False, True])
-    async def test_a_plain_route_has_the_limit_of_the_service_or_its_own(
-        self, service: Client, path: str, limit: int, *, chunked: bool
-    ) -> None:
-        async def parts(length: int) -> AsyncIterator[bytes]:
-            yield b"x" * (length - 1)
-            yield b"x"
+@route("/text", "POST")
+@route("/long-text", "POST", max_body_size=100_000)
+async def get_length(text: Annotated[str, Body()]) -> PlainTextResponse:
+    return PlainTextResponse(f"{len(text) + 2}")
 
+
+class TestBodyLimit:
+    @pytest.mark.parametrize(
+        ("path", "limit"), [("size", 65_536), ("limited", 1_000), ("text", 65_536), ("long-text", 100_000)]
+    )
+    @pytest.mark.parametrize("chunked", [False, True])
+    async def test_a_route_has_the_limit_of_the_service_or_its_own(
+        self, client: Client, path: str, limit: int, *, chunked: bool
+    ) -> None:
+        async def parts(body: bytes) -> AsyncIterator[bytes]:
+            yield body[:-1]
+            yield body[-1:]
+
+        headers = {"Content-Type": "application/json"}
         allowed, refused = [
-            await service.post(f"/api/ada/plain/{path}", content=parts(length) if chunked else b"x" * length)
-            for length in (limit, limit + 1)
+            await client.post(path, content=parts(body) if chunked else body, headers=headers)
+            for body in (f'"{"x" * length}"'.encode() for length in (limit - 2, limit - 1))
         ]
 
         assert allowed.json() == limit

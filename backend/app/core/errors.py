@@ -68,10 +68,22 @@ class AppError(Exception):
     headers_always: ClassVar[Mapping[str, str]] = MappingProxyType({})
     errors: tuple[FieldError, ...] = ()
     reason: str | None = None  # only for the log
+    kinds: ClassVar[list[str]] = []  # of all errors
 
-    def __init_subclass__(cls) -> None:
-        if "kind" in vars(cls) and not hasattr(cls, "title"):
-            cls.title = cls.kind.replace("-", " ").capitalize()
+    def __init_subclass__(cls, *, is_base: bool = False) -> None:
+        """Complete the class. `is_base` means that only its subclasses are raised."""
+        if is_base:
+            return
+        kind = vars(cls).get("kind")
+        if not (kind and hasattr(cls, "status")) or kind in cls.kinds or cls.__module__ != __name__:
+            raise TypeError(
+                f"{cls.__name__} needs a status, and a kind that no other error has, and belongs into {__name__}"
+            )
+        cls.kinds.append(kind)
+        if not hasattr(cls, "title"):
+            cls.title = kind.replace("-", " ").capitalize()
+        if not hasattr(cls, "detail"):
+            cls.detail = f"{cls.title}."
 
     def __init__(self, detail: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         self.detail = self.detail if detail is None else detail
@@ -109,7 +121,7 @@ class PreflightRefusedError(AppError):
     status, kind = 400, "preflight-refused"
 
 
-class UnauthenticatedError(AppError):
+class UnauthenticatedError(AppError, is_base=True):
     """The request is not authenticated. `WWW-Authenticate` says how to authenticate (RFC 6750 section 3)."""
 
     status, title = 401, "Unauthenticated"
@@ -143,7 +155,7 @@ class ForbiddenError(AppError):
     detail = "This belongs to somebody else."
 
 
-class NotFoundError(AppError):
+class NotFoundError(AppError, is_base=True):
     """Base class of the 404 errors."""
 
     status, title = 404, "Not found"
@@ -269,7 +281,7 @@ class FeatureNotImplementedError(AppError):
     detail = "This method or transfer coding is not known here."
 
 
-class UnavailableError(AppError):
+class UnavailableError(AppError, is_base=True):
     """The request cannot be served now; `Retry-After` is in seconds (RFC 9110 section 10.2.3)."""
 
     status = 503

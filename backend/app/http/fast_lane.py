@@ -24,7 +24,6 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 from starlette._utils import get_route_path
 from starlette.convertors import StringConvertor
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -73,12 +72,12 @@ class FastLane:
                 path_params = {**scope.get("path_params", {}), **found.groupdict()}
                 scope.update(route=route, endpoint=route.endpoint, path_params=path_params)
                 scope["fastapi"] = {"effective_route_context": context}  # as FastAPI's router leaves it
-                response = await handler(Request(scope, receive, send))
+                response = await handler(Request(scope, _limited(scope, receive, limit), send))
                 await response(scope, receive, send)
                 return
             if found or not pattern:
                 _check_convertors(context, found)
-                receive = _limited(scope, receive, limit) if limit else receive
+                receive = _limited(scope, receive, limit)
                 break
         await self._app(scope, receive, send)
 
@@ -88,7 +87,7 @@ class _Entry(NamedTuple):
     context: Any  # the route with what `include_router` adds to it
     route: Any
     handler: _Handler | None  # None if FastAPI serves the route
-    limit: int | None  # bytes of a body; None if the route has its own limit
+    limit: "_Limit | None"  # of a body; None for a mounted application
 
 
 def _check_convertors(context: Any, found: Any) -> None:
@@ -101,22 +100,39 @@ def _check_convertors(context: Any, found: Any) -> None:
         raise HTTPException(HTTPStatus.NOT_FOUND) from None
 
 
-def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Returns a `receive` that raises for a body above `limit` bytes. FastAPI's own limit answers in plain text."""
-    error = BodyTooLargeError(limit)
-    if any(int(length) > limit for length in Headers(scope=scope).getlist("content-length")):
-        raise error
+class _Limit(NamedTuple):
+    size: int  # bytes
+    is_own: bool  # `max_body_size`: FastAPI would refuse a Content-Length above it at once, in plain text
+
+    def error(self) -> HTTPException:
+        """Returns an exception with its cause, because FastAPI makes any other exception of `receive` a 400."""
+        error = HTTPException(BodyTooLargeError.status)
+        error.__cause__ = BodyTooLargeError(self.size)
+        return error
+
+
+def _limited(scope: Scope, receive: Receive, limit: _Limit | None) -> Receive:
+    """Returns a `receive` that raises for a body above the limit. A body that nobody reads may have any length."""
+    if limit is None:
+        return receive
+    if limit.is_own and _declared(scope) > limit.size:
+        raise limit.error()
     size = 0
 
     async def receive_within() -> Message:
         nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        if size > limit:  # FastAPI makes any other exception a 400
-            raise HTTPException(error.status) from error
-        return message
+        if (size or _declared(scope)) <= limit.size:
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size <= limit.size:
+                return message
+        raise limit.error()
 
     return receive_within
+
+
+def _declared(scope: Scope) -> int:
+    return int(dict(scope["headers"]).get(b"content-length", 0))
 
 
 class JSONRoute(APIRoute):
@@ -139,15 +155,12 @@ class JSONRoute(APIRoute):
         return respond
 
 
-def _body_limit(context: RouteContext) -> int | None:
-    """Returns the route's `max_body_size` or BODY_LIMIT, in bytes.
-
-    None for a JSONRoute, which checks its bodies itself, and for a mounted application.
-    """
-    if isinstance(context.original_route, JSONRoute) or not isinstance(context.original_route, Route):
+def _body_limit(context: RouteContext) -> _Limit | None:
+    """Returns the route's `max_body_size` or BODY_LIMIT. None for a mounted application."""
+    if not isinstance(context.original_route, Route):
         return None
-    limit: int | None = getattr(context, "max_body_size", None)
-    return BODY_LIMIT if limit is None else limit
+    own: int | None = getattr(context, "max_body_size", None)
+    return _Limit(BODY_LIMIT, is_own=False) if own is None else _Limit(own, is_own=True)
 
 
 def effective_route(scope: Scope) -> Any:
@@ -191,7 +204,6 @@ def _is_supported(context: RouteContext) -> bool:
         and all(map(_is_plain, dependant.dependencies))
         and not _has_unsupported_parameter(dependant)
         and all(type(convertor) is StringConvertor for convertor in context.param_convertors.values())
-        and context.max_body_size is None
     )
 
 
@@ -303,18 +315,13 @@ async def _respond(
 
 async def _read(request: Request) -> Any:
     """Returns the parsed body, or _ABSENT without one. Raises an AppError for a body that is not accepted."""
-    if any(int(length) > BODY_LIMIT for length in values_of(request, b"content-length")):
-        raise BodyTooLargeError(BODY_LIMIT)
     content = bytearray()
     more = True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            text = "The connection ended before the body did."
-            raise MalformedBodyError(text)
+            raise MalformedBodyError("The connection ended before the body did.")
         content += message.get("body", b"")
-        if len(content) > BODY_LIMIT:
-            raise BodyTooLargeError(BODY_LIMIT)
         more = message.get("more_body", False)
     request._body = bytes(content)  # noqa: SLF001  # https://fastapi.tiangolo.com/how-to/custom-request-and-route/
     return _parse(request, request._body) if content else _ABSENT  # noqa: SLF001

@@ -45,7 +45,7 @@ _DEPTH: Final = 4  # names in a pointer
 _SUBJECT: Final = re.compile(r"^\w+ should")  # "Input should be ..." after the name of the field
 
 
-class PlainHTTPError(errors.AppError):
+class PlainHTTPError(errors.AppError, is_base=True):
     """An HTTPException, with type `about:blank`. `data` is a detail that is not text."""
 
     def __init__(self, status: int, detail: object, headers: Mapping[str, str] | None) -> None:

@@ -35,8 +35,7 @@ _ORIGIN: Final = re.compile(r"null|[a-z][a-z0-9+.-]{0,19}://[A-Za-z0-9._:\[\]-]{
 def remark(scope: Scope, **members: Any) -> None:
     """Add members to the line of the request. An empty value adds none. Raises ValueError for a name that is taken."""
     if taken := members.keys() & _TAKEN:
-        text = f"the log has members of its own with these names: {', '.join(sorted(taken))}"
-        raise ValueError(text)
+        raise ValueError(f"the log has members of its own with these names: {', '.join(sorted(taken))}")
     scope[REMARKS].update((name, value) for name, value in members.items() if value)
 
 

@@ -5,14 +5,14 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from app.core import errors
+from app.core.errors import AppError
 
 ERRORS_MAX: Final = 20
 REQUEST_ID_PATTERN: Final = "^[A-Za-z0-9._=@+-]{1,128}$"
 EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
 _PRINTABLE_ASCII: Final = "^[ -~]+$"
-_URNS: Final = {cls.kind: f"urn:problem-type:{cls.kind}" for cls in vars(errors).values() if hasattr(cls, "kind")}
+_URNS: Final = {kind: f"urn:problem-type:{kind}" for kind in AppError.kinds}
 
 # A generated client with a misspelt type does not compile. (mypy cannot know these members.)
 ProblemType = StrEnum("ProblemType", {"about-blank": "about:blank", **_URNS})  # type: ignore[misc]
