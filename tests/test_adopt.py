@@ -316,9 +316,8 @@ class TestAdopt:
         assert completed == [("completed",), ("only completed",)]
         assert "No task was created or changed" in adopt("--undo")
 
-    def test_a_rule_about_a_field_that_somebody_has_added_refuses_no_row(
-        self, serial: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.usefixtures("serial")
+    def test_a_rule_about_a_field_that_somebody_has_added_refuses_no_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tasks = SQLModel.metadata.tables["tasks"].to_metadata(MetaData())
         tasks.append_column(Column("points", Integer))
         tasks.append_constraint(CheckConstraint("points < 9", name="ck_tasks_points"))
