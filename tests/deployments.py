@@ -21,10 +21,10 @@ from tests.support import execute, until
 HAPROXY: Final = (Path(__file__).parents[1] / "docs/haproxy.cfg").read_text()
 WITHOUT_CHECKS: Final = MappingProxyType({" check inter 500ms fall 1 rise 1": ""})
 PARTITIONS: Final = 16
-# Changes that a next release might make.
+# Changes that a next release might make, with names of columns that nobody will add.
 EXPANSION: Final = (
-    "ALTER TABLE tasks ADD COLUMN due_at timestamptz",
-    "ALTER TABLE tasks ADD COLUMN priority integer NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD COLUMN later_time timestamptz",
+    "ALTER TABLE tasks ADD COLUMN later_number integer NOT NULL DEFAULT 0",
     "ALTER TABLE tasks ADD CONSTRAINT wider CHECK (char_length(title) <= 400) NOT VALID",
     "ALTER TABLE tasks VALIDATE CONSTRAINT wider",
     "ALTER TABLE tasks DROP CONSTRAINT ck_tasks_title",

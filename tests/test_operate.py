@@ -96,7 +96,7 @@ def test_a_restored_database_has_every_byte_and_a_running_service_survives_a_res
         Service(tmp_path, {**settings, "DATABASE_URL": owner_url}) as service,
         httpx.Client(base_url=service.ready().url, headers=bearer("ada"), timeout=30) as client,
     ):
-        sent = {"title": "Buy \U0001f95b", "description": 'a\n"b"\\', "priority": "high", "tags": ["a", {"b": 1.25}]}
+        sent = {"title": "Buy \U0001f95b", "description": 'a\n"b"\\', "x_rank": "high", "x_marks": ["a", {"b": 1.25}]}
         task = client.post(TASKS, json=sent).headers["Location"]
         client.patch(f"{task}/complete")
         tag, saved = client.get(task).headers["ETag"], client.get(TASKS).content
