@@ -32,9 +32,9 @@ Task = dict[str, Any]
 
 OWN: Final = [*TaskResponse.model_fields]
 SENT: Final[Task] = {
-    "priority": "high",
-    "due_date": None,
-    "tags": ["home", "shop"],
+    "x_rank": "high",
+    "x_date": None,
+    "x_labels": ["home", "shop"],
     "_x": {"b": [True, 1, 0.1, {}], "a": "\u2028\x01\\u0000"},
     "items": 18446744073709551615,
 }
@@ -48,7 +48,7 @@ VALUES: Final = st.recursive(
     lambda values: st.lists(values, max_size=3) | st.dictionaries(TEXTS, values, max_size=3),
     max_leaves=5,
 )
-FIELDS: Final = st.dictionaries(st.sampled_from(["priority", "tags", "_x", "items"]) | NAMES, VALUES, max_size=4)
+FIELDS: Final = st.dictionaries(st.sampled_from(["x_rank", "x_labels", "_x", "items"]) | NAMES, VALUES, max_size=4)
 _runs = count()
 
 
@@ -87,8 +87,8 @@ def kept(reply: httpx.Response) -> Any:
 
 
 def body(value: str, name: str = "title", other: object = "a") -> str:
-    """A body whose `priority` is written as it is in `value`."""
-    return f'{{"{name}": {json.dumps(other)}, "priority": {value}}}'
+    """A body whose `x_rank` is written as it is in `value`."""
+    return f'{{"{name}": {json.dumps(other)}, "x_rank": {value}}}'
 
 
 async def send(client: Client, method: str, path: str, raw: str, **headers: str) -> httpx.Response:
@@ -140,8 +140,8 @@ class TestKept:
         created = await keeping.post(tasks, json={"title": "a"})
         path, tag = created.headers["Location"], {"If-Match": created.headers["ETag"]}
 
-        changed = await keeping.put(path, json={"priority": "high"}, headers=tag)
-        again = await keeping.put(path, json={"priority": "low"}, headers=tag)
+        changed = await keeping.put(path, json={"x_rank": "high"}, headers=tag)
+        again = await keeping.put(path, json={"x_rank": "low"}, headers=tag)
         unchanged = await keeping.put(path, json={"id": "x"})
 
         assert (changed.status_code, again.status_code) == (200, 412)
@@ -151,7 +151,7 @@ class TestKept:
     async def test_the_other_fields_of_a_task_that_is_sent_back_are_ignored_and_named(
         self, keeping: Client, tasks: str
     ) -> None:
-        created = await keeping.post(tasks, json={"title": "a", "priority": "high"})
+        created = await keeping.post(tasks, json={"title": "a", "x_rank": "high"})
 
         whole = created.json() | {"id": "x", "user_id": "eve", "title": "b"}
         changed = await keeping.put(created.headers["Location"] + "?verbose=1", json=whole)
@@ -163,19 +163,19 @@ class TestKept:
         path = (await keeping.post(tasks, json={"title": "a"})).headers["Location"]
         strict = {"Prefer": "handling=strict"}
 
-        toggled = await keeping.patch(f"{path}/complete", json={"completed": True, "priority": "high"})
-        refused = [await keeping.put(path, json={"priority": 1}, headers=strict)]
-        refused += [await keeping.post(tasks, json={"title": "a", "priority": 1}, headers=strict)]
+        toggled = await keeping.patch(f"{path}/complete", json={"completed": True, "x_rank": "high"})
+        refused = [await keeping.put(path, json={"x_rank": 1}, headers=strict)]
+        refused += [await keeping.post(tasks, json={"title": "a", "x_rank": 1}, headers=strict)]
 
-        assert (kept(toggled), toggled.headers["Ignored-Fields"]) == ({}, "priority")
-        assert [pointers(reply) for reply in refused] == [["#/priority"]] * 2
+        assert (kept(toggled), toggled.headers["Ignored-Fields"]) == ({}, "x_rank")
+        assert [pointers(reply) for reply in refused] == [["#/x_rank"]] * 2
         assert (await keeping.get(tasks)).json() == [toggled.json()]
 
     async def test_a_search_does_not_find_them(self, keeping: Client, tasks: str) -> None:
-        await keeping.post(tasks, json={"title": "a", "priority": "high"})
+        await keeping.post(tasks, json={"title": "a", "x_rank": "high"})
 
         assert (await keeping.get(tasks, params={"search": "high"})).json() == []
-        assert len((await keeping.get(tasks, params={"priority": "low"})).json()) == 1
+        assert len((await keeping.get(tasks, params={"x_rank": "low"})).json()) == 1
 
     async def test_a_page_counts_their_bytes(
         self, keeping: Client, tasks: str, monkeypatch: pytest.MonkeyPatch
@@ -198,12 +198,12 @@ class TestSwitch:
         created = await keeping.post(tasks, json={"title": "a", **SENT})
         path = created.headers["Location"]
 
-        off = [await client.get(path), await client.put(path, json={"title": "b", "priority": "low"})]
+        off = [await client.get(path), await client.put(path, json={"title": "b", "x_rank": "low"})]
         off += [await client.patch(f"{path}/complete")]
         listed = (await client.get(tasks)).json()
 
         assert [[*reply.json()] for reply in off] == [OWN] * 3
-        assert off[1].headers["Ignored-Fields"] == "priority"
+        assert off[1].headers["Ignored-Fields"] == "x_rank"
         assert listed == [off[-1].json()]
         assert typed(kept(await keeping.get(path))) == typed(SENT)
 
@@ -211,7 +211,7 @@ class TestSwitch:
         self, keeping: Client, database: asyncpg.Connection, user: str, tasks: str
     ) -> None:
         """A field that a later release has as a column."""
-        created = await keeping.post(tasks, json={"title": "a", "priority": 1})
+        created = await keeping.post(tasks, json={"title": "a", "x_rank": 1})
         await database.execute("""UPDATE tasks SET kept_fields = '{"title": "x", "b": 2}' WHERE user_id = $1""", user)
 
         assert (await keeping.get(created.headers["Location"])).json() == {
@@ -283,7 +283,7 @@ class TestIdempotencyKey:
 class TestBounds:
     @pytest.mark.parametrize("name", ["due-date", "1st", "a" * 41, "", "a b", "é", "a\n"], ids=short)
     async def test_a_name_that_cannot_be_kept_is_refused(self, keeping: Client, tasks: str, name: str) -> None:
-        [pointer] = pointers(await keeping.post(tasks, json={"title": "a", "priority": 1, name: 1}))
+        [pointer] = pointers(await keeping.post(tasks, json={"title": "a", "x_rank": 1, name: 1}))
 
         assert httpx.URL(pointer).fragment == "/" + name[:40].replace("\n", "\n")
 
@@ -302,7 +302,7 @@ class TestBounds:
 
         for method, url in (("POST", tasks), ("PUT", path)):
             refused = await send(keeping, method, url, body(value))
-            assert pointers(refused) == ["#/priority"]
+            assert pointers(refused) == ["#/x_rank"]
             ignored = await send(keeping, "PATCH", f"{path}/complete", body(value, "completed", other=True))
             assert ignored.status_code == 200
 
@@ -324,7 +324,7 @@ class TestBounds:
 
         [listed] = (await keeping.get(tasks)).json()
         assert listed == created.json()
-        assert typed(listed["priority"]) == typed(json.loads(value) if as_python is None else as_python)
+        assert typed(listed["x_rank"]) == typed(json.loads(value) if as_python is None else as_python)
 
     @pytest.mark.parametrize("value", [r'"\ud800"', "[" * 250 + "]" * 250, "NaN", "9" * 5_000], ids=short)
     async def test_what_is_no_json_for_the_service_is_400(self, keeping: Client, tasks: str, value: str) -> None:

@@ -134,11 +134,11 @@ class TestWords:
     @pytest.mark.parametrize(
         ("query", "ignored"),
         [
-            *((f"sort={field}", "sort") for field in ("priority", "-due_date", "id", "+title", "--title", "title,id")),
+            *((f"sort={field}", "sort") for field in ("priority", "-x_date", "id", "+title", "--title", "title,id")),
             ("sort_by=priority", "sort_by"),
             ("sort=priority&order=asc", "sort"),
-            ("sort=priority&sort_by=due_date&order=asc", "sort, sort_by"),
-            ("sort_by=due_date&order=asc", "sort_by"),
+            ("sort=priority&sort_by=x_date&order=asc", "sort, sort_by"),
+            ("sort_by=x_date&order=asc", "sort_by"),
             (f"sort={'x' * 300}", "sort"),
             ("order=sideways", "order"),
             ("sort_order=1", "sort_order"),

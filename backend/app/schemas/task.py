@@ -127,7 +127,7 @@ class CompletionQuery(BaseModel):
 
 
 class TaskResponse(BaseModel):
-    """A task. All seven fields are always present. Their bounds only document: what is stored is not judged again."""
+    """A task. All fields are always present. Their bounds only document: what is stored is not judged again."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"example": _EXAMPLE})
 
