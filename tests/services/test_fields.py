@@ -25,7 +25,7 @@ LAX: Final = Field(strict=False)
 HALF_ADDED: Final = {
     "Add a column to Task, and a migration, for size: WireTask has it.": (
         "path = Path(find_spec('app.models.task').origin);"
-        "exec(path.read_text().replace('    completed: bool\\n    created_at', '    size: str\\n    created_at'))"
+        "exec(path.read_text().replace('    updated_at: str\\n', '    updated_at: str\\n    size: str\\n'))"
     ),
     "Add size to TaskResponse, WireTask and Task: TaskCreate or TaskUpdate has it.": (
         "import app.schemas.task as t; t.TaskCreate = create_model('TaskCreate', __base__=t.TaskCreate, size=str);"
