@@ -16,7 +16,7 @@ import httpx
 import pytest
 from alembic import command
 from alembic.util import CommandError
-from sqlalchemy import Table, text
+from sqlalchemy import CheckConstraint, Column, Integer, MetaData, Table, text
 from sqlalchemy.schema import CreateTable
 from sqlmodel import SQLModel
 
@@ -315,6 +315,15 @@ class TestAdopt:
         completed = execute(empty, "SELECT title FROM tasks WHERE completed ORDER BY 1")
         assert completed == [("completed",), ("only completed",)]
         assert "No task was created or changed" in adopt("--undo")
+
+    @pytest.mark.usefixtures("serial")
+    def test_a_rule_about_a_field_that_somebody_has_added_refuses_no_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tasks = SQLModel.metadata.tables["tasks"].to_metadata(MetaData())
+        tasks.append_column(Column("points", Integer))
+        tasks.append_constraint(CheckConstraint("points < 9", name="ck_tasks_points"))
+        monkeypatch.setattr("app.services.adoption._tasks", tasks)
+
+        assert "Rows that become tasks: 1." in adopt()
 
     def test_rows_that_break_a_rule_are_listed_and_left(self, empty: str) -> None:
         execute(empty, WIDE)

@@ -22,10 +22,12 @@ from uvicorn.server import ServerState
 from app.core.config import Settings
 from app.core.logging import JsonFormatter, LogHandler
 from app.main import create_app
+from app.schemas.task import TaskResponse
 from app.server.protocol import SERVER_OPTIONS, BoundedProtocol
 from tests.support import SECRET, make_settings, token
 
 MOST_CALLS: Final = {"get": 358, "toggle": 373, "create": 423, "list": 494}
+MOST_CALLS_OF_A_FIELD: Final = 10  # for each field beyond the seven
 REPEATED: Final = 20  # times; the cheapest request counts, because the first fill caches and others run finalizers
 NEW_TASK: Final = '{"title": "Buy oat milk", "description": "The barista one"}'
 
@@ -105,9 +107,10 @@ def test_no_operation_makes_more_calls_than_allowed_from_its_first_byte_to_its_l
         counted = uvloop.run(count_all(make_settings(dsn, auth_jwt_secret=SECRET)))
         handler.close()
 
+    added = MOST_CALLS_OF_A_FIELD * (len(TaskResponse.model_fields) - 7)
     for operation, most in MOST_CALLS.items():
         calls = counted[operation]
-        assert calls.total() <= most, f"{operation}: {calls.most_common(30)}"
+        assert calls.total() <= most + added, f"{operation}: {calls.most_common(30)}"
         assert (
             calls["BoundedProtocol.data_received"] == calls["LogHandler.emit"] == 1
         )  # the first byte and the log line

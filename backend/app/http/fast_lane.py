@@ -20,7 +20,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_typed_return_annotation, request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts, serialize_response
-from pydantic import BaseModel
+from pydantic import BaseModel, Json
 from pydantic_core import from_json, to_json
 from starlette._utils import get_route_path
 from starlette.convertors import StringConvertor
@@ -243,6 +243,7 @@ class ArgumentReader:
         self._path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
         self._query = dependant.query_params
         self._query_model = self._query[0] if _is_flat_model(self._query) else None
+        self._lists = _list_names(self._query_model) if self._query_model else ()
         self._body = [(field.name, field.field_info.is_required(), field.validate) for field in dependant.body_params]
         self._request = dependant.request_param_name
 
@@ -282,7 +283,10 @@ class ArgumentReader:
         """Validates one model at once: 10 µs of a list. FastAPI's own function reads each field separately: 110 µs."""
         if self._query_model is None:
             return request_params_to_args(self._query, request.query_params)
-        sent = dict(request.query_params) if request.scope["query_string"] else {}
+        sent: dict[str, Any] = dict(request.query_params) if request.scope["query_string"] else {}
+        for name in self._lists:
+            if name in sent:
+                sent[name] = request.query_params.getlist(name)
         value, errors = self._query_model.validate(sent, loc=("query",))
         return {self._query_model.name: value}, errors
 
@@ -353,14 +357,23 @@ def tags_of(request: Request, name: bytes) -> list[str] | None:
 
 
 def _is_flat_model(fields: list[Any]) -> bool:
-    """Whether the query parameters are one model without aliases, lists and model validators."""
+    """Whether the query parameters are one model without aliases and model validators."""
     model = fields[0].field_info.annotation if len(fields) == 1 else None
     if not (isinstance(model, type) and issubclass(model, BaseModel)) or model.model_config.get("extra"):
         return False
     if model.__pydantic_decorators__.model_validators:  # they may read other names
         return False
-    every = model.model_fields.values()
-    return not any(field.validation_alias or field_annotation_is_sequence(field.annotation) for field in every)
+    return not any(field.validation_alias for field in model.model_fields.values())
+
+
+def _list_names(query: Any) -> list[str]:
+    """Returns the parameters of the model that may be repeated. A parameter with JSON is one text."""
+    lists = {
+        name: field.metadata
+        for name, field in query.field_info.annotation.model_fields.items()
+        if field_annotation_is_sequence(field.annotation)
+    }
+    return [name for name, metadata in lists.items() if Json not in map(type, metadata)]
 
 
 class RowResponse(Response):

@@ -83,6 +83,8 @@ Title = Annotated[
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX, json_schema_extra=STORABLE), AfterValidator(storable)]
 # `null` counts as absent: generated clients send it for what is not set. The document has one way to say it.
 _BooleanOrNull = Annotated[bool | None, WithJsonSchema({"type": "boolean"})]
+# In the query of a list.
+_BooleanWord = Annotated[_BooleanOrNull, BeforeValidator(lambda text: _boolean(text) if words.present(text) else None)]
 _Search = Annotated[str, Field(max_length=SEARCH_MAX, json_schema_extra=STORABLE), AfterValidator(storable)]
 Timestamp = Annotated[datetime, PlainSerializer(timestamp, return_type=str), WithJsonSchema(_TIMESTAMP)]
 
@@ -151,9 +153,9 @@ class TaskQuery(BaseModel):
     status: words.StateWord = Field(
         default="all", description=f"Which tasks by state. {words.also(words.STATES, get_args(words.State))}"
     )
-    completed: Annotated[
-        _BooleanOrNull, BeforeValidator(lambda text: _boolean(text) if words.present(text) else None)
-    ] = Field(default=None, description="The same as `status`, as a boolean. Given both, both apply.")
+    completed: _BooleanWord = Field(
+        default=None, description="The same as `status`, as a boolean. Given both, both apply."
+    )
     search: _Search = Field(
         default="",
         description="Only tasks with this text in title or description, in any case. `%` and `_` are plain characters. "

@@ -233,7 +233,8 @@ class Source:
 
     def _make_rows(self) -> sa.Subquery:
         """Returns the SELECT of all rows as tasks, each with its old id, and the reason if it cannot be a task."""
-        values = [value.label(name) for name, value in self._made_values().items()]
+        absent = {column.name: sa.cast(sa.null(), column.type) for column in _tasks.c}  # no rule refuses a NULL
+        values = [value.label(name) for name, value in (absent | self._made_values()).items()]
         with_ids = self._table.outerjoin(_IDS, _IDS.c.old == self._text("id"))
         row = sa.select(*values).select_from(with_ids).offset(0).subquery().c  # OFFSET: each value is computed once
         finds = partial(sa.func.jsonb_path_exists, row.kept_fields)

@@ -24,7 +24,7 @@ EXPANSIONS: Final = (
     r"op\.create_index\((?!.*unique=True).*",
     r"op\.add_column\(((?!.*nullable=False)|.*server_default=).*",
     r"op\.alter_column\((?!.*\b(type_|new_column_name)=).*nullable=True.*",
-    r"op\.execute\(['\"](CREATE INDEX|ALTER TABLE \w+ VALIDATE CONSTRAINT|UPDATE|COMMENT) [^;]+",
+    r"op\.execute\(['\"](?:\\n| )*(CREATE INDEX|ALTER TABLE \w+ VALIDATE CONSTRAINT|UPDATE|COMMENT) [^;]+",
 )
 
 
