@@ -33,11 +33,17 @@ DOCUMENTS: Final = [
     for path in sorted(ROOT.rglob("*.md"))
     if not any(part.startswith((".", "node_modules")) for part in path.relative_to(ROOT).parts)
 ]
+GUIDES: Final = ("CONTRIBUTING.md", "docs/extend.md")  # for those who change the code
 
 _SHOWN_ADDRESS: Final = "http://127.0.0.1:8000"
 _COMMANDS: Final = re.compile(r"^```sh\n(.*?)^```\n(?:```http\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 _FENCED: Final = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _LINK: Final = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+# A path below the root or backend/app, unless it has a placeholder, as in `tests/routes/test_<field>.py`.
+_PATH: Final = re.compile(
+    r"(?<![\w/.])(?:backend|tests|docs|examples|alembic|benchmarks|deploy|core|http|models|routes|schemas|server|services)"
+    r"/[\w./*-]++(?![<…])|(?<=`)[\w.-]+\.(?:example|md|py|sh|txt)(?=`)"
+)
 _VOLATILE: Final = re.compile(
     r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}|\d{4}-\d\d-\d\dT[\d:.]+Z|(?<=cursor=)[\w-]+"
 )
@@ -253,6 +259,18 @@ class TestDocuments:
         assert [
             (path, name) for path, name in references if f"class {name}" * bool(name) not in (ROOT / path).read_text()
         ] == []
+
+    @pytest.mark.parametrize("guide", GUIDES)
+    def test_every_file_and_make_target_that_a_guide_names_exists(self, guide: str) -> None:
+        text = (ROOT / guide).read_text()
+        in_recipes = "".join(path.read_text() for path in ROOT.glob("examples/*.patch"))
+        made = {*re.findall(r"^\+\+\+ b/(?:backend/app/)?(.+)$", in_recipes, re.MULTILINE)}
+        paths = {path.rstrip(".").removeprefix("backend/app/") for path in _PATH.findall(text)}
+        places = (ROOT, ROOT / "backend/app")
+
+        assert [path for path in sorted(paths - made) if not any(any(place.glob(path)) for place in places)] == []
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {*re.findall(r"(?:^|`|&& )make (?:-s )?([a-z-]+)", text, re.MULTILINE)} <= {*targets}
 
     def test_every_make_target_is_explained(self) -> None:
         listed = subprocess.run(

@@ -125,6 +125,19 @@ class TestTokenUser:
             check_routes(app.router)
 
 
+@pytest.mark.parametrize("path", ["pending", "{task_name}/history"])
+def test_a_route_behind_a_route_that_takes_all_its_requests_is_refused(secured: Settings, path: str) -> None:
+    app = create_app(secured)
+    for earlier in ("{number:int}/history", "{task_id}", "{task_id}/history"):
+        app.get(f"/api/{{user_id}}/things/{earlier}")(unchecked)
+    app.post(f"/api/{{user_id}}/things/{path}")(unchecked)
+    check_routes(app.router)  # another method
+
+    app.get(f"/api/{{user_id}}/things/{path}")(unchecked)
+    with pytest.raises(StartupError, match=rf"^GET .*/{re.escape(path)}: is never reached, because .*/{{task_id}}"):
+        check_routes(app.router)
+
+
 @public
 async def ping() -> str:
     return "pong"

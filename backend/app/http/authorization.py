@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 from fastapi import APIRouter, HTTPException
 from fastapi.dependencies.models import Dependant
@@ -28,6 +29,8 @@ _FORWARDED: Final = re.compile(
     "|(cf|tailscale|x-envoy)-.+"
 )
 POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
+
+_VALUES: Final = {"int": "0", "float": "0", "uuid": str(UUID(int=0))}  # of path parameters, by convertor
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -100,15 +103,15 @@ def _acts_for_token_user(context: RouteContext) -> bool:
 
 
 def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | None:
-    """Returns the reason if an earlier route, such as one of `/api/{user_id}`, takes all requests of this route."""
-    if not _acts_for_token_user(context):
-        return None
-    path = re.sub(r"{\w+(:\w+)?}", "0", context.path or "")
+    """Returns the reason if an earlier route, such as `/tasks/{task_id}`, takes all requests of this route."""
+    path = re.sub(r"{\w+:?(\w*)}", lambda found: _VALUES.get(found[1], "x"), context.path or "")
     for method in context.methods or ():
-        scope = {"type": "http", "method": method, "path": path, "root_path": ""}
+        scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
         first = next((each for each in contexts if each.matches(scope)[0] is Match.FULL), context)
         if first.path != context.path:
-            return f"is never reached, because {first.path} comes first; include its router earlier"
+            return (
+                f"is never reached, because {first.path} comes first; declare it earlier, or include its router earlier"
+            )
     return None
 
 

@@ -37,7 +37,7 @@ RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "example": _TAG,
     },
     "Cache-Control": {
-        "description": "A copy may be kept, and is to be asked about before each use. Of an error none is kept.",
+        "description": "A cache may keep a list, and asks before each use. It keeps no task and no error.",
         "schema": {"type": "string", "enum": ["private, no-cache", "no-store"]},
     },
     "Link": {

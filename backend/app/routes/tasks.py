@@ -100,7 +100,10 @@ def _state(body: Completion | None, query: CompletionQuery, unknown: UnknownName
 
 
 def _reply(task: WireTask) -> Response:
-    return RowResponse(task, headers={"ETag": tasks.entity_tag(task)})
+    reply = RowResponse(task, headers={"ETag": tasks.entity_tag(task)})
+    # Another release may represent the same version with more fields, and a browser would keep the earlier ones.
+    reply.raw_headers.append((b"cache-control", b"no-store"))  # one call; `headers` takes three
+    return reply
 
 
 def _path(request: Request) -> str:

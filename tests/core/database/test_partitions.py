@@ -4,6 +4,7 @@ database (Citus, YugabyteDB, CockroachDB) can spread the table over machines.
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final, get_args
 from uuid import UUID
 
@@ -24,10 +25,6 @@ VALUES: Final[dict[str, Any]] = {
     "task_id": TASK_ID,
     "match": None,
     "none_match": [NOW],
-    "new_title": "Buy oat milk",
-    "new_description": None,
-    "sets_description": True,
-    "new_completed": False,
     "status": True,
     "completed": True,
     "search": "milk",
@@ -41,14 +38,17 @@ PAGES: Final = [
     for filters in ((), (*tasks._FILTERS,))  # noqa: SLF001
     for resumed in (False, True)
 ]
-STATEMENTS: Final = [*PAGES, *(value for value in vars(tasks).values() if isinstance(value, Statement))]
+NAMED: Final = [value for value in vars(tasks).values() if isinstance(value, tuple)]
+PAIRS: Final = [value for value in NAMED if not isinstance(value, Statement)]  # without and with KEPT_COLUMN
+STATEMENTS: Final = [query for query in chain(PAGES, NAMED, *PAIRS) if isinstance(query, Statement)]
 SEARCHES: Final = [query for query in STATEMENTS if not query.sql.startswith("INSERT")]
 
 
 async def scans(database: asyncpg.Connection, sql: str, names: tuple[str, ...]) -> list[str]:
     """Returns the line of the plan for each scan of a partition."""
     by_title = re.search(r"WHERE.* COLLATE .*ORDER BY", sql, re.DOTALL)
-    values = {**VALUES, "after_key": "Buy" if by_title else NOW}
+    content = dict.fromkeys(name for name in names if name not in tasks._FILTERS)  # noqa: SLF001
+    values = {**content, **VALUES, "after_key": "Buy" if by_title else NOW}
     plan = await database.fetch(f"EXPLAIN {sql}", *(values[name] for name in names))
     return [line for [line] in plan if re.search(r"Scan .*on tasks_\d+ ", line)]
 
