@@ -136,14 +136,14 @@ class TestReplay:
         self, monkeypatch: pytest.MonkeyPatch, client: Client, tasks: str
     ) -> None:
         first = await post(client, tasks)
-        get_task = services.get_task
+        earlier = services._earlier  # noqa: SLF001
 
         async def delete_first(*arguments: Any) -> Any:
             await client.delete(first.headers["Location"])
-            return await get_task(*arguments)
+            return await earlier(*arguments)
 
         with monkeypatch.context() as meanwhile:
-            meanwhile.setattr(services, "get_task", delete_first)
+            meanwhile.setattr(services, "_earlier", delete_first)
             second = await post(client, tasks, title="Buy soy milk")
 
         assert not replayed(second)

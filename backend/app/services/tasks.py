@@ -155,16 +155,17 @@ _COMPLETE: Final = _both(
 _DELETE: Final = _both(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE_COLUMNS), reads=False)
 
 
-def _same(*kept: Any) -> Any:
-    """Returns the SELECT of the task with the content of a new one, which the database compares, or modified since."""
+def _earlier_task(*kept: Any) -> Any:
+    """Returns the SELECT of the task with an id, and of whether it is a new one with these values or modified since."""
     content = (_COLUMNS[name].is_not_distinct_from(_new(name)) for name in _CREATED)
-    same = or_(col(Task.updated_at) != col(Task.created_at), and_(*content, *kept))
-    return select(*WIRE_COLUMNS).where(_OWNER, col(Task.id) == bindparam("task_id"), same)
+    fits = or_(col(Task.updated_at) != col(Task.created_at), and_(*content, *kept)).label("fits")
+    columns = (*WIRE_COLUMNS, KEPT_COLUMN) if kept else WIRE_COLUMNS
+    return select(*columns, fits).where(_OWNER, col(Task.id) == bindparam("task_id"))
 
 
 _EARLIER: Final = (
-    statement(_same(), reads=True),
-    statement(_same(cast(KEPT_COLUMN, JSONB).is_not_distinct_from(_NEW_KEPT)).add_columns(KEPT_COLUMN), reads=True),
+    statement(_earlier_task(), reads=True),
+    statement(_earlier_task(cast(KEPT_COLUMN, JSONB).is_not_distinct_from(_NEW_KEPT)), reads=True),
 )
 
 _FILTERS: Final = {  # combined with AND; `status` and `completed` may contradict each other
@@ -283,11 +284,14 @@ async def _earlier(db: Database, user_id: str, task_id: UUID, values: dict[str, 
 
     Raises TaskNotFoundError, or InvalidRequestError for other values.
     """
-    if records := await db.fetch(_EARLIER[db.keeps], owner=user_id, task_id=task_id, **values):
-        return _ROWS[db.keeps](*records[0])
-    await get_task(db, user_id, task_id, UNCONDITIONAL)
-    error = FieldError("header/Idempotency-Key", "was sent before with another task")
-    raise InvalidRequestError([error], "This task was saved before, with other content. Please load it again.")
+    records = await db.fetch(_EARLIER[db.keeps], owner=user_id, task_id=task_id, **values)
+    if not records:
+        raise TaskNotFoundError
+    *row, fits = records[0]
+    if not fits:
+        error = FieldError("header/Idempotency-Key", "was sent before with another task")
+        raise InvalidRequestError([error], "This task was saved before, with other content. Please load it again.")
+    return _ROWS[db.keeps](*row)
 
 
 async def update_task(
