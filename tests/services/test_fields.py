@@ -17,7 +17,7 @@ from sqlmodel import SQLModel
 from app.schemas.task import TaskCreate, TaskQuery, TaskResponse, TaskUpdate
 from app.schemas.words import Sort
 from app.services import fields
-from app.services.tasks import SORT_KEYS
+from app.services.tasks import _FILTERS, SORT_KEYS
 from tests.service import BACKEND
 
 LAX: Final = Field(strict=False)
@@ -25,7 +25,7 @@ LAX: Final = Field(strict=False)
 HALF_ADDED: Final = {
     "Add a column to Task, and a migration, for size: WireTask has it.": (
         "path = Path(find_spec('app.models.task').origin);"
-        "exec(path.read_text().replace('    completed: bool\\n    created_at', '    size: str\\n    created_at'))"
+        "exec(path.read_text().replace('    updated_at: str\\n', '    updated_at: str\\n    size: str\\n'))"
     ),
     "Add size to TaskResponse, WireTask and Task: TaskCreate or TaskUpdate has it.": (
         "import app.schemas.task as t; t.TaskCreate = create_model('TaskCreate', __base__=t.TaskCreate, size=str);"
@@ -108,11 +108,11 @@ def test_a_parameter_of_lists_that_cannot_work_is_refused(
     monkeypatch.setattr(fields, "TaskQuery", query)
 
     with pytest.raises(TypeError, match=advice):
-        fields.check_lists({"status", "completed", "search"}, SORT_KEYS)
+        fields.check_lists(_FILTERS, SORT_KEYS)
 
 
 def test_a_word_that_nothing_is_sorted_by_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fields, "Sort", Literal[Sort, "size", "-size"])
 
     with pytest.raises(TypeError, match="Add size to SORT_KEYS"):
-        fields.check_lists({"status", "completed", "search"}, SORT_KEYS)
+        fields.check_lists(_FILTERS, SORT_KEYS)

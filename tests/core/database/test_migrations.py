@@ -37,8 +37,8 @@ from tests.support import LATIN1, execute, new_database
 
 ROOT: Final = Path(migrations.__file__).parents[4]
 COLUMNS: Final = """
-    SELECT column_name, data_type, is_nullable, column_default, collation_name, ordinal_position
-    FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_version$' ORDER BY 6
+    SELECT table_name, column_name, data_type, is_nullable, column_default, collation_name
+    FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_version$' ORDER BY 1, 2
 """
 CONSTRAINTS: Final = """
     SELECT conname, contype::text, pg_get_constraintdef(oid) FROM pg_constraint
