@@ -1,7 +1,7 @@
 """Cursors: a decoded cursor has the encoded position, and any other text is refused."""
 
 import string
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Final, get_args
 from uuid import UUID
 
@@ -17,13 +17,13 @@ from app.services.tasks import SORT_KEYS
 
 ID: Final = UUID("019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa")
 LETTERS: Final = string.ascii_letters + string.digits + "-_"
-SORTS: Final = st.sampled_from(get_args(Sort))
-TITLES: Final = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
 TIMES: Final = st.datetimes(timezones=st.just(UTC)).map(timestamp)
+KEYS: Final = {str: st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200), datetime: TIMES}
+SORTS: Final = st.sampled_from([sort for sort in get_args(Sort) if SORT_KEYS[sort.removeprefix("-")].kind in KEYS])
 POSITIONS: Final = SORTS.flatmap(
     lambda sort: st.tuples(
         st.just(sort),
-        st.builds(Position, TITLES if sort.endswith("title") else TIMES, st.uuids()),
+        st.builds(Position, KEYS[SORT_KEYS[sort.removeprefix("-")].kind], st.uuids()),
     )
 )
 

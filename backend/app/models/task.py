@@ -13,7 +13,9 @@ from sqlalchemy import (
     Date,
     DateTime,
     Enum,
+    Float,
     Index,
+    Integer,
     Text,
     TypeDecorator,
     Uuid,
@@ -145,5 +147,6 @@ WIRE_COLUMNS: Final = tuple(map(_on_the_wire, _columns))
 _kept = _table.c.kept_fields.op("-")(literal_column(f"'{{{','.join(c.name for c in _columns)}}}'::text[]"))
 KEPT_COLUMN: Final = cast(func.nullif(_kept, literal_column("'{}'::jsonb")), Text).label("kept_fields")
 # The names of those whose values may be long.
-LONG_COLUMNS: Final = [c.name for c in _columns if not (c.primary_key or isinstance(c.type, Boolean | DateTime | Date))]
+_SHORT: Final = Boolean | Date | DateTime | Enum | Float | Integer | Uuid
+LONG_COLUMNS: Final = [c.name for c in _columns if not (c.primary_key or isinstance(plain_type(c), _SHORT))]
 Index(None, _table.c.user_id, _table.c.created_at.desc(), _table.c.id.desc())

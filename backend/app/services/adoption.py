@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlmodel import SQLModel
 
 from app.core.errors import StartupError
-from app.models.task import DESCRIPTION_MAX, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, KEPT_NAMES_MAX, TITLE_MAX
+from app.models.task import DESCRIPTION_MAX, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, KEPT_NAMES_MAX, TITLE_MAX, plain_type
 from app.schemas.words import STATES
 
 SUFFIX: Final = "_before_adoption"  # of the new name of an adopted table
@@ -30,7 +30,6 @@ _NAMES: Final = {
 }
 _DELETED: Final = ("deletedat", "isdeleted", "deleted")  # any of them counts
 _REQUIRED: Final = ("user_id", "id", "title")
-_COPIED: Final = ("user_id", "id", "title", "description", "completed", "kept_fields")
 _TIMES: Final = ("created_at", "updated_at")
 _NO: Final = ("false", "f", "no", "n", "off", "0")
 _COMPLETED: Final = ("true", "t", "yes", "y", "on", "1", *(word for word in STATES if STATES[word] == "completed"))
@@ -68,11 +67,19 @@ _IDS: Final = (
 )
 
 
+def _default(column: Any) -> Any:
+    """Returns the value of a column that nothing fills: its default, or NULL."""
+    default = column.server_default.arg if column.server_default else None
+    return sa.cast(sa.literal(default, sa.Text) if isinstance(default, str) else default, column.type)
+
+
 def _word(text: Any) -> Any:
     return sa.func.regexp_replace(sa.func.lower(text), _NUMBER, r"\1")
 
 
 _tasks: Any = SQLModel.metadata.tables["tasks"]
+# Columns that have been added to tasks. One of the same name and kind fills them; of another kind, it is kept as it is.
+_ADDED: Final[list[Any]] = [c for c in _tasks.c if c.name not in {*_NAMES, "kept_fields"}]
 _indexes = [_tasks.primary_key.name, *(index.name for index in _tasks.indexes)]
 
 
@@ -157,6 +164,9 @@ class Source:
         plain = [(c.name.replace("_", "").lower(), c) for c in exact_last]
         there = dict(plain)
         self._columns = {name: there[each] for name, others in _NAMES.items() for each in others[::-1] if each in there}
+        same = {c.name: there.get(c.name.replace("_", "").lower()) for c in _ADDED}
+        kinds = {c.name: plain_type(c)._type_affinity for c in _ADDED}  # noqa: SLF001  # Text and VARCHAR are one kind
+        self._columns |= {name: c for name, c in same.items() if c is not None and isinstance(c.type, kinds[name])}
         self._deleted = [c for name, c in plain if name in _DELETED]
         self._check_columns()
         self._rows = self._make_rows()
@@ -177,7 +187,9 @@ class Source:
         """Returns a line for each column of a task, with the column of this table that it is made of."""
         kept = [_shown(c.name) for c in self._table.c if c.name not in self._mapped]
         origins = {name: _shown(c.name) for name, c in self._columns.items()} | {"kept_fields": ", ".join(kept)}
-        return [f"  {name}: {origins.get(name) or '-'}" for name in (*_COPIED[:-1], *_TIMES, "kept_fields")]
+        added = [c.name for c in _ADDED if c.name in origins]
+        names = [name for name in _NAMES if name in _tasks.c]
+        return [f"  {name}: {origins.get(name) or '-'}" for name in (*names, *added, "kept_fields")]
 
     def count(self) -> int:
         """Returns the number of rows."""
@@ -223,7 +235,7 @@ class Source:
     def _task_values(self, *, missing_time: Any) -> dict[str, Any]:
         row = self._rows.c
         times = {name: sa.func.coalesce(row[name], missing_time) for name in _TIMES}
-        return {name: row[name] for name in _COPIED} | times
+        return {c.name: row[c.name] for c in _tasks.c if c.name in row} | times
 
     def _new_ids(self) -> dict[str, list[Any]]:
         """Returns the ids that are no UUIDs, and UUIDs for them. PostgreSQL has no function for version 5."""
@@ -233,8 +245,7 @@ class Source:
 
     def _make_rows(self) -> sa.Subquery:
         """Returns the SELECT of all rows as tasks, each with its old id, and the reason if it cannot be a task."""
-        absent = {column.name: sa.cast(sa.null(), column.type) for column in _tasks.c}  # no rule refuses a NULL
-        values = [value.label(name) for name, value in (absent | self._made_values()).items()]
+        values = [value.label(name) for name, value in self._made_values().items()]
         with_ids = self._table.outerjoin(_IDS, _IDS.c.old == self._text("id"))
         row = sa.select(*values).select_from(with_ids).offset(0).subquery().c  # OFFSET: each value is computed once
         finds = partial(sa.func.jsonb_path_exists, row.kept_fields)
@@ -267,6 +278,7 @@ class Source:
             "title": self._text("title"),
             "description": self._text("description"),
             "completed": sa.case((word.in_(_COMPLETED), sa.true()), (word.in_(_OPEN), sa.false())),
+            **{c.name: sa.func.coalesce(sa.cast(self._column(c.name), c.type), _default(c)) for c in _ADDED},
             "created_at": sa.func.coalesce(created, updated, completed),
             "updated_at": sa.func.coalesce(updated, sa.func.greatest(created, completed)),
             "kept_fields": sa.case((is_no_jsonb, sa.null()), else_=self._kept_fields()),
@@ -275,11 +287,14 @@ class Source:
         }
 
     def _text(self, name: str) -> Any:
-        return sa.cast(self._columns.get(name, sa.null()), sa.Text)
+        return sa.cast(self._column(name), sa.Text)
+
+    def _column(self, name: str) -> Any:
+        return self._columns.get(name, sa.null())
 
     def _time(self, name: str) -> Any:
         """Returns a time with a zone, that of the session if it has none, or infinity instead of one out of range."""
-        column = self._columns.get(name, sa.null())
+        column = self._column(name)
         time = sa.cast(column, sa.DateTime(timezone=True))
         return sa.case((column.between(*_SERVED), time), (column.is_not(None), _NO_TIME))
 

@@ -35,7 +35,7 @@ from tests.support import LATIN1, REVISION, execute, new_database
 
 ROOT: Final = Path(migrations.__file__).parents[4]
 COLUMNS: Final = """
-    SELECT table_name, ordinal_position, column_name, data_type, is_nullable, column_default, collation_name
+    SELECT table_name, column_name, data_type, is_nullable, column_default, collation_name
     FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_version$' ORDER BY 1, 2
 """
 CONSTRAINTS: Final = """
