@@ -13,6 +13,8 @@ PARALLEL := --numprocesses=logical
 NODE_MODULES := node_modules/.package-lock.json
 NPM_CI := npm ci --loglevel=error || { echo "The packages are not installed. Repeat the command when the error above is mended."; exit 1; }
 export PYTHONPATH := backend
+# Images set it, and then each process of pytest would have to prepare every module of the tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help .venv install install-ci run token test ci measured slow pgbouncer several fastapi recipes mutants fuzz chaos check bench format migrate openapi kubernetes clean
 .DEFAULT_GOAL := help

@@ -6,6 +6,7 @@ Tests share the tables, but each test has users of its own.
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
@@ -28,6 +29,9 @@ from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
 from tests.support import SECRET, connected, make_settings, serving
+
+# The HTTP client imports it for each request. It is not installed, so each time Python would search all of `sys.path`.
+sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]
 
 _numbers = count(1)
 _deployment = deployment()
@@ -76,6 +80,8 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         for name in (*Settings.model_fields, "better_auth_secret", "fastapi_otel_auto_configure"):
             environment.delenv(name.upper(), raising=False)
+        environment.delenv("SSL_CERT_FILE", raising=False)
+        environment.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))  # none: to load all is slow
         environment.setattr("app.core.project.ROOT", tmp_path_factory.mktemp("project"))  # without a .env
         environment.setattr("app.main.Database", partial(Database, timeouts=Timeouts(statement=3_600)))
         yield

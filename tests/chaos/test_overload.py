@@ -77,8 +77,12 @@ async def assert_pool_works(client: httpx.AsyncClient, tasks: str, database: asy
         states = [state for [state] in await database.fetch(BACKENDS)]
         return len(states) <= CONNECTIONS and set(states) <= {"idle"}
 
+    async def is_unused() -> bool:
+        """Whether the user gets all of its share. Requests of clients that left may still wait for a connection."""
+        return await at_once(client.get(tasks) for _ in range(SHARE)) == {"200": SHARE}
+
+    await until(is_unused)
     await until(is_idle)
-    assert await at_once(client.get(tasks) for _ in range(10 * CONNECTIONS)) == {"200": 10 * CONNECTIONS}
 
 
 async def test_every_client_is_answered(
@@ -132,6 +136,7 @@ async def test_only_requests_above_the_limit_are_refused_and_those_without_a_sta
         requests = {asyncio.create_task(list_tasks(new_user())) for _ in range(CLIENTS)}
         await until(lambda: sum(request.done() for request in requests) == CLIENTS - LIMIT)
         refused = {request for request in requests if request.done()}
+        await until(all_wait)
         replies = [
             await client.get(tasks, headers={"Authorization": "Bearer e30.e30.e30"}),
             await client.get(tasks, headers=bearer("mallory")),
@@ -141,7 +146,6 @@ async def test_only_requests_above_the_limit_are_refused_and_those_without_a_sta
             await client.get(f"{tasks}/1"),
             await client.get("/health/live"),
         ]
-        assert await all_wait()
         assert not any(request.done() for request in requests - refused)
 
     assert [reply.status_code for reply in replies] == [401, 403, 422, 400, 415, 404, 200]
