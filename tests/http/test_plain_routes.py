@@ -133,6 +133,9 @@ class TestBodyLimit:
         assert allowed.json() == limit
         assert problem_of(refused, 413)["detail"] == f"This is too large: the limit is {limit:,} bytes."
 
+    async def test_a_body_that_nobody_reads_is_refused_before_a_streamed_reply_begins(self, client: Client) -> None:
+        problem_of(await client.request("GET", "stream", content=b"x" * 65_537), 413)
+
 
 @route("/filtered", response_model=Thing)
 @route("/created", response_model=Thing, status_code=201)

@@ -149,7 +149,7 @@ class TestBodySize:
     async def test_an_operation_without_a_body_ignores_a_sent_body(
         self, client: httpx.AsyncClient, tasks: str, path: str, framing: str
     ) -> None:
-        content, headers = b"x" * 10_000_000, {"Prefer": "handling=strict"}
+        content, headers = b"x" * LIMIT, {"Prefer": "handling=strict"}
 
         replies = [
             await client.request(method, url, content=sent(content, framing), headers=headers)

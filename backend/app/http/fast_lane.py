@@ -87,7 +87,7 @@ class _Entry(NamedTuple):
     context: Any  # the route with what `include_router` adds to it
     route: Any
     handler: _Handler | None  # None if FastAPI serves the route
-    limit: "_Limit | None"  # of a body; None for a mounted application
+    limit: int | None  # bytes of a body; None for a mounted application
 
 
 def _check_convertors(context: Any, found: Any) -> None:
@@ -100,39 +100,24 @@ def _check_convertors(context: Any, found: Any) -> None:
         raise HTTPException(HTTPStatus.NOT_FOUND) from None
 
 
-class _Limit(NamedTuple):
-    size: int  # bytes
-    is_own: bool  # `max_body_size`: FastAPI would refuse a Content-Length above it at once, in plain text
-
-    def error(self) -> HTTPException:
-        """Returns an exception with its cause, because FastAPI makes any other exception of `receive` a 400."""
-        error = HTTPException(BodyTooLargeError.status)
-        error.__cause__ = BodyTooLargeError(self.size)
-        return error
-
-
-def _limited(scope: Scope, receive: Receive, limit: _Limit | None) -> Receive:
-    """Returns a `receive` that raises for a body above the limit. A body that nobody reads may have any length."""
+def _limited(scope: Scope, receive: Receive, limit: int | None) -> Receive:
+    """Returns a `receive` that raises for a body above `limit` bytes. FastAPI's own limit answers in plain text."""
     if limit is None:
         return receive
-    if limit.is_own and _declared(scope) > limit.size:
-        raise limit.error()
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > limit:
+            raise BodyTooLargeError(limit)
     size = 0
 
     async def receive_within() -> Message:
         nonlocal size
-        if (size or _declared(scope)) <= limit.size:
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size <= limit.size:
-                return message
-        raise limit.error()
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:  # FastAPI makes any other exception a 400
+            raise HTTPException(BodyTooLargeError.status) from BodyTooLargeError(limit)
+        return message
 
     return receive_within
-
-
-def _declared(scope: Scope) -> int:
-    return int(dict(scope["headers"]).get(b"content-length", 0))
 
 
 class JSONRoute(APIRoute):
@@ -155,12 +140,12 @@ class JSONRoute(APIRoute):
         return respond
 
 
-def _body_limit(context: RouteContext) -> _Limit | None:
-    """Returns the route's `max_body_size` or BODY_LIMIT. None for a mounted application."""
+def _body_limit(context: RouteContext) -> int | None:
+    """Returns the route's `max_body_size` or BODY_LIMIT, in bytes. None for a mounted application."""
     if not isinstance(context.original_route, Route):
         return None
     own: int | None = getattr(context, "max_body_size", None)
-    return _Limit(BODY_LIMIT, is_own=False) if own is None else _Limit(own, is_own=True)
+    return BODY_LIMIT if own is None else own
 
 
 def effective_route(scope: Scope) -> Any:

@@ -40,7 +40,6 @@ from app.models.task import plain_type
 _CHECKSUM: Final = 8  # bytes; detects damage and cursors of another list. No secret: users read only their own lists
 _ID: Final = 16  # bytes
 _NULL: Final = b"\xff"  # a byte that never occurs in UTF-8
-_MEMBER: Final = b"\xfe"  # another such byte, before the name of an enum member, which may differ from its label
 _BIGINT: Final = range(-(2**63), 2**63)
 _EXPONENTS: Final = range(-16_383, 131_072)  # of PostgreSQL's numeric; asyncpg sends 1E+131072 as 0
 _TIME: Final = re.compile(
@@ -127,16 +126,15 @@ def _key_parameter(type_: Any) -> Any:
 def encode_cursor(position: Position, sort: str, scope: str) -> str:
     """Returns `position` as URL-safe text, valid only for `sort` and `scope` (owner and filters of the list).
 
-    Raises TypeError for a `datetime` or `date`: for the driver, the first and the last of them are infinite times.
+    Raises TypeError for a `datetime` or `date`: for the driver, the first and the last of them are infinite times. Also
+    for the member of an enum, whose label the database knows.
     """
     return _with_checksum(position.id.bytes + _written(position.key), sort, scope)
 
 
 def _written(key: object) -> bytes:
-    if isinstance(key, enum.Enum):
-        return _MEMBER + key.name.encode()
-    if isinstance(key, date):
-        raise TypeError(f"a cursor cannot carry {key!r}: select the time with time_text(column)")
+    if isinstance(key, date | enum.Enum):
+        raise TypeError(f"a cursor cannot carry {key!r}: select the time with time_text(column), the enum as Text")
     return _NULL if key is None else str(key).encode()
 
 
@@ -153,20 +151,10 @@ def _read_key(content: bytes, key: SortKey) -> object:
     """Returns the sort key. Raises ValueError if the database would refuse it: anybody can compute a valid checksum."""
     if content == _NULL and key.nullable:
         return None
-    type_ = plain_type(key.column)
-    if isinstance(type_, Enum):
-        return _read_label(content, type_)
-    return _READERS[key.kind](content.decode())
-
-
-def _read_label(content: bytes, type_: Enum) -> str:
-    if content.startswith(_MEMBER) and type_.enum_class:
-        names = (member.name for member in type_.enum_class)
-        return dict(zip(names, type_.enums, strict=True))[content.removeprefix(_MEMBER).decode()]
-    label = content.decode()
-    if label not in type_.enums:
+    type_, text = plain_type(key.column), content.decode()
+    if isinstance(type_, Enum) and text not in type_.enums:
         raise ValueError
-    return label
+    return _READERS[key.kind](text)
 
 
 def _read_time(text: str) -> str:
