@@ -67,8 +67,8 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         return nodeid if "::test_a_recipe_" in nodeid else str(super()._split_scope(nodeid))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadScopeScheduling | None:
-    return _Scheduling(config) if config.option.dist == "loadscope" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    return _Scheduling(config, log) if config.option.dist == "loadscope" else None
 
 
 def pytest_configure() -> None:
