@@ -7,6 +7,7 @@ OPENAPI := AUTH_JWKS_URL= $(BIN)/python -c 'import json, secrets, app.core.confi
     settings = app.core.config.Settings(_env_file=None, auth_jwt_secret=secrets.token_hex()); \
     print(json.dumps(app.main.create_app(settings).openapi(), indent=2))'
 T ?= tests
+TESTS := not ci
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses=logical
 # npm writes it last. The directory alone may be what is left of an interrupted installation.
@@ -16,7 +17,7 @@ export PYTHONPATH := backend
 # Images set it, and then each process of pytest would have to prepare every module of the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help .venv install install-ci run token test ci measured slow pgbouncer several fastapi recipes mutants fuzz chaos check bench format migrate openapi kubernetes clean
+.PHONY: help .venv install install-ci run token test ci measured slow replaced several recipes mutants fuzz chaos check bench format migrate openapi kubernetes clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -43,32 +44,30 @@ token: .venv ## Print a token of the user U for trials, signed with AUTH_JWT_SEC
 	@$(BIN)/python -m app.token "$$U"
 
 test: install ## Run the tests that need neither Debian packages nor minutes; T=path runs all tests in that path
-	@$(UNTIL_CTRL_C) $(PYTEST) $(if $(filter tests,$(T)),-m "not ci" --numprocesses=auto,$(T))
+	@$(UNTIL_CTRL_C) $(PYTEST) $(if $(filter tests,$(T)),-m "$(TESTS)" --numprocesses=auto,$(T))
 
-# POOLED also runs through PgBouncer, and UNLANED with the fast lane off. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
+# REPLACED also runs through PgBouncer with the fast lane off. OPERATIONS also runs in the deployment SEVERAL, and only uses the API.
 SEVERAL := haproxy,expanded,partitioned
-POOLED := tests/routes tests/load tests/services
-UNLANED := tests/routes tests/load
+REPLACED := tests/routes tests/load
 OPERATIONS := $(wildcard tests/routes/test_*_task.py tests/routes/test_*_tasks.py tests/routes/test_conditional_*.py) \
     tests/routes/test_idempotency_key.py tests/routes/test_hostile_input.py tests/load/test_races.py \
     tests/load/test_isolation.py tests/load/test_state_machine.py
 ci: install-ci tests/clients/$(NODE_MODULES) ## Run all tests, measure the coverage, and run tests again in other deployments
 	$(BIN)/coverage erase
-	@$(MAKE) --no-print-directory --keep-going measured slow pgbouncer several fastapi
+	@$(MAKE) --no-print-directory --keep-going measured slow replaced several
 
 # The parts of `make ci`. A failure in one does not keep the next from running.
 measured:
-	$(MAKE) test PYTEST="$(BIN)/coverage run -m pytest"
+	$(MAKE) test TESTS="not ci and not unmeasured" PYTEST="$(BIN)/coverage run -m pytest"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+# Most of them wait, so the unmeasured tests run beside them. The longest start first.
 slow:
-	$(PYTEST) -m ci --numprocesses=auto
-pgbouncer:
-	TEST_DEPLOYMENT=pgbouncer $(PYTEST) -m "not ci" $(PARALLEL) $(POOLED)
+	$(PYTEST) -m "ci or unmeasured" --numprocesses=auto --no-loadscope-reorder
+replaced:
+	TEST_DEPLOYMENT=pgbouncer,fastapi $(PYTEST) -m "not ci" $(PARALLEL) $(REPLACED)
 several:
 	TEST_DEPLOYMENT=$(SEVERAL) $(PYTEST) -m "not ci" $(PARALLEL) $(OPERATIONS)
-fastapi:
-	TEST_DEPLOYMENT=fastapi $(PYTEST) -m "not ci" $(PARALLEL) $(UNLANED)
 
 mutants: install ## Plant known defects one after another, and check that a test fails with each
 	$(BIN)/python -m tests.mutants

@@ -38,8 +38,8 @@ SECRET: Final = secrets.token_hex(32)
 
 
 def token(user: str, **claims: object) -> str:
-    """Returns a token of `user` for a service with SECRET. It expires in 15 minutes unless `claims` has an `exp`."""
-    return jwt.encode({"sub": user, "exp": time() + 900, **claims}, SECRET, "HS256")
+    """Returns a token of `user` for a service with SECRET. It expires in an hour unless `claims` has an `exp`."""
+    return jwt.encode({"sub": user, "exp": time() + 3_600, **claims}, SECRET, "HS256")
 
 
 def bearer(user: str, **claims: object) -> dict[str, str]:

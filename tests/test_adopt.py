@@ -424,7 +424,9 @@ class TestAdopt:
     ) -> None:
         size, mood = (Column(name, SmallInteger, server_default=text("7")) for name in ("size", "mood"))
         monkeypatch.setattr(
-            adoption, "_ADDED", [size, mood, Column("day", Date), Column("hue", Text, server_default="a")]
+            adoption,
+            "_ADDED",
+            [*adoption._ADDED, size, mood, Column("day", Date), Column("hue", Text, server_default="a")],  # noqa: SLF001
         )
         columns = "id int, user_id text, title text, done boolean, size integer, mood text, day date"
         await database.execute(f"CREATE TABLE sized ({columns})")

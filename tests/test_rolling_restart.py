@@ -18,6 +18,8 @@ from tests.servers import free_port
 from tests.service import BACKEND, TASKS, Service
 from tests.support import REVISION, connected, execute, new_database, until
 
+pytestmark = pytest.mark.unmeasured
+
 # Disables the lines of docs/haproxy.cfg that handle the end of a service.
 WITHOUT_RETRIES: Final = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
 TASK: Final = f"{TASKS}/019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"

@@ -33,10 +33,10 @@ LIST: Final = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % TASKS.encode()
 ABORTED: Final = "The service did not end in time after a signal and was aborted.\n"
 
 
-def until(service: Service, condition: Callable[[], object]) -> None:
+def until(service: Service, condition: Callable[[], object], pause: float = 0.001) -> None:
     while not condition():
         assert service.process.poll() is None, service.stderr
-        time.sleep(0.001)
+        time.sleep(pause)
 
 
 @contextmanager
@@ -106,10 +106,10 @@ class TestStart:
         self, dsn: str, tmp_path: Path, number: signal.Signals
     ) -> None:
         with locked(dsn) as database, Service(tmp_path, {"DATABASE_URL": database}) as service:
-            until(service, lambda: execute(database, LOCKED) == [(1,)])
+            until(service, lambda: execute(database, LOCKED) == [(1,)], pause=0.05)
             self.end(service, number)
             while execute(database, LOCKED) != [(0,)]:
-                time.sleep(0.01)
+                time.sleep(0.05)
 
     def test_a_signal_while_workers_start_ends_the_start(self, directory: Path, number: signal.Signals) -> None:
         with Service(directory, {"WEB_CONCURRENCY": "2"}, module="tests.verbose") as service:
@@ -125,6 +125,7 @@ class TestAlembic:
         with locked(dsn) as database, self.started(tmp_path, DATABASE_URL=database) as process:
             while execute(database, LOCKED) != [(1,)]:
                 assert process.poll() is None
+                time.sleep(0.05)
             for _ in range(2):
                 os.killpg(process.pid, number)
             _, errors = process.communicate(timeout=60)

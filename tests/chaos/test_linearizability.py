@@ -3,10 +3,12 @@
 from typing import Any, Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.chaos.linearizability import Operation, Task, contradiction
+
+pytestmark = pytest.mark.unmeasured
 
 CONTENT: Final = {"title": "a", "description": None, "completed": False}
 
@@ -141,7 +143,7 @@ def histories(draw: st.DrawFn) -> list[Operation]:
     return history
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories())
 def test_every_history_of_one_copy_is_accepted(history: list[Operation]) -> None:
     assert contradiction(history) is None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
+import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.responses import PlainTextResponse
@@ -22,6 +23,8 @@ from app.http.authorization import public
 from app.routes.deps import CurrentUser
 from tests.http.support import extended, status_of
 from tests.support import bearer
+
+pytestmark = pytest.mark.unmeasured
 
 SECURITY: Final = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 METHODS: Final = [*HTTPMethod, "QUERY", "PROPFIND"]

@@ -17,6 +17,8 @@ from app.http.paths import RoutePaths
 from tests.http.support import extended, problem_of
 from tests.support import bearer
 
+pytestmark = pytest.mark.unmeasured
+
 # Base URLs that end in a slash, the option `trailingSlash` of Next.js, and both.
 SPELLINGS: Final[list[Callable[[str], str]]] = [
     lambda path: f"{path}/",

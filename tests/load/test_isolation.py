@@ -16,6 +16,8 @@ from app.services import tasks as service
 from tests.support import bearer
 from tests.tokens import counted_checkouts
 
+pytestmark = pytest.mark.unmeasured
+
 CONNECTIONS: Final = 20
 TOGGLES: Final = 60
 FINGERPRINT: Final = "SELECT md5(string_agg(t::text, '\n' ORDER BY t.id)) FROM tasks t WHERE user_id = $1"

@@ -9,6 +9,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
+pytestmark = pytest.mark.unmeasured
+
 Client = httpx.AsyncClient
 Task = dict[str, Any]
 Write = tuple[str, str, Task | None]

@@ -14,6 +14,8 @@ from app.http.authorization import public
 from tests.server.support import CLOSE, Connection, head, waits_for_a_lock
 from tests.support import SECRET, bearer, make_settings, serving, until
 
+pytestmark = pytest.mark.unmeasured
+
 
 @pytest.mark.parametrize("authentication", [{"auth_jwt_secret": SECRET}, {}], ids=["on", "off"])
 async def test_a_user_whose_requests_are_stuck_gets_503_and_the_others_are_served(

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Final, get_args
 from uuid import UUID
 
 import httpx
+import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_m
 from app.core.config import Settings
 from app.schemas.words import Sort
 from tests.support import serving_in_thread
+
+pytestmark = pytest.mark.unmeasured
 
 Task = dict[str, Any]
 

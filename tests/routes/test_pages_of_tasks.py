@@ -18,6 +18,8 @@ from app.services.cursors import _with_checksum
 from tests.routes.support import Tasks, add, listed, titles_of
 from tests.support import pointers
 
+pytestmark = pytest.mark.unmeasured
+
 _SORTS = get_args(Sort)
 # The sort keys and states repeat, so that many tasks share each of them.
 _INSERT = """

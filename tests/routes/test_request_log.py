@@ -13,7 +13,7 @@ from unittest.mock import AsyncMock
 import httpx
 import pytest
 from fastapi import FastAPI, HTTPException, Response
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from starlette.responses import PlainTextResponse
@@ -425,7 +425,7 @@ class TestPath:
     def test_a_field_in_a_list_is_shown_with_its_place(self) -> None:
         assert shown_names(["tags/0/name", "tags/0/name", "tags/ada@example.org"]) == ["tags/0/name", "(other)"]
 
-    @hypothesis_settings(max_examples=50)
+    @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(parts=st.lists(st.one_of(WORDS, OPAQUE), max_size=20), opaque=OPAQUE)
     def test_nothing_opaque_is_shown(self, parts: list[str], opaque: str) -> None:
         shown = blank_path("/".join(["", *parts, opaque, *parts]))

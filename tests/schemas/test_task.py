@@ -3,7 +3,7 @@
 import re
 from datetime import UTC
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,6 +32,7 @@ def test_the_pattern_of_a_title_allows_exactly_the_characters_that_the_service_a
     assert [title for title in titles if accepted(title)] == [title for title in titles if pattern.search(title)]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(st.lists(ROWS, max_size=3))
 def test_tasks_and_lists_are_serialized_as_their_schemas_say(rows: list[WireTask]) -> None:
     schema = TypeAdapter(TaskList)

@@ -20,6 +20,8 @@ from app.server.protocol import SERVER_OPTIONS, BoundedProtocol
 from tests.server.support import CHUNKED, CLOSE, HOST, LIVE, Connection
 from tests.support import SECRET, serving, token
 
+pytestmark = pytest.mark.unmeasured
+
 EXPECT: Final = b"Expect: 100-continue\r\n"
 UPGRADE: Final = (b"Connection: Upgrade\r\n", b"Upgrade: h2c\r\n")
 CLOSING: Final = (CLOSE, b"Connection: foo, close\r\n", b"Proxy-Connection: close\r\n")
