@@ -378,7 +378,7 @@ def entity_tag(task: WireTask) -> str:
 
 def _filters(query: TaskQuery) -> dict[str, Any]:
     """Returns the values of the requested filters by name, as parameters of the statement."""
-    asked = {name: getattr(query, name) for name in _FILTERS}
+    asked = {name: value for name, value in vars(query).items() if name in _FILTERS}
     asked["status"] = None if query.status == "all" else query.status == "completed"
     search = query.search or query.q
     asked["search"] = search and _pattern(search)
