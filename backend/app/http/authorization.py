@@ -108,7 +108,9 @@ def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | No
         scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
         first = next((each for each in contexts if each.matches(scope)[0] is Match.FULL), context)
         if first.path != context.path:
-            return f"is never reached, because {first.path} comes first; declare it, or include its router, earlier"
+            return (
+                f"is never reached, because {first.path or '/'} comes first; declare it, or include its router, earlier"
+            )
     return None
 
 
