@@ -8,34 +8,24 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import asyncpg
 import httpx
 import pytest
 from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import (
-    Column,
-    Connection,
-    Date,
-    SmallInteger,
     Table,
-    Text,
-    select,
     text,
 )
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.schema import CreateTable
 from sqlmodel import SQLModel
 
 from app.adopt import run
-from app.core.database.dsn import parse_dsn
 from app.core.database.migrations import alembic_config, migrate
 from app.core.errors import StartupError
-from app.services import adoption
 from tests.service import BACKEND
 from tests.support import connected, execute, make_settings, new_database, serving
 
@@ -418,37 +408,6 @@ class TestAdopt:
 
         [(title, kept)] = execute(empty, "SELECT title, kept_fields FROM tasks")
         assert (title, json.loads(kept)) == ("Buy oat milk", json.loads(ODD_KEPT))
-
-    async def test_a_column_that_tasks_have_too_is_filled_by_one_of_its_kind(
-        self, database: asyncpg.Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        size, mood = (Column(name, SmallInteger, server_default=text("7")) for name in ("size", "mood"))
-        monkeypatch.setattr(
-            adoption,
-            "_ADDED",
-            [*adoption._ADDED, size, mood, Column("day", Date), Column("hue", Text, server_default="a")],  # noqa: SLF001
-        )
-        columns = "id int, user_id text, title text, done boolean, size integer, mood text, day date"
-        await database.execute(f"CREATE TABLE sized ({columns})")
-        await database.execute("INSERT INTO sized VALUES (1, 'ada', 'a', true, 3, 'sunny', '2026-01-31')")
-        await database.execute("INSERT INTO sized VALUES (2)")
-
-        def read(connection: Connection) -> list[Any]:
-            source = adoption.Source(connection, "sized")
-            row = source._rows.c  # noqa: SLF001
-            found = connection.execute(
-                select(row.size, row.mood, row.day, row.hue, row.kept_fields).order_by(row.old_id)
-            )
-            return [tuple(source.describe()), *map(tuple, found.all())]
-
-        engine = create_async_engine("postgresql+asyncpg://", connect_args=parse_dsn(dsn))
-        async with engine.connect() as connection:
-            described, *found = await connection.run_sync(read)
-        await engine.dispose()
-        await database.execute("DROP TABLE sized")
-
-        assert {"  size: size", "  day: day", "  kept_fields: mood"} < {*described}
-        assert found == [(3, 7, date(2026, 1, 31), "a", {"mood": "sunny"}), (7, 7, None, "a", None)]
 
     def test_rows_that_would_become_the_same_task_are_refused_with_their_ids(
         self, empty: str, monkeypatch: pytest.MonkeyPatch

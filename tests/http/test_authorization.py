@@ -143,6 +143,15 @@ async def ping() -> str:
     return "pong"
 
 
+def test_a_route_behind_a_mount_at_the_root_is_refused(secured: Settings) -> None:
+    app = create_app(secured)
+    app.mount("/", public(FastAPI()))
+    app.get("/ping")(ping)
+
+    with pytest.raises(StartupError, match=r"^GET /ping: is never reached, because / comes first"):
+        check_routes(app.router)
+
+
 @wraps(ping)
 async def admin() -> None: ...
 

@@ -65,16 +65,6 @@ class TestCursor:
 
         assert [text for text in changed - {cursor} if decoded(text, "title")] == []
 
-    @pytest.mark.parametrize(
-        ("sort", "content"),
-        [
-            ("title", ID.bytes[1:]),
-            ("title", ID.bytes + b"a\0b"),
-            ("title", ID.bytes + b"\xff"),
-            ("created_at", ID.bytes),
-            ("created_at", ID.bytes + b"2026-02-30T00:00:00.000000Z"),
-            ("-updated_at", ID.bytes + b"0001-01-01T00:00:00+14:00"),
-        ],
-    )
-    def test_malformed_content_with_a_valid_checksum_is_refused(self, sort: Sort, content: bytes) -> None:
-        assert decoded(_with_checksum(content, sort, "scope"), sort) is None
+    @pytest.mark.parametrize("content", [ID.bytes[1:], ID.bytes + b"\xff"])
+    def test_malformed_content_with_a_valid_checksum_is_refused(self, content: bytes) -> None:
+        assert decoded(_with_checksum(content, "title", "scope"), "title") is None

@@ -100,7 +100,14 @@ def test_a_column_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch, t
         fields.check_fields()
 
 
-@pytest.mark.parametrize(("name", "advice"), [("size", "Add size to _FILTERS"), ("owner", "Rename owner in TaskQuery")])
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("size", "Add size to _FILTERS"),
+        ("owner", "Rename owner in TaskQuery"),
+        ("idempotent", "Rename idempotent in TaskQuery"),
+    ],
+)
 def test_a_parameter_of_lists_that_cannot_work_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, advice: str
 ) -> None:

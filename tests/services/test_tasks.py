@@ -25,7 +25,7 @@ from app.models.task import Task, _on_the_wire
 from app.schemas.task import UNCONDITIONAL, TaskCreate, TaskQuery
 from app.schemas.words import SORTS
 from app.services import tasks
-from app.services.cursors import SortKey
+from app.services.cursors import Position, SortKey, encode_cursor
 from tests.servers import postgres
 from tests.support import execute, new_database
 
@@ -84,17 +84,20 @@ async def test_a_value_of_any_type_of_column_comes_back_as_it_was_sent(
     assert is_null == (value is None)
 
 
-@pytest.mark.parametrize("operation", ["create", "update", "list"])
+@pytest.mark.parametrize("operation", ["create", "update", "list", "forged cursor"])
 async def test_a_value_that_only_the_database_refuses_is_a_refusal_and_no_defect(
     db: Database, user: str, operation: str
 ) -> None:
     blank = TaskCreate.model_construct(title=" ")
     query = TaskQuery.model_construct(limit=2**63)
+    cursor = encode_cursor(Position("\0", UUID(int=1)), "title caseless", repr((user, {})))
+    forged = TaskQuery.model_construct(sort="title", cursor=cursor)
     task = (await tasks.create_task(db, user, TaskCreate(title="a"))).task
     run: dict[str, Any] = {
         "create": lambda: tasks.create_task(db, user, blank),
         "update": lambda: tasks.update_task(db, user, UUID(task.id), {"title": " "}, UNCONDITIONAL),
         "list": lambda: tasks.list_tasks(db, user, query),
+        "forged cursor": lambda: tasks.list_tasks(db, user, forged),
     }
 
     with pytest.raises(InvalidRequestError) as refused:

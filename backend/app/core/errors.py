@@ -77,7 +77,7 @@ class AppError(Exception):
         kind = vars(cls).get("kind")
         if not (kind and hasattr(cls, "status")) or kind in cls.kinds or cls.__module__ != __name__:
             raise TypeError(
-                f"{cls.__name__} needs a status, and a kind that no other error has, and belongs into {__name__}"
+                f"{cls.__name__} needs a status, and a kind that no other error has, and belongs in {__name__}"
             )
         cls.kinds.append(kind)
         if not hasattr(cls, "title"):

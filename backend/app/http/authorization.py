@@ -29,7 +29,6 @@ _FORWARDED: Final = re.compile(
     "|(cf|tailscale|x-envoy)-.+"
 )
 POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
-
 _VALUES: Final = {"int": "0", "float": "0", "uuid": str(UUID(int=0))}  # of path parameters, by convertor
 
 _T = TypeVar("_T", bound=Callable[..., Any])
@@ -110,7 +109,7 @@ def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | No
         first = next((each for each in contexts if each.matches(scope)[0] is Match.FULL), context)
         if first.path != context.path:
             return (
-                f"is never reached, because {first.path} comes first; declare it earlier, or include its router earlier"
+                f"is never reached, because {first.path or '/'} comes first; declare it, or include its router, earlier"
             )
     return None
 

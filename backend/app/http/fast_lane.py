@@ -353,12 +353,9 @@ def _is_flat_model(fields: list[Any]) -> bool:
 
 def _list_names(query: Any) -> list[str]:
     """Returns the parameters of the model that may be repeated. A parameter with JSON is one text."""
-    lists = {
-        name: field.metadata
-        for name, field in query.field_info.annotation.model_fields.items()
-        if field_annotation_is_sequence(field.annotation)
-    }
-    return [name for name, metadata in lists.items() if Json not in map(type, metadata)]
+    fields = query.field_info.annotation.model_fields.items()
+    lists = [(name, field.metadata) for name, field in fields if field_annotation_is_sequence(field.annotation)]
+    return [name for name, metadata in lists if Json not in map(type, metadata)]
 
 
 class RowResponse(Response):

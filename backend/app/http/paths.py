@@ -17,9 +17,8 @@ def add_root_path(scope: Scope, root_path: str) -> None:
 
     A `root_path` of the server stays; uvicorn has put it before the path.
     """
-    if scope.get("path", "").startswith("/") and not scope.get(
-        "root_path"
-    ):  # a request that the server refuses has `*`
+    # A request that the server refuses has the path `*`.
+    if scope.get("path", "").startswith("/") and not scope.get("root_path"):
         raw = {"raw_path": root_path.encode() + scope["raw_path"]} if scope.get("raw_path") else {}
         scope.update(root_path=root_path, path=root_path + scope["path"], **raw)
 

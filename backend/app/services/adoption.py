@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlmodel import SQLModel
 
 from app.core.errors import StartupError
-from app.models.task import DESCRIPTION_MAX, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, KEPT_NAMES_MAX, TITLE_MAX, plain_type
+from app.models.task import DESCRIPTION_MAX, KEPT_BYTES_MAX, KEPT_NAME_PATTERN, KEPT_NAMES_MAX, TITLE_MAX
 from app.schemas.words import STATES
 
 SUFFIX: Final = "_before_adoption"  # of the new name of an adopted table
@@ -67,19 +67,11 @@ _IDS: Final = (
 )
 
 
-def _default(column: Any) -> Any:
-    """Returns the value of a column that nothing fills: its default, or NULL."""
-    default = column.server_default.arg if column.server_default else None
-    return sa.cast(sa.literal(default, sa.Text) if isinstance(default, str) else default, column.type)
-
-
 def _word(text: Any) -> Any:
     return sa.func.regexp_replace(sa.func.lower(text), _NUMBER, r"\1")
 
 
 _tasks: Any = SQLModel.metadata.tables["tasks"]
-# Columns that have been added to tasks. One of the same name and kind fills them; of another kind, it is kept as it is.
-_ADDED: Final[list[Any]] = [c for c in _tasks.c if c.name not in {*_NAMES, "kept_fields"}]
 _indexes = [_tasks.primary_key.name, *(index.name for index in _tasks.indexes)]
 
 
@@ -164,9 +156,6 @@ class Source:
         plain = [(c.name.replace("_", "").lower(), c) for c in exact_last]
         there = dict(plain)
         self._columns = {name: there[each] for name, others in _NAMES.items() for each in others[::-1] if each in there}
-        same = {c.name: there.get(c.name.replace("_", "").lower()) for c in _ADDED}
-        kinds = {c.name: plain_type(c)._type_affinity for c in _ADDED}  # noqa: SLF001  # Text and VARCHAR are one kind
-        self._columns |= {name: c for name, c in same.items() if c is not None and isinstance(c.type, kinds[name])}
         self._deleted = [c for name, c in plain if name in _DELETED]
         self._check_columns()
         self._rows = self._make_rows()
@@ -187,9 +176,8 @@ class Source:
         """Returns a line for each column of a task, with the column of this table that it is made of."""
         kept = [_shown(c.name) for c in self._table.c if c.name not in self._mapped]
         origins = {name: _shown(c.name) for name, c in self._columns.items()} | {"kept_fields": ", ".join(kept)}
-        added = [c.name for c in _ADDED if c.name in origins]
-        names = [name for name in _NAMES if name in _tasks.c]
-        return [f"  {name}: {origins.get(name) or '-'}" for name in (*names, *added, "kept_fields")]
+        names = [name for name in (*_NAMES, "kept_fields") if name in _tasks.c]
+        return [f"  {name}: {origins.get(name) or '-'}" for name in names]
 
     def count(self) -> int:
         """Returns the number of rows."""
@@ -259,9 +247,9 @@ class Source:
             (row.is_no_jsonb, "a JSON value cannot be kept"),
             *((finds(sa.literal_column(f"'{path}'")), reason) for path, reason in _UNKEPT.items()),
         ]
-        rules = sorted((str(each.name), each) for each in _tasks.constraints if isinstance(each, sa.CheckConstraint))
+        rules: Any = {rule.name: rule for rule in _tasks.constraints}
         broken: list[Any] = [
-            (sa.literal_column(f"NOT ({rule.sqltext})"), _REASONS.get(name, name)) for name, rule in rules
+            (sa.literal_column(f"NOT ({rules[name].sqltext})"), reason) for name, reason in _REASONS.items()
         ]
         return sa.select(*row, sa.case(*reasons, *broken).label("reason")).subquery()
 
@@ -278,7 +266,6 @@ class Source:
             "title": self._text("title"),
             "description": self._text("description"),
             "completed": sa.case((word.in_(_COMPLETED), sa.true()), (word.in_(_OPEN), sa.false())),
-            **{c.name: sa.func.coalesce(sa.cast(self._column(c.name), c.type), _default(c)) for c in _ADDED},
             "created_at": sa.func.coalesce(created, updated, completed),
             "updated_at": sa.func.coalesce(updated, sa.func.greatest(created, completed)),
             "kept_fields": sa.case((is_no_jsonb, sa.null()), else_=self._kept_fields()),
@@ -287,14 +274,11 @@ class Source:
         }
 
     def _text(self, name: str) -> Any:
-        return sa.cast(self._column(name), sa.Text)
-
-    def _column(self, name: str) -> Any:
-        return self._columns.get(name, sa.null())
+        return sa.cast(self._columns.get(name, sa.null()), sa.Text)
 
     def _time(self, name: str) -> Any:
         """Returns a time with a zone, that of the session if it has none, or infinity instead of one out of range."""
-        column = self._column(name)
+        column = self._columns.get(name, sa.null())
         time = sa.cast(column, sa.DateTime(timezone=True))
         return sa.case((column.between(*_SERVED), time), (column.is_not(None), _NO_TIME))
 

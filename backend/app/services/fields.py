@@ -16,7 +16,7 @@ from app.schemas.words import Sort
 _NO_JSON: Final = {"date", "datetime", "time", "timedelta", "uuid", "enum", "decimal", "tuple", "set", "frozenset"}
 _CONVERTERS: Final = {"function-before", "function-wrap", "function-plain"}  # validators that see the JSON first
 OTHER_PARAMETERS: Final = {"q", "sort", "sort_by", "order", "sort_order", "limit", "cursor"}  # of lists: no filters
-_TAKEN: Final = {"owner", "page_max", "after_key", "after_id"}
+_TAKEN: Final = {"owner", "page_max", "after_key", "after_id", "idempotent"}
 
 
 def check_fields() -> None:

@@ -93,7 +93,7 @@ _CLEARED: Final = frozenset(name for name in _CHANGED if _COLUMNS[name].nullable
 
 
 class _TimeText(TypeDecorator[date]):
-    """A date or time that is sent as text. For the driver, the first and the last of Python are infinite."""
+    """A date or time that is sent as text, because the driver takes Python's first and last one for infinite."""
 
     impl, cache_ok = Text, True
 
@@ -156,7 +156,7 @@ _DELETE: Final = _both(delete(Task).where(*_MATCHES_REQUEST).returning(*WIRE_COL
 
 
 def _earlier_task(*kept: Any) -> Any:
-    """Returns the SELECT of the task with an id, and of whether it is a new one with these values or modified since."""
+    """Returns the SELECT of a task. Its column `fits` says whether the task has these values or was modified since."""
     content = (_COLUMNS[name].is_not_distinct_from(_new(name)) for name in _CREATED)
     fits = or_(col(Task.updated_at) != col(Task.created_at), and_(*content, *kept)).label("fits")
     columns = (*WIRE_COLUMNS, KEPT_COLUMN) if kept else WIRE_COLUMNS
@@ -378,7 +378,7 @@ def entity_tag(task: WireTask) -> str:
 
 def _filters(query: TaskQuery) -> dict[str, Any]:
     """Returns the values of the requested filters by name, as parameters of the statement."""
-    asked = {name: getattr(query, name) for name in _FILTERS}
+    asked = {name: value for name, value in vars(query).items() if name in _FILTERS}
     asked["status"] = None if query.status == "all" else query.status == "completed"
     search = query.search or query.q
     asked["search"] = search and _pattern(search)

@@ -122,7 +122,7 @@ class TestErrors:
         assert "s3cret" not in "".join(traceback.format_exception(caught.value))
         assert await pid_of_fetch(db) == pid
 
-    async def test_a_violated_constraint_is_named_and_starts_no_probe(
+    async def test_a_violated_constraint_is_named_and_a_refused_value_starts_no_probe(
         self, db: Database, server: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         probes: list[bool] = []
@@ -131,6 +131,8 @@ class TestErrors:
 
         with pytest.raises(StatementError) as caught:
             await db.fetch(Statement("INSERT INTO bounded VALUES (1)", (), reads=False))
+        with pytest.raises(StatementError):
+            await db.fetch(TO_NUMBER, value="s3cret")
         assert await pid_of_fetch(db)
         before = [*probes]
         with pytest.raises(StatementError):  # the positive control

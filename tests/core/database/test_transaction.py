@@ -159,7 +159,10 @@ class TestBlock:
         ("state", "expected"),
         [
             *((state, ConflictError) for state in ("23001", "23503", "23505", "23P01")),
-            *((state, InvalidRequestError) for state in ("22000", "22001", "22003", "22007", "22008", "22021")),
+            *(
+                (state, InvalidRequestError)
+                for state in ("22000", "22001", "22003", "22007", "22008", "22009", "22021")
+            ),
             *((state, InvalidRequestError) for state in ("22P02", "22P05", "2201W", "2201X", "23514")),
             ("22012", StatementError),
         ],

@@ -196,7 +196,7 @@ class Database:
 
         Raises DatabaseUnavailableError in the place of a StatementError if something is known to be missing.
         """
-        if isinstance(error, OverloadedError) or getattr(error, "constraint", None):
+        if isinstance(error, OverloadedError) or getattr(error, "refusal", None):
             return
         cause = error.__cause__
         if faults.is_unprepared(cause):

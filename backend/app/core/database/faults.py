@@ -50,8 +50,11 @@ _NUMBER: Final = re.compile(r"\[Errno (\d+)\]")  # asyncio joins the errors of s
 _SERIALIZATION: Final = ("40001", "40P01")  # serialization failure, deadlock
 _ABORTED: Final = (*_SERIALIZATION, "55P03", "57014")  # also lock timeout, statement timeout
 _CONFLICTING: Final = ("23001", "23503", "23505", "23P01")  # restrict, foreign key, unique, exclusion
-# Too long, out of range, no date, invalid encoding, invalid text, LIMIT or OFFSET below 0; not null and check.
-_INVALID: Final = ("22000", "22001", "22003", "22007", "22008", "22021", "22P02", "22P05", "2201W", "2201X", "23")
+# Too long, out of range, no date, no offset, invalid encoding or text, LIMIT or OFFSET below 0; not null and check.
+_INVALID: Final = (
+    *("22000", "22001", "22003", "22007", "22008", "22009", "22021", "22P02", "22P05", "2201W", "2201X"),
+    "23",
+)
 
 
 class ConnectError(OSError):

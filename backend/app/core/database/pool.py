@@ -200,10 +200,6 @@ class SlotPool(Pool):
         while self._idle:
             self._idle.pop().record.invalidate()
 
-    def status(self) -> str:
-        """Returns the numbers of connections as a readable line."""
-        return f"{type(self).__name__}: {len(self._drivers)} connections, {len(self._idle)} of them idle"
-
     def numbers(self) -> PoolNumbers:
         """Returns the numbers of this moment. Any thread may call it."""
         return self._slots.numbers(len(self._idle))
