@@ -219,6 +219,29 @@ class TestSwitch:
             "b": 2,
         }
 
+    async def test_a_put_of_a_field_of_the_task_removes_the_kept_one_which_is_older(
+        self, keeping: Client, database: asyncpg.Connection, user: str, tasks: str
+    ) -> None:
+        """Otherwise the kept one of an earlier release would replace it when the kept ones are moved to the column."""
+        path = (await keeping.post(tasks, json={"title": "a"})).headers["Location"]
+        stored = []
+        for body in ({"completed": None}, {"description": None}, {"title": "b", "mood": 1}, {"completed": True}):
+            kept = '{"title": "x", "description": "x", "completed": "x"}'
+            await database.execute("UPDATE tasks SET kept_fields = $2 WHERE user_id = $1", user, kept)
+            await keeping.put(path, json=body)
+            text = await database.fetchval("SELECT kept_fields FROM tasks WHERE user_id = $1", user)
+            stored.append(sorted(json.loads(text)))
+        await database.execute("""UPDATE tasks SET kept_fields = '{"title": "x"}' WHERE user_id = $1""", user)
+        await keeping.put(path, json={"title": "c"})
+
+        assert stored == [
+            ["completed", "description", "title"],
+            ["completed", "title"],
+            ["completed", "description", "mood"],
+            ["description", "title"],
+        ]
+        assert await database.fetchval("SELECT kept_fields FROM tasks WHERE user_id = $1", user) is None
+
     async def test_the_document_says_so(self, keeping: Client, client: Client) -> None:
         on, off = [(await each.get("/openapi.json")).json() for each in (keeping, client)]
 
