@@ -119,8 +119,9 @@ class TestPatches:
 
     def test_its_section_says_how_long_it_is_and_shows_only_lines_that_it_has(self, patch: Path) -> None:
         section = sections()[patch.stem]
-        results = [[line[1:].strip() for line in lines if line[0] != "-"] for lines in files_of(patch).values()]
-        blocks = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        kept = [[line[1:].strip() for line in lines if line[0] != "-"] for lines in files_of(patch).values()]
+        results = [[line.removeprefix('op.execute(r"""') for line in lines] for lines in kept]
+        blocks = re.findall(r"^```(?:python|sql)\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
 
         assert re.findall(r"\b(\d+) changed lines\b", section) == [str(cost_of(patch))]
         assert blocks
