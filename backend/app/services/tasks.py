@@ -142,8 +142,8 @@ _UPDATE: Final = _both(
     .values(updated_at=_NEXT_VERSION, **{name: _changed(name) for name in _CHANGED})
     .returning(*WIRE_COLUMNS),
     reads=False,
-    # Name by name. `||` is NULL if one of the two is. A value that an earlier release has kept of a field that is set now
-    # is removed, or it would be moved to the column later (docs/extend.md).
+    # Name by name. `||` is NULL if one of the two is. What an earlier release has kept of a field that is set now is
+    # removed, or it would be moved to the column later (docs/extend.md).
     kept_fields=func.nullif(
         func.coalesce(col(Task.kept_fields).op("||")(_NEW_KEPT), _NEW_KEPT, col(Task.kept_fields)).op("-")(
             bindparam("sent", type_=ARRAY(Text))
