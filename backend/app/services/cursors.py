@@ -6,12 +6,11 @@ from.
 
 import enum
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from hashlib import blake2b
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -137,17 +136,11 @@ def decode_cursor(cursor: str, sort: str, scope: str, key: SortKey) -> Position:
 
 
 # By the type of a key. A time stays text.
-_READERS: Final[Mapping[type, Callable[[str], object]]] = MappingProxyType(
-    {
-        str: str,
-        int: int,
-        bool: {"True": True, "False": False}.__getitem__,
-        Decimal: Decimal,
-        datetime: str,
-        date: str,
-        UUID: UUID,
-    }
-)
+_READERS: Final[dict[type, Callable[[str], object]]] = {
+    **dict.fromkeys((str, datetime, date), str),
+    **{kind: kind for kind in (int, Decimal, UUID)},
+    bool: {"True": True, "False": False}.__getitem__,
+}
 
 
 def _with_checksum(content: bytes, sort: str, scope: str) -> str:
