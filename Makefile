@@ -80,7 +80,7 @@ chaos: install ## Inject faults under load for some minutes, and check what clie
 	CHAOS_ROUNDS=10 $(PYTEST) tests/chaos $(PARALLEL) --timeout=0 $(if $(K),-k "$(K)")
 
 recipes: install ## Refresh the patches in examples; R=name also opens that one, or a new one, in .data/recipes
-	$(BIN)/python -m tests.recipes $(R)
+	@$(BIN)/python -m tests.recipes "$$R"
 
 check: install ## Check format, lint, types, imports, known vulnerabilities, migrations and docs/openapi.json
 	$(BIN)/ruff format --check .
