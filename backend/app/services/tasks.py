@@ -142,8 +142,14 @@ _UPDATE: Final = _both(
     .values(updated_at=_NEXT_VERSION, **{name: _changed(name) for name in _CHANGED})
     .returning(*WIRE_COLUMNS),
     reads=False,
-    # Name by name. `||` is NULL if one of the two is.
-    kept_fields=func.coalesce(col(Task.kept_fields).op("||")(_NEW_KEPT), _NEW_KEPT, col(Task.kept_fields)),
+    # Name by name. `||` is NULL if one of the two is. What an earlier release has kept of a field that is set now is
+    # removed, or it would be moved to the column later (docs/extend.md).
+    kept_fields=func.nullif(
+        func.coalesce(col(Task.kept_fields).op("||")(_NEW_KEPT), _NEW_KEPT, col(Task.kept_fields)).op("-")(
+            bindparam("sent", type_=ARRAY(Text))
+        ),
+        literal_column("'{}'::jsonb"),
+    ),
 )
 _COMPLETE: Final = _both(
     update(Task)
@@ -307,7 +313,7 @@ async def update_task(
     values: dict[str, Any] = {f"new_{name}": changes.get(name) for name in _CHANGED}
     values |= {f"sets_{name}": name in sent for name in _CLEARED}
     if db.keeps:
-        values["kept"] = kept_text(kept)
+        values |= {"kept": kept_text(kept), "sent": [*sent]}
     return await _one(db, _UPDATE, user_id, task_id, conditions, **values)
 
 
