@@ -50,6 +50,13 @@ def expand(dsn: str) -> None:
 
 def partition(dsn: str) -> None:
     """Replace `tasks` with a table of the same columns, rules and keys that is partitioned by the hash of the owner."""
+    foreign = (
+        "SELECT conrelid::regclass, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE contype = 'f' AND confrelid = 'tasks'::regclass"  # of tables that extend ours
+    )
+    rules = execute(dsn, foreign)
+    for owner, name, _ in rules:
+        execute(dsn, f"ALTER TABLE {owner} DROP CONSTRAINT {name}")
     execute(dsn, "ALTER TABLE tasks RENAME TO whole")
     execute(dsn, "CREATE TABLE tasks (LIKE whole INCLUDING ALL) PARTITION BY HASH (user_id)")
     for number in range(PARTITIONS):
@@ -57,6 +64,8 @@ def partition(dsn: str) -> None:
         execute(dsn, f"CREATE TABLE tasks_{number} PARTITION OF tasks {bounds}")
     execute(dsn, "INSERT INTO tasks SELECT * FROM whole")
     execute(dsn, "DROP TABLE whole")
+    for owner, name, rule in rules:
+        execute(dsn, f"ALTER TABLE {owner} ADD CONSTRAINT {name} {rule}")
 
 
 @contextmanager

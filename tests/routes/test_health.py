@@ -75,7 +75,11 @@ class TestWithDatabase:
 
     @pytest.mark.parametrize(
         "change",
-        ["DROP TABLE tasks", "ALTER TABLE tasks DROP COLUMN description", "ALTER TABLE tasks RENAME title TO name"],
+        [
+            "DROP TABLE tasks CASCADE",
+            "ALTER TABLE tasks DROP COLUMN description",
+            "ALTER TABLE tasks RENAME title TO name",
+        ],
     )
     async def test_without_the_tables_of_this_release_a_service_is_not_ready_and_requests_are_503(
         self, own: str, change: str

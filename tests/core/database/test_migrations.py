@@ -214,7 +214,7 @@ class TestLaterRelease:
             "ALTER TABLE tasks ALTER COLUMN created_at DROP DEFAULT",
             "ALTER TABLE tasks ADD COLUMN needed integer NOT NULL",
             "CREATE UNIQUE INDEX ON tasks (user_id, title)",
-            "DROP TABLE tasks",
+            "DROP TABLE tasks CASCADE",  # with the foreign keys of tables that extend ours
             "INSERT INTO tasks_api_version VALUES ('0001')",
         ],
     )

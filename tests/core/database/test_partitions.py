@@ -16,7 +16,7 @@ from app.core.database.migrations import migrate
 from app.schemas.words import Sort
 from app.services import tasks
 from tests.deployments import PARTITIONS, partition
-from tests.support import connected, new_database
+from tests.support import connected, execute, new_database
 
 TASK_ID: Final = UUID("019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa")
 NOW: Final = "2026-11-25T00:00:00.000000Z"
@@ -32,6 +32,7 @@ VALUES: Final[dict[str, Any]] = {
     "limit": 21,
     "page_max": 10**6,
 }
+FOREIGN_KEY: Final = "FOREIGN KEY (user_id, task_id) REFERENCES tasks (user_id, id)"  # of a table that extends ours
 PAGES: Final = [
     tasks._page(sort, frozenset(filters), resumed=resumed)  # noqa: SLF001  # the only statements made on demand
     for sort in get_args(Sort)
@@ -57,6 +58,7 @@ async def scans(database: asyncpg.Connection, sql: str, names: tuple[str, ...]) 
 def partitioned(dsn: str) -> Iterator[str]:
     with new_database(dsn, "partitioned") as partitioned:
         migrate(partitioned)
+        execute(partitioned, f"CREATE TABLE notes (user_id text, task_id uuid, {FOREIGN_KEY} ON DELETE CASCADE)")
         partition(partitioned)
         yield partitioned
 
