@@ -79,8 +79,8 @@ fuzz: install ## Test the parsers with a million generated inputs
 chaos: install ## Inject faults under load for some minutes, and check what clients recorded; K=word narrows
 	CHAOS_ROUNDS=10 $(PYTEST) tests/chaos $(PARALLEL) --timeout=0 $(if $(K),-k "$(K)")
 
-recipes: install ## Refresh the patches in examples; R=name also opens that one, or a new one, in .data/recipes
-	$(BIN)/python -m tests.recipes $(R)
+recipes: openapi ## Refresh the patches in examples; R=name also opens that one, or a new one, in .data/recipes
+	@$(BIN)/python -m tests.recipes "$$R"
 
 check: install ## Check format, lint, types, imports, known vulnerabilities, migrations and docs/openapi.json
 	$(BIN)/ruff format --check .
@@ -115,7 +115,7 @@ migrate: .venv ## Upgrade the database to the newest revision
 	$(BIN)/alembic upgrade head
 
 openapi: install ## Write docs/openapi.json
-	@$(OPENAPI) > docs/openapi.json
+	@document=$$($(OPENAPI)) && printf '%s\n' "$$document" > docs/openapi.json
 
 kubernetes: install-ci ## Write deploy/kubernetes.yaml
 	@$(BIN)/python -m tests.chart > deploy/kubernetes.yaml

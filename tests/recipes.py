@@ -15,6 +15,7 @@ from tests.copies import ENVIRONMENT, copy_tree, git, take_tree
 
 _DOCUMENT: Final = "docs/openapi.json"  # is generated, so nobody mends it
 _OPENED: Final = ".git/opened.patch"  # the patch when the recipe was opened or written last
+_NAME: Final = re.compile(r"[A-Za-z\d][\w-]*", re.ASCII)  # of a folder below .data/recipes
 _VERSIONS: Final = "alembic/versions"
 _ID: Final = 'revision = "'
 _IDS: Final = re.compile(r'^(Revision ID: |Revises: |(?:down_)?revision = ")(\w+)', re.MULTILINE)
@@ -40,6 +41,8 @@ def main(root: Path, name: str = "") -> int:
 
 
 def _refresh(root: Path, name: str, *, keep: bool) -> str:
+    if not _NAME.fullmatch(name):
+        raise RecipeError("this is no name for a recipe. Take letters, digits and hyphens, as in due-date.")
     patch, copy = root / f"examples/{name}.patch", root / ".data/recipes" / name
     _bring_up_to_date(root, patch, copy)
     shown = copy.relative_to(root)

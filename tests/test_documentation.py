@@ -241,6 +241,9 @@ class TestTables:
 
         assert [(name, default) for name, default, _ in read_table(API, "Parameter")] == expected
 
+    def test_the_fields_of_tasks_are_as_listed(self) -> None:
+        assert [name for name, *_ in read_table(API, "Field")] == [*TaskResponse.model_fields]
+
     def test_the_types_of_errors_are_as_listed(self) -> None:
         classes = [each for each in vars(errors).values() if hasattr(each, "kind")]
         expected = {(f"urn:problem-type:{each.kind}", str(each.status)) for each in classes}

@@ -119,8 +119,9 @@ class TestPatches:
 
     def test_its_section_says_how_long_it_is_and_shows_only_lines_that_it_has(self, patch: Path) -> None:
         section = sections()[patch.stem]
-        results = [[line[1:].strip() for line in lines if line[0] != "-"] for lines in files_of(patch).values()]
-        blocks = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        kept = [[line[1:].strip() for line in lines if line[0] != "-"] for lines in files_of(patch).values()]
+        results = [[line.removeprefix('op.execute(r"""') for line in lines] for lines in kept]
+        blocks = re.findall(r"^```(?:python|sql)\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
 
         assert re.findall(r"\b(\d+) changed lines\b", section) == [str(cost_of(patch))]
         assert blocks
@@ -256,6 +257,21 @@ class TestRefreshing:
 
         revision = project / ".data/recipes/ten/alembic/versions/recipe.py"
         assert revision.read_text() == REVISION.format("0003", "0002")
+
+    def test_a_name_that_leads_out_of_the_folder_is_refused(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """`..` would commit what is in the project, and `../x` would write a copy and a patch elsewhere."""
+        change(project, "line 01", "one")
+        names = ["..", ".", "../x", str(project.parent / "x"), "a/b", "a b", ".x", "-x", "ten.patch"]
+
+        assert [main(project, name) for name in names] == [1] * len(names)
+
+        refusal = "this is no name for a recipe. Take letters, digits and hyphens, as in due-date."
+        assert capsys.readouterr().out.splitlines()[-len(names) :] == [f"{name}: {refusal}" for name in names]
+        assert git(project, "status", "--porcelain").stdout == " M code\n"
+        assert not (project / ".data").exists()
+        assert [*project.parent.iterdir()] == [project]
 
     def test_no_change_of_a_file_that_is_gone_is_lost(self, project: Path) -> None:
         (project / "code").rename(project / "moved")

@@ -330,7 +330,7 @@ class TestDocument:
             if "example" in schema or ("properties" in schema and name.startswith(("Task", "Completion", "Problem"))):
                 example = schema.get("example", {}).keys()
                 fits = {*schema.get("required", ())} <= example <= schema["properties"].keys() and bool(example)
-                assert fits, f'{name} needs json_schema_extra={{"example": ...}} with its required fields'
+                assert fits, f"{name} needs an example (json_schema_extra), without None, with its required fields"
 
     async def test_no_optional_header_has_an_example(self, document: dict[str, Any]) -> None:
         """Swagger UI would send the example, so every task created in it would have the same Idempotency-Key."""

@@ -207,6 +207,22 @@ class TestSwitch:
         assert listed == [off[-1].json()]
         assert typed(kept(await keeping.get(path))) == typed(SENT)
 
+    async def test_a_change_removes_kept_values_of_the_names_it_sets(
+        self, database: asyncpg.Connection, keeping: Client, user: str, path: str
+    ) -> None:
+        """So the UPDATE of docs/extend.md, which moves kept values, only moves newer ones. A null may set nothing."""
+        older = """UPDATE tasks SET kept_fields = '{"completed": "x", "description": "y", "b": 2}' WHERE user_id = $1"""
+        await database.execute(older, user)
+        stored = "SELECT kept_fields::text FROM tasks WHERE user_id = $1"
+
+        await keeping.put(path, json={"completed": None, "c": 3})
+        assert json.loads(await database.fetchval(stored, user)).keys() == {"completed", "description", "b", "c"}
+        await keeping.put(path, json={"description": None})
+        assert json.loads(await database.fetchval(stored, user)) == {"completed": "x", "b": 2, "c": 3}
+        await database.execute("""UPDATE tasks SET kept_fields = '{"title": "x"}' WHERE user_id = $1""", user)
+        await keeping.put(path, json={"title": "newer"})
+        assert await database.fetchval(stored, user) is None
+
     async def test_a_field_of_the_task_wins_over_a_kept_one_of_the_same_name(
         self, keeping: Client, database: asyncpg.Connection, user: str, tasks: str
     ) -> None:

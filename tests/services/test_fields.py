@@ -91,7 +91,10 @@ def test_a_validator_may_make_any_type_of_json(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("type_", "advice"),
-    [(JSONB(), "Give title columns of its own"), (sa.Enum(Size), r"Write sa_type=Enum\(Size, .* at Task.title")],
+    [
+        (JSONB(), "Give title columns of its own"),
+        (sa.Enum(Size), r"Write sa_type=Enum\(Size, native_enum=False, .* Task.title"),
+    ],
 )
 def test_a_column_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch, type_: Any, advice: str) -> None:
     monkeypatch.setattr(SQLModel.metadata.tables["tasks"].c.title, "type", type_)

@@ -39,7 +39,8 @@ def _check_column(name: str, type_: Any) -> None:
         raise TypeError(f"Give {name} columns of its own, or sa_type=ARRAY(Text): WireTask cannot have JSON.")
     if isinstance(type_, Enum) and type_.enum_class and type_.enums != [each.value for each in type_.enum_class]:
         kind = type_.enum_class.__name__
-        advice = f"sa_type=Enum({kind}, values_callable=lambda kind: [each.value for each in kind])"
+        # A native enum needs CREATE TYPE, which Alembic does not write for a new column.
+        advice = f"sa_type=Enum({kind}, native_enum=False, values_callable=lambda kind: [each.value for each in kind])"
         raise TypeError(f"Write {advice} at Task.{name}: the table has the names of {kind}, requests have the values.")
 
 
