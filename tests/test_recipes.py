@@ -8,8 +8,10 @@ import subprocess
 from contextlib import suppress
 from math import inf
 from pathlib import Path
+from time import sleep
 from typing import Any, Final
 
+import psutil
 import pytest
 
 from tests.copies import ENVIRONMENT, copy_tree, git
@@ -65,7 +67,7 @@ def cost_of(patch: Path) -> int:
 
 
 def run(copy: Path, *command: str, **environment: str) -> str:
-    """Returns the end of the output of a command that failed, else nothing. No process outlives a timeout."""
+    """Returns the end of the output of a command that failed, else nothing. No process outlives it."""
     options: dict[str, Any] = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.STDOUT,
@@ -75,18 +77,42 @@ def run(copy: Path, *command: str, **environment: str) -> str:
     with subprocess.Popen(command, cwd=copy, env=ENVIRONMENT | environment, **options) as process:
         try:
             output, _ = process.communicate(timeout=_TIMEOUT)
-        except BaseException:
+        except subprocess.TimeoutExpired:
+            return f"This did not end within {_TIMEOUT} s, or has left a process behind."
+        finally:
             _kill(process.pid, copy)
-            raise
     return "\n".join(output.splitlines()[-40:]) if process.returncode else ""
 
 
 def _kill(group: int, copy: Path) -> None:
     """A PostgreSQL has a session of its own."""
-    os.killpg(group, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
     for file in copy.rglob("postmaster.pid"):
         with suppress(ProcessLookupError):
             os.kill(int(file.read_text().split()[0]), signal.SIGQUIT)
+
+
+@pytest.mark.timeout(40)
+@pytest.mark.parametrize(
+    ("command", "timeout", "end"),
+    [
+        ("sleep 60 >/dev/null 2>&1 & echo $! >pid", 30, ""),
+        ("sleep 60 & echo $! >pid; exit 1", 1, "This did not end within 1 s, or has left a process behind."),
+    ],
+    ids=["quiet", "with the output"],
+)
+def test_no_process_of_a_command_outlives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, command: str, timeout: int, end: str
+) -> None:
+    monkeypatch.setattr("tests.test_recipes._TIMEOUT", timeout)
+
+    assert run(tmp_path, "sh", "-c", command) == end
+
+    with suppress(psutil.NoSuchProcess):
+        left = psutil.Process(int((tmp_path / "pid").read_text()))
+        while left.status() != psutil.STATUS_ZOMBIE:
+            sleep(0.05)
 
 
 @pytest.mark.ci
