@@ -80,23 +80,23 @@ class TestArguments:
         assert "s3cret" not in reply.text
 
 
-class NoteNotFoundError(NotFoundError):
+class OddNotFoundError(NotFoundError):
     """As somebody adds it with a resource."""
 
     __module__ = NotFoundError.__module__
-    kind = "note-not-found"
+    kind = "odd-not-found"
     detail = "There is no such note."
 
 
 @route("/notes/{note_id}")
-async def read_note(note_id: Annotated[UUID, or_missing(NoteNotFoundError)]) -> UUID:
+async def read_note(note_id: Annotated[UUID, or_missing(OddNotFoundError)]) -> UUID:
     return note_id
 
 
 async def test_an_id_in_the_path_that_is_no_uuid_is_the_404_of_its_own_resource(client: Client) -> None:
     found = problem_of(await client.get("notes/999"), 404)
 
-    assert (found["type"], found["detail"]) == ("urn:problem-type:note-not-found", "There is no such note.")
+    assert (found["type"], found["detail"]) == ("urn:problem-type:odd-not-found", "There is no such note.")
     assert (await client.get(f"notes/{UUID(int=1)}")).json() == str(UUID(int=1))
 
 

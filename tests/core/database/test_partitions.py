@@ -58,7 +58,7 @@ async def scans(database: asyncpg.Connection, sql: str, names: tuple[str, ...]) 
 def partitioned(dsn: str) -> Iterator[str]:
     with new_database(dsn, "partitioned") as partitioned:
         migrate(partitioned)
-        execute(partitioned, f"CREATE TABLE notes (user_id text, task_id uuid, {FOREIGN_KEY} ON DELETE CASCADE)")
+        execute(partitioned, f"CREATE TABLE extension (user_id text, task_id uuid, {FOREIGN_KEY} ON DELETE CASCADE)")
         partition(partitioned)
         yield partitioned
 

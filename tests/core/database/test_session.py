@@ -136,14 +136,14 @@ async def test_a_stored_object_has_its_attributes_in_the_order_of_its_class(db: 
     """FastAPI writes them in this order. SQLAlchemy's own differs from process to process."""
     now = datetime.now(UTC)
     values: dict[str, Any] = {"user_id": "ada", "id": uuid4(), "title": "Buy oat milk", "description": None}
-    values |= {"completed": False, "created_at": now, "updated_at": now, "kept_fields": None}
+    values |= {"completed": False, "created_at": now, "updated_at": now}
     async with db.session() as session:
         session.add(Task(**values))
         await session.flush()
         session.expunge_all()
         for expires in (False, True):
             task = await session.get_one(Task, ("ada", values["id"]))
-            assert [*task.model_dump()] == [*values], expires
+            assert [*task.model_dump()] == [*Task.model_fields], expires
             session.expire(task)
 
 
