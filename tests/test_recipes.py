@@ -27,6 +27,7 @@ BUDGETS: Final = {"priority": 40, "due-date": 40, "tags": 40, "projects-session"
 TESTS: Final = (
     "tests/core/database/test_expand_contract.py::TestRevisions",
     "tests/core/database/test_migrations.py::TestSchema",
+    "tests/core/database/test_partitions.py",
     "tests/http/test_access.py",
     "tests/routes/test_docs.py::TestDocument",
     "tests/test_documentation.py",

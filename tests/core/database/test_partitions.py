@@ -20,17 +20,14 @@ from tests.support import connected, execute, new_database
 
 TASK_ID: Final = UUID("019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa")
 NOW: Final = "2026-11-25T00:00:00.000000Z"
-VALUES: Final[dict[str, Any]] = {
-    "owner": "ada",
-    "task_id": TASK_ID,
-    "match": None,
-    "none_match": [NOW],
-    "status": True,
-    "completed": True,
-    "search": "milk",
-    "after_id": TASK_ID,
-    "limit": 21,
-    "page_max": 10**6,
+VALUES: Final[dict[str, Any]] = {"match": None, "none_match": [NOW], "search": "milk", "limit": 21, "page_max": 10**6}
+# By type, of the other parameters that are compared with a column, such as a filter that somebody adds.
+SAMPLES: Final[dict[str, Any]] = {
+    **dict.fromkeys(("text", "varchar"), NOW),
+    **dict.fromkeys(("int2", "int4", "int8", "float4", "float8", "numeric"), 1),
+    "bool": True,
+    "uuid": TASK_ID,
+    "text[]": [NOW],
 }
 FOREIGN_KEY: Final = "FOREIGN KEY (user_id, task_id) REFERENCES tasks (user_id, id)"  # of a table that extends ours
 PAGES: Final = [
@@ -42,15 +39,18 @@ PAGES: Final = [
 NAMED: Final = [value for value in vars(tasks).values() if isinstance(value, tuple)]
 PAIRS: Final = [value for value in NAMED if not isinstance(value, Statement)]  # without and with KEPT_COLUMN
 STATEMENTS: Final = [query for query in chain(PAGES, NAMED, *PAIRS) if isinstance(query, Statement)]
+COMPARED: Final = {"owner", "task_id", "after_key", "after_id", *tasks._FILTERS}  # noqa: SLF001
 SEARCHES: Final = [query for query in STATEMENTS if not query.sql.startswith("INSERT")]
 
 
 async def scans(database: asyncpg.Connection, sql: str, names: tuple[str, ...]) -> list[str]:
     """Returns the line of the plan for each scan of a partition."""
-    by_title = re.search(r"WHERE.* COLLATE .*ORDER BY", sql, re.DOTALL)
-    content = dict.fromkeys(name for name in names if name not in tasks._FILTERS)  # noqa: SLF001
-    values = {**content, **VALUES, "after_key": "Buy" if by_title else NOW}
-    plan = await database.fetch(f"EXPLAIN {sql}", *(values[name] for name in names))
+    query = await database.prepare(f"EXPLAIN {sql}")
+    values = [
+        VALUES[name] if name in VALUES else SAMPLES[parameter.name] if name in COMPARED else None
+        for name, parameter in zip(names, query.get_parameters(), strict=True)
+    ]
+    plan = await query.fetch(*values)
     return [line for [line] in plan if re.search(r"Scan .*on tasks_\d+ ", line)]
 
 
