@@ -4,8 +4,10 @@ the service understands beside what the document tells new clients to send.
 No name may have a NUL character, which code generators would not understand.
 """
 
+import json
 import os
 from http import HTTPStatus
+from pathlib import Path
 from time import time
 from typing import Any
 
@@ -21,7 +23,8 @@ _WRONG_ONE = {
     "contradicts the body",
     "must not contain a NUL character",  # in a name: values have a pattern
 }
-_SORTS = {f"{sign}{name}" for name in ("created_at", "updated_at", "title") for sign in ("", "-")}
+_LIST = json.loads(Path("openapi.json").read_text())["paths"]["/api/{user_id}/tasks"]["get"]
+_SORTS = next(each["schema"]["enum"] for each in _LIST["parameters"] if each["name"] == "sort")
 
 
 @auth(refresh_interval=None)
