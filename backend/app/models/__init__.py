@@ -19,6 +19,4 @@ SQLModel.metadata.naming_convention = {
 def _order_attributes(row: Any, *_: object) -> None:
     """Put the members of a reply in the order of the class. SQLAlchemy fills an object in the order of a set."""
     attributes = vars(row)
-    for name in type(row).model_fields:
-        if name in attributes:
-            attributes[name] = attributes.pop(name)
+    attributes |= {name: attributes.pop(name) for name in type(row).model_fields if name in attributes}
