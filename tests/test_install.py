@@ -326,7 +326,7 @@ class TestInterrupt:
         with process:
             os.killpg(process.pid, sent)
             printed = process.stdout.read() if process.stdout else ""
-        assert process.returncode == -sent
+        assert process.returncode == -sent, printed
         return printed
 
     def test_make_run_ends_without_a_word(self, project: Project) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Final
 
 import asyncpg
@@ -67,8 +68,7 @@ def start(own: str, tmp_path: Path) -> Iterator[StartService]:
     with ExitStack() as services:
 
         def start(port: int = 0, workers: int = 1, shutdown_timeout: int = 600, backend: Path = BACKEND) -> Service:
-            directory = tmp_path / f"start-{free_port()}"
-            directory.mkdir()
+            directory = Path(mkdtemp(prefix="start-", dir=tmp_path))
             settings = {"SHUTDOWN_TIMEOUT": str(shutdown_timeout), "WEB_CONCURRENCY": str(workers)}
             settings["DATABASE_URL"] = own
             service = Service(directory, settings, port=port, module="tests.patient", backend=backend)
