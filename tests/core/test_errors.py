@@ -1,6 +1,5 @@
 """The classes of errors, and their texts. Many frontends show `detail` to their users."""
 
-import gc
 import inspect
 import re
 from collections.abc import Iterator
@@ -62,4 +61,3 @@ def test_an_error_that_the_document_would_not_have_or_a_reply_could_not_be_made_
 ) -> None:
     with pytest.raises(TypeError, match=r"^GoneError needs a status, and a kind that no other error has, and belongs"):
         type("GoneError", (base,), {"__module__": errors.__name__, **members})
-    gc.collect()  # or other tests would see a subclass

@@ -68,18 +68,18 @@ class AppError(Exception):
     headers_always: ClassVar[Mapping[str, str]] = MappingProxyType({})
     errors: tuple[FieldError, ...] = ()
     reason: str | None = None  # only for the log
-    kinds: ClassVar[list[str]] = []  # of all errors
+    classes: ClassVar[dict[str, type["AppError"]]] = {}  # of all errors, by kind
 
     def __init_subclass__(cls, *, is_base: bool = False) -> None:
         """Complete the class. `is_base` means that only its subclasses are raised."""
         if is_base:
             return
         kind = vars(cls).get("kind")
-        if not (kind and hasattr(cls, "status")) or kind in cls.kinds or cls.__module__ != __name__:
+        if not (kind and hasattr(cls, "status")) or kind in cls.classes or cls.__module__ != __name__:
             raise TypeError(
                 f"{cls.__name__} needs a status, and a kind that no other error has, and belongs in {__name__}"
             )
-        cls.kinds.append(kind)
+        cls.classes[kind] = cls
         if not hasattr(cls, "title"):
             cls.title = kind.replace("-", " ").capitalize()
         if not hasattr(cls, "detail"):

@@ -160,10 +160,10 @@ async def _answer_validation_error(request: Request, error: RequestValidationErr
     if found and found[0].get("type") == "json_invalid" and found[0].get("loc", ())[:1] == ("body",):
         reason = found[0].get("ctx", {}).get("error", "")
         return await answer_app_error(request, errors.MalformedBodyError(f"The body is not JSON: {reason}."))
-    missing = {each.kind: each for each in errors.NotFoundError.__subclasses__()}
-    for kind in (each.get("type") for each in found):
-        if kind in missing:  # see `or_missing`
-            return await answer_app_error(request, missing[kind]().because("not a UUID"))
+    for each in found:
+        missing = errors.AppError.classes.get(each.get("type", ""))
+        if missing and issubclass(missing, errors.NotFoundError):  # see `or_missing`
+            return await answer_app_error(request, missing().because("not a UUID"))
     return await answer_app_error(request, errors.InvalidRequestError(map(field_error, found[:ERRORS_MAX])))
 
 

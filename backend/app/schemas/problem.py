@@ -12,7 +12,7 @@ REQUEST_ID_PATTERN: Final = "^[A-Za-z0-9._=@+-]{1,128}$"
 EXAMPLE_ID: Final = "3f0c2a7e9d4b4c56b1a8e0d2f6c7a915"
 
 _PRINTABLE_ASCII: Final = "^[ -~]+$"
-_URNS: Final = {kind: f"urn:problem-type:{kind}" for kind in AppError.kinds}
+_URNS: Final = {kind: f"urn:problem-type:{kind}" for kind in AppError.classes}
 
 # A generated client with a misspelt type does not compile. (mypy cannot know these members.)
 ProblemType = StrEnum("ProblemType", {"about-blank": "about:blank", **_URNS})  # type: ignore[misc]
