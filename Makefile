@@ -92,7 +92,7 @@ check: install ## Check format, lint, types, imports, known vulnerabilities, mig
 	$(BIN)/alembic -x embedded=.data/check upgrade head
 	$(BIN)/alembic -x embedded=.data/check check
 	@$(OPENAPI) | diff -u docs/openapi.json - || { echo "The API differs from docs/openapi.json; make openapi writes it."; exit 1; }
-	$(BIN)/pip-audit --requirement requirements-embedded.txt --requirement requirements-otel.txt --disable-pip --no-deps --progress-spinner=off --desc=off
+	$(BIN)/pip-audit --requirement requirements-embedded.txt --requirement requirements-otel.txt --requirement requirements-mcp.txt --disable-pip --no-deps --progress-spinner=off --desc=off
 
 # Fastify needs Node.js.
 benchmarks/fastify/$(NODE_MODULES): benchmarks/fastify/package-lock.json

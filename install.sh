@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-}
 uv=$(command -v uv) || uv=
 stamp=.venv/installed
 service=$(cat requirements.txt requirements-embedded.txt && echo "# run")
-tests=$service$(cat requirements-otel.txt requirements-dev.txt)
+tests=$service$(cat requirements-otel.txt requirements-mcp.txt requirements-dev.txt)
 case ${1:-} in
     run) wanted=$service file=requirements-embedded.txt size=180 ;;
     dev) wanted=$tests file=requirements-dev.txt size=630 ;;

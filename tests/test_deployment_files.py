@@ -238,12 +238,12 @@ class TestDockerfile:
         assert patterns == ["*", *(f"!{name}" for name in copied), "**/__pycache__", "**/*.pyc"]
 
     def test_the_service_imports_only_packages_of_its_requirements(self) -> None:
-        """Only telemetry needs requirements-otel.txt."""
+        """Only telemetry needs requirements-otel.txt, and only the tools for agents need requirements-mcp.txt."""
         modules = [*(ROOT / "backend").rglob("*.py"), *(ROOT / "alembic").rglob("*.py")]
         names = {
             name for path in modules for name in re.findall(r"^ *(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
         }
-        files = "".join((ROOT / f"requirements{name}.txt").read_text() for name in ("", "-otel"))
+        files = "".join((ROOT / f"requirements{name}.txt").read_text() for name in ("", "-otel", "-mcp"))
         requirements = files.lower().replace("_", "-")
         pinned = {*re.findall(r"^([\w-]+).*==", requirements, re.MULTILINE)}
         provided = {name: by for name, by in packages_distributions().items() if name in names}

@@ -52,6 +52,7 @@ class Project:
         self.write("requirements.txt", "# service\n")
         self.write("requirements-embedded.txt", "# embedded\n-r requirements.txt\n")
         self.write("requirements-otel.txt", "# otel\n-r requirements.txt\n")
+        self.write("requirements-mcp.txt", "# mcp\n-r requirements.txt\n")
         self.write("requirements-dev.txt", "# dev\n-r requirements-embedded.txt\n")
         self.write("requirements-ci.txt", "# ci\n-r requirements-dev.txt\n")
         self.write("backend/app/__main__.py", APP)
@@ -352,12 +353,14 @@ class TestInterrupt:
 
 class TestFiles:
     def test_each_requirement_is_pinned_and_in_one_file_and_the_last_file_includes_all(self) -> None:
-        files = [(ROOT / f"requirements{name}.txt").read_text() for name in ("", "-embedded", "-otel", "-dev", "-ci")]
+        files = [
+            (ROOT / f"requirements{name}.txt").read_text() for name in ("", "-embedded", "-otel", "-mcp", "-dev", "-ci")
+        ]
         lines = [re.findall(r"^[^#\n-].*", text, re.MULTILINE) for text in files]
         included = [re.findall(r"^-r (.*)", text, re.MULTILINE) for text in files]
         names = [re.sub(r"(\[.*\])?==[\w.]+(; .*)?$", "", line).lower() for line in chain(*lines)]
 
-        assert included[:3] == [[], ["requirements.txt"], ["requirements.txt"]]
-        assert included[3:] == [["requirements-embedded.txt", "requirements-otel.txt"], ["requirements-dev.txt"]]
+        optional = ["requirements-embedded.txt", "requirements-otel.txt", "requirements-mcp.txt"]
+        assert included == [[], *[["requirements.txt"]] * 3, optional, ["requirements-dev.txt"]]
         assert len({*names}) == len(names)
         assert [name for name in names if not re.fullmatch(r"[\w.-]+", name)] == []

@@ -62,7 +62,7 @@ class TasksAPI(FastAPI):
         if not self._native_telemetry.enabled():  # FastAPI would look for providers in each request, which takes 7 µs
             self._telemetry["tracing"] = self._telemetry["metrics"] = False
         app: ASGIApp = FastLane(AsyncExitStackMiddleware(self.router), self)
-        app = AuthorizationMiddleware(app, self.routes)
+        app = AuthorizationMiddleware(app, self.routes, self._settings.public_url)
         if self._telemetry["tracing"]:
             app = ExceptionTelemetryMiddleware(app)
         if self.user_middleware:
@@ -88,6 +88,7 @@ class TasksAPI(FastAPI):
 class _State(TypedDict):
     database: Database
     tokens: TokenVerifier | None
+    tools: Any  # of app.routes.mcp, which is imported only with the setting MCP
 
 
 def create_app(settings: Settings | None = None, *, bounded: bool = False) -> FastAPI:
@@ -122,6 +123,8 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
     app.include_router(tasks.router)
     app.include_router(health.router)
     app.include_router(docs.router)
+    if settings.serves_tools:
+        app.include_router(_mcp().router_of(settings))
     check_routes(app.router)
     return app
 
@@ -171,15 +174,33 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
         telemetry.observe_pool(database.pool_numbers)
         try:
             await database.check()
-            async with _verifier(settings) as tokens:
+            async with _verifier(settings) as tokens, _tools(settings) as tools:
                 _freeze_startup_objects()
-                yield {"database": database, "tokens": tokens}
+                yield {"database": database, "tokens": tokens, "tools": tools}
         finally:
             flushing = asyncio.create_task(telemetry.flush())
             await database.close()
             await flushing
 
     return lifespan
+
+
+def _mcp() -> Any:
+    """Returns the module `app.routes.mcp`, whose import takes half a second and needs requirements-mcp.txt."""
+    from app.routes import mcp  # noqa: PLC0415  # see above
+
+    return mcp
+
+
+@asynccontextmanager
+async def _tools(settings: Settings) -> AsyncIterator[Any]:
+    """Yields the entry to the tools for agents, None if they are off. A mounted application has no lifespan."""
+    if settings.serves_tools:
+        manager = _mcp().session_manager()
+        async with manager.run():
+            yield manager
+    else:
+        yield None
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Settings, read once from the environment and `.env`. README.md and .env.example repeat their descriptions."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -37,6 +38,7 @@ _NO_CLAIM: Final = re.compile(r"(?i:\[|\*\Z|(?!(?-i:unchecked))unchecked\Z)")
 _CLAIM_PATH: Final = re.compile(r"(?!.*://.*\.)[^.\s]+(\.[^.\s]+)*")  # a URL with a dot would be taken for nested names
 _DIRECTORY: Final = re.compile(r"(?!\$|\w{2,}:/).*")  # a path has one slash where a URL has two
 _ROOT_PATH: Final = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._~-]+)*/?")
+_WEB_ISSUER: Final = re.compile("https?://")
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
 
 
@@ -116,6 +118,27 @@ def _root_path(path: str) -> str:
 
 def _log_level(level: str) -> str:
     return {"warn": "warning"}.get(level.lower(), level.lower())
+
+
+def _mcp(switch: str) -> str:
+    if switch == "on" and find_spec("mcp_types") is None:  # older versions of the SDK do not have it
+        raise ValueError("needs the packages of requirements-mcp.txt, see docs/agents.md")
+    return switch
+
+
+def _public_url(url: str | None, info: ValidationInfo) -> str | None:
+    """Without MCP the name may belong to something else, such as a frontend."""
+    if url is None or info.data.get("mcp", "off") == "off":
+        return None
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc}"
+    if url != origin + parts.path or not _ROOT_PATH.fullmatch(parts.path):
+        raise ValueError("must be a URL such as https://tasks.example.com or https://example.com/svc")
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        raise ValueError("must begin with https://, or tokens could be read on their way")
+    if not _WEB_ISSUER.match(info.data.get("auth_issuer", "https://") or ""):
+        raise ValueError("needs AUTH_ISSUER beside it, and there the URL of the issuer, where agents get their token")
+    return check_origin(origin) + parts.path.rstrip("/")
 
 
 def _dsn(secret: SecretStr) -> SecretStr:
@@ -242,6 +265,15 @@ class Settings(BaseSettings):
         "at most 20 and 4 KiB.",
     )
 
+    mcp: Annotated[Literal["on", "off"], AfterValidator(_mcp)] = Field(
+        default="off",
+        description="Set `on` to serve the operations as tools for agents at `/mcp`. Needs requirements-mcp.txt.",
+    )
+    public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
+        default=None,
+        description="URL of this service for agents, such as `https://tasks.example.com`: they learn the issuer there.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _unwraps(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +287,10 @@ class Settings(BaseSettings):
         for name in sorted(self.model_fields_set):
             if name.startswith("auth_") and not self.authenticates:
                 raise ValueError(f"{name.upper()}: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it")
+        if self.serves_tools and not self.authenticates:
+            raise ValueError(
+                "MCP: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it, because a tool acts for the user of a token"
+            )
         return self
 
     @property
@@ -266,6 +302,11 @@ class Settings(BaseSettings):
     def keeps(self) -> bool:
         """Whether unknown fields of bodies are stored."""
         return self.unknown_fields == "keep"
+
+    @property
+    def serves_tools(self) -> bool:
+        """Whether agents are served at `/mcp`."""
+        return self.mcp == "on"
 
     @property
     def embedded_postgres_path(self) -> Path:

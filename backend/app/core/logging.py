@@ -25,7 +25,7 @@ _RETRY_TIME: Final = 1  # seconds
 _END: Final = b""
 # httpx, httpcore and urllib3 log the URLs of keys and collector and quote replies, SQLAlchemy logs each lost connection
 # under the name of the pool, and the others report each step of a start.
-QUIET: Final = ("httpx", "httpcore", "urllib3", "app.core.database.pool", "uvicorn", "alembic")
+QUIET: Final = ("httpx", "httpcore", "urllib3", "app.core.database.pool", "uvicorn", "alembic", "mcp")
 
 
 class JsonFormatter(logging.Formatter):

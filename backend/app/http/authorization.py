@@ -1,10 +1,11 @@
-"""Authorization. It runs for every path under `/api` before a route is chosen, so no route can forget it."""
+"""Authorization. It runs for every path under `/api` and `/mcp` before a route is chosen, so no route can forget it."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException
@@ -20,6 +21,7 @@ from app.core import errors
 from app.core.database import USER
 from app.core.security.loopback import is_loopback
 
+MCP_PATH: Final = "/mcp"
 _USER: Final = "{user_id}"
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
 _BY_DEVELOPMENT_SERVERS: Final = frozenset({"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
@@ -46,7 +48,7 @@ class NotStartedError(RuntimeError):
 
 
 def public(endpoint: _T) -> _T:
-    """Returns `endpoint`, marked as open to everybody. It is a handler or a mounted application outside `/api`."""
+    """Returns `endpoint`, marked as open to everybody: a handler or a mounted application outside `/api` and `/mcp`."""
     endpoint.public_mark = endpoint  # type: ignore[attr-defined]  # not True: functools.wraps would copy it
     return endpoint
 
@@ -59,9 +61,15 @@ async def current_user(connection: HTTPConnection) -> str:
     return user_id
 
 
-def is_api(path: str) -> bool:
+def needs_token(path: str) -> bool:
     """Returns whether the path needs a token."""
-    return path == "/api" or path.startswith("/api/")
+    return path in {"/api", MCP_PATH} or path.startswith(("/api/", f"{MCP_PATH}/"))
+
+
+def metadata_url(public_url: str) -> str:
+    """Returns the URL of the metadata of `/mcp`: the well-known path precedes the path (RFC 9728 section 3.1)."""
+    parts = urlsplit(public_url)
+    return f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource{parts.path}{MCP_PATH}"
 
 
 def is_public(context: RouteContext) -> bool:
@@ -84,21 +92,21 @@ def check_routes(router: APIRouter) -> None:
 
 def _access_problem(context: RouteContext) -> str | None:
     path = context.path or ""
-    if not is_api(path):
+    if not needs_token(path):
         return None if is_public(context) else "is outside /api; move it there, or declare it with @public"
     if is_public(context):
-        return "is under /api, which always asks for a token; move it elsewhere to have it public"
+        return "is under /api or /mcp, which always ask for a token; move it elsewhere to have it public"
     if path.split("/")[2:3] == [_USER] or _acts_for_token_user(context):
         return None
     return "must begin with /api/{user_id}, or with a word after /api and take CurrentUser (app.routes.deps)"
 
 
 def _acts_for_token_user(context: RouteContext) -> bool:
-    """Whether the route takes `CurrentUser`, and a fixed word follows `/api` in its path."""
+    """Whether the route takes `CurrentUser`, and its path is `/mcp` or has a fixed word after `/api`."""
     dependant: Dependant | None = getattr(context, "dependant", None)
     takes = dependant is not None and any(each.call is current_user for each in all_dependants(dependant))
     path = context.path or ""
-    return takes and re.match("/api/[^{/]", path) is not None and _USER not in path
+    return takes and re.match("/mcp|/api/[^{/]", path) is not None and _USER not in path
 
 
 def _shadow(context: RouteContext, contexts: Iterable[RouteContext]) -> str | None:
@@ -134,26 +142,30 @@ def all_dependants(dependant: Dependant) -> Iterator[Dependant]:
 
 
 class AuthorizationMiddleware:
-    """Requires a token under `/api`. Its user must be the one in the path: `/api/{user_id}/...`.
+    """Requires a token under `/api` and `/mcp`. Its user must be the one in the path: `/api/{user_id}/...`.
 
     Paths of another form belong to routes that take `CurrentUser`, which act for the token's own user. An unknown path
-    is 404 and an unknown method 405, with or without a token.
+    is 404 and an unknown method 405, with or without a token. A 401 of `/mcp` names its metadata if there is a
+    `public_url` (RFC 9728 section 5.1).
     """
 
-    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], public_url: str | None) -> None:
         self._app = app
         self._routes = routes
+        self._challenge = public_url and f', resource_metadata="{metadata_url(public_url)}"'
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         USER.set("")  # a pipelined request begins in the context of the one before it
-        if scope["type"] != "lifespan" and is_api(path := get_route_path(scope)):
+        if scope["type"] != "lifespan" and needs_token(path := get_route_path(scope)):
             try:
                 await self._authorize(scope, path)
-            except (errors.AppError, HTTPException):
+            except (errors.AppError, HTTPException) as error:
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": POLICY_VIOLATION})
                     return
                 scope["route"] = self._matching_route(scope)  # for the log
+                if self._challenge and path == MCP_PATH and isinstance(error, errors.UnauthenticatedError):
+                    error.headers["WWW-Authenticate"] += self._challenge
                 raise
         await self._app(scope, receive, send)
 
@@ -198,16 +210,16 @@ def _bearer_token(scope: Scope) -> str:
 
 
 def refuse_ambiguous_path(scope: Scope) -> None:
-    """Raises RouteNotFoundError for a path with an encoded slash, or with an encoded character in `/api`. Also for a
-    path with a newline at its end, which the patterns of Starlette's routes overlook.
+    """Raises RouteNotFoundError for a path with an encoded slash, or an encoded character in `/api` or `/mcp`. Also for
+    a path with a newline at its end, which the patterns of Starlette's routes overlook.
 
-    A proxy that does not decode the path would not recognize it as a path under `/api`, and could log its user.
+    A proxy that does not decode the path would not recognize it as such a path, and could log its user.
     """
     sent = scope["raw_path"].removeprefix(scope.get("root_path", "").encode())
     if (
         b"%2f" in sent.lower()
         or scope["path"].endswith("\n")
-        or (is_api(get_route_path(scope)) and b"%" in sent[: len("/api/")])
+        or (needs_token(get_route_path(scope)) and b"%" in sent[: len("/api/")])
     ):
         raise errors.RouteNotFoundError().because("encoded character")
 

@@ -3,8 +3,7 @@
 from typing import Any, Final
 
 from app.schemas.problem import REQUEST_ID_PATTERN
-
-KEY_MAX: Final = 255
+from app.schemas.task import KEY_MAX
 
 # Bare, or quoted as in RFC 8941 section 3.3.3.
 _KEY: Final = rf'^([!#-~][ -~]{{0,{KEY_MAX - 1}}}|"([ !#-\[\]-~]|\\["\\]){{1,{KEY_MAX}}}")$'

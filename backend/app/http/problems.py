@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
@@ -65,12 +65,17 @@ def _as_json(value: object) -> Any:
 
 def problem(scope: Scope, error: errors.AppError, extra: Mapping[str, str] | None = None) -> Response:
     """Returns the response for `error`, and has the log say it. `extra` are headers to add to the response."""
-    fields = shown_names(item.name for item in error.errors)
-    cause = errors.without_text(error.__cause__) if error.__cause__ else None  # slow statement or lock, for `timed-out`
-    remark(scope, problem=error.kind, fields=fields, reason=error.reason or cause)
+    note_problem(scope, error)
     content = problem_details(error, Headers(scope=scope)["x-request-id"])
     said = {**error.headers, **(extra or {}), "Cache-Control": "no-store"}
     return JSONResponse(content, error.status, said, MEDIA_TYPE)
+
+
+def note_problem(scope: Scope, error: errors.AppError) -> None:
+    """Have the line of the request say which error answers it."""
+    fields = shown_names(item.name for item in error.errors)
+    cause = errors.without_text(error.__cause__) if error.__cause__ else None  # slow statement or lock, for `timed-out`
+    remark(scope, problem=error.kind, fields=fields, reason=error.reason or cause)
 
 
 def kind_of(error: BaseException) -> str:
@@ -160,11 +165,16 @@ async def _answer_validation_error(request: Request, error: RequestValidationErr
     if found and found[0].get("type") == "json_invalid" and found[0].get("loc", ())[:1] == ("body",):
         reason = found[0].get("ctx", {}).get("error", "")
         return await answer_app_error(request, errors.MalformedBodyError(f"The body is not JSON: {reason}."))
+    return await answer_app_error(request, invalid_request(found))
+
+
+def invalid_request(found: Sequence[Mapping[str, Any]]) -> errors.AppError:
+    """Returns the error for what pydantic has found, which may be an id that no resource can have."""
     for each in found:
         missing = errors.AppError.classes.get(each.get("type", ""))
         if missing and issubclass(missing, errors.NotFoundError):  # see `or_missing`
-            return await answer_app_error(request, missing().because("not a UUID"))
-    return await answer_app_error(request, errors.InvalidRequestError(map(field_error, found[:ERRORS_MAX])))
+            return missing().because("not a UUID")
+    return errors.InvalidRequestError(map(field_error, found[:ERRORS_MAX]))
 
 
 def _allowed(request: Request) -> Iterator[str]:

@@ -1,5 +1,6 @@
-"""What FastAPI's span of a request does not know: the route, if FastAPI's router did not choose it."""
+"""The route in log, span and metrics, where it is not the one that FastAPI's router chose."""
 
+from types import SimpleNamespace
 from typing import Final
 
 from fastapi.telemetry._api import _route_selected
@@ -24,3 +25,9 @@ def note_route(scope: Scope) -> None:
             _route_selected(scope=scope, path=getattr(effective_route(scope), "path_format", None))
         if request.route:
             get_current_span().set_attribute("url.path", request.route)
+
+
+def name_route(scope: Scope, path: str) -> None:
+    """Have the log, the span and the metrics name this path as the route of the request. It must be one of few."""
+    scope["fastapi"] = {**scope["fastapi"], "effective_route_context": SimpleNamespace(path=path, path_format=path)}
+    _route_selected(scope=scope, path=path)

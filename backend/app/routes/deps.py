@@ -18,10 +18,9 @@ from app.core.security.tokens import TokenVerifier
 from app.http.authorization import NotStartedError, current_user
 from app.http.conditions import CODING
 from app.http.fast_lane import tags_of, values_of
-from app.http.headers import KEY_MAX
 from app.http.kept_fields import read_kept_fields
 from app.http.preferences import UNKNOWN_NAMES, UnknownNames
-from app.schemas.task import UNCONDITIONAL, Conditions, UserIdText
+from app.schemas.task import KEY_MAX, UNCONDITIONAL, Conditions, UserIdText
 
 _ANY: Final = "*"
 _TIME: Final = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"

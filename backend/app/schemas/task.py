@@ -24,6 +24,7 @@ from app.schemas import words
 
 SEARCH_MAX: Final = 200
 LIMIT_MAX: Final = 1_000
+KEY_MAX: Final = 255
 
 # Generators of clients copy a pattern into code, so it has no control character and no `\u`, which PCRE does not know.
 # `\s` is white space in every dialect, though not for each rare character the same: `not_blank` decides.

@@ -329,9 +329,9 @@ async def complete_task(
     )
 
 
-async def delete_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> None:
-    """Delete the task. Raises TaskNotFoundError or PreconditionFailedError."""
-    await _one(db, _DELETE, user_id, task_id, conditions)
+async def delete_task(db: Database, user_id: str, task_id: UUID, conditions: Conditions) -> WireTask:
+    """Returns the task that was deleted. Raises TaskNotFoundError or PreconditionFailedError."""
+    return await _one(db, _DELETE, user_id, task_id, conditions)
 
 
 async def _one(

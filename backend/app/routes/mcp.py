@@ -1,0 +1,140 @@
+"""The tools by the Model Context Protocol at `POST /mcp`: a call is one request, answered in JSON.
+
+The SDK answers by the revision 2026-07-28, and by the earlier ones as far as they need no session:
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports. Imported only if the setting MCP is on.
+"""
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Body, Depends, Request
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    ToolAnnotations,
+)
+from mcp_types import Tool as Definition
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Scope
+
+from app import __version__
+from app.core.config import Settings
+from app.core.errors import AppError, InternalError
+from app.core.telemetry import span_ids
+from app.http.authorization import MCP_PATH, current_user, metadata_url, public
+from app.http.fast_lane import BODY_LIMIT, JSONRoute, RowResponse
+from app.http.problems import note_problem
+from app.http.remarks import remark, shown_names
+from app.http.telemetry import name_route
+from app.routes.tools import TOOLS, Tool
+
+_logger: Final = logging.getLogger("app.requests")
+
+
+def router_of(settings: Settings) -> APIRouter:
+    """Returns the routes: the endpoint, and with PUBLIC_URL its metadata (RFC 9728), which name the issuer."""
+    router = APIRouter(include_in_schema=False, route_class=JSONRoute)
+    router.post(MCP_PATH, dependencies=[Depends(current_user)])(exchange_message)
+    if settings.public_url:
+        metadata = {
+            "resource": settings.public_url + MCP_PATH,
+            "authorization_servers": [settings.auth_issuer],
+            "bearer_methods_supported": ["header"],
+        }
+
+        @router.get(urlsplit(metadata_url(settings.public_url)).path)
+        @public
+        async def get_metadata() -> dict[str, Any]:
+            return metadata
+
+    return router
+
+
+async def exchange_message(message: Annotated[Any, Body()], request: Request) -> Response:  # noqa: ARG001  # checked
+    """Returns the SDK's reply to one message of JSON-RPC."""
+    body = await request.body()
+    unread = iter([{"type": "http.request", "body": body}])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(unread, None) or await request.receive()
+
+    async def send(part: Message) -> None:
+        sent.append(part)
+
+    await request.state.tools.handle_request(request.scope, receive, send)
+    start, *parts = sent
+    if start["status"] >= HTTPStatus.BAD_REQUEST and (b"content-type", b"application/json") not in start["headers"]:
+        raise HTTPException(start["status"])  # it was plain text
+    reply = Response(b"".join(part.get("body", b"") for part in parts), start["status"])
+    reply.raw_headers = [*start["headers"]]
+    return reply
+
+
+def session_manager() -> StreamableHTTPSessionManager:
+    """Returns the entry to the SDK, for one lifespan. It keeps no sessions. Hosts are checked by RequestMiddleware."""
+    server = Server(
+        "tasks",
+        version=__version__,
+        instructions="The to-do list of the user who has signed in.",
+        on_list_tools=_list_tools,
+        on_call_tool=_call_tool,
+        get_tool_input_schema=lambda _: None,  # otherwise each call lists the tools, to look for `x-mcp-header`
+    )
+    server.middleware.clear()  # FastAPI has a span for the request
+    return StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=BODY_LIMIT)
+
+
+async def _list_tools(_: ServerRequestContext, __: PaginatedRequestParams | None) -> ListToolsResult:
+    return ListToolsResult(tools=[_definition(name, tool) for name, tool in TOOLS.items()])
+
+
+def _definition(name: str, tool: Tool) -> Definition:
+    return Definition(
+        name=name,
+        description=tool.description,
+        input_schema=tool.takes,
+        output_schema=tool.returns,
+        annotations=ToolAnnotations(**tool.hints),
+    )
+
+
+async def _call_tool(context: ServerRequestContext, params: CallToolRequestParams) -> CallToolResult:
+    """Returns the result as text and as `structuredContent`, or the problem as an error that the model can read."""
+    request: Any = context.request
+    scope, tool, sent = request.scope, TOOLS.get(params.name), params.arguments or {}
+    if tool is None:
+        raise MCPError(INVALID_PARAMS, f"Unknown tool. Known are: {', '.join(TOOLS)}.")
+    name_route(scope, f"{MCP_PATH}/{params.name}")
+    ignored = tool.ignored(sent)
+    remark(scope, ignored=shown_names(ignored))
+    try:
+        result = await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent)
+    except AppError as error:
+        return _failure(scope, error)
+    except Exception:
+        _logger.exception("unexpected error", extra={"request_id": Headers(scope=scope)["x-request-id"], **span_ids()})
+        return _failure(scope, InternalError())
+    texts = [bytes(RowResponse(result).body).decode()]
+    content = json.loads(texts[0])
+    if ignored:
+        texts.append(f"Ignored, because {params.name} has no such argument: {', '.join(ignored)}")
+    return CallToolResult(content=[TextContent(text=text) for text in texts], structured_content=content)
+
+
+def _failure(scope: Scope, error: AppError) -> CallToolResult:
+    note_problem(scope, error)
+    return CallToolResult(content=[TextContent(text=f"{error.kind}: {error.detail}")], is_error=True)
