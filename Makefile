@@ -101,6 +101,7 @@ benchmarks/fastify/$(NODE_MODULES): benchmarks/fastify/package-lock.json
 
 bench: install benchmarks/fastify/$(NODE_MODULES) ## Measure requests and tokens, and compare with other implementations
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.agents
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.fairness
 	$(BIN)/python -m benchmarks.workers

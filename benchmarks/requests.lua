@@ -1,10 +1,23 @@
 -- What wrk (https://github.com/wg/wrk) sends: one operation, for users and tasks drawn from a file.
 -- Arguments: the operation, and the file, which has a line per user: name, token, ids of tasks, parted by spaces; for
--- the operation `page` a line per list: path, token.
+-- the operation `page` a line per list: path, token. The operation `call` is followed by a revision of MCP.
 local requests = {}
+local set = '{"completed": true}'
+
+-- The tool `complete_task`. Clients of the revision 2026-07-28 repeat in headers and in each message what they are.
+local function call(task, version, headers)
+  headers.Accept = "application/json, text/event-stream"
+  headers["MCP-Protocol-Version"], headers["Mcp-Method"], headers["Mcp-Name"] = version, "tools/call", "complete_task"
+  local meta = '"io.modelcontextprotocol/protocolVersion": "' .. version .. '", '
+    .. '"io.modelcontextprotocol/clientInfo": {"name": "wrk", "version": "4"}, '
+    .. '"io.modelcontextprotocol/clientCapabilities": {}'
+  local body = '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "complete_task", '
+    .. '"arguments": {"task_id": "' .. task .. '", "completed": true}, "_meta": {' .. meta .. '}}}'
+  return wrk.format("POST", "/mcp", headers, body)
+end
 
 function init(args)
-  local operation = args[1]
+  local operation, version = args[1]:match("(%S+) ?(%S*)")
   for line in io.lines(args[2]) do
     local words = {}
     for word in line:gmatch("%S+") do words[#words + 1] = word end
@@ -21,10 +34,15 @@ function init(args)
       local body = '{"title": "Buy oat milk", "description": "The barista one"}'
       requests[#requests + 1] = wrk.format("POST", path, headers, body)
     else
+      headers["Content-Type"] = operation ~= "toggle" and "application/json" or nil
       for i = 3, #words do
         local task = path .. "/" .. words[i]
         if operation == "get" then
           requests[#requests + 1] = wrk.format("GET", task, headers)
+        elseif operation == "set" then
+          requests[#requests + 1] = wrk.format("PATCH", task .. "/complete", headers, set)
+        elseif operation == "call" then
+          requests[#requests + 1] = call(words[i], version, headers)
         else
           requests[#requests + 1] = wrk.format("PATCH", task .. "/complete", headers)
         end

@@ -21,6 +21,7 @@ VERSION: Final = ".".join(platform.python_version_tuple()[:2])
 # The place on the page, the command with the smallest load, and what the first columns of its tables have.
 BENCHMARKS: Final = {
     VERSION: ("benchmarks --clients=1", {*OPERATIONS, "Tasks API", "common idiom", "FastAPI's hello world"}),
+    "agents": ("benchmarks.agents --clients=1", {"PATCH", "complete_task, 2026-07-28", "complete_task, 2025-11-25"}),
     "growth": ("benchmarks.growth --rows=2000", {*OPERATIONS - {"list"}, "first page", "far page", "20", "200"}),
     "distance": ("benchmarks.distance --pool-sizes=5", OPERATIONS),
     "fairness": ("benchmarks.fairness", {"nothing", "HEAD of that list"}),

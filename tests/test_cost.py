@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -24,9 +25,10 @@ from app.core.logging import JsonFormatter, LogHandler
 from app.main import create_app
 from app.schemas.task import TaskResponse
 from app.server.protocol import SERVER_OPTIONS, BoundedProtocol
+from tests.calls import MODERN, call
 from tests.support import SECRET, make_settings, token
 
-MOST_CALLS: Final = {"get": 358, "toggle": 372, "create": 420, "list": 493}
+MOST_CALLS: Final = {"get": 358, "toggle": 372, "create": 420, "list": 493, "call": 985}
 MOST_CALLS_OF_A_FIELD: Final = 10  # for each field beyond the seven
 REPEATED: Final = 20  # times; the cheapest request counts, because the first fill caches and others run finalizers
 NEW_TASK: Final = '{"title": "Buy oat milk", "description": "The barista one"}'
@@ -49,11 +51,12 @@ class Wire(asyncio.Transport):
 class Client:
     """Sends a user's requests over one connection to a service that runs as in production, but without a socket."""
 
-    def __init__(self, app: ASGIApp, state: dict[str, Any]) -> None:
+    def __init__(self, app: ASGIApp, state: dict[str, Any], headers: Mapping[str, str]) -> None:
         self._wire = Wire()
         self._protocol = BoundedProtocol(uvicorn.Config(app, log_config=None, **SERVER_OPTIONS), ServerState(), state)
         self._protocol.connection_made(self._wire)
-        self._head = f"Host: localhost\r\nAccept: application/json\r\nAuthorization: Bearer {token('counted')}\r\n"
+        sent = {"Host": "localhost", "Accept": "application/json", "Authorization": f"Bearer {token('counted')}"}
+        self._head = "".join(f"{name}: {value}\r\n" for name, value in {**sent, **headers}.items())
 
     async def send(self, line: str, body: str = "", note: Any = None) -> Any:
         """Returns the JSON of the reply. `note` is the profiler until the reply is complete."""
@@ -85,7 +88,7 @@ def note(calls: Counter[str], frame: FrameType, event: str, function: Any) -> No
 async def count_all(settings: Settings) -> dict[str, Counter[str]]:
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
-        client = Client(app, dict(state or {}))
+        client = Client(app, dict(state or {}), {})
         tasks = "/api/counted/tasks"
         task = f"{tasks}/{(await client.send(f'POST {tasks}', NEW_TASK))['id']}"
         return {
@@ -94,6 +97,16 @@ async def count_all(settings: Settings) -> dict[str, Counter[str]]:
             "create": await client.count(f"POST {tasks}", NEW_TASK),
             "list": await client.count(f"GET {tasks}?limit=20"),  # last, so that there is a next page
         }
+
+
+async def count_call(settings: Settings) -> Counter[str]:
+    """Of the tool that does what a PATCH does."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app) as state:
+        tasks = Client(app, dict(state or {}), {})
+        task = await tasks.send("POST /api/counted/tasks", NEW_TASK)
+        headers, body = call(MODERN, "complete_task", task_id=task["id"])
+        return await Client(app, dict(state or {}), headers).count("POST /mcp", body)
 
 
 def test_no_operation_makes_more_calls_than_allowed_from_its_first_byte_to_its_log_line(
@@ -105,6 +118,7 @@ def test_no_operation_makes_more_calls_than_allowed_from_its_first_byte_to_its_l
         handler.setFormatter(JsonFormatter())
         monkeypatch.setattr("logging.root.handlers", [handler])
         counted = uvloop.run(count_all(make_settings(dsn, auth_jwt_secret=SECRET)))
+        counted["call"] = uvloop.run(count_call(make_settings(dsn, auth_jwt_secret=SECRET, mcp="on")))
         handler.close()
 
     added = MOST_CALLS_OF_A_FIELD * (len(TaskResponse.model_fields) - 7)

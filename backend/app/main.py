@@ -120,11 +120,11 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         telemetry={"logs": False, "auto_configure": False},  # app.core.exporters configures
     )
     install_error_handlers(app)
+    if settings.serves_tools:  # first, because AuthorizationMiddleware looks for its route
+        app.include_router(_mcp().router_of(settings))
     app.include_router(tasks.router)
     app.include_router(health.router)
     app.include_router(docs.router)
-    if settings.serves_tools:
-        app.include_router(_mcp().router_of(settings))
     check_routes(app.router)
     return app
 

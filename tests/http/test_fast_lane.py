@@ -12,6 +12,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, Json, create_model, model_validator
 from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.requests import HTTPConnection
 
 from app.core.config import Settings
 from app.http.fast_lane import FastLane, JSONRoute
@@ -78,6 +79,14 @@ async def like_tasks(user_id: UserId, _: Db, request: Request, thing: Thing) -> 
     return Response(f"{user_id} {thing.name} {await request.body()!r} {request.state.noted}")
 
 
+async def reads_connection(connection: HTTPConnection) -> str:
+    return connection.headers["x-request-id"]
+
+
+async def takes_both(request: Request, connection: HTTPConnection) -> Response:
+    return Response(f"{request.url.path} {connection.url.path}")
+
+
 async def returns_dictionary(body: Annotated[Any, Body()] = None) -> Response:
     return {"returned": body}  # type: ignore[return-value]  # as somebody may write it
 
@@ -111,6 +120,8 @@ class Case(NamedTuple):
 THING: Final = b'{"name": "x"}'
 TAKEN: Final = {
     "like tasks": Case(like_tasks, THING, options={"dependencies": [Depends(note)]}),
+    "connection": Case(taking(HTTPConnection)),
+    "dependency with a connection": Case(taking(Annotated[str, Depends(reads_connection)])),
     "body that is invalid": Case(taking(Thing), b'{"name": 1}'),
     "body that is missing": Case(taking(Thing)),
     "body that may be null": Case(taking(Thing | None, None)),
@@ -145,6 +156,7 @@ LEFT: Final = {  # to FastAPI
     "header": Case(taking(Annotated[str, Header(alias="X-Request-ID")])),
     "cookie": Case(taking(Annotated[str, Cookie()], "none")),
     "response": Case(taking(Response)),
+    "request and connection": Case(takes_both),
     "background tasks": Case(taking(BackgroundTasks)),
     "dependency with background tasks": Case(taking(Annotated[Any, Depends(taking(BackgroundTasks))])),
     "security scopes": Case(taking(SecurityScopes)),
