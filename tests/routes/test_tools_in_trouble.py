@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
+from uuid import UUID
 
 import asyncpg
 import httpx
 import pytest
 
+from app.core.errors import InternalError
 from tests.calls import ERAS, MODERN, call, message, send
 from tests.faults import FaultProxy, fault_proxy
 from tests.server.support import Connection, waits_for_a_lock
@@ -76,21 +79,44 @@ class TestClientThatLeaves:
         assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
 
 
+class Panic(BaseException):
+    """As compiled libraries raise it."""
+
+
+@each_era
+@pytest.mark.parametrize("defect", [LookupError("secret"), Panic("secret")], ids=["exception", "panic"])
+async def test_a_defect_is_an_error_of_a_kind_with_a_traceback_in_the_log_and_later_calls_are_served(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, defect: BaseException
+) -> None:
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("app.services.tasks.delete_task", AsyncMock(side_effect=defect))
+        failed = await tool("delete_task", task_id=str(UUID(int=0)))
+
+    assert failed == f"internal-error: {InternalError.detail}"
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage() == "unexpected error"
+    assert (await tool("add_task", title="a"))["status"] == "created"
+
+
 @each_era
 class TestDatabase:
     async def test_while_it_is_down_calls_are_errors_of_a_kind_and_then_they_succeed(
-        self, client: Client, network: FaultProxy, user: str, tool: Tool
+        self, client: Client, network: FaultProxy, user: str, tool: Tool, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO)
         await tool("add_task", title="a")
         network.refuses = True
         network.reset()
 
+        caplog.clear()
         down = await tool("list_tasks")
+        [line] = [vars(record) for record in caplog.records if record.name == "app.requests"]
         by_rest = (await client.get(f"/api/{user}/tasks")).json()
         network.refuses = False
         await until(lambda: succeeds(tool))
 
         assert by_rest["type"] == "urn:problem-type:database-unavailable"
+        assert (line["levelname"], line["problem"]) == ("WARNING", "database-unavailable")  # as by REST
         assert down == f"database-unavailable: {by_rest['detail']}"
 
     async def test_a_call_whose_answer_is_lost_is_retried_if_it_may_be_repeated_and_else_its_outcome_is_unknown(
@@ -154,6 +180,7 @@ async def ending(dsn: str, directory: Path, user: str, seconds: int) -> AsyncIte
 
 
 class TestEnd:
+    @pytest.mark.ci
     async def test_calls_in_flight_are_answered(self, dsn: str, tmp_path: Path, user: str) -> None:
         async with ending(dsn, tmp_path, user, seconds=600) as changing:
             pass

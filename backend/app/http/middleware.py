@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import Settings
-from app.core.errors import MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
+from app.core.errors import AppError, MisdirectedRequestError, PreflightRefusedError, ShuttingDownError
 from app.core.telemetry import span_ids
 from app.http.authorization import POLICY_VIOLATION, NotStartedError, refuse_ambiguous_path, refuse_misdirected
 from app.http.fast_lane import effective_route
@@ -42,6 +42,8 @@ _SAFE_HEADERS: Final = (
 REFUSAL: Final = "app.refusal"  # the key in the scope for the error with which the server refuses the request
 _UNANSWERED: Final = (NotStartedError, GeneratorExit, KeyboardInterrupt, SystemExit)
 _ERROR: Final = HTTPStatus.BAD_REQUEST.value  # the first status of errors; looked up once
+_FAILURE: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
+_FAILURES: Final = {kind for kind, error in AppError.classes.items() if error.status >= _FAILURE}
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _REQUEST: Final = "%(method)s %(route)s %(status)s in %(duration_ms).1f ms"
 
@@ -117,8 +119,8 @@ class RequestMiddleware:
 
     def _log(self, scope: Scope, inner: Scope, request_id: str, status: int | None, seconds: float) -> None:
         """Log the request, which the inner layers know as `inner`."""
-        if ABORTED in scope and (status or 0) < HTTPStatus.INTERNAL_SERVER_ERROR:  # 500 or more keeps its own problem
-            remark(inner, problem=scope[ABORTED])
+        if ABORTED in scope and (status or 0) < _FAILURE and inner[REMARKS].get("problem") not in _FAILURES:
+            remark(inner, problem=scope[ABORTED])  # a failure keeps its own problem
         elif status is not None and status >= _ERROR:  # without a problem: of a foreign handler
             inner[REMARKS].setdefault("problem", ABOUT_BLANK)
         log_request(
@@ -258,6 +260,8 @@ def log_request(request: dict[str, Any], *, probes: bool = True) -> None:
     `probes` is whether successful health checks are logged.
     """
     status, route = request["status"] or 0, request["route"] or "(no route)"
-    level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
+    # The error of a tool has the status 200.
+    failed = status >= _FAILURE or ("problem" in request and request["problem"] in _FAILURES)
+    level = logging.WARNING if failed else logging.INFO
     if probes or not (route.startswith("/health/") and HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST):
         _requests.log(level, _REQUEST, {**request, "route": route}, extra=request)

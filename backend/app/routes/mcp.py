@@ -4,6 +4,7 @@ The SDK answers by the revision 2026-07-28, and by the earlier ones as far as th
 https://modelcontextprotocol.io/specification/2026-07-28/basic/transports. Imported only if the setting MCP is on.
 """
 
+import asyncio
 import json
 import logging
 from http import HTTPStatus
@@ -125,7 +126,9 @@ async def _call_tool(context: ServerRequestContext, params: CallToolRequestParam
         result = await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent)
     except AppError as error:
         return _failure(scope, error)
-    except Exception:
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException:  # also a panic of a compiled library: the SDK would serve no call any more
         _logger.exception("unexpected error", extra={"request_id": Headers(scope=scope)["x-request-id"], **span_ids()})
         return _failure(scope, InternalError())
     texts = [bytes(RowResponse(result).body).decode()]
