@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Final
+from uuid import uuid4
 
 import asyncpg
 import httpx
+import orjson
 import pytest
 
 from app.core.config import Settings
@@ -152,3 +154,27 @@ async def test_calls_of_a_user_that_are_stuck_do_not_keep_others_waiting_and_tho
     assert [task["title"] for task in called["tasks"]] == ["c"]
     refused = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
     assert refused == {f"overloaded: {of_greedy.json()['detail']}": 45}
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_page_of_long_tasks_has_at_most_64_kib_and_the_cursor_leads_to_the_rest(
+    client: httpx.AsyncClient, database: asyncpg.Connection, new_user: Callable[[], str], era: str
+) -> None:
+    """REST allows 1 MiB. A call would write each emoji of it in 24 bytes, and few clients show a model that much."""
+    user, insert = (
+        User(client, new_user()),
+        "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, $2, 'a', $3)",
+    )
+    ids = [uuid4() for _ in range(8)]
+    await database.executemany(
+        insert, [(user.name, each, text * 5_000) for each, text in zip(ids, "😀\x01" * 4, strict=True)]
+    )
+
+    pages: list[list[Task]] = []
+    cursor = ""
+    while cursor is not None:
+        page = await user.call(era, "list_tasks", cursor=cursor)
+        pages, cursor = [*pages, page["tasks"]], page["next_cursor"]
+
+    assert sorted(task["id"] for page in pages for task in page) == sorted(map(str, ids))
+    assert max(len(orjson.dumps(page)) for page in pages) <= 65_536

@@ -23,6 +23,7 @@ from app.services import tasks
 _FIELDS: Final = tuple(TaskUpdate.__annotations__)
 _NAMES_SHOWN: Final = 20
 _LIMIT_MAX: Final = 100  # tasks of a page; a model reads all of it
+_PAGE_MAX: Final = 65_536  # bytes of a page; clients cut longer results, and the protocol sends them twice and escaped
 _CHANGED: Final = "The task has changed since. Look at it with list_tasks, then repeat with its new updated_at."
 
 _TaskId = Annotated[UUID, Field(strict=False), or_missing(TaskNotFoundError)]
@@ -125,7 +126,7 @@ async def add_task(db: Database, user_id: str, new: AddTask) -> dict[str, Any]:
 @tool(_PAGE, read_only_hint=True)
 async def list_tasks(db: Database, user_id: str, query: ListTasks) -> dict[str, Any]:
     """Find tasks; their id is the task_id of other tools. Unless next_cursor is null, pass it as cursor for more."""
-    page = await tasks.list_tasks(db, user_id, query)
+    page = await tasks.list_tasks(db, user_id, query, _PAGE_MAX)
     return {"tasks": page.tasks, "next_cursor": page.next_cursor}
 
 

@@ -225,17 +225,18 @@ class TaskPage(NamedTuple):
     next_cursor: str | None
 
 
-async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
+async def list_tasks(db: Database, user_id: str, query: TaskQuery, page_max: int | None = None) -> TaskPage:
     """Returns one page of the user's tasks. Raises InvalidRequestError for an invalid cursor.
 
-    The page ends before the task whose JSON would exceed PAGE_MAX.
+    The page ends before the task whose JSON would exceed `page_max` bytes, or PAGE_MAX.
     """
+    page_max = page_max or PAGE_MAX
     filters, sort = _filters(query), query.ordering
     name = sort.removeprefix("-")
     key = SORT_KEYS[name]
     order = sort + key.version
     scope = repr((user_id, filters))
-    values = {"owner": user_id, "limit": query.limit + 1, "page_max": PAGE_MAX, **filters}
+    values = {"owner": user_id, "limit": query.limit + 1, "page_max": page_max, **filters}
     in_nulls = False
     if query.cursor:
         position = decode_cursor(query.cursor, order, scope, key)
@@ -246,7 +247,7 @@ async def list_tasks(db: Database, user_id: str, query: TaskQuery) -> TaskPage:
         records = await db.fetch(page, **values)
     except StatementError as error:
         raise refusal_of(error) from None
-    tasks = _fitting(records[: query.limit], keeps=db.keeps)
+    tasks = _fitting(records[: query.limit], page_max, keeps=db.keeps)
     if not tasks or not records[len(tasks) - 1]["next row"]:
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(_position(tasks[-1], name), order, scope))
@@ -425,17 +426,17 @@ def _page(
     return statement(_bounded(ordered.limit(bindparam("limit"))), reads=True)
 
 
-def _fitting(records: Sequence[Record], *, keeps: bool) -> list[WireTask]:
-    """Returns the first tasks, at least one, whose JSON array has at most PAGE_MAX bytes."""
+def _fitting(records: Sequence[Record], page_max: int, *, keeps: bool) -> list[WireTask]:
+    """Returns the first tasks, at least one, whose JSON array has at most `page_max` bytes."""
     tasks: list[Any] = [WireTask(*record[:_FIELDS]) for record in records]
     if keeps:  # calls nothing for a row without kept fields
         kept = [row["kept_fields"] for row in records]
         tasks = [KeptTask(task, fields) if fields else task for task, fields in zip(tasks, kept, strict=True)]
     # JSON writes a control character in six bytes (RFC 8259 section 7).
-    if not tasks or 6 * records[-1]["page weight"] + _REST_MAX * len(tasks) <= PAGE_MAX:
+    if not tasks or 6 * records[-1]["page weight"] + _REST_MAX * len(tasks) <= page_max:
         return tasks
     sizes = accumulate(len(orjson.dumps(task, default=jsonable)) + 1 for task in tasks)  # with a comma or a bracket
-    return tasks[: max(1, sum(1 for _ in takewhile(PAGE_MAX.__gt__, sizes)))]
+    return tasks[: max(1, sum(1 for _ in takewhile(page_max.__gt__, sizes)))]
 
 
 def _bounded(page: Select[Any]) -> Select[Any]:
