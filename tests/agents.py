@@ -48,8 +48,8 @@ class Agent:
         return {"jsonrpc": "2.0", "id": 1, "method": method, "params": {"_meta": meta} | params}
 
     async def post(self, content: object, method: str = "tools/list", **headers: str) -> httpx.Response:
-        """Send any content with the headers of a request for `method`, or with others."""
-        body: Any = content if isinstance(content, str | bytes) else json.dumps(content)
+        """Send bytes, or anything as JSON, with the headers of a request for `method`, or with others."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         return await self.client.post("/mcp", content=body, headers=self.headers(method, {}) | headers)
 
     async def send(self, method: str, **params: Any) -> httpx.Response:
