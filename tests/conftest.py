@@ -172,11 +172,16 @@ async def secured_url(configure: Callable[..., Settings], serve: Serve) -> Async
 
 
 @pytest.fixture(scope="session")
-async def agents(configure: Callable[..., Settings], serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service for the same tasks that also serves agents (`agents.SETTINGS`, `agents.token_of`)."""
+def secured_tools(configure: Callable[..., Settings]) -> Settings:
+    return configure(auth_jwt_secret=SECRET, **SETTINGS)
+
+
+@pytest.fixture(scope="session")
+async def agents(secured_tools: Settings, serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service for the same tasks that also serves agents (`agents.token_of`)."""
     limits = httpx.Limits(max_keepalive_connections=0)  # see `client`
     async with (
-        serve(configure(auth_jwt_secret=SECRET, **SETTINGS)) as url,
+        serve(secured_tools) as url,
         httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client,
     ):
         yield client

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
@@ -286,29 +287,49 @@ class TestEveryTool:
                 assert text == f"{problem['type'].rpartition(':')[2]}: {problem['detail']}"
 
 
-any_json: Final = st.recursive(
+any_value: Final = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.just(WORD)
+    | st.sampled_from([WORD, MISSING])
     | st.text(max_size=5).map(lambda text: WORD + text),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just(WORD), inner, max_size=3),
     max_leaves=5,
 )
-ARGUMENTS: Final = ("title", "description", "completed", "task_id", "if_updated_at", "idempotency_key", "status")
-QUERY: Final = ("search", "sort", "limit", "cursor", "q", "order", "sort_by", "user_id", "_meta", "self", "db")
+any_name: Final = st.sampled_from(
+    [
+        *("title", "description", "completed", "task_id", "if_updated_at", "idempotency_key", "status", "search"),
+        *("sort", "limit", "cursor", "q", "order", "sort_by", "user_id", "_meta", "self", "db", WORD),
+    ]
+)
+
+
+@pytest.fixture
+async def another(
+    agents: httpx.AsyncClient, new_user: Callable[[], str], database: asyncpg.Connection
+) -> AsyncIterator[str]:
+    """The user of the task MISSING, whose own agent finds it unchanged at the end, and may delete it."""
+    agent = Agent(agents, new_user())
+    insert = "INSERT INTO tasks (user_id, id, title, completed) VALUES ($1, $2, 'a', false)"
+    await database.execute(insert, agent.user, UUID(MISSING))
+    before = await agent.tasks()
+    yield agent.user
+    assert await agent.tasks() == before
+    assert (await agent.done("delete_task", task_id=MISSING))["status"] == "deleted"  # the positive control
 
 
 @examples
 @given(
     era=st.sampled_from(ERAS),
     tool=st.sampled_from(NAMES),
-    arguments=st.dictionaries(st.sampled_from(ARGUMENTS + QUERY) | st.just(WORD), any_json, max_size=4) | any_json,
+    arguments=st.dictionaries(any_name, any_value, max_size=4) | any_value,
 )
-async def test_any_arguments_get_a_result_or_an_error_that_quotes_nothing(
-    agents: httpx.AsyncClient, user: str, era: str, tool: str, arguments: Any
+async def test_any_arguments_get_a_result_or_an_error_that_quotes_nothing_and_reach_no_task_of_another_user(
+    agents: httpx.AsyncClient, user: str, another: str, era: str, tool: str, arguments: Any
 ) -> None:
+    if isinstance(arguments, dict) and "user_id" in arguments:
+        arguments["user_id"] = another
     reply = await Agent(agents, user, era).send("tools/call", name=tool, arguments=arguments)
 
     answer = reply.json()

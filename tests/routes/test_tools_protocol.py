@@ -18,12 +18,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.core.config import Settings
 from app.http.fast_lane import BODY_LIMIT, FastLane
 from app.main import create_app
 from app.schemas.task import TaskResponse
-from tests.agents import ERAS, SETTINGS, Agent
+from tests.agents import ERAS, Agent
 from tests.http.support import problem_of
-from tests.support import SECRET, handling, make_settings, serving, short, until
+from tests.support import handling, serving, short, until
 
 WORD: Final = "zq9word"
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -273,7 +274,7 @@ class TestLog:
 
 
 class TestTelemetry:
-    async def test_span_and_metric_have_the_tool_as_the_route(self, dsn: str, user: str) -> None:
+    async def test_span_and_metric_have_the_tool_as_the_route(self, secured_tools: Settings, user: str) -> None:
         spans, metrics = InMemorySpanExporter(), InMemoryMetricReader()
         tracing, meters = TracerProvider(), MeterProvider([metrics])
         tracing.add_span_processor(SimpleSpanProcessor(spans))
@@ -283,7 +284,7 @@ class TestTelemetry:
             options |= {"tracer_provider": tracing, "meter_provider": meters}
 
         async with (
-            serving(make_settings(dsn, auth_jwt_secret=SECRET, **SETTINGS), observe) as url,
+            serving(secured_tools, observe) as url,
             httpx.AsyncClient(base_url=url, timeout=30) as client,
         ):
             for era in ERAS:
@@ -299,9 +300,8 @@ class TestTelemetry:
 
 
 class TestLifespan:
-    async def test_it_may_run_again_and_for_two_applications_at_once(self, dsn: str, user: str) -> None:
-        settings = make_settings(dsn, auth_jwt_secret=SECRET, **SETTINGS)
-        apps = [create_app(settings), create_app(settings)]
+    async def test_it_may_run_again_and_for_two_applications_at_once(self, secured_tools: Settings, user: str) -> None:
+        apps = [create_app(secured_tools) for _ in range(2)]
         for _ in range(2):
             async with AsyncExitStack() as stack:
                 for app in apps:
