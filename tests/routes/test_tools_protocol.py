@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, Final
@@ -22,9 +24,10 @@ from app.core.config import Settings
 from app.http.fast_lane import BODY_LIMIT, FastLane
 from app.main import create_app
 from app.schemas.task import TaskResponse
-from tests.agents import ERAS, Agent
+from tests.agents import ERAS, SETTINGS, Agent
 from tests.http.support import problem_of
-from tests.support import handling, serving, short, until
+from tests.service import BACKEND
+from tests.support import SECRET, handling, serving, short, until
 
 WORD: Final = "zq9word"
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
@@ -297,6 +300,23 @@ class TestTelemetry:
         points = {each.name: each.data.data_points for each in data.resource_metrics[0].scope_metrics[0].metrics}
         [point] = points["http.server.request.duration"]
         assert (point.attributes["http.route"], point.count) == ("/mcp/add_task", 2)
+
+
+class TestSwitch:
+    def test_the_sdk_is_imported_only_if_the_tools_are_on(self) -> None:
+        script = (
+            "import sys; from app.core.config import Settings; from app.main import create_app\n"
+            f"for settings in ({{}}, {SETTINGS | {'auth_jwt_secret': SECRET}}):\n"
+            "    create_app(Settings(_env_file=None, **settings))\n"
+            "    print(*{name.partition('.')[0] for name in sys.modules} & {'mcp', 'mcp_types', 'httpx2'})"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True, cwd=BACKEND
+        )
+
+        off, on = ended.stdout.splitlines()
+        assert off == ""
+        assert "mcp" in on.split()  # the positive control
 
 
 class TestLifespan:
