@@ -64,7 +64,7 @@ def router_of(settings: Settings) -> APIRouter:
     return router
 
 
-class JSONRPC(BaseModel):
+class JSONRPCMessage(BaseModel):
     """A request or a notification of JSON-RPC. The SDK's refusal of any other body would quote it."""
 
     jsonrpc: Literal["2.0"]
@@ -73,7 +73,7 @@ class JSONRPC(BaseModel):
     params: dict[str, Any] | None = None
 
 
-async def exchange_message(message: JSONRPC, request: Request) -> Response:  # noqa: ARG001  # checked
+async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:  # noqa: ARG001  # checked
     """Returns the SDK's reply to one message of JSON-RPC."""
     body = await request.body()
     unread = iter([{"type": "http.request", "body": body}])
