@@ -123,12 +123,12 @@ class TestList:
     async def test_fields_that_are_kept_are_shown_and_kept(self, secured_tools: Settings, user: str) -> None:
         settings = secured_tools.model_copy(update={"unknown_fields": "keep"})
         async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
-            agent, sent = Agent(client, user), {"title": "a", "priority": "high"}
+            agent, sent = Agent(client, user), {"title": "a", "colour": "red"}
             created = await client.post(f"/api/{user}/tasks", json=sent, headers=token_of(user))
-            await agent.call("update_task", task_id=created.json()["id"], title="b", priority="low")
+            await agent.call("update_task", task_id=created.json()["id"], title="b", colour="blue")
             done = await agent.done("list_tasks")
 
-        assert [(task["title"], task["priority"]) for task in done["tasks"]] == [("b", "high")]
+        assert [(task["title"], task["colour"]) for task in done["tasks"]] == [("b", "red")]
 
     @pytest.mark.parametrize(
         "query",
@@ -254,8 +254,8 @@ class TestEveryTool:
 
     async def test_an_argument_that_it_does_not_know_has_no_effect_and_is_named(self, agent: Agent) -> None:
         task = await added(agent)
-        others = {"priority": WORD, **{f"{number:02}{'a' * 50}": WORD for number in range(30)}}
-        shown = ["priority", *(f"{number:02}{'a' * 38}" for number in range(19))]
+        others = {"colour": WORD, **{f"{number:02}{'a' * 50}": WORD for number in range(30)}}
+        shown = ["colour", *(f"{number:02}{'a' * 38}" for number in range(19))]
         for name in NAMES:
             known = {"title": "a"} if name == "add_task" else {} if name == "list_tasks" else {"task_id": task["id"]}
             content, [text, remark] = await agent.call(name, **known, **others)

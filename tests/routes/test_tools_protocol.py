@@ -237,7 +237,7 @@ class TestLog:
         self, agent: Agent, lines: list[dict[str, Any]]
     ) -> None:
         calls: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-            ("add_task", {"title": WORD, "priority": WORD}, {"ignored": ["priority"]}),
+            ("add_task", {"title": WORD, "colour": WORD}, {"ignored": ["colour"]}),
             ("delete_task", {"task_id": MISSING}, {"problem": "task-not-found"}),
             ("update_task", {"task_id": WORD}, {"problem": "task-not-found", "reason": "not a UUID"}),
             ("add_task", {"title": [WORD]}, {"problem": "invalid-request", "fields": ["title"]}),
