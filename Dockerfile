@@ -10,13 +10,17 @@
 
 FROM python:3.13-slim-trixie AS build
 
-# Telemetry needs `--build-arg REQUIREMENTS=requirements-otel.txt`, see docs/telemetry.md.
+# Telemetry needs `--build-arg REQUIREMENTS=requirements-otel.txt` (docs/telemetry.md), and tools for agents
+# `requirements-mcp.txt` (docs/agents.md). Both need both, with a space between them.
 ARG REQUIREMENTS=requirements.txt
 COPY requirements.txt /build/
 COPY requirements-otel.txt /build/
+COPY requirements-mcp.txt /build/
 # Only wheels: a package that needs a compiler fails here. The environment has no pip, because it never changes.
 RUN python -m venv --without-pip /opt/venv \
-    && pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -r "/build/$REQUIREMENTS"
+    && for file in $REQUIREMENTS; do \
+        pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -r "/build/$file" || exit 1; \
+    done
 
 
 FROM python:3.13-slim-trixie

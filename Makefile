@@ -34,8 +34,8 @@ install-ci:
 
 tests/clients/$(NODE_MODULES): tests/clients/package-lock.json
 	@if node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(+(a * 100 + b < 2019))' 2>/dev/null; \
-	then echo "Installing about 150 MB into $(@D)."; cd tests/clients && $(NPM_CI); \
-	else echo "Node.js 20.19 or newer is not there: the tests of linters and of TypeScript will be skipped."; fi
+	then echo "Installing about 290 MB into $(@D)."; cd tests/clients && $(NPM_CI); \
+	else echo "Node.js 20.19 or newer is not there: the tests of programs from npm will be skipped."; fi
 
 run: .venv ## Serve http://127.0.0.1:8000, with an embedded PostgreSQL unless DATABASE_URL is set
 	@exec $(BIN)/python -m app

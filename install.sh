@@ -17,8 +17,8 @@ service=$(cat requirements.txt requirements-embedded.txt && echo "# run")
 tests=$service$(cat requirements-otel.txt requirements-mcp.txt requirements-dev.txt)
 case ${1:-} in
     run) wanted=$service file=requirements-embedded.txt size=180 ;;
-    dev) wanted=$tests file=requirements-dev.txt size=630 ;;
-    ci) wanted=$tests$(cat requirements-ci.txt) file=requirements-ci.txt size=1090 ;;
+    dev) wanted=$tests file=requirements-dev.txt size=640 ;;
+    ci) wanted=$tests$(cat requirements-ci.txt) file=requirements-ci.txt size=1100 ;;
     *) echo "usage: sh install.sh run|dev|ci" && exit 2 ;;
 esac
 
@@ -103,7 +103,7 @@ announce() {
     fi
     case $installed in
         nothing) echo "Installing about $size MB into .venv; this takes a minute." ;;
-        "$tests"*) echo "Adding about $((size - 630)) MB to .venv; this takes a minute." ;;
+        "$tests"*) echo "Adding about $((size - 640)) MB to .venv; this takes a minute." ;;
         "$service"*) echo "Adding about $((size - 180)) MB to .venv; this takes a minute." ;;
         *) echo "Updating .venv; this takes up to a minute." ;;
     esac

@@ -25,6 +25,7 @@ from app.core.database.migrations import migrate
 from app.core.database.pool import Timeouts
 from app.http.fast_lane import FastLane
 from app.server.embedded import embedded_postgres
+from tests.agents import ERAS, SETTINGS, Agent
 from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
@@ -168,6 +169,28 @@ async def secured_url(configure: Callable[..., Settings], serve: Serve) -> Async
     """The address of a service for the same tasks that requires a token (`support.bearer`)."""
     async with serve(configure(auth_jwt_secret=SECRET)) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def secured_tools(configure: Callable[..., Settings]) -> Settings:
+    return configure(auth_jwt_secret=SECRET, **SETTINGS)
+
+
+@pytest.fixture(scope="session")
+async def agents(secured_tools: Settings, serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service for the same tasks that also serves agents (`agents.token_of`)."""
+    limits = httpx.Limits(max_keepalive_connections=0)  # see `client`
+    async with (
+        serve(secured_tools) as url,
+        httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(params=ERAS)
+def agent(request: pytest.FixtureRequest, agents: httpx.AsyncClient, user: str) -> Agent:
+    """The agent of a user that no other test has, by either revision of the protocol."""
+    return Agent(agents, user, request.param)
 
 
 @pytest.fixture(scope="session")

@@ -59,11 +59,13 @@ def make_settings(dsn: str, **others: Any) -> Settings:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, extend: Callable[[FastAPI], object] = lambda _: None) -> AsyncIterator[str]:
+async def serving(
+    settings: Settings, extend: Callable[[FastAPI], object] = lambda _: None, *, port: int = 0
+) -> AsyncIterator[str]:
     """Yields the address of a service that runs in this process, with a real HTTP server. `extend` adds to it."""
     app = create_app(settings, bounded=True)
     extend(app)
-    server = _server(app)
+    server = _server(app, port)
     running = asyncio.create_task(server.serve())
     while not server.started:
         assert not running.done(), running
@@ -93,10 +95,10 @@ def serving_in_thread(settings: Settings) -> Iterator[str]:
         thread.join()
 
 
-def _server(app: FastAPI) -> uvicorn.Server:
+def _server(app: FastAPI, port: int = 0) -> uvicorn.Server:
     """It ends although a failed test has left an incomplete request."""
     timeouts: dict[str, Any] = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 10}
-    return uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **timeouts, **SERVER_OPTIONS))
+    return uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, **timeouts, **SERVER_OPTIONS))
 
 
 async def until(condition: Callable[[], object]) -> None:

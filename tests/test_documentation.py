@@ -1,10 +1,11 @@
 """The documentation is correct: its commands are run, and its tables are compared with the code."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,17 +17,21 @@ import pytest
 from dotenv import dotenv_values
 from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from app.core import errors
 from app.core.config import Settings
 from app.main import create_app
+from app.routes.tools import TOOLS
 from app.schemas.task import TaskQuery, TaskResponse
-from tests.support import SECRET, make_settings, serving
+from tests.conftest import Serve
+from tests.support import SECRET, make_settings, serving, token
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = (ROOT / "README.md").read_text()
 API: Final = (ROOT / "docs/api.md").read_text()
 AUTH: Final = (ROOT / "docs/auth.md").read_text()
+AGENTS: Final = (ROOT / "docs/agents.md").read_text()
 ENV_EXAMPLE: Final = (ROOT / ".env.example").read_text()
 DOCUMENTS: Final = [
     path
@@ -62,7 +67,7 @@ class Example(NamedTuple):
 
 EXAMPLES: Final = {
     name: [Example(*found) for found in _COMMANDS.findall((ROOT / name).read_text()) if "curl " in found[0]]
-    for name in ("README.md", "docs/api.md", "docs/auth.md")
+    for name in ("README.md", "docs/api.md", "docs/auth.md", "docs/agents.md")
 }
 RECIPES: Final = dict(re.findall(r"^### (.*?)\n.*?^```sh\n(.*?)^```", AUTH, re.DOTALL | re.MULTILINE))
 REPLIES: Final = [
@@ -81,15 +86,21 @@ def read_table(document: str, first_column: str) -> list[list[str]]:
 
 class TestCommands:
     @pytest.fixture(scope="class")
+    async def agents_url(self, configure: Callable[..., Settings], serve: Serve) -> AsyncIterator[str]:
+        async with serve(configure(auth_jwt_secret=SECRET, mcp="on")) as url:
+            yield url
+
+    @pytest.fixture(scope="class")
     async def printed(
-        self, base_url: str, secured_url: str, tmp_path_factory: pytest.TempPathFactory
+        self, base_url: str, secured_url: str, agents_url: str, tmp_path_factory: pytest.TempPathFactory
     ) -> dict[tuple[str, int], str]:
         """The output of each document's commands, which run one after the other in one shell."""
         directory = tmp_path_factory.mktemp("printed")
         printed = {}
+        urls = {"docs/auth.md": secured_url, "docs/agents.md": agents_url}
         async with serving(make_settings("postgresql://postgres@127.0.0.1:1/postgres")) as unready_url:
             for document, examples in EXAMPLES.items():
-                url = secured_url if document == "docs/auth.md" else base_url
+                url = urls.get(document, base_url)
                 commands = "".join(
                     f"{{\n{_with_address(example, unready_url if example.status == '503' else url)}}} >{number}\n"
                     for number, example in enumerate(examples)
@@ -145,6 +156,14 @@ class TestCommands:
 
         assert finished.stdout.decode().split("\n") == ["Task 4", "Task 3", "Task 2", "Task 1", "Task 0", ""]
         assert refusal in refused.stderr.decode()
+
+    async def test_the_documented_agent_in_python_prints_what_is_shown(self, agents_url: str, user: str) -> None:
+        [(code, shown)] = re.findall(r"^```python\n([^`]*)^```\n```text\n([^`]*)^```", AGENTS, re.MULTILINE)
+        code = code.replace(_SHOWN_ADDRESS, agents_url)
+
+        finished = await anyio.run_process([sys.executable, "-"], input=code.encode(), env={"TOKEN": token(user)})
+
+        assert finished.stdout.decode() == shown
 
 
 def _with_address(example: Example, address: str) -> str:
@@ -243,6 +262,18 @@ class TestTables:
 
     def test_the_fields_of_tasks_are_as_listed(self) -> None:
         assert [name for name, *_ in read_table(API, "Field")] == [*TaskResponse.model_fields]
+
+    def test_the_tools_are_as_listed_with_their_hints(self) -> None:
+        """An argument for a field that was added later need not be listed."""
+        listed = {call.partition("(")[0]: (call, hint) for call, _, hint in read_table(AGENTS, "Tool")}
+
+        assert [*listed] == [*TOOLS]
+        for name, tool in TOOLS.items():
+            call, hint = listed[name]
+            arguments = {argument.rstrip("?"): argument for argument in call[len(name) + 1 : -1].split(", ")}
+            assert arguments.keys() <= tool.takes["properties"].keys()
+            assert [each for each, shown in arguments.items() if shown == each] == tool.takes.get("required", [])
+            assert hint == ", ".join(f"{to_camel(each)}: {json.dumps(value)}" for each, value in tool.hints.items())
 
     def test_the_types_of_errors_are_as_listed(self) -> None:
         classes = [each for each in vars(errors).values() if hasattr(each, "kind")]

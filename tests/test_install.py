@@ -136,7 +136,7 @@ class TestInstallation:
         assert project.make("run") == SERVING
         assert project.installed == ["requirements-embedded.txt"]
 
-        assert project.make("install") == "Adding about 450 MB to .venv; this takes a minute.\n"
+        assert project.make("install") == "Adding about 460 MB to .venv; this takes a minute.\n"
         assert project.make("install", "run") == SERVING
         assert project.installed == ["requirements-dev.txt"]
 

@@ -244,6 +244,12 @@ class TestRefusal:
 
         assert re.fullmatch(r"OTEL_PROPAGATORS: Propagator b3 not found\..*\n", service.stderr)
 
+    def test_tools_for_agents_without_authentication_are_refused_in_one_line(self, tmp_path: Path) -> None:
+        with Service(tmp_path, {"MCP": "on"}) as service:
+            assert service.process.wait() == 1
+
+        assert re.fullmatch("MCP: needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it, .*\n", service.stderr)
+
     def test_a_database_that_cannot_be_used_is_reported_in_one_line_after_the_warnings(self, tmp_path: Path) -> None:
         url = "postgresql://ada:s3cret@a..b/tasks?sslmode=require"
         with Service(tmp_path, {"DATABASE_URL": url, "LOG_FORMAT": "text"}) as service:

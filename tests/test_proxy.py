@@ -181,6 +181,28 @@ class TestPrefix:
         assert (got.json(), refused.status_code) == (created.json(), 404)
         assert (page.url.path, page.status_code) == ("/svc/docs", 200)
 
+    async def test_an_agent_finds_the_metadata_of_the_tools_at_the_root_of_the_host(
+        self, dsn: str, tmp_path: Path
+    ) -> None:
+        """Behind both examples, as an agent does: from the 401 of `/mcp` to the URL that it names."""
+        url = f"https://{NAME}/svc"
+        agents = {"mcp": "on", "public_url": url, "auth_issuer": "https://auth.example.com"}
+        changes = {"# With ROOT_PATH=/svc: ": "", **WITHOUT_CHECKS}
+        async with serving(make_settings(dsn, auth_jwt_secret=SECRET, root_path="/svc", **agents)) as service:
+            with haproxy(tmp_path, [service, service], changes) as balanced:
+                async with (
+                    nginx(tmp_path, service, BELOW_A_PATH) as proxy,
+                    proxy.client() as by_nginx,
+                    httpx.AsyncClient(base_url=balanced, timeout=30) as by_haproxy,
+                ):
+                    for client in (by_nginx, by_haproxy):
+                        refused = await client.post("/svc/mcp", json={})
+                        [found] = re.findall('resource_metadata="(.*)"', refused.headers["WWW-Authenticate"])
+                        metadata = await client.get(found.removeprefix(f"https://{NAME}"))
+
+                        assert found.startswith(f"https://{NAME}/.well-known/")
+                        assert metadata.json()["resource"] == f"{url}/mcp"
+
     @pytest.mark.parametrize(
         ("path", "answers", "logged"),
         [

@@ -84,17 +84,15 @@ class Panic(BaseException):
 
 
 @each_era
-@pytest.mark.parametrize("defect", [LookupError("secret"), Panic("secret")], ids=["exception", "panic"])
-async def test_a_defect_is_an_error_of_a_kind_with_a_traceback_in_the_log_and_later_calls_are_served(
-    tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, defect: BaseException
+async def test_a_panic_is_an_error_of_a_kind_and_later_calls_are_served(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr("app.services.tasks.delete_task", AsyncMock(side_effect=defect))
+        meanwhile.setattr("app.services.tasks.delete_task", AsyncMock(side_effect=Panic))
         failed = await tool("delete_task", task_id=str(UUID(int=0)))
 
     assert failed == f"internal-error: {InternalError.detail}"
-    [record] = [record for record in caplog.records if record.exc_info]
-    assert record.getMessage() == "unexpected error"
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["unexpected error"]
     assert (await tool("add_task", title="a"))["status"] == "created"
 
 

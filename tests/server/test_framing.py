@@ -64,7 +64,16 @@ UNSUPPORTED_VERSIONS = (
     b"POST / HTTP/2.0\r\n%s%s\r\n0\r\n\r\n" % (HOST, CHUNKED),
 )
 LENGTHS = (b"", b"-1", b"+0", b"0x0", b"0,200", b"9" * 30, b"\xb2", b"0\r\nContent-Length: 0")
-CODINGS = (b"chunked, identity", b"chunked, chunked", b"chunked;a=b", b"\r\n chunked", b"gzip, ", b"g zip, chunked")
+CODINGS = (
+    b"chunked\t",
+    b"chunked ",
+    b"chunked, identity",
+    b"chunked, chunked",
+    b"chunked;a=b",
+    b"\r\n chunked",
+    b"gzip, ",
+    b"g zip, chunked",
+)
 UNKNOWN_CODINGS = (b"xchunked", b"identity", b"gzip, chunked", b"gzip\r\nTransfer-Encoding: chunked")
 SIZES = (b"-1", b"0x0", b" 0", b"0_0", b"", b"f" * 17, b"0\n", b"0;a\0")
 END = b"0\r\n\r\n"
@@ -181,6 +190,17 @@ def opened(app: ASGIApp) -> Any:
     connection = BoundedProtocol(uvicorn.Config(app, log_config=None), ServerState(), {})
     connection.connection_made(Mock(**{"get_extra_info.return_value": None, "is_closing.return_value": False}))
     return connection
+
+
+async def test_white_space_around_a_value_is_no_part_of_it(base_url: str, tasks: str) -> None:
+    """RFC 9110 section 5.5. The parser does not remove what follows the value."""
+    sent = {"Host": "localhost", "X-Request-ID": "mine", "Expect": "100-continue", "Connection": "close"}
+    fields = "".join(f"{name}:\t {value} \t\r\n" for name, value in sent.items())
+    start = f"POST {tasks} HTTP/1.1\r\n{fields}Content-Type: application/json\r\nContent-Length: 13\r\n\r\n"
+
+    interim, reply = await converse(base_url, start.encode(), b'{"title":"x"}')
+
+    assert (interim.status_code, reply.status_code, reply.headers["X-Request-ID"]) == (100, 201, "mine")
 
 
 class TestSmuggling:

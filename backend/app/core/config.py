@@ -131,14 +131,14 @@ def _public_url(url: str | None, info: ValidationInfo) -> str | None:
     if url is None or info.data.get("mcp", "off") == "off":
         return None
     parts = urlsplit(url)
-    origin = f"{parts.scheme}://{parts.netloc}"
-    if url != origin + parts.path or not _ROOT_PATH.fullmatch(parts.path):
-        raise ValueError("must be a URL such as https://tasks.example.com or https://example.com/svc")
+    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+    if url != origin + parts.path or not _ROOT_PATH.fullmatch(parts.path) or path.endswith("/mcp"):
+        raise ValueError("must be a URL such as https://tasks.example.com or https://example.com/svc, without /mcp")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         raise ValueError("must begin with https://, or tokens could be read on their way")
     if not _WEB_ISSUER.match(info.data.get("auth_issuer", "https://") or ""):
         raise ValueError("needs AUTH_ISSUER beside it, and there the URL of the issuer, where agents get their token")
-    return check_origin(origin) + parts.path.rstrip("/")
+    return check_origin(origin) + path
 
 
 def _dsn(secret: SecretStr) -> SecretStr:

@@ -8,10 +8,10 @@ import asyncio
 import json
 import logging
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Depends, Request
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -26,6 +26,7 @@ from mcp_types import (
     ToolAnnotations,
 )
 from mcp_types import Tool as Definition
+from pydantic import BaseModel, StrictInt, StrictStr
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -33,7 +34,7 @@ from starlette.types import Message, Scope
 
 from app import __version__
 from app.core.config import Settings
-from app.core.errors import AppError, InternalError
+from app.core.errors import AppError, InternalError, RouteNotFoundError
 from app.core.telemetry import span_ids
 from app.http.authorization import MCP_PATH, current_user, metadata_url, public
 from app.http.fast_lane import BODY_LIMIT, JSONRoute, RowResponse
@@ -64,7 +65,16 @@ def router_of(settings: Settings) -> APIRouter:
     return router
 
 
-async def exchange_message(message: Annotated[Any, Body()], request: Request) -> Response:  # noqa: ARG001  # checked
+class JSONRPCMessage(BaseModel):
+    """A request or a notification of JSON-RPC. The SDK's refusal of any other body would quote it."""
+
+    jsonrpc: Literal["2.0"]
+    id: StrictInt | StrictStr = ""  # absent in a notification
+    method: str
+    params: dict[str, Any] | None = None
+
+
+async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:  # noqa: ARG001  # checked
     """Returns the SDK's reply to one message of JSON-RPC."""
     body = await request.body()
     unread = iter([{"type": "http.request", "body": body}])
@@ -78,9 +88,10 @@ async def exchange_message(message: Annotated[Any, Body()], request: Request) ->
 
     await request.state.tools.handle_request(request.scope, receive, send)
     start, *parts = sent
-    if start["status"] >= HTTPStatus.BAD_REQUEST and (b"content-type", b"application/json") not in start["headers"]:
-        raise HTTPException(start["status"])  # it was plain text
-    reply = Response(b"".join(part.get("body", b"") for part in parts), start["status"])
+    status = int(start["status"])  # for metrics HTTPStatus.OK is another status than 200
+    if status >= HTTPStatus.BAD_REQUEST and (b"content-type", b"application/json") not in start["headers"]:
+        raise HTTPException(status)  # it was plain text
+    reply = Response(b"".join(part.get("body", b"") for part in parts), status)
     reply.raw_headers = [*start["headers"]]
     return reply
 
@@ -118,6 +129,7 @@ async def _call_tool(context: ServerRequestContext, params: CallToolRequestParam
     request: Any = context.request
     scope, tool, sent = request.scope, TOOLS.get(params.name), params.arguments or {}
     if tool is None:
+        note_problem(scope, RouteNotFoundError())
         raise MCPError(INVALID_PARAMS, f"Unknown tool. Known are: {', '.join(TOOLS)}.")
     name_route(scope, f"{MCP_PATH}/{params.name}")
     ignored = tool.ignored(sent)

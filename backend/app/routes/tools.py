@@ -16,7 +16,7 @@ from app.http.problems import cut_name, invalid_request
 from app.models.task import WireTask
 from app.routes.deps import or_missing, version_of
 from app.schemas import words
-from app.schemas.compact import compact_schema
+from app.schemas.compact import compact_schema, takes_null
 from app.schemas.task import KEY_MAX, UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.services import tasks
 
@@ -43,7 +43,8 @@ class Tool:
 
     async def call(self, db: Database, user_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the result. Raises AppError. `null` is as if absent, unless the schema has it."""
-        given = {name: value for name, value in sent.items() if value is not None or self._takes_null(name)}
+        shown = self.takes["properties"]
+        given = {name: value for name, value in sent.items() if value is not None or takes_null(shown.get(name, {}))}
         try:
             arguments = self._arguments.validate_python(given)
         except ValidationError as error:
@@ -53,9 +54,6 @@ class Tool:
     def ignored(self, sent: Mapping[str, Any]) -> list[str]:
         """Returns the first names that the tool does not know, and that have no effect."""
         return [cut_name(name) for name in sent if name not in self._known][:_NAMES_SHOWN]
-
-    def _takes_null(self, name: str) -> bool:
-        return "null" in self.takes["properties"].get(name, {}).get("type", ())
 
 
 # What tools return, as JSON Schemas.

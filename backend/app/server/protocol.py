@@ -118,6 +118,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_body:
             self._trailer_size += len(name) + len(value)  # trailers are not headers (RFC 9110 section 6.5.1)
         else:
+            # The parser keeps white space behind a value. In `Transfer-Encoding` it is refused, because parsers differ.
+            if value[-1:] in b" \t" and name.lower() != b"transfer-encoding":
+                value = value.rstrip(b" \t")
             super().on_header(name, value)
         if self._trailer_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:
             self._stop(errors.HeadTooLargeError(HEAD_MAX, HEADERS_MAX))
