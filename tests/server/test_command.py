@@ -122,6 +122,9 @@ class TestSummary:
         assert summary.lines(**settings)[3:] == [f"Authentication: {line}"]
         assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
+    def test_it_says_that_agents_are_served(self, summary: "Summary") -> None:
+        assert summary.lines(MCP="on", AUTH_JWT_SECRET=SECRET)[4:] == ["Tools for agents: /mcp"]
+
 
 class Summary:
     def __init__(self, environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from app import __version__
 from app.core import project
 from app.core.config import Settings
 from app.core.database.dsn import parse_dsn
+from app.http.authorization import MCP_PATH
 
 _INDENT: Final = " " * 6
 _DESCRIPTION: Final = f"""\
@@ -37,7 +38,7 @@ def read_arguments(arguments: Sequence[str]) -> None:
 
 
 def log_summary(settings: Settings) -> None:
-    """Log the version, and which file, database and authentication the service uses."""
+    """Log the version, which file, database and authentication the service uses, and whether it serves agents."""
     _logger.info("Tasks API %s", __version__)
     used, other = project.home() / ".env", project.ROOT / ".env"
     if not used.exists():
@@ -48,6 +49,8 @@ def log_summary(settings: Settings) -> None:
         _logger.info("Settings: %s", used)
     _logger.info("Database: %s", _database(settings))
     _logger.log(logging.INFO if settings.authenticates else logging.WARNING, "Authentication: %s", _auth(settings))
+    if settings.serves_tools:
+        _logger.info("Tools for agents: %s", MCP_PATH)
 
 
 def _setting(name: str) -> str:
