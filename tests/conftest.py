@@ -25,7 +25,7 @@ from app.core.database.migrations import migrate
 from app.core.database.pool import Timeouts
 from app.http.fast_lane import FastLane
 from app.server.embedded import embedded_postgres
-from tests.agents import ERAS, SETTINGS, Agent
+from tests.agents import ERAS, SETTINGS, Agent, client_of
 from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
 from tests.servers import pgbouncer
@@ -173,17 +173,13 @@ async def secured_url(configure: Callable[..., Settings], serve: Serve) -> Async
 
 @pytest.fixture(scope="session")
 def secured_tools(configure: Callable[..., Settings]) -> Settings:
-    return configure(auth_jwt_secret=SECRET, **SETTINGS)
+    return configure(**SETTINGS)
 
 
 @pytest.fixture(scope="session")
 async def agents(secured_tools: Settings, serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service for the same tasks that also serves agents (`agents.token_of`)."""
-    limits = httpx.Limits(max_keepalive_connections=0)  # see `client`
-    async with (
-        serve(secured_tools) as url,
-        httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client,
-    ):
+    async with client_of(secured_tools, serve) as client:
         yield client
 
 

@@ -25,7 +25,7 @@ from app.core.logging import JsonFormatter, LogHandler
 from app.main import create_app
 from app.schemas.task import TaskResponse
 from app.server.protocol import SERVER_OPTIONS, BoundedProtocol
-from tests.calls import MODERN, call
+from tests.agents import MODERN, call
 from tests.support import SECRET, make_settings, token
 
 MOST_CALLS: Final = {"get": 358, "toggle": 372, "create": 420, "list": 493, "call": 985}
@@ -106,7 +106,7 @@ async def count_call(settings: Settings) -> Counter[str]:
         tasks = Client(app, dict(state or {}), {})
         task = await tasks.send("POST /api/counted/tasks", NEW_TASK)
         headers, body = call(MODERN, "complete_task", task_id=task["id"])
-        return await Client(app, dict(state or {}), headers).count("POST /mcp", body)
+        return await Client(app, dict(state or {}), headers).count("POST /mcp", json.dumps(body))
 
 
 def test_no_operation_makes_more_calls_than_allowed_from_its_first_byte_to_its_log_line(

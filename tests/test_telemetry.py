@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from app import __version__
 from app.core.config import Settings
+from tests.agents import ERAS, call
 from tests.collector import Collector, values
 from tests.issuer import Issuer, key_set
 from tests.servers import free_port
@@ -31,6 +32,7 @@ TRACE: Final = "0af7651916cd43dd8448eb211c80319c"
 PARENT: Final = "b7ad6b7169203331"
 METHODS: Final = ("GET", "POST", "DELETE", "PUT", "OPTIONS", "_OTHER")
 REFUSED: Final = "Failed to export spans batch code: 401, reason: Unauthorized"
+CALLED: Final = ("add_task", "list_tasks")  # by agents
 KEYS: Final = ("http.route", "http.response.status_code", "error.type")
 
 
@@ -75,6 +77,7 @@ async def observe(dsn: str, directory: Path) -> Run:
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(scraped),
                 "OTEL_LOGS_EXPORTER": "otlp",
                 "LOG_LEVEL": "debug",
+                "MCP": "on",
             }
             with Service(directory, settings, module="tests.observed") as service:
                 page, public = await use(service, collector, f"http://localhost:{scraped}/metrics")
@@ -94,6 +97,9 @@ async def use(service: Service, collector: Collector, page: str) -> tuple[str, i
         await client.get(f"{TASKS}?search={WORD}&cursor={WORD}")
         await client.get(TASKS, params={"search": WORD})
         await client.delete(f"{TASKS}/{task['id']}")
+        for era, tool in zip(ERAS, CALLED, strict=True):
+            fields, message = call(era, tool, title=WORD)
+            await client.post("/mcp", json=message, headers=fields)
         await client.get(TASKS, headers={"Authorization": "Basic no"})
         await client.get(f"/api/{USER}/nothing/{WORD}")
         await client.put("/health/live", headers={"Host": "a" * 30_000})
@@ -120,6 +126,7 @@ class TestTraces:
             (f"GET {LIST}", 401),  # refused before a route is chosen
             ("GET /health/live", 200),  # served by FastAPI's router
             ("PUT /health/live", 405),
+            *((f"POST /mcp/{tool}", 200) for tool in CALLED),
         ],
     )
     def test_a_span_has_the_route_in_its_name_and_attributes(self, run: Run, name: str, status: int) -> None:
@@ -179,6 +186,7 @@ class TestMetrics:
 
         assert counts[LIST, 401, None] == counts[LIST, 422, None] == 1
         assert counts[ONE, 500, "LookupError"] == 1
+        assert [counts[f"/mcp/{tool}", 200, None] for tool in CALLED] == [1, 1]
         assert run.metric("http.server.active_requests") == dict.fromkeys(METHODS, 0)
 
     def test_the_pool_and_the_age_of_the_keys_are_measured(self, run: Run) -> None:

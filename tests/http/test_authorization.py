@@ -174,10 +174,8 @@ UNCLEAR: list[tuple[Extend, str]] = [
     (lambda app: app.get("/api/{user_id}/late")(commits_late), "GET /api/{user_id}/late: would commit after its reply"),
     (lambda app: app.put("/api/{user_id}/a")(keeps), "PUT /api/{user_id}/a: takes kept, which needs APIRouter(route_"),
     (lambda app: app.get("/api/{user_id}/a")(refuses), "GET /api/{user_id}/a: takes unknown, which needs APIRouter("),
-    (
-        lambda app: app.get("/api/{user_id}/open")(ping),
-        "GET /api/{user_id}/open: is under /api or /mcp, which always ask for",
-    ),
+    (lambda app: app.get("/api/{user_id}/a")(ping), "GET /api/{user_id}/a: is under /api or /mcp, which always ask"),
+    (lambda app: app.get("/mcp/others")(ping), "GET /mcp/others: is under /api or /mcp, which always ask for a token"),
     (lambda app: app.get("/admin")(admin), "GET /admin: is outside /api"),
     (lambda app: app.frontend("/site", directory="."), "frontend() cannot be declared public; mount StaticFiles"),
 ]
@@ -194,6 +192,7 @@ UNCLEAR += [
         ("/api/{user_id:path}", unchecked, "must begin with"),
         ("/api/{owner}/chores", name_of, "must begin with"),
         ("/api/users/{user_id}/chores", name_of, "must begin with"),
+        ("/mcp/others", unchecked, "must begin with"),
     )
 ]
 

@@ -4,16 +4,11 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from fastapi import APIRouter
 
 from app.core.config import Settings
-from app.core.errors import StartupError
-from app.http.authorization import check_routes, public
-from app.main import create_app
-from app.routes.deps import CurrentUser
-from tests.agents import CLAIMS, PUBLIC_URL, Agent, token_of
+from tests.agents import CLAIMS, LEGACY, MODERN, PUBLIC_URL, Agent, call, client_of, message, token_of
 from tests.http.support import problem_of, status_of
-from tests.support import bearer, serving
+from tests.support import bearer
 from tests.tokens import carrying, claims_of, counted_checkouts, new_signer
 
 METADATA: Final = "/.well-known/oauth-protected-resource"
@@ -37,15 +32,13 @@ class TestToken:
         ids=["none", "Basic", "malformed", "early", "expired", "foreign", "audience", "issuer"],
     )
     async def test_without_a_valid_token_every_message_is_401_and_takes_no_connection(
-        self, agent: Agent, sent: dict[str, str], kind: str
+        self, agents: httpx.AsyncClient, sent: dict[str, str], kind: str
     ) -> None:
-        message = agent.message("tools/call", {"name": "list_tasks", "arguments": {}})
-        others = agent.headers("tools/call", message["params"])
-        del others["Authorization"]
+        headers, listing = call(MODERN, "list_tasks")
+        contents: tuple[Any, ...] = (listing, message(LEGACY, "initialize")[1], [], {})
         with counted_checkouts() as checkouts:
-            contents: tuple[Any, ...] = (message, agent.message("initialize", {}), [], {})
             for content in contents:
-                refusal = await agent.client.post("/mcp", json=content, headers=others | sent)
+                refusal = await agents.post("/mcp", json=content, headers=headers | sent)
 
                 assert problem_of(refusal, 401)["type"] == f"urn:problem-type:{kind}"
                 challenge = refusal.headers["WWW-Authenticate"]
@@ -54,26 +47,24 @@ class TestToken:
                 assert ("error=" in challenge) is (kind == "token-invalid")
             assert checkouts == []
 
-            await agent.done("list_tasks")
+            await Agent(agents, "ada").done("list_tasks")  # the positive control
             assert len(checkouts) == 1
 
 
 class TestAnotherUser:
     async def test_no_way_leads_to_the_tasks_of_another_user(self, agent: Agent) -> None:
-        ada, eve = agent, Agent(agent.client, f"{agent.user}-eve", agent.era)
+        ada, eve = agent, agent.eve
         keyed = await ada.done("add_task", title="a", idempotency_key="k1")
         await ada.done("add_task", title="b")
         before = await ada.tasks()
         cursor = (await ada.done("list_tasks", limit=1))["next_cursor"]
         names: dict[str, Any] = dict.fromkeys(("user_id", "userId", "owner", "user", "sub", "_meta"), ada.user)
 
-        for name in ("complete_task", "update_task", "delete_task"):
+        for tool in ("complete_task", "update_task", "delete_task"):
             for task in before:
                 for version in ({}, {"if_updated_at": task["updated_at"]}):
-                    _, [text, *_] = await eve.call(
-                        name, task_id=task["id"], title="c", completed=True, **names, **version
-                    )
-                    assert text == "task-not-found: There is no such task."
+                    change = {"task_id": task["id"], "title": "c", "completed": True} | names | version
+                    assert (await eve.call(tool, **change)).texts[0] == "task-not-found: There is no such task."
         assert (await eve.call("list_tasks", **names)).content == {"tasks": [], "next_cursor": None}
         assert "cursor: does not belong to this list" in await eve.error("list_tasks", cursor=cursor, limit=1)
         outcome = await eve.call("add_task", title="d", idempotency_key="k1", **names)
@@ -86,13 +77,13 @@ class TestAnotherUser:
         assert len(await ada.tasks()) == 1
 
     async def test_a_user_beside_the_arguments_has_no_effect(self, agent: Agent) -> None:
-        ada, eve = agent, Agent(agent.client, f"{agent.user}-eve", agent.era)
-        await ada.done("add_task", title="a")
-        params: dict[str, Any] = {"name": "list_tasks", "arguments": {}, "user_id": ada.user}
-        body = eve.message("tools/call", params) | {"user_id": ada.user}
-        body["params"]["_meta"] |= {"user_id": ada.user, "authorization": token_of(ada.user)["Authorization"]}
-        headers = eve.headers("tools/call", params) | {"X-User-Id": ada.user, "Cookie": f"user={ada.user}"}
-        for path in ("/mcp", f"/mcp?user_id={ada.user}&access_token={token_of(ada.user)['Authorization'][7:]}"):
+        ada, token = agent.user, token_of(agent.user)["Authorization"]
+        await agent.done("add_task", title="a")
+        headers, body = call(agent.era, "list_tasks")
+        body["user_id"] = body["params"]["user_id"] = ada
+        body["params"]["_meta"] |= {"user_id": ada, "authorization": token}
+        headers |= token_of(agent.eve.user) | {"X-User-Id": ada, "Cookie": f"user={ada}"}
+        for path in ("/mcp", f"/mcp?user_id={ada}&access_token={token[7:]}"):
             reply = await agent.client.post(path, json=body, headers=headers)
 
             assert reply.json()["result"]["structuredContent"] == {"tasks": [], "next_cursor": None}
@@ -109,65 +100,42 @@ class TestDenial:
                 exists = path.rstrip("/") == "/mcp"
                 assert found == ([404, 404] if not exists else [401, 422] if method == "POST" else [405, 405])
 
-    def test_a_route_of_a_copy_below_mcp_is_closed_or_refuses_the_start(self, secured_tools: Settings) -> None:
-        async def mine(user: CurrentUser) -> str:
-            return user
-
-        async def anybody() -> str:
-            return "reached"
-
-        for handler, refused in ((mine, False), (anybody, True), (public(anybody), True)):
-            app, router = create_app(secured_tools), APIRouter()
-            router.get("/mcp/others")(handler)
-            app.include_router(router)
-            if refused:
-                with pytest.raises(StartupError, match="/mcp/others"):
-                    check_routes(app.router)
-            else:
-                check_routes(app.router)
+    async def test_without_the_setting_there_is_nothing_at_the_path(self, secured_url: str) -> None:
+        async with httpx.AsyncClient(base_url=secured_url, timeout=30) as client:
+            assert (await client.post("/mcp", headers=bearer("ada"))).status_code == 404
 
 
 class TestMetadata:
-    async def test_an_agent_without_a_token_learns_where_it_gets_one(self, agents: httpx.AsyncClient) -> None:
-        refusal = await agents.post("/mcp")
-        url = refusal.headers["WWW-Authenticate"].partition('resource_metadata="')[2].rstrip('"')
+    @pytest.mark.parametrize("path", ["", "/svc"])
+    async def test_an_agent_without_a_token_learns_where_it_gets_one(self, secured_tools: Settings, path: str) -> None:
+        settings = secured_tools.model_copy(update={"public_url": f"{PUBLIC_URL}{path}", "root_path": path})
+        async with client_of(settings) as client:
+            refusal = await client.post("/mcp")
+            of_api = await client.get("/api/ada/tasks")
+            metadata = await client.get(f"{METADATA}{path}/mcp")
 
-        metadata = await agents.get(url.removeprefix(PUBLIC_URL))
-
-        assert metadata.status_code == 200
+        named = f'Bearer realm="tasks", resource_metadata="{PUBLIC_URL}{METADATA}{path}/mcp"'
+        challenges = [refusal.headers["WWW-Authenticate"], of_api.headers["WWW-Authenticate"]]
+        assert challenges == [named, 'Bearer realm="tasks"']
         assert metadata.json() == {
-            "resource": f"{PUBLIC_URL}/mcp",
+            "resource": f"{PUBLIC_URL}{path}/mcp",
             "authorization_servers": [CLAIMS["iss"]],
             "bearer_methods_supported": ["header"],
         }
-        assert "resource_metadata" not in (await agents.get("/api/ada/tasks")).headers["WWW-Authenticate"]
-
-    async def test_behind_a_prefix_the_metadata_are_at_the_root_of_the_origin(self, secured_tools: Settings) -> None:
-        settings = secured_tools.model_copy(update={"public_url": f"{PUBLIC_URL}/svc", "root_path": "/svc"})
-        async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
-            refusal = await client.post("/mcp")
-            metadata = await client.get(f"{METADATA}/svc/mcp")
-
-        assert refusal.headers["WWW-Authenticate"].endswith(f'"{PUBLIC_URL}{METADATA}/svc/mcp"')
-        assert metadata.json()["resource"] == f"{PUBLIC_URL}/svc/mcp"
 
     async def test_without_public_url_there_are_no_metadata(self, secured_tools: Settings) -> None:
-        settings = secured_tools.model_copy(update={"public_url": None})
-        async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with client_of(secured_tools.model_copy(update={"public_url": None})) as client:
             assert (await client.post("/mcp")).headers["WWW-Authenticate"] == 'Bearer realm="tasks"'
             assert (await client.get(f"{METADATA}/mcp")).status_code == 404
 
 
-class TestBrowser:
-    async def test_a_page_of_an_allowed_origin_may_use_the_tools(self, agent: Agent) -> None:
-        asked = "authorization,content-type,mcp-protocol-version,mcp-method,mcp-name"
-        headers = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
-        preflight = await agent.client.options("/mcp", headers=headers | {"Origin": "http://localhost:3000"})
-        reply = await agent.post(agent.message("tools/list", {}), Origin="http://localhost:3000")
+async def test_a_page_of_an_allowed_origin_may_use_the_tools(agents: httpx.AsyncClient) -> None:
+    origin = {"Origin": "http://localhost:3000"}
+    headers, body = message(MODERN, "tools/list")
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ",".join(headers).lower()}
 
-        assert preflight.status_code == 200
-        assert reply.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    preflight = await agents.options("/mcp", headers=asked | origin)
+    reply = await agents.post("/mcp", json=body, headers=headers | token_of("ada") | origin)
 
-    async def test_without_the_setting_there_is_nothing_at_the_path(self, secured_url: str) -> None:
-        async with httpx.AsyncClient(base_url=secured_url, timeout=30) as client:
-            assert (await client.post("/mcp", headers=bearer("ada"))).status_code == 404
+    assert (preflight.status_code, reply.status_code) == (200, 200)
+    assert reply.headers["Access-Control-Allow-Origin"] == origin["Origin"]
