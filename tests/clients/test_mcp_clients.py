@@ -1,5 +1,6 @@
 """Clients of `/mcp` that others wrote, with tokens of Better Auth: each does what an agent does for a user."""
 
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,13 +22,13 @@ pytestmark = needs_node
 LEGACY: Final = "2025-11-25"
 MODERN: Final = "2026-07-28"
 TOOLS: Final = ["add_task", "list_tasks", "complete_task", "update_task", "delete_task"]
-TSC: Final = (
-    "tsc --strict --noUncheckedIndexedAccess --skipLibCheck --target es2023 --module nodenext --types node agent.mts"
-)
+PAGE: Final = (FOLDER.parents[1] / "docs/agents.md").read_text()
+TSC: Final = "tsc --strict --noUncheckedIndexedAccess --skipLibCheck --target es2023 --module nodenext --types node"
 CLIENTS: Final = [
     *((python, mode, version) for mode, version in (("legacy", LEGACY), ("auto", MODERN), (MODERN, MODERN))),
     *((typescript, mode, LEGACY) for mode in ("sdk", "legacy")),
     *((typescript, mode, MODERN) for mode in ("auto", MODERN)),
+    (inspector, "modern", MODERN),  # a process for each call, so only once
 ]
 
 
@@ -65,10 +66,14 @@ async def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the compiled program."""
     folder = tmp_path_factory.mktemp("agent")
     shutil.copy(FOLDER / "agent.mts", folder)
-    (folder / "node_modules").symlink_to(NODE_MODULES)
-    compiler = await run(folder, *TSC.split())
-    assert compiler.returncode == 0, compiler.stdout
+    await compile_program(folder, "agent.mts")
     return folder
+
+
+async def compile_program(folder: Path, name: str) -> None:
+    (folder / "node_modules").symlink_to(NODE_MODULES)
+    compiler = await run(folder, *TSC.split(), name)
+    assert compiler.returncode == 0, compiler.stdout
 
 
 @pytest.mark.parametrize(("connect", "mode", "version"), CLIENTS)
@@ -137,23 +142,19 @@ async def shown(ask: Ask, rest: httpx.AsyncClient, tasks: str) -> list[Any]:
     return listed
 
 
-@pytest.mark.parametrize(("mode", "version"), [("legacy", LEGACY), ("modern", MODERN)])
-async def test_the_inspector_can_use_every_tool(service: Service, tmp_path: Path, mode: str, version: str) -> None:
-    _, token = await service.sign_up()
-    async with inspector(f"{service.url}/mcp", token, mode, tmp_path) as ask:
-        assert [tool["name"] for tool in (await ask())["tools"]] == TOOLS
-        task_id = await done(ask, "created", "add_task", title="Buy oat milk")
-        await done(ask, "completed", "complete_task", task_id=task_id)
-        [task] = (await ask("list_tasks", status="completed"))["structuredContent"]["tasks"]
-        stale = {"task_id": task_id, "title": "Buy milk", "if_updated_at": task["created_at"]}
-        assert await failed(ask, "update_task", **stale) == "precondition-failed"
-        await done(ask, "deleted", "delete_task", task_id=task_id)
-
-    assert (task["id"], task["title"], task["completed"]) == (task_id, "Buy oat milk", True)
-    assert service.versions[-1] == version
-
-
 async def test_the_inspector_says_that_it_needs_a_token(service: Service, tmp_path: Path) -> None:
     status, output = await inspect(tmp_path, f"{service.url}/mcp", "--method=tools/list")
 
     assert status == 3, output
+
+
+async def test_the_program_of_the_page_compiles_and_adds_a_task(service: Service, tmp_path: Path) -> None:
+    [code] = re.findall(r"^```ts\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (tmp_path / "page.mts").write_text(code.replace("http://127.0.0.1:8000", service.url))
+    _, token = await service.sign_up()
+    await compile_program(tmp_path, "page.mts")
+
+    program = await run(tmp_path, "env", f"TOKEN={token}", "node", "page.mjs")
+
+    shown = r"false \{\s+task_id: '[0-9a-f-]{36}',\s+status: 'created',\s+title: 'Buy oat milk'"
+    assert re.match(shown, program.stdout), program.stdout
