@@ -251,64 +251,47 @@ class TestMcp:
         assert [settings.serves_tools for settings in (load(), load(**AGENTS))] == [False, True]
         assert refusals(MCP="yes").keys() == {"MCP"}
 
-    def test_they_need_their_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "mcp_types", None)
+    def test_they_need_their_packages_and_authentication(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        no_user = "needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it, because a tool acts for the user of a token"
+        assert refusals(MCP="on") == {"MCP": no_user}
 
+        monkeypatch.setitem(sys.modules, "mcp_types", None)
         assert not load().serves_tools
         assert refusals(**AGENTS) == {"MCP": "needs the packages of requirements-mcp.txt, see docs/agents.md"}
-
-    def test_they_need_authentication(self) -> None:
-        reason = "because a tool acts for the user of a token"
-
-        assert refusals(MCP="on") == {"MCP": f"needs AUTH_JWT_SECRET or AUTH_JWKS_URL beside it, {reason}"}
-        assert load(MCP="on", **JWKS).serves_tools
 
 
 class TestPublicUrl:
     @pytest.mark.parametrize(
-        ("text", "url"),
-        [
-            ("https://tasks.example.com", "https://tasks.example.com"),
-            ("https://tasks.example.com/", "https://tasks.example.com"),
-            ("https://example.com:8443/mcp-a/svc/", "https://example.com:8443/mcp-a/svc"),
-            ("http://localhost:8000", "http://localhost:8000"),
-            ("http://[::1]:8000", "http://[::1]:8000"),
-        ],
+        "url", ["https://a.example", "https://a.example:8443/mcp-a/svc", "http://localhost:8000", "http://[::1]:8000"]
     )
-    def test_it_is_an_origin_that_may_have_a_path(self, text: str, url: str) -> None:
-        assert load(PUBLIC_URL=text, **AGENTS).public_url == url
+    def test_it_is_an_origin_that_may_have_a_path(self, url: str) -> None:
+        for text in (url, f"{url}/"):
+            assert load(PUBLIC_URL=text, **AGENTS).public_url == url
 
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
             *(
                 (f"https://a.example{end}", "must be a URL such as ")
-                for end in ("?a=b", "#a", "?", "//", "/..", "/mcp")
+                for end in ("?a=b", "#a", "?", "//", "/..", "/mcp/")
             ),
-            *((text, "must be a URL such as ") for text in ("https://a.example/${SVC}", "https://a.example/svc/mcp/")),
-            *(
-                (text, "must begin with https://, ")
-                for text in ("http://a.example", "http://10.0.0.1", "ftp://a.example")
-            ),
-            *((text, "must be a URL such as ") for text in ("tasks.example.com", "//a.example", "https", "/svc")),
+            *((text, "must be a URL such as ") for text in ("https://a.example/${SVC}", "tasks.example.com", "/svc")),
+            *((f"{text}a.example", "must begin with https://, ") for text in ("http://", "ftp://")),
             ("https://A.example", "has capital letters; "),
-            ("https://a.example:443", "has the default port; "),
-            ("https://ada:s3cret@a.example", "is not what browsers send, "),
             ("https://[::1", "Invalid IPv6 URL"),
         ],
     )
     def test_anything_else_is_refused(self, text: str, sentence: str) -> None:
         assert refusals(PUBLIC_URL=text, **AGENTS)["PUBLIC_URL"].startswith(sentence)
 
-    @pytest.mark.parametrize("issuer", [None, "unchecked", "tasks", "ftp://issuer.example.com"])
-    def test_it_needs_the_url_of_the_issuer(self, issuer: str | None) -> None:
-        others = {name: value for name, value in AGENTS.items() if name != "AUTH_ISSUER"}
-        others |= {"AUTH_ISSUER": issuer} if issuer else {}
+    @pytest.mark.parametrize("issuer", [{}, {"AUTH_ISSUER": "unchecked"}, {"AUTH_ISSUER": "ftp://issuer.example.com"}])
+    def test_it_needs_the_url_of_the_issuer(self, issuer: dict[str, str]) -> None:
+        given = {"MCP": "on", "AUTH_JWT_SECRET": SECRET, **issuer}
 
-        found = refusals(PUBLIC_URL="https://a.example", **others)
+        found = refusals(PUBLIC_URL="https://a.example", **given)
 
         assert found["PUBLIC_URL"].startswith("needs AUTH_ISSUER beside it, and there the URL of the issuer, ")
-        assert load(**others).public_url is None
+        assert load(**given).public_url is None
 
     @pytest.mark.parametrize("wrong", [{"AUTH_ISSUER": "*"}, {"AUTH_JWT_SECRET": "s3cret"}, {"MCP": "yes"}])
     def test_a_setting_that_is_invalid_is_not_also_reported_as_missing(self, wrong: dict[str, str]) -> None:

@@ -28,14 +28,11 @@ class Place(BaseModel):
     name: Annotated[str, Field(title="A name", max_length=3)]
 
 
+Short = Annotated[str, Field(max_length=3, pattern="^l")]
+
 TYPES: Final[tuple[Any, ...]] = (
     *(str, int, bool, date, UUID, Decimal, Priority, Place, Any, dict[str, int], tuple[int, str], int | str),
-    *(
-        Literal["low"],
-        Literal["low", 4],
-        Annotated[str, Field(max_length=3, pattern="^l")],
-        Annotated[int, Field(le=3)],
-    ),
+    *(Literal["low"], Literal["low", 4], Short, Annotated[int, Field(le=3)]),
     *(list[str], list[str | None], list[Priority | None], list[Place], list[int | str]),
 )
 VALUES: Final[tuple[Any, ...]] = (
