@@ -3,6 +3,7 @@
 import asyncio
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,8 +48,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[
         )
         started[name] = (page, process)
     yield started
+    # Those of tests that have failed or were not selected stop what they have started.
     for _, process in started.values():
-        process.kill()
+        process.send_signal(signal.SIGINT)
+    for _, process in started.values():
+        process.communicate()
 
 
 @pytest.mark.ci
