@@ -228,9 +228,12 @@ class TestDelete:
 
 
 class TestEveryTool:
-    async def test_its_results_fit_its_output_schema(self, agent: Agent) -> None:
+    async def test_it_is_shown_as_it_is_and_its_results_fit_its_output_schema(self, agent: Agent) -> None:
         listed = (await agent.send("tools/list")).json()["result"]["tools"]
         schemas = {each["name"]: each["outputSchema"] for each in listed}
+        shown = [(each["description"], each["inputSchema"]) for each in listed]
+        assert shown == [(tool.description, tool.takes) for tool in TOOLS.values()]
+        assert [each["annotations"] for each in listed][:2] == [{"destructiveHint": False}, {"readOnlyHint": True}]
         task_id = (await added(agent))["id"]
         arguments: dict[str, dict[str, Any]] = {name: {"task_id": task_id} for name in NAMES}
         arguments |= {"add_task": {"title": "a"}, "list_tasks": {}}

@@ -1,5 +1,6 @@
 """`POST /mcp` as a part of this service: its form, its limits, its log line and its lifespan."""
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -78,7 +79,9 @@ class TestMessage:
             ({"Accept": "text/event-stream"}, 406),
             ({"MCP-Protocol-Version": "1999-01-01"}, 400),
         ):
-            assert (await agent.post(listing, **sent)).status_code == status
+            refusal = await agent.post(listing, **sent)
+            assert refusal.status_code == status
+            assert refusal.headers["Content-Type"] in {"application/json", "application/problem+json"}
         for accepted in ({"Accept": "*/*"}, {"Mcp-Session-Id": WORD}, {"Last-Event-ID": "1"}):
             assert (await agent.post(listing, **accepted)).json()["id"] == 1
 
@@ -167,6 +170,15 @@ class TestReply:
         assert reply.headers["Cache-Control"] == "private, no-cache"
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
         assert len(reply.headers.get_list("X-Request-ID")) == len(reply.headers.get_list("Content-Length")) == 1
+
+    async def test_a_call_that_is_cancelled_because_the_service_ends_has_the_problem_of_rest(
+        self, ada: Agent, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.services.tasks.delete_task", AsyncMock(side_effect=asyncio.CancelledError))
+
+        reply = await ada.send("tools/call", name="delete_task", arguments={"task_id": MISSING})
+
+        assert problem_of(reply, 503)["type"] == "urn:problem-type:shutting-down"
 
     async def test_the_list_of_the_tools_costs_a_model_600_tokens_and_names_no_user(self, agent: Agent) -> None:
         reply = (await agent.send("tools/list")).text
