@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.base import RequestResponseEndpoint
 
+from tests.agents import LEGACY, MODERN
 from tests.clients.agents import Ask, Connect, inspect, inspector, python, typescript
 from tests.clients.support import FOLDER, NODE_MODULES, needs_node, run
 from tests.clients.test_better_auth import Issuer, better_auth
@@ -19,8 +20,6 @@ from tests.tokens import carrying
 
 pytestmark = needs_node
 
-LEGACY: Final = "2025-11-25"
-MODERN: Final = "2026-07-28"
 TOOLS: Final = ["add_task", "list_tasks", "complete_task", "update_task", "delete_task"]
 PAGE: Final = (FOLDER.parents[1] / "docs/agents.md").read_text()
 TSC: Final = "tsc --strict --noUncheckedIndexedAccess --skipLibCheck --target es2023 --module nodenext --types node"

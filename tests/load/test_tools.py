@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import asyncpg
@@ -42,13 +42,6 @@ async def listed(agent: Agent) -> list[Task]:
     return await agent.tasks() if agent.era == REST else list((await agent.done("list_tasks"))["tasks"])
 
 
-async def complete(agent: Agent, task: Task) -> None:
-    if agent.era == REST:
-        (await agent.rest("PATCH", f"/{task['id']}/complete", json={"completed": True})).raise_for_status()
-    else:
-        await agent.done("complete_task", task_id=task["id"])
-
-
 async def is_renamed(agent: Agent, task: Task, title: str, version: str | None) -> bool:
     """Rename the task, unless it has changed since this version."""
     if agent.era == REST:
@@ -68,15 +61,15 @@ async def test_500_calls_at_once_beside_rest_are_all_applied_and_mix_no_users(
     async def look(agent: Agent) -> None:
         seen.update((agent.user, task["user_id"]) for task in await listed(agent))
 
-    requests = []
+    requests: list[Awaitable[Any]] = []
     for ways in users:
         await add(ways[0], "shared")
         [shared] = await listed(ways[0])
         for number in range(OF_EACH):
-            # Ten calls of tools, and three requests by REST.
+            # Ten calls of tools, and two requests by REST.
             requests += [add(agent, f"{agent.era} {number}") for agent in ways]
             requests += [look(agent) for agent in ways]
-            requests += [complete(agent, shared) for agent in [*ways, *ways[:2] * 2]]
+            requests += [agent.done("complete_task", task_id=shared["id"]) for agent in ways[:2] * 3]
     await asyncio.gather(*requests)
 
     assert seen == {(user.user, user.user) for user, *_ in users}

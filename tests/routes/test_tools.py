@@ -304,10 +304,7 @@ any_value: Final = st.recursive(
     max_leaves=5,
 )
 any_name: Final = st.sampled_from(
-    [
-        *("title", "description", "completed", "task_id", "if_updated_at", "idempotency_key", "status", "search"),
-        *("sort", "limit", "cursor", "q", "order", "sort_by", "user_id", "_meta", "self", "db", WORD),
-    ]
+    sorted({name for tool in TOOLS.values() for name in tool.takes["properties"]} | {"user_id", "_meta", "self", WORD})
 )
 
 

@@ -65,14 +65,8 @@ UNSUPPORTED_VERSIONS = (
 )
 LENGTHS = (b"", b"-1", b"+0", b"0x0", b"0,200", b"9" * 30, b"\xb2", b"0\r\nContent-Length: 0")
 CODINGS = (
-    b"chunked\t",
-    b"chunked ",
-    b"chunked, identity",
-    b"chunked, chunked",
-    b"chunked;a=b",
-    b"\r\n chunked",
-    b"gzip, ",
-    b"g zip, chunked",
+    *(b"chunked\t", b"chunked ", b"chunked, identity", b"chunked, chunked", b"chunked;a=b", b"\r\n chunked"),
+    *(b"gzip, ", b"g zip, chunked"),
 )
 UNKNOWN_CODINGS = (b"xchunked", b"identity", b"gzip, chunked", b"gzip\r\nTransfer-Encoding: chunked")
 SIZES = (b"-1", b"0x0", b" 0", b"0_0", b"", b"f" * 17, b"0\n", b"0;a\0")
