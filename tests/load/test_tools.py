@@ -52,6 +52,7 @@ async def is_renamed(agent: Agent, task: Task, title: str, version: str | None) 
     return outcome.content is not None
 
 
+@pytest.mark.ci
 async def test_500_calls_at_once_beside_rest_are_all_applied_and_mix_no_users(
     agents: httpx.AsyncClient, new_user: Callable[[], str]
 ) -> None:

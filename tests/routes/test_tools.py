@@ -31,7 +31,8 @@ WORD: Final = "zq9word"
 examples: Final = hypothesis_settings(
     max_examples=40,
     deadline=None,  # the machine may be busy
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # all examples may share one user
+    # All examples may share one user.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -293,13 +294,10 @@ class TestEveryTool:
                 assert text == f"{problem['type'].rpartition(':')[2]}: {problem['detail']}"
 
 
+numbers: Final = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+texts: Final = st.sampled_from([WORD, MISSING]) | st.text(max_size=5).map(lambda text: WORD + text)
 any_value: Final = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from([WORD, MISSING])
-    | st.text(max_size=5).map(lambda text: WORD + text),
+    st.none() | st.booleans() | numbers | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just(WORD), inner, max_size=3),
     max_leaves=5,
 )
