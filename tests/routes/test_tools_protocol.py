@@ -229,14 +229,14 @@ class TestLog:
 
 
 class TestLifespan:
-    @pytest.mark.usefixtures("agents")
-    def test_the_sdk_is_imported_only_if_the_tools_are_on(self) -> None:
+    def test_the_sdk_is_imported_only_if_the_tools_are_on(self, secured_tools: Settings) -> None:
         script = (
             "import sys; from app.core.config import Settings; from app.main import create_app\n"
             "create_app(Settings(_env_file=None)); print(*sys.modules)"
         )
         off = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True, cwd=BACKEND)
 
+        create_app(secured_tools)
         names = {"mcp", "mcp_types", "app.routes.mcp", "app.routes.tools"}
         assert names & {*off.stdout.split()} == set()
         assert names < {*sys.modules}  # the positive control
