@@ -130,14 +130,14 @@ async def list_tasks(db: Database, user_id: str, query: ListTasks) -> dict[str, 
 
 @tool(_DONE, destructive_hint=False)
 async def complete_task(db: Database, user_id: str, change: CompleteTask) -> dict[str, Any]:
-    """Mark a task as completed, or as pending with completed=false. Safe to repeat."""
+    """Mark a task completed, or pending with completed=false. Safe to repeat."""
     task = await tasks.complete_task(db, user_id, change.task_id, change.completed, UNCONDITIONAL)
     return _done(task, "completed" if change.completed else "updated")
 
 
 @tool(_DONE)
 async def update_task(db: Database, user_id: str, change: UpdateTask) -> dict[str, Any]:
-    """Change only the fields sent. With if_updated_at, fails if the task has changed since."""
+    """Change only the fields sent. With if_updated_at, fails if it has changed since."""
     changes: Any = {name: value for name, value in change.items() if name in _FIELDS}
     task = await tasks.update_task(db, user_id, change["task_id"], changes, _conditions(change.get("if_updated_at")))
     return _done(task, "updated")
@@ -145,7 +145,7 @@ async def update_task(db: Database, user_id: str, change: UpdateTask) -> dict[st
 
 @tool(_DONE)
 async def delete_task(db: Database, user_id: str, reference: TaskReference) -> dict[str, Any]:
-    """Delete a task for good, if the user asks for it."""
+    """Delete a task for good, if the user asks."""
     task = await tasks.delete_task(db, user_id, reference.task_id, UNCONDITIONAL)
     return _done(task, "deleted")
 

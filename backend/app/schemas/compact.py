@@ -33,11 +33,9 @@ def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _union(options: list[dict[str, Any]]) -> dict[str, Any]:
     first, *others = options
-    if others == [_NULL] and "type" in first and not first.keys() & {"enum", "const"}:
-        return {**first, "type": [first["type"], "null"]}
-    return {"anyOf": options} if others else first
+    return {"anyOf": options} if others else first  # Gemini refuses a list of types, which would be shorter
 
 
 def takes_null(schema: dict[str, Any]) -> bool:
     """Whether the result of `compact_schema` for a property allows `null`."""
-    return "null" in schema.get("type", ()) or _NULL in schema.get("anyOf", ())
+    return _NULL in schema.get("anyOf", ())
