@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, Required, TypeVar, get_type_hints
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from app.core.database import Database
 from app.core.errors import FieldError, InvalidRequestError, TaskNotFoundError
@@ -62,6 +62,11 @@ _PAGE: Final = {"type": "object", "properties": {"tasks": {"type": "array"}}, "r
 TOOLS: Final[dict[str, Tool]] = {}
 
 
+def _whole(number: object) -> object:
+    """Returns 5 for 5.0, an integer in JSON Schema. Some clients have no other numbers than floats."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 class AddTask(TaskCreate):
     """A new task."""
 
@@ -75,7 +80,7 @@ class ListTasks(TaskQuery):
     sort: words.Sort = words.NEWEST_FIRST
     completed: Annotated[bool | None, words.Undocumented] = None
     cursor: str = ""
-    limit: Annotated[int, Field(strict=True, ge=1, le=_LIMIT_MAX)] = _LIMIT_MAX
+    limit: Annotated[int, Field(strict=True, ge=1, le=_LIMIT_MAX), BeforeValidator(_whole)] = _LIMIT_MAX
 
 
 class TaskReference(BaseModel):
