@@ -96,8 +96,10 @@ def _access_problem(context: RouteContext) -> str | None:
         return None if is_public(context) else "is outside /api; move it there, or declare it with @public"
     if is_public(context):
         return "is under /api or /mcp, which always ask for a token; move it elsewhere to have it public"
-    if path.split("/")[2:3] == [_USER] or _acts_for_token_user(context):
+    if path.split("/")[1:3] == ["api", _USER] or _acts_for_token_user(context):
         return None
+    if not path.startswith("/api"):
+        return "is under /mcp, so must take CurrentUser (app.routes.deps); tools for agents are in app/routes/tools.py"
     return "must begin with /api/{user_id}, or with a word after /api and take CurrentUser (app.routes.deps)"
 
 
