@@ -20,6 +20,7 @@ from tests.agents import ERAS, Agent, token_of
 from tests.support import serving, short
 
 NAMES: Final = ("add_task", "list_tasks", "complete_task", "update_task", "delete_task")
+ARGUMENTS: Final[dict[str, Any]] = {"add_task": {"title": "a"}, "list_tasks": {}}  # of tools that take no `task_id`
 MISSING: Final = "019aa9f4-5c1e-7d3a-9f60-2b8c41d7e5aa"
 NOT_FOUND: Final = "task-not-found: There is no such task."
 CHANGED: Final = (
@@ -236,8 +237,7 @@ class TestEveryTool:
     async def test_its_results_fit_its_output_schema(self, agent: Agent) -> None:
         known = await definitions(agent)
         task_id = (await added(agent))["id"]
-        arguments: dict[str, dict[str, Any]] = {name: {"task_id": task_id} for name in NAMES}
-        arguments |= {"add_task": {"title": "a"}, "list_tasks": {}}
+        arguments = {name: ARGUMENTS.get(name, {"task_id": task_id}) for name in NAMES}
 
         assert tuple(known) == NAMES
         for name in NAMES:
@@ -258,7 +258,7 @@ class TestEveryTool:
         others = {"colour": WORD, **{f"{number:02}{'a' * 50}": WORD for number in range(30)}}
         shown = ["colour", *(f"{number:02}{'a' * 38}" for number in range(19))]
         for name in NAMES:
-            known = {"title": "a"} if name == "add_task" else {} if name == "list_tasks" else {"task_id": task["id"]}
+            known = ARGUMENTS.get(name, {"task_id": task["id"]})
             content, [text, remark] = await agent.call(name, **known, **others)
 
             assert json.loads(text) == content

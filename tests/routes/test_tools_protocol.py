@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.core.config import Settings
 from app.http.fast_lane import BODY_LIMIT, FastLane
 from app.main import create_app
+from app.routes.tools import TOOLS
 from app.schemas.task import TaskResponse
 from tests.agents import ERAS, Agent
 from tests.http.support import problem_of
@@ -142,8 +143,7 @@ class TestMessage:
     ) -> None:
         reply = await agent.send("tools/call", name=name, arguments={})
 
-        known = "add_task, list_tasks, complete_task, update_task, delete_task"
-        error = {"code": -32602, "message": f"Unknown tool. Known are: {known}."}
+        error = {"code": -32602, "message": f"Unknown tool. Known are: {', '.join(TOOLS)}."}
         assert reply.json()["error"] == error
         await until(lambda: lines)
         assert [(line["route"], line["problem"]) for line in lines] == [("/mcp", "route-not-found")]
