@@ -177,7 +177,7 @@ class TestComplete:
 class TestUpdate:
     async def test_only_the_fields_that_are_sent_are_changed(self, agent: Agent) -> None:
         task = await added(agent, description="b")
-        for changes in ({"title": "c"}, {"completed": True}, {"description": "d"}, {"description": None}):
+        for changes in ({"title": "c"}, {"completed": True}, {"description": "d"}, {"description": ""}):
             done = await agent.done("update_task", task_id=task["id"], **changes)
             [updated] = await agent.tasks()
 
@@ -185,16 +185,16 @@ class TestUpdate:
             assert done == {"task_id": task["id"], "status": "updated", "title": updated["title"]}
             task = updated
 
-    async def test_null_counts_as_absent_but_clears_a_description(self, agent: Agent) -> None:
+    async def test_null_counts_as_absent_and_an_empty_text_clears_a_description(self, agent: Agent) -> None:
         task = await added(agent, description="b")
-        nulls = {"title": None, "completed": None, "if_updated_at": None}
+        nulls = {"title": None, "description": None, "completed": None, "if_updated_at": None}
 
         await agent.done("update_task", task_id=task["id"], **nulls)
         assert await agent.tasks() == [task]
 
-        await agent.done("update_task", task_id=task["id"], description=None, **nulls)
+        await agent.done("update_task", task_id=task["id"], **nulls | {"description": ""})
         [cleared] = await agent.tasks()
-        assert cleared == task | {"description": None, "updated_at": cleared["updated_at"]}
+        assert cleared == task | {"description": "", "updated_at": cleared["updated_at"]}
 
     async def test_a_stale_version_changes_nothing_and_the_refusal_says_what_to_do(self, agent: Agent) -> None:
         task = await added(agent)
@@ -292,7 +292,7 @@ class TestEveryTool:
             content, [text] = await agent.call(name, **ids, **sent)
             if content:
                 assert (reply.is_success, content["title"]) == (True, title)
-                given = {key: value for key, value in sent.items() if value is not None or name == "update_task"}
+                given = {key: value for key, value in sent.items() if value is not None}
                 jsonschema.validate(ids | given, TOOLS[name].takes)
             else:
                 problem = reply.json()

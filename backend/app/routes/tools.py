@@ -16,7 +16,7 @@ from app.http.problems import cut_name, invalid_request
 from app.models.task import WireTask
 from app.routes.deps import or_missing, version_of
 from app.schemas import words
-from app.schemas.compact import compact_schema, takes_null
+from app.schemas.compact import compact_schema
 from app.schemas.task import KEY_MAX, UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.services import tasks
 
@@ -42,9 +42,8 @@ class Tool:
         self.description = inspect.getdoc(run)
 
     async def call(self, db: Database, user_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the result. Raises AppError. `null` is as if absent, unless the schema has it."""
-        shown = self.takes["properties"]
-        given = {name: value for name, value in sent.items() if value is not None or takes_null(shown.get(name, {}))}
+        """Returns the result. Raises AppError. `null` counts as absent."""
+        given = {name: value for name, value in sent.items() if value is not None}
         try:
             arguments = self._arguments.validate_python(given)
         except ValidationError as error:
@@ -142,7 +141,7 @@ async def complete_task(db: Database, user_id: str, change: CompleteTask) -> dic
 
 @tool(_DONE)
 async def update_task(db: Database, user_id: str, change: UpdateTask) -> dict[str, Any]:
-    """Change only the fields sent. With if_updated_at, fails if it has changed since."""
+    """Change only the fields sent; "" clears a description. With if_updated_at, fails if it has changed since."""
     changes: Any = {name: value for name, value in change.items() if name in _FIELDS}
     task = await tasks.update_task(db, user_id, change["task_id"], changes, _conditions(change.get("if_updated_at")))
     return _done(task, "updated")
