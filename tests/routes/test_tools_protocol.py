@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, Final
@@ -105,6 +106,11 @@ class TestMessage:
             assert (await agent.post(listing, **sent)).status_code == status
         for accepted in ({"Accept": "*/*"}, {"Mcp-Session-Id": WORD}, {"Last-Event-ID": "1"}):
             assert (await agent.post(listing, **accepted)).json()["id"] == 1
+
+    async def test_a_byte_order_mark_is_ignored(self, agent: Agent) -> None:
+        reply = await agent.post(BOM_UTF8 + json.dumps(agent.message("tools/list", {})).encode())
+
+        assert "tools" in reply.json()["result"]
 
     @pytest.mark.parametrize("chunked", [False, True])
     async def test_a_body_may_have_64_kib(self, agent: Agent, *, chunked: bool) -> None:

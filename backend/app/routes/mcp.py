@@ -7,11 +7,13 @@ https://modelcontextprotocol.io/specification/2026-07-28/basic/transports. Impor
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -37,7 +39,7 @@ from app.core.config import Settings
 from app.core.errors import AppError, InternalError, RouteNotFoundError
 from app.core.telemetry import span_ids
 from app.http.authorization import MCP_PATH, current_user, metadata_url, public
-from app.http.fast_lane import BODY_LIMIT, JSONRoute, RowResponse
+from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.problems import note_problem
 from app.http.remarks import remark, shown_names
 from app.http.telemetry import name_route
@@ -48,7 +50,7 @@ _logger: Final = logging.getLogger("app.requests")
 
 def router_of(settings: Settings) -> APIRouter:
     """Returns the routes: the endpoint, and with PUBLIC_URL its metadata (RFC 9728), which name the issuer."""
-    router = APIRouter(include_in_schema=False, route_class=JSONRoute)
+    router = APIRouter(include_in_schema=False, route_class=JSONRoute, lifespan=_lifespan)
     router.post(MCP_PATH, dependencies=[Depends(current_user)])(exchange_message)
     if settings.public_url:
         metadata = {
@@ -74,19 +76,18 @@ class JSONRPCMessage(BaseModel):
     params: dict[str, Any] | None = None
 
 
-async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:  # noqa: ARG001  # checked
+async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:
     """Returns the SDK's reply to one message of JSON-RPC."""
-    body = await request.body()
-    unread = iter([{"type": "http.request", "body": body}])
+    unread: list[Message] = [{"type": "http.request", "body": message.model_dump_json(exclude_unset=True).encode()}]
     sent: list[Message] = []
 
     async def receive() -> Message:
-        return next(unread, None) or await request.receive()
+        return unread.pop() if unread else await request.receive()
 
     async def send(part: Message) -> None:
         sent.append(part)
 
-    await request.state.tools.handle_request(request.scope, receive, send)
+    await request.state.mcp.handle_request(request.scope, receive, send)
     start, *parts = sent
     status = int(start["status"])  # for metrics HTTPStatus.OK is another status than 200
     if status >= HTTPStatus.BAD_REQUEST and (b"content-type", b"application/json") not in start["headers"]:
@@ -96,8 +97,9 @@ async def exchange_message(message: JSONRPCMessage, request: Request) -> Respons
     return reply
 
 
-def session_manager() -> StreamableHTTPSessionManager:
-    """Returns the entry to the SDK, for one lifespan. It keeps no sessions. Hosts are checked by RequestMiddleware."""
+@asynccontextmanager
+async def _lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Yields the state `mcp`, the SDK's entry. It keeps no sessions, and RequestMiddleware checks the `Host`."""
     server = Server(
         "tasks",
         version=__version__,
@@ -107,7 +109,9 @@ def session_manager() -> StreamableHTTPSessionManager:
         get_tool_input_schema=lambda _: None,  # otherwise each call lists the tools, to look for `x-mcp-header`
     )
     server.middleware.clear()  # FastAPI has a span for the request
-    return StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=BODY_LIMIT)
+    manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True)
+    async with manager.run():
+        yield {"mcp": manager}
 
 
 async def _list_tools(_: ServerRequestContext, __: PaginatedRequestParams | None) -> ListToolsResult:
