@@ -25,9 +25,7 @@ from mcp_types import (
     ListToolsResult,
     PaginatedRequestParams,
     TextContent,
-    ToolAnnotations,
 )
-from mcp_types import Tool as Definition
 from pydantic import BaseModel, StrictInt, StrictStr
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -43,7 +41,7 @@ from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.problems import note_problem
 from app.http.remarks import remark, shown_names
 from app.http.telemetry import name_route
-from app.routes.tools import TOOLS, Tool
+from app.routes.tools import TOOLS
 
 _logger: Final = logging.getLogger("app.requests")
 
@@ -115,17 +113,7 @@ async def _lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 async def _list_tools(_: ServerRequestContext, __: PaginatedRequestParams | None) -> ListToolsResult:
-    return ListToolsResult(tools=[_definition(name, tool) for name, tool in TOOLS.items()])
-
-
-def _definition(name: str, tool: Tool) -> Definition:
-    return Definition(
-        name=name,
-        description=tool.description,
-        input_schema=tool.takes,
-        output_schema=tool.returns,
-        annotations=ToolAnnotations(**tool.hints),
-    )
+    return ListToolsResult(tools=[tool.definition for tool in TOOLS.values()])
 
 
 async def _call_tool(context: ServerRequestContext, params: CallToolRequestParams) -> CallToolResult:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, Required, TypeVar, get_type_hints
 from uuid import UUID
 
+import mcp_types
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from app.core.database import Database
@@ -16,7 +17,7 @@ from app.http.problems import cut_name, invalid_request
 from app.models.task import WireTask
 from app.routes.deps import or_missing, version_of
 from app.schemas import words
-from app.schemas.compact import compact_schema, takes_null
+from app.schemas.compact import NULL, compact_schema
 from app.schemas.task import KEY_MAX, UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.services import tasks
 
@@ -31,20 +32,25 @@ _Run = TypeVar("_Run", bound=Callable[[Database, str, Any], Awaitable[dict[str, 
 
 
 class Tool:
-    """A tool. `takes` and `returns` are JSON Schemas, `hints` the annotations of the protocol."""
+    """A function with its definition, which is what agents see of it."""
 
-    def __init__(self, run: _Run, returns: dict[str, Any], hints: dict[str, bool]) -> None:
-        *_, kind, _ = get_type_hints(run, include_extras=True).values()
-        self._run, self._arguments = run, TypeAdapter[Any](kind)
+    def __init__(self, run: _Run, output_schema: dict[str, Any], annotations: mcp_types.ToolAnnotations) -> None:
+        *_, arguments, _ = get_type_hints(run, include_extras=True).values()
+        self._run, self._arguments = run, TypeAdapter[Any](arguments)
         schema = self._arguments.json_schema()
-        self._known = schema["properties"].keys()
-        self.takes, self.returns, self.hints = compact_schema(schema), returns, hints
-        self.description = inspect.getdoc(run)
+        self._properties: dict[str, Any] = schema["properties"]
+        self._nullable = {name for name, each in self._properties.items() if NULL in each.get("anyOf", ())}
+        self.definition = mcp_types.Tool(
+            name=run.__name__,
+            description=inspect.getdoc(run),
+            input_schema=compact_schema(schema),
+            output_schema=output_schema,
+            annotations=annotations,
+        )
 
     async def call(self, db: Database, user_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the result. Raises AppError. `null` is as if absent, unless the schema has it."""
-        shown = self.takes["properties"]
-        given = {name: value for name, value in sent.items() if value is not None or takes_null(shown.get(name, {}))}
+        """Returns the result. Raises AppError. `null` counts as absent, unless the argument may be null."""
+        given = {name: value for name, value in sent.items() if value is not None or name in self._nullable}
         try:
             arguments = self._arguments.validate_python(given)
         except ValidationError as error:
@@ -53,7 +59,7 @@ class Tool:
 
     def ignored(self, sent: Mapping[str, Any]) -> list[str]:
         """Returns the first names that the tool does not know, and that have no effect."""
-        return [cut_name(name) for name in sent if name not in self._known][:_NAMES_SHOWN]
+        return [cut_name(name) for name in sent if name not in self._properties][:_NAMES_SHOWN]
 
 
 # What tools return, as JSON Schemas.
@@ -100,11 +106,11 @@ class UpdateTask(TaskUpdate, total=False):
     if_updated_at: str
 
 
-def tool(returns: dict[str, Any], **hints: bool) -> Callable[[_Run], _Run]:
-    """Returns a decorator that makes a function a tool. `hints` are the annotations of the protocol."""
+def tool(output_schema: dict[str, Any], **annotations: bool) -> Callable[[_Run], _Run]:
+    """Returns a decorator that registers a function as a tool. Its last parameter has the arguments."""
 
     def register(run: _Run) -> _Run:
-        TOOLS[run.__name__] = Tool(run, returns, hints)
+        TOOLS[run.__name__] = Tool(run, output_schema, mcp_types.ToolAnnotations(**annotations))
         return run
 
     return register

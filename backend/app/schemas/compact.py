@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from app.schemas.words import UNDOCUMENTED
 
-_NULL: Final = {"type": "null"}
+NULL: Final = {"type": "null"}
 _KEPT: Final[tuple[str, ...]] = ("type", "enum", "const", "maxLength", "maximum", "maxItems", "required")
 
 
@@ -25,7 +25,7 @@ def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
             shown = {name: each for name, each in part["properties"].items() if UNDOCUMENTED not in each}
             kept["properties"] = {name: compact(each) for name, each in shown.items()}
         if "anyOf" in part:
-            kept |= _union([compact(each) for each in part["anyOf"] if each != _NULL or "default" not in part])
+            kept |= _union([compact(each) for each in part["anyOf"] if each != NULL or "default" not in part])
         return kept
 
     return compact(schema)
@@ -33,11 +33,6 @@ def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _union(options: list[dict[str, Any]]) -> dict[str, Any]:
     first, *others = options
-    if others == [_NULL] and "type" in first and not first.keys() & {"enum", "const"}:
+    if others == [NULL] and "type" in first and not first.keys() & {"enum", "const"}:
         return {**first, "type": [first["type"], "null"]}
     return {"anyOf": options} if others else first
-
-
-def takes_null(schema: dict[str, Any]) -> bool:
-    """Whether the result of `compact_schema` for a property allows `null`."""
-    return "null" in schema.get("type", ()) or _NULL in schema.get("anyOf", ())
