@@ -127,19 +127,18 @@ async def _call_tool(context: ServerRequestContext, params: CallToolRequestParam
     ignored = tool.ignored(sent)
     remark(scope, ignored=shown_names(ignored))
     try:
-        result = await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent)
+        reply = RowResponse(await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent))
     except AppError as error:
         return _failure(scope, error)
-    except (asyncio.CancelledError, GeneratorExit):
+    except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # also a panic of a compiled library: the SDK would serve no call any more
+    except BaseException:  # the SDK would tell its text, or serve no call any more after a panic of a compiled library
         _logger.exception("unexpected error", extra={"request_id": Headers(scope=scope)["x-request-id"], **span_ids()})
         return _failure(scope, InternalError())
-    texts = [bytes(RowResponse(result).body).decode()]
-    content = json.loads(texts[0])
+    texts = [bytes(reply.body).decode()]
     if ignored:
         texts.append(f"Ignored, because {params.name} has no such argument: {', '.join(ignored)}")
-    return CallToolResult(content=[TextContent(text=text) for text in texts], structured_content=content)
+    return CallToolResult(content=[TextContent(text=text) for text in texts], structured_content=json.loads(texts[0]))
 
 
 def _failure(scope: Scope, error: AppError) -> CallToolResult:
