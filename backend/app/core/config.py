@@ -270,7 +270,7 @@ class Settings(BaseSettings):
     )
     public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
         default=None,
-        description="URL of this service for agents, such as `https://tasks.example.com`: they learn the issuer there.",
+        description="URL of this service, such as `https://tasks.example.com`, so that agents can find the issuer.",
     )
 
     @model_validator(mode="before")
