@@ -271,7 +271,7 @@ class TestTables:
             call, hint = listed[name]
             arguments = {argument.rstrip("?"): argument for argument in call[len(name) + 1 : -1].split(", ")}
             definition = tool.definition.model_dump(by_alias=True, exclude_none=True)
-            schema, hints = definition["inputSchema"], definition["annotations"]
+            schema, hints = definition["inputSchema"], definition.get("annotations", {})
             assert arguments.keys() <= schema["properties"].keys()
             assert [each for each, shown in arguments.items() if shown == each] == schema.get("required", [])
             assert hint == ", ".join(f"{name}: {json.dumps(value)}" for name, value in hints.items())

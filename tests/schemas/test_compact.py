@@ -82,7 +82,7 @@ def test_it_has_the_bounds_and_the_words_that_a_model_needs() -> None:
         "required": ["title", "note"],
         "properties": {
             "title": string,
-            "note": string | {"type": ["string", "null"]},
+            "note": {"anyOf": [string, {"type": "null"}]},
             "absent": string,
             "size": {"type": "integer", "maximum": 100},
             "priority": {"type": "string", "enum": ["low", "high"]},

@@ -13,19 +13,12 @@ from http import HTTPStatus
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
+import mcp_types as types
 from fastapi import APIRouter, Depends, FastAPI, Request
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    INVALID_PARAMS,
-    CallToolRequestParams,
-    CallToolResult,
-    ListToolsResult,
-    PaginatedRequestParams,
-    TextContent,
-)
 from pydantic import BaseModel, StrictInt, StrictStr
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -112,17 +105,17 @@ async def _lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         yield {"mcp": manager}
 
 
-async def _list_tools(_: ServerRequestContext, __: PaginatedRequestParams | None) -> ListToolsResult:
-    return ListToolsResult(tools=[tool.definition for tool in TOOLS.values()])
+async def _list_tools(_: ServerRequestContext, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+    return types.ListToolsResult(tools=[tool.definition for tool in TOOLS.values()])
 
 
-async def _call_tool(context: ServerRequestContext, params: CallToolRequestParams) -> CallToolResult:
+async def _call_tool(context: ServerRequestContext, params: types.CallToolRequestParams) -> types.CallToolResult:
     """Returns the result as text and as `structuredContent`, or the problem as an error that the model can read."""
     request: Any = context.request
     scope, tool, sent = request.scope, TOOLS.get(params.name), params.arguments or {}
     if tool is None:
         note_problem(scope, RouteNotFoundError())
-        raise MCPError(INVALID_PARAMS, f"Unknown tool. Known are: {', '.join(TOOLS)}.")
+        raise MCPError(types.INVALID_PARAMS, f"Unknown tool. Known are: {', '.join(TOOLS)}.")
     name_route(scope, f"{MCP_PATH}/{params.name}")
     ignored = tool.ignored(sent)
     remark(scope, ignored=shown_names(ignored))
@@ -138,9 +131,11 @@ async def _call_tool(context: ServerRequestContext, params: CallToolRequestParam
     texts = [bytes(reply.body).decode()]
     if ignored:
         texts.append(f"Ignored, because {params.name} has no such argument: {', '.join(ignored)}")
-    return CallToolResult(content=[TextContent(text=text) for text in texts], structured_content=json.loads(texts[0]))
+    return types.CallToolResult(
+        content=[types.TextContent(text=text) for text in texts], structured_content=json.loads(texts[0])
+    )
 
 
-def _failure(scope: Scope, error: AppError) -> CallToolResult:
+def _failure(scope: Scope, error: AppError) -> types.CallToolResult:
     note_problem(scope, error)
-    return CallToolResult(content=[TextContent(text=f"{error.kind}: {error.detail}")], is_error=True)
+    return types.CallToolResult(content=[types.TextContent(text=f"{error.kind}: {error.detail}")], is_error=True)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, Required, TypeVar, get_type_hints
 from uuid import UUID
 
-import mcp_types
+import mcp_types as types
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from app.core.database import Database
@@ -34,18 +34,18 @@ _Run = TypeVar("_Run", bound=Callable[[Database, str, Any], Awaitable[dict[str, 
 class Tool:
     """A function with its definition, which is what agents see of it."""
 
-    def __init__(self, run: _Run, output_schema: dict[str, Any], annotations: mcp_types.ToolAnnotations) -> None:
+    def __init__(self, run: _Run, output_schema: dict[str, Any], annotations: dict[str, bool]) -> None:
         *_, arguments, _ = get_type_hints(run, include_extras=True).values()
         self._run, self._arguments = run, TypeAdapter[Any](arguments)
         schema = self._arguments.json_schema()
         self._properties: dict[str, Any] = schema["properties"]
         self._nullable = {name for name, each in self._properties.items() if NULL in each.get("anyOf", ())}
-        self.definition = mcp_types.Tool(
+        self.definition = types.Tool(
             name=run.__name__,
             description=inspect.getdoc(run),
             input_schema=compact_schema(schema),
             output_schema=output_schema,
-            annotations=annotations,
+            annotations=types.ToolAnnotations(**annotations) if annotations else None,
         )
 
     async def call(self, db: Database, user_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def tool(output_schema: dict[str, Any], **annotations: bool) -> Callable[[_Run],
     """Returns a decorator that registers a function as a tool. Its last parameter has the arguments."""
 
     def register(run: _Run) -> _Run:
-        TOOLS[run.__name__] = Tool(run, output_schema, mcp_types.ToolAnnotations(**annotations))
+        TOOLS[run.__name__] = Tool(run, output_schema, annotations)
         return run
 
     return register

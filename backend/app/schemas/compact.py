@@ -25,14 +25,8 @@ def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
             shown = {name: each for name, each in part["properties"].items() if UNDOCUMENTED not in each}
             kept["properties"] = {name: compact(each) for name, each in shown.items()}
         if "anyOf" in part:
-            kept |= _union([compact(each) for each in part["anyOf"] if each != NULL or "default" not in part])
+            options = [compact(each) for each in part["anyOf"] if each != NULL or "default" not in part]
+            kept |= {"anyOf": options} if len(options) > 1 else options[0]
         return kept
 
     return compact(schema)
-
-
-def _union(options: list[dict[str, Any]]) -> dict[str, Any]:
-    first, *others = options
-    if others == [NULL] and "type" in first and not first.keys() & {"enum", "const"}:
-        return {**first, "type": [first["type"], "null"]}
-    return {"anyOf": options} if others else first
