@@ -111,8 +111,9 @@ async def _list_tools(_: ServerRequestContext, __: types.PaginatedRequestParams 
 
 async def _call_tool(context: ServerRequestContext, params: types.CallToolRequestParams) -> types.CallToolResult:
     """Returns the result as text and as `structuredContent`, or the problem as an error that the model can read."""
-    request: Any = context.request
-    scope, tool, sent = request.scope, TOOLS.get(params.name), params.arguments or {}
+    request: Any = context.request  # Starlette's; the SDK does not say its type
+    scope, sent = request.scope, params.arguments or {}
+    tool = TOOLS.get(params.name)
     if tool is None:
         note_problem(scope, RouteNotFoundError())
         raise MCPError(types.INVALID_PARAMS, f"Unknown tool. Known are: {', '.join(TOOLS)}.")
@@ -125,7 +126,7 @@ async def _call_tool(context: ServerRequestContext, params: types.CallToolReques
         return _failure(scope, error)
     except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # the SDK would tell its text, or serve no call any more after a panic of a compiled library
+    except BaseException:  # the SDK would quote it, and after a panic of a compiled library serve no call any more
         _logger.exception("unexpected error", extra={"request_id": Headers(scope=scope)["x-request-id"], **span_ids()})
         return _failure(scope, InternalError())
     texts = [bytes(reply.body).decode()]

@@ -21,7 +21,6 @@ from app.schemas.compact import NULL, compact_schema
 from app.schemas.task import KEY_MAX, UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.services import tasks
 
-_FIELDS: Final = tuple(TaskUpdate.__annotations__)
 _NAMES_SHOWN: Final = 20
 _LIMIT_MAX: Final = 100  # tasks of a page; a model reads all of it
 _PAGE_MAX: Final = 65_536  # bytes of a page; clients cut longer results, and the protocol sends them twice and escaped
@@ -144,7 +143,7 @@ async def complete_task(db: Database, user_id: str, change: CompleteTask) -> dic
 @tool(_DONE)
 async def update_task(db: Database, user_id: str, change: UpdateTask) -> dict[str, Any]:
     """Change only the fields sent. With if_updated_at, fails if the task has changed since."""
-    changes: Any = {name: value for name, value in change.items() if name in _FIELDS}
+    changes: Any = {name: value for name, value in change.items() if name in TaskUpdate.__annotations__}
     task = await tasks.update_task(db, user_id, change["task_id"], changes, _conditions(change.get("if_updated_at")))
     return _done(task, "updated")
 
