@@ -119,6 +119,12 @@ class TestMessage:
             reply = await agent.client.post("/mcp", content=parts(content) if chunked else content, headers=headers)
             assert reply.status_code == status
 
+    async def test_an_answer_to_a_question_is_refused_at_once_because_no_tool_asks(self, agent: Agent) -> None:
+        refusal = await agent.send("tools/call", name="list_tasks", arguments={}, inputResponses={WORD: [{}] * 10})
+
+        detail = problem_of(refusal, 422)["detail"]
+        assert "params: must not have inputResponses, because no tool asks for input" in detail
+
     async def test_a_notification_gets_no_answer(self, agent: Agent) -> None:
         for message in (NOTIFICATION, NOTIFICATION | {"method": WORD}, NOTIFICATION | {"params": {WORD: WORD}}):
             reply = await agent.post(message)

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request
@@ -26,7 +26,8 @@ from mcp_types import (
     ToolAnnotations,
 )
 from mcp_types import Tool as Definition
-from pydantic import BaseModel, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, StrictInt, StrictStr
+from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -65,13 +66,20 @@ def router_of(settings: Settings) -> APIRouter:
     return router
 
 
+def _without_answers(params: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what answers a question of a tool: the SDK checks 64 KiB of it for almost a second."""
+    if "inputResponses" in params:
+        raise PydanticCustomError("answers", "must not have inputResponses, because no tool asks for input")
+    return params
+
+
 class JSONRPCMessage(BaseModel):
     """A request or a notification of JSON-RPC. The SDK's refusal of any other body would quote it."""
 
     jsonrpc: Literal["2.0"]
     id: StrictInt | StrictStr = ""  # absent in a notification
     method: str
-    params: dict[str, Any] | None = None
+    params: Annotated[dict[str, Any], AfterValidator(_without_answers)] | None = None
 
 
 async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:  # noqa: ARG001  # checked
