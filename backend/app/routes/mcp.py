@@ -82,8 +82,10 @@ class JSONRPCMessage(BaseModel):
     params: Annotated[dict[str, Any], AfterValidator(_without_answers)] | None = None
 
 
-async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:  # noqa: ARG001  # checked
+async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:
     """Returns the SDK's reply to one message of JSON-RPC."""
+    if "id" not in message.model_fields_set:  # no notification has an effect, and the SDK warns of some in the log
+        return Response(status_code=HTTPStatus.ACCEPTED.value)
     body = await request.body()
     unread = iter([{"type": "http.request", "body": body}])
     sent: list[Message] = []
