@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import mcp_types as types
@@ -19,7 +19,8 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
-from pydantic import BaseModel, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, StrictInt, StrictStr
+from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -58,17 +59,26 @@ def router_of(settings: Settings) -> APIRouter:
     return router
 
 
+def _without_answers(params: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what answers a question of a tool: the SDK checks 64 KiB of it for almost a second."""
+    if "inputResponses" in params:
+        raise PydanticCustomError("answers", "must not have inputResponses, because no tool asks for input")
+    return params
+
+
 class JSONRPCMessage(BaseModel):
     """A request or a notification of JSON-RPC. The SDK's refusal of any other body would quote it."""
 
     jsonrpc: Literal["2.0"]
     id: StrictInt | StrictStr = ""  # absent in a notification
     method: str
-    params: dict[str, Any] | None = None
+    params: Annotated[dict[str, Any], AfterValidator(_without_answers)] | None = None
 
 
 async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:
     """Returns the SDK's reply to one message of JSON-RPC."""
+    if "id" not in message.model_fields_set:  # no notification has an effect, and the SDK warns of some in the log
+        return Response(status_code=HTTPStatus.ACCEPTED.value)
     unread: list[Message] = [{"type": "http.request", "body": message.model_dump_json(exclude_unset=True).encode()}]
     sent: list[Message] = []
 
