@@ -293,7 +293,7 @@ class TestEveryTool:
             if content:
                 assert (reply.is_success, content["title"]) == (True, title)
                 given = {key: value for key, value in sent.items() if value is not None}
-                jsonschema.validate(ids | given, TOOLS[name].takes)
+                jsonschema.validate(ids | given, TOOLS[name].definition.input_schema)
             else:
                 problem = reply.json()
                 assert text == f"{problem['type'].rpartition(':')[2]}: {problem['detail']}"

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 from uuid import UUID
@@ -12,8 +13,11 @@ from uuid import UUID
 import asyncpg
 import httpx
 import pytest
+from mcp_types import CallToolRequestParams
 
 from app.core.errors import InternalError
+from app.http.remarks import REMARKS
+from app.routes.mcp import _call_tool
 from tests.calls import ERAS, MODERN, call, message, send
 from tests.faults import FaultProxy, fault_proxy
 from tests.server.support import Connection, waits_for_a_lock
@@ -84,16 +88,31 @@ class Panic(BaseException):
 
 
 @each_era
-async def test_a_panic_is_an_error_of_a_kind_and_later_calls_are_served(
-    tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "deletion", [AsyncMock(side_effect=Panic), AsyncMock(return_value=SimpleNamespace(id=object(), title=""))]
+)
+async def test_a_panic_and_a_result_that_is_no_json_are_errors_of_a_kind_and_later_calls_are_served(
+    deletion: AsyncMock, tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr("app.services.tasks.delete_task", AsyncMock(side_effect=Panic))
+        meanwhile.setattr("app.services.tasks.delete_task", deletion)
         failed = await tool("delete_task", task_id=str(UUID(int=0)))
 
     assert failed == f"internal-error: {InternalError.detail}"
     assert [record.getMessage() for record in caplog.records if record.exc_info] == ["unexpected error"]
     assert (await tool("add_task", title="a"))["status"] == "created"
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit])
+async def test_an_exception_that_ends_a_task_or_a_program_is_no_defect(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.services.tasks.list_tasks", AsyncMock(side_effect=kind))
+    scope = {"headers": [], "fastapi": {}, REMARKS: {}, "state": {"database": None, "user_id": "ada"}}
+    context: Any = SimpleNamespace(request=SimpleNamespace(scope=scope))
+
+    with pytest.raises(kind):
+        await _call_tool(context, CallToolRequestParams(name="list_tasks"))
 
 
 @each_era

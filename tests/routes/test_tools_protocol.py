@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, Final
@@ -107,6 +108,11 @@ class TestMessage:
         for accepted in ({"Accept": "*/*"}, {"Mcp-Session-Id": WORD}, {"Last-Event-ID": "1"}):
             assert (await agent.post(listing, **accepted)).json()["id"] == 1
 
+    async def test_a_byte_order_mark_is_ignored(self, agent: Agent) -> None:
+        reply = await agent.post(BOM_UTF8 + json.dumps(agent.message("tools/list", {})).encode())
+
+        assert "tools" in reply.json()["result"]
+
     @pytest.mark.parametrize("chunked", [False, True])
     async def test_a_body_may_have_64_kib(self, agent: Agent, *, chunked: bool) -> None:
         async def parts(content: bytes) -> AsyncIterator[bytes]:
@@ -120,10 +126,22 @@ class TestMessage:
             reply = await agent.client.post("/mcp", content=parts(content) if chunked else content, headers=headers)
             assert reply.status_code == status
 
-    async def test_a_notification_gets_no_answer(self, agent: Agent) -> None:
-        for message in (NOTIFICATION, NOTIFICATION | {"method": WORD}, NOTIFICATION | {"params": {WORD: WORD}}):
-            reply = await agent.post(message)
-            assert (reply.status_code, reply.content) == (202, b"")
+    async def test_an_answer_to_a_question_is_refused_at_once_because_no_tool_asks(self, agent: Agent) -> None:
+        refusal = await agent.send("tools/call", name="list_tasks", arguments={}, inputResponses={WORD: [{}] * 10})
+
+        detail = problem_of(refusal, 422)["detail"]
+        assert "params: must not have inputResponses, because no tool asks for input" in detail
+
+    async def test_a_notification_gets_no_answer_and_no_warning(
+        self, agent: Agent, lines: list[dict[str, Any]]
+    ) -> None:
+        malformed: Any = {"params": {"_meta": WORD, "requestId": [WORD]}}
+        for change in ({}, {"method": WORD}, {"params": {WORD: WORD}}, {"method": "notifications/cancelled"}):
+            for message in (NOTIFICATION | change, NOTIFICATION | malformed | change):
+                reply = await agent.post(message)
+                assert (reply.status_code, reply.content) == (202, b"")
+
+        assert {line["levelname"] for line in lines} == {"INFO"}
 
     @pytest.mark.parametrize("method", ["tools/lists", "resources/list", "tasks/list"])
     async def test_an_unknown_method_is_an_error_of_json_rpc(self, agent: Agent, method: str) -> None:

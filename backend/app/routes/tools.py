@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, Required, TypeVar, get_type_hints
 from uuid import UUID
 
+import mcp_types as types
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from app.core.database import Database
@@ -20,7 +21,6 @@ from app.schemas.compact import compact_schema
 from app.schemas.task import KEY_MAX, UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.services import tasks
 
-_FIELDS: Final = tuple(TaskUpdate.__annotations__)
 _NAMES_SHOWN: Final = 20
 _LIMIT_MAX: Final = 100  # tasks of a page; a model reads all of it
 _PAGE_MAX: Final = 65_536  # bytes of a page; clients cut longer results, and the protocol sends them twice and escaped
@@ -31,15 +31,20 @@ _Run = TypeVar("_Run", bound=Callable[[Database, str, Any], Awaitable[dict[str, 
 
 
 class Tool:
-    """A tool. `takes` and `returns` are JSON Schemas, `hints` the annotations of the protocol."""
+    """A function with its definition, which is what agents see of it."""
 
-    def __init__(self, run: _Run, returns: dict[str, Any], hints: dict[str, bool]) -> None:
-        *_, kind, _ = get_type_hints(run, include_extras=True).values()
-        self._run, self._arguments = run, TypeAdapter[Any](kind)
+    def __init__(self, run: _Run, output_schema: dict[str, Any], annotations: dict[str, bool]) -> None:
+        *_, arguments, _ = get_type_hints(run, include_extras=True).values()
+        self._run, self._arguments = run, TypeAdapter[Any](arguments)
         schema = self._arguments.json_schema()
         self._known = schema["properties"].keys()
-        self.takes, self.returns, self.hints = compact_schema(schema), returns, hints
-        self.description = inspect.getdoc(run)
+        self.definition = types.Tool(
+            name=run.__name__,
+            description=inspect.getdoc(run),
+            input_schema=compact_schema(schema),
+            output_schema=output_schema,
+            annotations=types.ToolAnnotations(**annotations) if annotations else None,
+        )
 
     async def call(self, db: Database, user_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the result. Raises AppError. `null` counts as absent."""
@@ -104,11 +109,11 @@ class UpdateTask(TaskUpdate, total=False):
     if_updated_at: str
 
 
-def tool(returns: dict[str, Any], **hints: bool) -> Callable[[_Run], _Run]:
-    """Returns a decorator that makes a function a tool. `hints` are the annotations of the protocol."""
+def tool(output_schema: dict[str, Any], **annotations: bool) -> Callable[[_Run], _Run]:
+    """Returns a decorator that registers a function as a tool. Its last parameter has the arguments."""
 
     def register(run: _Run) -> _Run:
-        TOOLS[run.__name__] = Tool(run, returns, hints)
+        TOOLS[run.__name__] = Tool(run, output_schema, annotations)
         return run
 
     return register
@@ -134,22 +139,22 @@ async def list_tasks(db: Database, user_id: str, query: ListTasks) -> dict[str, 
 
 @tool(_DONE, destructive_hint=False)
 async def complete_task(db: Database, user_id: str, change: CompleteTask) -> dict[str, Any]:
-    """Mark a task completed, or pending with completed=false. Safe to repeat."""
+    """Mark a task as completed, or as pending with completed=false. Safe to repeat."""
     task = await tasks.complete_task(db, user_id, change.task_id, change.completed, UNCONDITIONAL)
     return _done(task, "completed" if change.completed else "updated")
 
 
 @tool(_DONE)
 async def update_task(db: Database, user_id: str, change: UpdateTask) -> dict[str, Any]:
-    """Change only the fields sent; "" clears a description. With if_updated_at, fails if it has changed since."""
-    changes: Any = {name: value for name, value in change.items() if name in _FIELDS}
+    """Change only the fields sent; "" clears a description. With if_updated_at, fails if the task has changed since."""
+    changes: Any = {name: value for name, value in change.items() if name in TaskUpdate.__annotations__}
     task = await tasks.update_task(db, user_id, change["task_id"], changes, _conditions(change.get("if_updated_at")))
     return _done(task, "updated")
 
 
 @tool(_DONE)
 async def delete_task(db: Database, user_id: str, reference: TaskReference) -> dict[str, Any]:
-    """Delete a task for good, if the user asks."""
+    """Delete a task for good, if the user asks for it."""
     task = await tasks.delete_task(db, user_id, reference.task_id, UNCONDITIONAL)
     return _done(task, "deleted")
 
