@@ -148,6 +148,8 @@ async def complete_task(db: Database, user_id: str, change: CompleteTask) -> dic
 async def update_task(db: Database, user_id: str, change: UpdateTask) -> dict[str, Any]:
     """Change only the fields sent; "" clears a description. With if_updated_at, fails if the task has changed since."""
     changes: Any = {name: value for name, value in change.items() if name in TaskUpdate.__annotations__}
+    if changes.get("description") == "":
+        changes["description"] = None
     task = await tasks.update_task(db, user_id, change["task_id"], changes, _conditions(change.get("if_updated_at")))
     return _done(task, "updated")
 
