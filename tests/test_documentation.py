@@ -17,7 +17,6 @@ import pytest
 from dotenv import dotenv_values
 from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
-from pydantic.alias_generators import to_camel
 
 from app.core import errors
 from app.core.config import Settings
@@ -271,9 +270,11 @@ class TestTables:
         for name, tool in TOOLS.items():
             call, hint = listed[name]
             arguments = {argument.rstrip("?"): argument for argument in call[len(name) + 1 : -1].split(", ")}
-            assert arguments.keys() <= tool.takes["properties"].keys()
-            assert [each for each, shown in arguments.items() if shown == each] == tool.takes.get("required", [])
-            assert hint == ", ".join(f"{to_camel(each)}: {json.dumps(value)}" for each, value in tool.hints.items())
+            definition = tool.definition.model_dump(by_alias=True, exclude_none=True)
+            schema, hints = definition["inputSchema"], definition.get("annotations", {})
+            assert arguments.keys() <= schema["properties"].keys()
+            assert [each for each, shown in arguments.items() if shown == each] == schema.get("required", [])
+            assert hint == ", ".join(f"{name}: {json.dumps(value)}" for name, value in hints.items())
 
     def test_the_types_of_errors_are_as_listed(self) -> None:
         classes = [each for each in vars(errors).values() if hasattr(each, "kind")]

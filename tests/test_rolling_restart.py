@@ -288,6 +288,8 @@ class TestProxy:
         ("method", "path", "body", "headers"),
         [
             ("POST", TASKS, {"title": "a"}, {}),
+            ("POST", "/mcp", {}, ONCE),
+            ("POST", "/svc//mcp//", {}, ONCE),
             ("PUT", TASK, {"title": "a"}, SEEN),
             ("PATCH", COMPLETE, None, {}),
             ("PATCH", COMPLETE, {"complete": True}, {}),

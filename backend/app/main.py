@@ -88,7 +88,6 @@ class TasksAPI(FastAPI):
 class _State(TypedDict):
     database: Database
     tokens: TokenVerifier | None
-    tools: Any  # of app.routes.mcp, which is imported only with the setting MCP
 
 
 def create_app(settings: Settings | None = None, *, bounded: bool = False) -> FastAPI:
@@ -120,8 +119,11 @@ def create_app(settings: Settings | None = None, *, bounded: bool = False) -> Fa
         telemetry={"logs": False, "auto_configure": False},  # app.core.exporters configures
     )
     install_error_handlers(app)
-    if settings.serves_tools:  # first, because AuthorizationMiddleware looks for its route
-        app.include_router(_mcp().router_of(settings))
+    if settings.serves_tools:
+        # Its import takes half a second and needs requirements-mcp.txt.
+        from app.routes import mcp  # noqa: PLC0415
+
+        app.include_router(mcp.router_of(settings))  # first: AuthorizationMiddleware tries the routes in this order
     app.include_router(tasks.router)
     app.include_router(health.router)
     app.include_router(docs.router)
@@ -174,33 +176,15 @@ def _lifespan(settings: Settings, *, bounded: bool) -> Callable[[FastAPI], Abstr
         telemetry.observe_pool(database.pool_numbers)
         try:
             await database.check()
-            async with _verifier(settings) as tokens, _tools(settings) as tools:
+            async with _verifier(settings) as tokens:
                 _freeze_startup_objects()
-                yield {"database": database, "tokens": tokens, "tools": tools}
+                yield {"database": database, "tokens": tokens}
         finally:
             flushing = asyncio.create_task(telemetry.flush())
             await database.close()
             await flushing
 
     return lifespan
-
-
-def _mcp() -> Any:
-    """Returns the module `app.routes.mcp`, whose import takes half a second and needs requirements-mcp.txt."""
-    from app.routes import mcp  # noqa: PLC0415  # see above
-
-    return mcp
-
-
-@asynccontextmanager
-async def _tools(settings: Settings) -> AsyncIterator[Any]:
-    """Yields the entry to the tools for agents, None if they are off. A mounted application has no lifespan."""
-    if settings.serves_tools:
-        manager = _mcp().session_manager()
-        async with manager.run():
-            yield manager
-    else:
-        yield None
 
 
 @asynccontextmanager

@@ -106,7 +106,7 @@ async def use_every_tool(ask: Ask, rest: httpx.AsyncClient, tasks: str) -> None:
     [completed] = await shown(ask, rest, tasks)
     assert completed == {**added, "completed": True, "updated_at": completed["updated_at"]}
 
-    change = {"task_id": task_id, "title": "Buy milk", "description": None}
+    change = {"task_id": task_id, "title": "Buy milk", "description": ""}
     assert await failed(ask, "update_task", **change, if_updated_at=added["updated_at"]) == "precondition-failed"
     assert await shown(ask, rest, tasks) == [completed]
     await done(ask, "updated", "update_task", **change, if_updated_at=completed["updated_at"])

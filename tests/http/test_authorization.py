@@ -169,6 +169,7 @@ OPEN: Final = PlainTextResponse("open")
 UNCLEAR: list[tuple[Extend, str]] = [
     (lambda app: app.mount("/site", OPEN), "the mount /site: is outside /api"),
     (lambda app: app.mount("/api/files", OPEN), "the mount /api/files: must begin with"),
+    (lambda app: app.mount("/mcp", OPEN), "the mount /mcp: is under /mcp, so must take CurrentUser"),
     (lambda app: app.host("files.example.com", OPEN), "the mount "),
     (lambda app: app.add_route("/site", lambda _: OPEN), "GET, HEAD /site: is outside /api"),
     (lambda app: app.get("/api/{user_id}/late")(commits_late), "GET /api/{user_id}/late: would commit after its reply"),
@@ -192,7 +193,7 @@ UNCLEAR += [
         ("/api/{user_id:path}", unchecked, "must begin with"),
         ("/api/{owner}/chores", name_of, "must begin with"),
         ("/api/users/{user_id}/chores", name_of, "must begin with"),
-        ("/mcp/others", unchecked, "must begin with"),
+        ("/mcp/{user_id}", unchecked, "is under /mcp, so must take CurrentUser"),
     )
 ]
 

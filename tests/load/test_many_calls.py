@@ -98,6 +98,6 @@ async def test_100_000_calls_keep_no_task_and_no_memory(send: Send, caplog: pyte
 async def test_sessions_would_be_counted(send: Send, state: dict[str, Any]) -> None:
     """The positive control of the test above."""
     before = await tasks_after(iter([]))
-    state["tools"].stateless = False
+    state["mcp"].stateless = False
 
     assert await tasks_after(send(*HELLO) for _ in range(AT_ONCE)) >= before + AT_ONCE

@@ -180,7 +180,7 @@ class TestKept:
     async def test_a_page_counts_their_bytes(
         self, keeping: Client, tasks: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.services.tasks.PAGE_MAX", 6_000)
+        monkeypatch.setattr("app.services.tasks.list_tasks.__defaults__", (6_000,))
         for _ in range(3):
             await keeping.post(tasks, json={"title": "a", "note": "n" * 2_500})
 

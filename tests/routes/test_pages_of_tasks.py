@@ -158,7 +158,7 @@ class TestWeight:
         sort: str,
         limit: int,
     ) -> None:
-        monkeypatch.setattr("app.services.tasks.PAGE_MAX", 600)
+        monkeypatch.setattr("app.services.tasks.list_tasks.__defaults__", (600,))
         user, insert = new_user(), "INSERT INTO tasks (user_id, id, title, description) VALUES ($1, $2, $3, $4)"
         texts = [(uuid4(), "\xe9" * (size // 3 + 1), "\x02" * (size // 2) or None) for size in sizes]
         await database.executemany(insert, [(user, *text) for text in texts])

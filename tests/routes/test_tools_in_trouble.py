@@ -4,12 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest.mock import AsyncMock
 
 import asyncpg
 import httpx
 import pytest
+from mcp_types import CallToolRequestParams
 
+from app.http.remarks import REMARKS
+from app.routes.mcp import _call_tool
 from tests.agents import ERAS, SETTINGS, Agent, call, client_of, token_of
 from tests.faults import FaultProxy, fault_proxy
 from tests.server.support import Connection, waits_for_a_lock
@@ -54,6 +59,18 @@ async def test_the_change_of_a_client_that_leaves_is_made_and_no_task_no_connect
     [changed] = (await agent.done("list_tasks"))["tasks"]  # by the only connection
     assert changed["title"] == "b"
     assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit])
+async def test_an_exception_that_ends_a_task_or_a_program_is_no_defect(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.services.tasks.list_tasks", AsyncMock(side_effect=kind))
+    scope = {"headers": [], "fastapi": {}, REMARKS: {}, "state": {"database": None, "user_id": "ada"}}
+    context: Any = SimpleNamespace(request=SimpleNamespace(scope=scope))
+
+    with pytest.raises(kind):
+        await _call_tool(context, CallToolRequestParams(name="list_tasks"))
 
 
 async def test_while_the_database_is_down_calls_are_errors_of_a_kind_and_then_they_succeed(

@@ -1,11 +1,12 @@
 """`POST /mcp` as a part of this service: its form, its limits, its log line and its lifespan."""
 
-import asyncio
 import json
 import logging
 import subprocess
 import sys
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import AsyncMock
 
@@ -15,6 +16,7 @@ import pytest
 from app.core.config import Settings
 from app.http.fast_lane import BODY_LIMIT
 from app.main import create_app
+from app.routes.tools import TOOLS
 from app.schemas.task import TaskResponse
 from tests.agents import LEGACY, MODERN, Agent, call, message, token_of
 from tests.http.support import problem_of
@@ -29,6 +31,13 @@ MOST_CHARACTERS: Final = 2_400  # of the reply to tools/list: 600 tokens
 MOST_CHARACTERS_OF_A_FIELD: Final = 300  # for each field beyond the seven
 
 Lines = Callable[[], list[dict[str, Any]]]
+
+
+class Panic(BaseException):
+    """As compiled libraries raise it."""
+
+
+NO_JSON: Final = SimpleNamespace(id=object(), title="")
 
 
 @pytest.fixture
@@ -95,6 +104,11 @@ class TestMessage:
             assert twice.status_code == 400
         assert (await ada.client.post("/mcp", json=body, headers=[*sent, sent[0]])).status_code == 401
 
+    async def test_a_byte_order_mark_is_ignored(self, ada: Agent) -> None:
+        reply = await ada.post(BOM_UTF8 + json.dumps(message(MODERN, "tools/list")[1]).encode())
+
+        assert "tools" in reply.json()["result"]
+
     @pytest.mark.parametrize("chunked", [False, True])
     async def test_a_body_may_have_64_kib(self, ada: Agent, *, chunked: bool) -> None:
         async def parts(content: bytes) -> AsyncIterator[bytes]:
@@ -108,10 +122,20 @@ class TestMessage:
             reply = await ada.client.post("/mcp", content=content, headers=token_of(ada.user) | headers)
             assert reply.status_code == status
 
-    async def test_a_notification_gets_no_answer(self, agent: Agent) -> None:
-        for sent in (NOTIFICATION, NOTIFICATION | {"method": WORD}, NOTIFICATION | {"params": {WORD: WORD}}):
-            reply = await agent.post(sent)
-            assert (reply.status_code, reply.content) == (202, b"")
+    async def test_an_answer_to_a_question_is_refused_at_once_because_no_tool_asks(self, ada: Agent) -> None:
+        refusal = await ada.send("tools/call", name="list_tasks", arguments={}, inputResponses={WORD: [{}] * 10})
+
+        detail = problem_of(refusal, 422)["detail"]
+        assert "params: must not have inputResponses, because no tool asks for input" in detail
+
+    async def test_a_notification_gets_no_answer_and_no_warning(self, agent: Agent, lines: Lines) -> None:
+        malformed: Any = {"params": {"_meta": WORD, "requestId": [WORD]}}
+        for change in ({}, {"method": WORD}, {"params": {WORD: WORD}}, {"method": "notifications/cancelled"}):
+            for sent in (NOTIFICATION | change, NOTIFICATION | malformed | change):
+                reply = await agent.post(sent)
+                assert (reply.status_code, reply.content) == (202, b"")
+
+        assert {line["levelname"] for line in lines()} == {"INFO"}
 
     async def test_an_unknown_method_is_an_error_of_json_rpc(self, agent: Agent) -> None:
         for method in ("tools/lists", "resources/list", "tasks/list"):
@@ -126,8 +150,7 @@ class TestMessage:
     ) -> None:
         reply = await agent.send("tools/call", name=name, arguments={})
 
-        known = "add_task, list_tasks, complete_task, update_task, delete_task"
-        error = {"code": -32602, "message": f"Unknown tool. Known are: {known}."}
+        error = {"code": -32602, "message": f"Unknown tool. Known are: {', '.join(TOOLS)}."}
         assert reply.json()["error"] == error
         await until(lines)
         assert [(line["route"], line["problem"]) for line in lines()] == [("/mcp", "route-not-found")]
@@ -169,15 +192,6 @@ class TestReply:
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
         assert len(reply.headers.get_list("X-Request-ID")) == len(reply.headers.get_list("Content-Length")) == 1
 
-    async def test_a_call_that_is_cancelled_because_the_service_ends_has_the_problem_of_rest(
-        self, ada: Agent, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("app.services.tasks.delete_task", AsyncMock(side_effect=asyncio.CancelledError))
-
-        reply = await ada.send("tools/call", name="delete_task", arguments={"task_id": MISSING})
-
-        assert problem_of(reply, 503)["type"] == "urn:problem-type:shutting-down"
-
     async def test_the_list_of_the_tools_costs_a_model_600_tokens_and_names_no_user(self, agent: Agent) -> None:
         reply = (await agent.send("tools/list")).text
 
@@ -207,14 +221,14 @@ class TestLog:
             assert members.keys() >= line.keys() & {"problem", "ignored", "fields", "reason"}
             assert WORD not in str(line)
 
+    @pytest.mark.parametrize(
+        "deletion", [{"side_effect": Panic(WORD)}, {"return_value": NO_JSON}], ids=["panic", "no JSON"]
+    )
     async def test_a_defect_is_logged_once_with_its_traceback_its_text_is_not_told_and_later_calls_are_served(
-        self, agent: Agent, lines: Lines, monkeypatch: pytest.MonkeyPatch
+        self, agent: Agent, lines: Lines, monkeypatch: pytest.MonkeyPatch, deletion: dict[str, Any]
     ) -> None:
-        class Panic(BaseException):
-            """As compiled libraries raise it."""
-
         with monkeypatch.context() as meanwhile:
-            meanwhile.setattr("app.services.tasks.delete_task", AsyncMock(side_effect=Panic(WORD)))
+            meanwhile.setattr("app.services.tasks.delete_task", AsyncMock(**deletion))
             reply = await agent.send("tools/call", name="delete_task", arguments={"task_id": MISSING})
 
         detail = "Something went wrong on our side. Please try again later."
@@ -222,7 +236,8 @@ class TestLog:
         assert (block["text"], reply.status_code) == (f"internal-error: {detail}", 200)
         await until(lambda: len(lines()) > 1)
         traceback, line = lines()
-        assert (traceback["levelname"], traceback["exc_info"][0]) == ("ERROR", Panic)
+        assert (traceback["levelname"], traceback["message"]) == ("ERROR", "unexpected error")
+        assert traceback["exc_info"]
         assert traceback["request_id"] == line["request_id"] == reply.headers["X-Request-ID"]
         assert (line["route"], line["problem"]) == ("/mcp/delete_task", "internal-error")
         assert (await agent.error("delete_task", task_id=MISSING)).startswith("task-not-found: ")

@@ -38,7 +38,6 @@ _NO_CLAIM: Final = re.compile(r"(?i:\[|\*\Z|(?!(?-i:unchecked))unchecked\Z)")
 _CLAIM_PATH: Final = re.compile(r"(?!.*://.*\.)[^.\s]+(\.[^.\s]+)*")  # a URL with a dot would be taken for nested names
 _DIRECTORY: Final = re.compile(r"(?!\$|\w{2,}:/).*")  # a path has one slash where a URL has two
 _ROOT_PATH: Final = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._~-]+)*/?")
-_WEB_ISSUER: Final = re.compile("https?://")
 _PSQL = re.compile(r"""\Apsql\s+(["']?)(postgres.*)\1\Z""")  # the command that Neon's console shows
 
 
@@ -136,7 +135,7 @@ def _public_url(url: str | None, info: ValidationInfo) -> str | None:
         raise ValueError("must be a URL such as https://tasks.example.com or https://example.com/svc, without /mcp")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         raise ValueError("must begin with https://, or tokens could be read on their way")
-    if not _WEB_ISSUER.match(info.data.get("auth_issuer", "https://") or ""):
+    if not (info.data.get("auth_issuer", "https://") or "").startswith(("https://", "http://")):
         raise ValueError("needs AUTH_ISSUER beside it, and there the URL of the issuer, where agents get their token")
     return check_origin(origin) + path
 
@@ -271,7 +270,7 @@ class Settings(BaseSettings):
     )
     public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
         default=None,
-        description="URL of this service for agents, such as `https://tasks.example.com`: they learn the issuer there.",
+        description="URL of this service, such as `https://tasks.example.com`, so that agents can find the issuer.",
     )
 
     @model_validator(mode="before")

@@ -22,6 +22,7 @@ from app.core.database import USER
 from app.core.security.loopback import is_loopback
 
 MCP_PATH: Final = "/mcp"
+_CLOSED: Final = ("/api/", f"{MCP_PATH}/")
 _USER: Final = "{user_id}"
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")  # RFC 9110 section 7.2
 _BY_DEVELOPMENT_SERVERS: Final = frozenset({"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
@@ -63,7 +64,7 @@ async def current_user(connection: HTTPConnection) -> str:
 
 def needs_token(path: str) -> bool:
     """Returns whether the path needs a token."""
-    return path in {"/api", MCP_PATH} or path.startswith(("/api/", f"{MCP_PATH}/"))
+    return path in {"/api", MCP_PATH} or path.startswith(_CLOSED)
 
 
 def metadata_url(public_url: str) -> str:
@@ -96,8 +97,10 @@ def _access_problem(context: RouteContext) -> str | None:
         return None if is_public(context) else "is outside /api; move it there, or declare it with @public"
     if is_public(context):
         return "is under /api or /mcp, which always ask for a token; move it elsewhere to have it public"
-    if path.split("/")[2:3] == [_USER] or _acts_for_token_user(context):
+    if path.split("/")[1:3] == ["api", _USER] or _acts_for_token_user(context):
         return None
+    if not path.startswith("/api"):
+        return "is under /mcp, so must take CurrentUser (app.routes.deps); tools for agents are in app/routes/tools.py"
     return "must begin with /api/{user_id}, or with a word after /api and take CurrentUser (app.routes.deps)"
 
 

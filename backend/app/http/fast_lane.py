@@ -218,22 +218,20 @@ def _has_unsupported_parameter(dependant: Dependant) -> bool:
     )
 
 
-def _request_name(dependant: Dependant) -> str | None:
-    """Returns the name of the parameter that is the request."""
-    return dependant.request_param_name or dependant.http_connection_param_name
-
-
 class ArgumentReader:
     """Like FastAPI's dependency solver, but the signature is analysed once."""
 
     def __init__(self, dependant: Dependant) -> None:
-        self._dependencies: list[Any] = [(each.name, each.call, _request_name(each)) for each in dependant.dependencies]
+        self._dependencies: list[Any] = [
+            (each.name, each.call, each.request_param_name or each.http_connection_param_name)
+            for each in dependant.dependencies
+        ]
         self._path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
         self._query = dependant.query_params
         self._query_model = self._query[0] if _is_flat_model(self._query) else None
         self._lists = _list_names(self._query_model) if self._query_model else ()
         self._body = [(field.name, field.field_info.is_required(), field.validate) for field in dependant.body_params]
-        self._request = _request_name(dependant)
+        self._request = dependant.request_param_name or dependant.http_connection_param_name
 
     async def read(self, request: Request, body: Any) -> dict[str, Any]:
         """Returns the arguments by name. An optional body that is absent is None.

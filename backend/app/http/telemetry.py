@@ -28,6 +28,6 @@ def note_route(scope: Scope) -> None:
 
 
 def name_route(scope: Scope, path: str) -> None:
-    """Have the log, the span and the metrics name this path as the route of the request. It must be one of few."""
+    """Have the log, the span and the metrics name this path as the route. Metrics keep each one, so use few paths."""
     scope["fastapi"] = {**scope["fastapi"], "effective_route_context": SimpleNamespace(path=path, path_format=path)}
     _route_selected(scope=scope, path=path)

@@ -35,7 +35,7 @@ _FILES: Final[dict[str, tuple[str, list[Traversable]]]] = {
     "swagger-ui-bundle.js": ("text/javascript", [_SWAGGER / "swagger-ui-bundle.js", _HERE / "docs.js"]),
     "swagger-ui.css": ("text/css", [_SWAGGER / "swagger-ui.css", _HERE / "docs.css"]),
     "favicon.png": ("image/png", [_SWAGGER / "favicon.png"]),
-    **{name: ("text/plain", [_GUIDES / name]) for name in ("api.md", "auth.md", "frontend.md")},
+    **{name: ("text/plain", [_GUIDES / name]) for name in ("agents.md", "api.md", "auth.md", "frontend.md")},
 }
 
 router = APIRouter(include_in_schema=False, route_class=JSONRoute)  # for the entity tags
@@ -44,7 +44,7 @@ router = APIRouter(include_in_schema=False, route_class=JSONRoute)  # for the en
 @router.get(_ASSETS + "/{name}")
 @public
 async def get_asset(name: str) -> StreamingResponse:
-    """Returns a file of the page, or a guide that it links to."""
+    """Returns a file of the page, or a guide that it or another guide links to."""
     if name not in _FILES:
         raise RouteNotFoundError
     content, tag = _read(name)

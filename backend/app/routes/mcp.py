@@ -7,26 +7,20 @@ https://modelcontextprotocol.io/specification/2026-07-28/basic/transports. Impor
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, Request
+import mcp_types as types
+from fastapi import APIRouter, Depends, FastAPI, Request
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    INVALID_PARAMS,
-    CallToolRequestParams,
-    CallToolResult,
-    ListToolsResult,
-    PaginatedRequestParams,
-    TextContent,
-    ToolAnnotations,
-)
-from mcp_types import Tool as Definition
-from pydantic import BaseModel, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, StrictInt, StrictStr
+from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -37,18 +31,18 @@ from app.core.config import Settings
 from app.core.errors import AppError, InternalError, RouteNotFoundError
 from app.core.telemetry import span_ids
 from app.http.authorization import MCP_PATH, current_user, metadata_url, public
-from app.http.fast_lane import BODY_LIMIT, JSONRoute, RowResponse
+from app.http.fast_lane import JSONRoute, RowResponse
 from app.http.problems import note_problem
 from app.http.remarks import remark, shown_names
 from app.http.telemetry import name_route
-from app.routes.tools import TOOLS, Tool
+from app.routes.tools import TOOLS
 
 _logger: Final = logging.getLogger("app.requests")
 
 
 def router_of(settings: Settings) -> APIRouter:
     """Returns the routes: the endpoint, and with PUBLIC_URL its metadata (RFC 9728), which name the issuer."""
-    router = APIRouter(include_in_schema=False, route_class=JSONRoute)
+    router = APIRouter(include_in_schema=False, route_class=JSONRoute, lifespan=_lifespan)
     router.post(MCP_PATH, dependencies=[Depends(current_user)])(exchange_message)
     if settings.public_url:
         metadata = {
@@ -65,28 +59,36 @@ def router_of(settings: Settings) -> APIRouter:
     return router
 
 
+def _without_answers(params: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what answers a question of a tool: the SDK checks 64 KiB of it for almost a second."""
+    if "inputResponses" in params:
+        raise PydanticCustomError("answers", "must not have inputResponses, because no tool asks for input")
+    return params
+
+
 class JSONRPCMessage(BaseModel):
     """A request or a notification of JSON-RPC. The SDK's refusal of any other body would quote it."""
 
     jsonrpc: Literal["2.0"]
     id: StrictInt | StrictStr = ""  # absent in a notification
     method: str
-    params: dict[str, Any] | None = None
+    params: Annotated[dict[str, Any], AfterValidator(_without_answers)] | None = None
 
 
-async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:  # noqa: ARG001  # checked
+async def exchange_message(message: JSONRPCMessage, request: Request) -> Response:
     """Returns the SDK's reply to one message of JSON-RPC."""
-    body = await request.body()
-    unread = iter([{"type": "http.request", "body": body}])
+    if "id" not in message.model_fields_set:  # no notification has an effect, and the SDK warns of some in the log
+        return Response(status_code=HTTPStatus.ACCEPTED.value)
+    unread: list[Message] = [{"type": "http.request", "body": message.model_dump_json(exclude_unset=True).encode()}]
     sent: list[Message] = []
 
     async def receive() -> Message:
-        return next(unread, None) or await request.receive()
+        return unread.pop() if unread else await request.receive()
 
     async def send(part: Message) -> None:
         sent.append(part)
 
-    await request.state.tools.handle_request(request.scope, receive, send)
+    await request.state.mcp.handle_request(request.scope, receive, send)
     start, *parts = sent
     status = int(start["status"])  # for metrics HTTPStatus.OK is another status than 200
     if status >= HTTPStatus.BAD_REQUEST and (b"content-type", b"application/json") not in start["headers"]:
@@ -96,8 +98,9 @@ async def exchange_message(message: JSONRPCMessage, request: Request) -> Respons
     return reply
 
 
-def session_manager() -> StreamableHTTPSessionManager:
-    """Returns the entry to the SDK, for one lifespan. It keeps no sessions. Hosts are checked by RequestMiddleware."""
+@asynccontextmanager
+async def _lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Yields the state `mcp`, the SDK's entry. It keeps no sessions, and RequestMiddleware checks the `Host`."""
     server = Server(
         "tasks",
         version=__version__,
@@ -107,49 +110,43 @@ def session_manager() -> StreamableHTTPSessionManager:
         get_tool_input_schema=lambda _: None,  # otherwise each call lists the tools, to look for `x-mcp-header`
     )
     server.middleware.clear()  # FastAPI has a span for the request
-    return StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=BODY_LIMIT)
+    manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True)
+    async with manager.run():
+        yield {"mcp": manager}
 
 
-async def _list_tools(_: ServerRequestContext, __: PaginatedRequestParams | None) -> ListToolsResult:
-    return ListToolsResult(tools=[_definition(name, tool) for name, tool in TOOLS.items()])
+async def _list_tools(_: ServerRequestContext, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+    return types.ListToolsResult(tools=[tool.definition for tool in TOOLS.values()])
 
 
-def _definition(name: str, tool: Tool) -> Definition:
-    return Definition(
-        name=name,
-        description=tool.description,
-        input_schema=tool.takes,
-        output_schema=tool.returns,
-        annotations=ToolAnnotations(**tool.hints),
-    )
-
-
-async def _call_tool(context: ServerRequestContext, params: CallToolRequestParams) -> CallToolResult:
+async def _call_tool(context: ServerRequestContext, params: types.CallToolRequestParams) -> types.CallToolResult:
     """Returns the result as text and as `structuredContent`, or the problem as an error that the model can read."""
-    request: Any = context.request
-    scope, tool, sent = request.scope, TOOLS.get(params.name), params.arguments or {}
+    request: Any = context.request  # Starlette's; the SDK does not say its type
+    scope, sent = request.scope, params.arguments or {}
+    tool = TOOLS.get(params.name)
     if tool is None:
         note_problem(scope, RouteNotFoundError())
-        raise MCPError(INVALID_PARAMS, f"Unknown tool. Known are: {', '.join(TOOLS)}.")
+        raise MCPError(types.INVALID_PARAMS, f"Unknown tool. Known are: {', '.join(TOOLS)}.")
     name_route(scope, f"{MCP_PATH}/{params.name}")
     ignored = tool.ignored(sent)
     remark(scope, ignored=shown_names(ignored))
     try:
-        result = await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent)
+        reply = RowResponse(await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent))
     except AppError as error:
         return _failure(scope, error)
-    except (asyncio.CancelledError, GeneratorExit):
+    except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # also a panic of a compiled library: the SDK would serve no call any more
+    except BaseException:  # the SDK would quote it, and after a panic of a compiled library serve no call any more
         _logger.exception("unexpected error", extra={"request_id": Headers(scope=scope)["x-request-id"], **span_ids()})
         return _failure(scope, InternalError())
-    texts = [bytes(RowResponse(result).body).decode()]
-    content = json.loads(texts[0])
+    texts = [bytes(reply.body).decode()]
     if ignored:
         texts.append(f"Ignored, because {params.name} has no such argument: {', '.join(ignored)}")
-    return CallToolResult(content=[TextContent(text=text) for text in texts], structured_content=content)
+    return types.CallToolResult(
+        content=[types.TextContent(text=text) for text in texts], structured_content=json.loads(texts[0])
+    )
 
 
-def _failure(scope: Scope, error: AppError) -> CallToolResult:
+def _failure(scope: Scope, error: AppError) -> types.CallToolResult:
     note_problem(scope, error)
-    return CallToolResult(content=[TextContent(text=f"{error.kind}: {error.detail}")], is_error=True)
+    return types.CallToolResult(content=[types.TextContent(text=f"{error.kind}: {error.detail}")], is_error=True)

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, Required, TypeVar, get_type_hints
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+import mcp_types as types
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from app.core.database import Database
 from app.core.errors import FieldError, InvalidRequestError, TaskNotFoundError
@@ -16,11 +17,10 @@ from app.http.problems import cut_name, invalid_request
 from app.models.task import WireTask
 from app.routes.deps import or_missing, version_of
 from app.schemas import words
-from app.schemas.compact import compact_schema, takes_null
+from app.schemas.compact import compact_schema
 from app.schemas.task import KEY_MAX, UNCONDITIONAL, Conditions, TaskCreate, TaskQuery, TaskUpdate
 from app.services import tasks
 
-_FIELDS: Final = tuple(TaskUpdate.__annotations__)
 _NAMES_SHOWN: Final = 20
 _LIMIT_MAX: Final = 100  # tasks of a page; a model reads all of it
 _PAGE_MAX: Final = 65_536  # bytes of a page; clients cut longer results, and the protocol sends them twice and escaped
@@ -31,20 +31,24 @@ _Run = TypeVar("_Run", bound=Callable[[Database, str, Any], Awaitable[dict[str, 
 
 
 class Tool:
-    """A tool. `takes` and `returns` are JSON Schemas, `hints` the annotations of the protocol."""
+    """A function with its definition, which is what agents see of it."""
 
-    def __init__(self, run: _Run, returns: dict[str, Any], hints: dict[str, bool]) -> None:
-        *_, kind, _ = get_type_hints(run, include_extras=True).values()
-        self._run, self._arguments = run, TypeAdapter[Any](kind)
+    def __init__(self, run: _Run, output_schema: dict[str, Any], annotations: dict[str, bool]) -> None:
+        *_, arguments, _ = get_type_hints(run, include_extras=True).values()
+        self._run, self._arguments = run, TypeAdapter[Any](arguments)
         schema = self._arguments.json_schema()
         self._known = schema["properties"].keys()
-        self.takes, self.returns, self.hints = compact_schema(schema), returns, hints
-        self.description = inspect.getdoc(run)
+        self.definition = types.Tool(
+            name=run.__name__,
+            description=inspect.getdoc(run),
+            input_schema=compact_schema(schema),
+            output_schema=output_schema,
+            annotations=types.ToolAnnotations(**annotations) if annotations else None,
+        )
 
     async def call(self, db: Database, user_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the result. Raises AppError. `null` is as if absent, unless the schema has it."""
-        shown = self.takes["properties"]
-        given = {name: value for name, value in sent.items() if value is not None or takes_null(shown.get(name, {}))}
+        """Returns the result. Raises AppError. `null` counts as absent."""
+        given = {name: value for name, value in sent.items() if value is not None}
         try:
             arguments = self._arguments.validate_python(given)
         except ValidationError as error:
@@ -62,6 +66,11 @@ _PAGE: Final = {"type": "object", "properties": {"tasks": {"type": "array"}}, "r
 TOOLS: Final[dict[str, Tool]] = {}
 
 
+def _whole(number: object) -> object:
+    """Returns 5 for 5.0, an integer in JSON Schema. Some clients have no other numbers than floats."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 class AddTask(TaskCreate):
     """A new task."""
 
@@ -75,7 +84,7 @@ class ListTasks(TaskQuery):
     sort: words.Sort = words.NEWEST_FIRST
     completed: Annotated[bool | None, words.Undocumented] = None
     cursor: str = ""
-    limit: Annotated[int, Field(strict=True, ge=1, le=_LIMIT_MAX)] = _LIMIT_MAX
+    limit: Annotated[int, Field(strict=True, ge=1, le=_LIMIT_MAX), BeforeValidator(_whole)] = _LIMIT_MAX
 
 
 class TaskReference(BaseModel):
@@ -100,11 +109,11 @@ class UpdateTask(TaskUpdate, total=False):
     if_updated_at: str
 
 
-def tool(returns: dict[str, Any], **hints: bool) -> Callable[[_Run], _Run]:
-    """Returns a decorator that makes a function a tool. `hints` are the annotations of the protocol."""
+def tool(output_schema: dict[str, Any], **annotations: bool) -> Callable[[_Run], _Run]:
+    """Returns a decorator that registers a function as a tool. Its last parameter has the arguments."""
 
     def register(run: _Run) -> _Run:
-        TOOLS[run.__name__] = Tool(run, returns, hints)
+        TOOLS[run.__name__] = Tool(run, output_schema, annotations)
         return run
 
     return register
@@ -137,8 +146,10 @@ async def complete_task(db: Database, user_id: str, change: CompleteTask) -> dic
 
 @tool(_DONE)
 async def update_task(db: Database, user_id: str, change: UpdateTask) -> dict[str, Any]:
-    """Change only the fields sent. With if_updated_at, fails if the task has changed since."""
-    changes: Any = {name: value for name, value in change.items() if name in _FIELDS}
+    """Change only the fields sent; "" clears a description. With if_updated_at, fails if the task has changed since."""
+    changes: Any = {name: value for name, value in change.items() if name in TaskUpdate.__annotations__}
+    if changes.get("description") == "":
+        changes["description"] = None
     task = await tasks.update_task(db, user_id, change["task_id"], changes, _conditions(change.get("if_updated_at")))
     return _done(task, "updated")
 

@@ -11,8 +11,8 @@ _KEPT: Final[tuple[str, ...]] = ("type", "enum", "const", "maxLength", "maximum"
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Returns a schema of pydantic without titles, descriptions, patterns, formats, examples and references.
 
-    It allows all that `schema` allows, but `null` only where it does not mean the default. Omits properties marked as
-    UNDOCUMENTED.
+    It allows all that `schema` allows but `null`: many models send that for whatever they leave out, and Gemini refuses
+    a list of types. Omits properties marked as UNDOCUMENTED.
     """
     definitions: dict[str, Any] = schema.get("$defs", {})
 
@@ -25,19 +25,8 @@ def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
             shown = {name: each for name, each in part["properties"].items() if UNDOCUMENTED not in each}
             kept["properties"] = {name: compact(each) for name, each in shown.items()}
         if "anyOf" in part:
-            kept |= _union([compact(each) for each in part["anyOf"] if each != _NULL or "default" not in part])
+            first, *others = [compact(each) for each in part["anyOf"] if each != _NULL]
+            kept |= {"anyOf": [first, *others]} if others else first
         return kept
 
     return compact(schema)
-
-
-def _union(options: list[dict[str, Any]]) -> dict[str, Any]:
-    first, *others = options
-    if others == [_NULL] and "type" in first and not first.keys() & {"enum", "const"}:
-        return {**first, "type": [first["type"], "null"]}
-    return {"anyOf": options} if others else first
-
-
-def takes_null(schema: dict[str, Any]) -> bool:
-    """Whether the result of `compact_schema` for a property allows `null`."""
-    return "null" in schema.get("type", ()) or _NULL in schema.get("anyOf", ())

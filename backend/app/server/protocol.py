@@ -119,7 +119,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._trailer_size += len(name) + len(value)  # trailers are not headers (RFC 9110 section 6.5.1)
         else:
             # The parser keeps white space behind a value. In `Transfer-Encoding` it is refused, because parsers differ.
-            if value[-1:] in b" \t" and name.lower() != b"transfer-encoding":
+            if value[-1:] in (b" ", b"\t") and name.lower() != b"transfer-encoding":
                 value = value.rstrip(b" \t")
             super().on_header(name, value)
         if self._trailer_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:

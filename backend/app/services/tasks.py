@@ -225,12 +225,11 @@ class TaskPage(NamedTuple):
     next_cursor: str | None
 
 
-async def list_tasks(db: Database, user_id: str, query: TaskQuery, page_max: int | None = None) -> TaskPage:
+async def list_tasks(db: Database, user_id: str, query: TaskQuery, page_max: int = PAGE_MAX) -> TaskPage:
     """Returns one page of the user's tasks. Raises InvalidRequestError for an invalid cursor.
 
-    The page ends before the task whose JSON would exceed `page_max` bytes, or PAGE_MAX.
+    The page ends before the task whose JSON would exceed `page_max` bytes.
     """
-    page_max = page_max or PAGE_MAX
     filters, sort = _filters(query), query.ordering
     name = sort.removeprefix("-")
     key = SORT_KEYS[name]
