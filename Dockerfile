@@ -11,7 +11,7 @@
 FROM python:3.13-slim-trixie AS build
 
 # Telemetry needs `--build-arg REQUIREMENTS=requirements-otel.txt` (docs/telemetry.md), and tools for agents
-# `requirements-mcp.txt` (docs/agents.md). Both need both, with a space between them.
+# `requirements-mcp.txt` (docs/agents.md). For both, name both files, with a space between them.
 ARG REQUIREMENTS=requirements.txt
 COPY requirements.txt /build/
 COPY requirements-otel.txt /build/

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.base import RequestResponseEndpoint
 
+from app.routes.tools import TOOLS
 from tests.agents import LEGACY, MODERN
 from tests.clients.agents import Ask, Connect, inspect, inspector, python, typescript
 from tests.clients.support import FOLDER, NODE_MODULES, needs_node, run
@@ -20,7 +21,6 @@ from tests.tokens import carrying
 
 pytestmark = needs_node
 
-TOOLS: Final = ["add_task", "list_tasks", "complete_task", "update_task", "delete_task"]
 PAGE: Final = (FOLDER.parents[1] / "docs/agents.md").read_text()
 TSC: Final = "tsc --strict --noUncheckedIndexedAccess --skipLibCheck --target es2023 --module nodenext --types node"
 CLIENTS: Final = [
@@ -85,7 +85,7 @@ async def test_a_client_can_use_every_tool_for_its_user_and_none_for_another(
         rest.headers.update(carrying(foreign_token))
         foreign = (await rest.post(foreign_tasks, json={"title": "Ring Eve"})).json()
         rest.headers.update(carrying(token))
-        assert [tool["name"] for tool in (await ask())["tools"]] == TOOLS
+        assert [tool["name"] for tool in (await ask())["tools"]] == [*TOOLS]
         await use_every_tool(ask, rest, tasks)
         assert service.versions[-2:] == [version, None]  # of a tool, and of REST
 

@@ -89,8 +89,14 @@ class TestMessage:
             refusal = await agent.post(listing, **sent)
             assert refusal.status_code == status
             assert refusal.headers["Content-Type"] in {"application/json", "application/problem+json"}
+
+    async def test_any_accept_and_a_session_id_of_elsewhere_are_accepted(self, agent: Agent) -> None:
+        headers, listing = message(agent.era, "tools/list")
         for accepted in ({"Accept": "*/*"}, {"Mcp-Session-Id": WORD}, {"Last-Event-ID": "1"}):
             assert (await agent.post(listing, **accepted)).json()["id"] == 1
+        request = agent.client.build_request("POST", "/mcp", json=listing, headers=token_of(agent.user) | headers)
+        del request.headers["Accept"]
+        assert (await agent.client.send(request)).json()["id"] == 1
 
     async def test_headers_that_contradict_the_body_or_are_sent_twice_are_refused(self, ada: Agent) -> None:
         headers, body = call(MODERN, "add_task", title="a")

@@ -105,7 +105,7 @@ def _access_problem(context: RouteContext) -> str | None:
 
 
 def _acts_for_token_user(context: RouteContext) -> bool:
-    """Whether the route takes `CurrentUser`, and its path is `/mcp` or has a fixed word after `/api`."""
+    """Whether the route takes `CurrentUser`, and its path begins with `/mcp` or has a fixed word after `/api`."""
     dependant: Dependant | None = getattr(context, "dependant", None)
     takes = dependant is not None and any(each.call is current_user for each in all_dependants(dependant))
     path = context.path or ""

@@ -79,6 +79,8 @@ async def exchange_message(message: JSONRPCMessage, request: Request) -> Respons
     """Returns the SDK's reply to one message of JSON-RPC."""
     if "id" not in message.model_fields_set:  # no notification has an effect, and the SDK warns of some in the log
         return Response(status_code=HTTPStatus.ACCEPTED.value)
+    if "accept" not in request.headers:  # then any type will do (RFC 9110 section 12.5.1), but not for the SDK
+        request.scope["headers"].append((b"accept", b"*/*"))
     unread: list[Message] = [{"type": "http.request", "body": message.model_dump_json(exclude_unset=True).encode()}]
     sent: list[Message] = []
 

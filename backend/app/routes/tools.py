@@ -36,19 +36,18 @@ class Tool:
     def __init__(self, run: _Run, output_schema: dict[str, Any], annotations: dict[str, bool]) -> None:
         *_, arguments, _ = get_type_hints(run, include_extras=True).values()
         self._run, self._arguments = run, TypeAdapter[Any](arguments)
-        schema = self._arguments.json_schema()
-        self._known = schema["properties"].keys()
         self.definition = types.Tool(
             name=run.__name__,
             description=inspect.getdoc(run),
-            input_schema=compact_schema(schema),
+            input_schema=compact_schema(self._arguments.json_schema()),
             output_schema=output_schema,
             annotations=types.ToolAnnotations(**annotations) if annotations else None,
         )
+        self._known = self.definition.input_schema["properties"].keys()
 
     async def call(self, db: Database, user_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the result. Raises AppError. `null` counts as absent."""
-        given = {name: value for name, value in sent.items() if value is not None}
+        """Returns the result. Raises AppError. `null` counts as absent, and what the schema does not show too."""
+        given = {name: value for name, value in sent.items() if name in self._known and value is not None}
         try:
             arguments = self._arguments.validate_python(given)
         except ValidationError as error:
@@ -63,6 +62,7 @@ class Tool:
 # What tools return, as JSON Schemas.
 _DONE: Final = {"type": "object", "required": ["task_id", "status", "title"]}
 _PAGE: Final = {"type": "object", "properties": {"tasks": {"type": "array"}}, "required": ["tasks", "next_cursor"]}
+
 TOOLS: Final[dict[str, Tool]] = {}
 
 
@@ -83,7 +83,7 @@ class ListTasks(TaskQuery):
     status: words.State = "all"
     sort: words.Sort = words.NEWEST_FIRST
     completed: Annotated[bool | None, words.Undocumented] = None
-    cursor: str = ""
+    cursor: str = ""  # its checksum refuses any other, so a bound would only lengthen the schema
     limit: Annotated[int, Field(strict=True, ge=1, le=_LIMIT_MAX), BeforeValidator(_whole)] = _LIMIT_MAX
 
 
