@@ -140,7 +140,9 @@ class TestList:
             for value in values:
                 assert (await agent.error("list_tasks", **{name: value})).startswith(f"invalid-request: {name}: ")
         others = {"q": "b", "sort_by": "title", "order": "sideways", "sort_order": "asc", "completed": True}
-        _, texts = await agent.call("list_tasks", **others)
+        task = await added(agent)
+        page, texts = await agent.call("list_tasks", **others)
+        assert page["tasks"] == [task]
         assert texts[1:] == [f"Ignored, because list_tasks has no such argument: {', '.join(others)}"]
 
     async def test_a_page_of_long_tasks_has_at_most_64_kib_and_the_cursor_leads_to_the_rest(
