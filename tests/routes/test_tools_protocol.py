@@ -58,7 +58,10 @@ class TestMessage:
         [
             *([], [PING], None, WORD, {}, {WORD: WORD}, {"jsonrpc": "2.0", "id": 1, "result": {}}),
             *({**PING, "id": wrong} for wrong in (None, 1.5, [WORD])),
-            *({**PING, name: wrong} for name, wrong in (("jsonrpc", "1.0"), ("method", 1), ("params", [WORD]))),
+            *(
+                {**PING, name: wrong}
+                for name, wrong in (("jsonrpc", "1.0"), ("method", 1), ("method", WORD * 20), ("params", [WORD]))
+            ),
         ],
         ids=short,
     )

@@ -19,7 +19,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
-from pydantic import AfterValidator, BaseModel, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -71,7 +71,7 @@ class JSONRPCMessage(BaseModel):
 
     jsonrpc: Literal["2.0"]
     id: StrictInt | StrictStr = ""  # absent in a notification
-    method: str
+    method: Annotated[str, Field(max_length=100)]  # the SDK quotes one that it does not know
     params: Annotated[dict[str, Any], AfterValidator(_without_answers)] | None = None
 
 
@@ -132,23 +132,24 @@ async def _call_tool(context: ServerRequestContext, params: types.CallToolReques
     name_route(scope, f"{MCP_PATH}/{params.name}")
     ignored = tool.ignored(sent)
     remark(scope, ignored=shown_names(ignored))
+    notes = [f"Ignored, because {params.name} has no such argument: {', '.join(ignored)}"] if ignored else []
     try:
-        reply = RowResponse(await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent))
+        result = await tool.call(scope["state"]["database"], scope["state"]["user_id"], sent)
+        text = bytes(RowResponse(result).body).decode()
     except AppError as error:
-        return _failure(scope, error)
+        return _failure(scope, error, *notes)
     except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # the SDK would quote it, and after a panic of a compiled library serve no call any more
         _logger.exception("unexpected error", extra={"request_id": Headers(scope=scope)["x-request-id"], **span_ids()})
         return _failure(scope, InternalError())
-    texts = [bytes(reply.body).decode()]
-    if ignored:
-        texts.append(f"Ignored, because {params.name} has no such argument: {', '.join(ignored)}")
-    return types.CallToolResult(
-        content=[types.TextContent(text=text) for text in texts], structured_content=json.loads(texts[0])
-    )
+    return types.CallToolResult(content=_texts(text, *notes), structured_content=json.loads(text))
 
 
-def _failure(scope: Scope, error: AppError) -> types.CallToolResult:
+def _failure(scope: Scope, error: AppError, *notes: str) -> types.CallToolResult:
     note_problem(scope, error)
-    return types.CallToolResult(content=[types.TextContent(text=f"{error.kind}: {error.detail}")], is_error=True)
+    return types.CallToolResult(content=_texts(f"{error.kind}: {error.detail}", *notes), is_error=True)
+
+
+def _texts(*texts: str) -> list[types.ContentBlock]:
+    return [types.TextContent(text=text) for text in texts]
