@@ -222,14 +222,13 @@ class RequestMiddleware:
         return answer
 
     async def _answer_defect(self, request: Request, error: Exception) -> Response:
-        extra = {"request_id": request.headers["x-request-id"], **span_ids()}
-        _requests.error("unexpected error", exc_info=error, extra=extra)
+        log_defect(request.scope, error)
         handler = self._handlers.get(500) or self._handlers[Exception]
         answer: Any = handler if is_async_callable(handler) else partial(run_in_threadpool, handler)
         try:
             response = await answer(request, error)
         except Exception as failure:  # noqa: BLE001  # the handler of defects has failed itself
-            _requests.error("unexpected error in the handler of errors", exc_info=failure, extra=extra)
+            log_defect(request.scope, failure, "unexpected error in the handler of errors")
             response = None
         return response if isinstance(response, Response) else await answer_defect(request, error)
 
@@ -252,6 +251,12 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     # Routes see a GET. The server omits the body of the reply.
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {**scope, "method": method, "headers": headers, REMARKS: {}}, request_id
+
+
+def log_defect(scope: Scope, error: BaseException, message: str = "unexpected error") -> None:
+    """Log an exception with its stack and the id of the request."""
+    extra = {"request_id": Headers(scope=scope)["x-request-id"], **span_ids()}
+    _requests.error(message, exc_info=error, extra=extra)
 
 
 def log_request(request: dict[str, Any], *, probes: bool = True) -> None:

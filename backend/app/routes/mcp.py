@@ -6,11 +6,10 @@ https://modelcontextprotocol.io/specification/2026-07-28/basic/transports. Impor
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import mcp_types as types
@@ -21,7 +20,6 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Scope
@@ -29,15 +27,13 @@ from starlette.types import Message, Scope
 from app import __version__
 from app.core.config import Settings
 from app.core.errors import AppError, InternalError, RouteNotFoundError
-from app.core.telemetry import span_ids
 from app.http.authorization import MCP_PATH, current_user, metadata_url, public
 from app.http.fast_lane import JSONRoute, RowResponse
+from app.http.middleware import log_defect
 from app.http.problems import note_problem
 from app.http.remarks import remark, shown_names
 from app.http.telemetry import name_route
 from app.routes.tools import TOOLS
-
-_logger: Final = logging.getLogger("app.requests")
 
 
 def router_of(settings: Settings) -> APIRouter:
@@ -140,8 +136,8 @@ async def _call_tool(context: ServerRequestContext, params: types.CallToolReques
         return _failure(scope, error, *notes)
     except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # the SDK would quote it, and after a panic of a compiled library serve no call any more
-        _logger.exception("unexpected error", extra={"request_id": Headers(scope=scope)["x-request-id"], **span_ids()})
+    except BaseException as defect:  # noqa: BLE001  # the SDK would quote it, and after a panic serve no call any more
+        log_defect(scope, defect)
         return _failure(scope, InternalError())
     return types.CallToolResult(content=_texts(text, *notes), structured_content=json.loads(text))
 
