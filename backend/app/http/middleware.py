@@ -228,7 +228,7 @@ class RequestMiddleware:
         try:
             response = await answer(request, error)
         except Exception as failure:  # noqa: BLE001  # the handler of defects has failed itself
-            log_defect(request.scope, failure, "unexpected error in the handler of errors")
+            _requests.error("unexpected error in the handler of errors", exc_info=failure, extra=_ids(request.scope))
             response = None
         return response if isinstance(response, Response) else await answer_defect(request, error)
 
@@ -253,10 +253,13 @@ def _with_request_id(scope: Scope) -> tuple[Scope, str]:
     return {**scope, "method": method, "headers": headers, REMARKS: {}}, request_id
 
 
-def log_defect(scope: Scope, error: BaseException, message: str = "unexpected error") -> None:
+def log_defect(scope: Scope, error: BaseException) -> None:
     """Log an exception with its stack and the id of the request."""
-    extra = {"request_id": Headers(scope=scope)["x-request-id"], **span_ids()}
-    _requests.error(message, exc_info=error, extra=extra)
+    _requests.error("unexpected error", exc_info=error, extra=_ids(scope))
+
+
+def _ids(scope: Scope) -> dict[str, str]:
+    return {"request_id": Headers(scope=scope)["x-request-id"], **span_ids()}
 
 
 def log_request(request: dict[str, Any], *, probes: bool = True) -> None:
