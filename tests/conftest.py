@@ -28,6 +28,7 @@ from app.server.embedded import embedded_postgres
 from tests.agents import ERAS, SETTINGS, Agent, client_of
 from tests.cluster import migrated_database
 from tests.deployments import WITHOUT_CHECKS, deployment, expand, haproxy, partition
+from tests.faults import FaultProxy, fault_proxy
 from tests.servers import pgbouncer
 from tests.support import SECRET, connected, make_settings, serving
 
@@ -169,6 +170,13 @@ async def secured_url(configure: Callable[..., Settings], serve: Serve) -> Async
     """The address of a service for the same tasks that requires a token (`support.bearer`)."""
     async with serve(configure(auth_jwt_secret=SECRET)) as url:
         yield url
+
+
+@pytest.fixture
+def network(dsn: str) -> Iterator[FaultProxy]:
+    """A way to the database that can fail."""
+    with fault_proxy(dsn) as network:
+        yield network
 
 
 @pytest.fixture(scope="session")

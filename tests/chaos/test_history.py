@@ -1,6 +1,6 @@
 """The clients record what proves a defect. Each defect is planted in the service."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from app.schemas.task import UNCONDITIONAL, Conditions, TaskUpdate
 from app.services import tasks as services
 from tests.chaos.history import REQUESTS, Client, History, Request, User
 from tests.chaos.linearizability import Task
-from tests.faults import FaultProxy, fault_proxy
+from tests.faults import FaultProxy
 from tests.support import make_settings, serving, until
 
 CUTS: Final = 5
@@ -41,12 +41,6 @@ async def get_cached(db: Database, user: str, task_id: UUID, found: Conditions) 
     if task_id not in cache:
         cache[task_id] = await get_task(db, user, task_id, found)
     return cache[task_id]
-
-
-@pytest.fixture
-def network(dsn: str) -> Iterator[FaultProxy]:
-    with fault_proxy(dsn) as network:
-        yield network
 
 
 async def recorded(network: FaultProxy, user: str, requests: Iterable[Request] = REQUESTS) -> list[str]:

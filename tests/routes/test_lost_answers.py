@@ -1,23 +1,17 @@
 """The database executes a statement, but its reply to the service is lost."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import httpx
 import pytest
 
 from app.services import tasks as services
-from tests.faults import FaultProxy, fault_proxy
+from tests.faults import FaultProxy
 from tests.support import make_settings, serving
 
 KEY: Final = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 BODY: Final = {"title": "Buy oat milk"}
-
-
-@pytest.fixture
-def network(dsn: str) -> Iterator[FaultProxy]:
-    with fault_proxy(dsn) as network:
-        yield network
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -16,19 +16,13 @@ from mcp_types import CallToolRequestParams
 from app.http.remarks import REMARKS
 from app.routes.mcp import _call_tool
 from tests.agents import ERAS, SETTINGS, Agent, call, client_of, token_of
-from tests.faults import FaultProxy, fault_proxy
+from tests.faults import FaultProxy
 from tests.server.support import Connection, waits_for_a_lock
 from tests.service import Service
 from tests.support import make_settings, until
 from tests.test_rolling_restart import WAITING, is_refused
 
 LOCK: Final = "SELECT FROM tasks WHERE user_id = $1 FOR UPDATE"
-
-
-@pytest.fixture
-def network(dsn: str) -> Iterator[FaultProxy]:
-    with fault_proxy(dsn) as network:
-        yield network
 
 
 @pytest.fixture
